@@ -1,0 +1,1 @@
+"""Code generation, one folder a target."""

@@ -1,0 +1,1 @@
+"""LLVM IR and machine code for CPUs."""

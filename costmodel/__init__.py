@@ -1,0 +1,1 @@
+"""Features and predictors of a kernel's time."""

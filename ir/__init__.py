@@ -1,0 +1,1 @@
+"""Types, errors, the Graph and Kernel representations, their text, verifiers and interpreters."""

@@ -1,0 +1,1 @@
+"""The ops of the Graph, one file a family."""

@@ -1,0 +1,1 @@
+"""Passes over a Module, one file each."""

@@ -1,0 +1,1 @@
+"""Schedule steps: rewrites of one kernel, each checked, and the default schedules."""
