@@ -154,7 +154,8 @@ def of_numpy(array_dtype: npt.DTypeLike) -> DType | None:
 @cache
 def _numpy_dtype(t: DType) -> np.dtype[Any]:
     if t.name in _NUMPY:
-        return np.dtype(_NUMPY[t.name])
+        found: np.dtype[Any] = np.dtype(_NUMPY[t.name])
+        return found
     if t.kind == "bool":
         return np.dtype(np.bool_)
     if t.is_narrow:

@@ -1,1 +1,33 @@
 """The ops of the Graph, one file a family."""
+
+from intarsia.ir.ops.control import Call, Fused, ListGet, Loop
+from intarsia.ir.ops.elementwise import BitcastOp, Cast, Constant, Elementwise
+from intarsia.ir.ops.index import Compute, Update
+from intarsia.ir.ops.order import Argsort, Cumulative, Sort
+from intarsia.ir.ops.reduction import ArgReduce, Matmul, Reduce
+from intarsia.ir.ops.shape import BroadcastTo, Concat, Pad, Reshape, Slice, Transpose
+
+__all__ = [
+    "ArgReduce",
+    "Argsort",
+    "BitcastOp",
+    "BroadcastTo",
+    "Call",
+    "Cast",
+    "Compute",
+    "Concat",
+    "Constant",
+    "Cumulative",
+    "Elementwise",
+    "Fused",
+    "ListGet",
+    "Loop",
+    "Matmul",
+    "Pad",
+    "Reduce",
+    "Reshape",
+    "Slice",
+    "Sort",
+    "Transpose",
+    "Update",
+]

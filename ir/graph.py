@@ -1,0 +1,266 @@
+"""The Graph: SSA values of tensor type, made by immutable nodes that are typed when they are built.
+
+A node is a frozen dataclass. Its operands are the fields that hold `Value`s, its regions the fields that hold
+`Region`s, every other field is an attribute; text form, reader, digest and rewriting follow from that. `==` on nodes
+and values is identity; `same` compares structure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, TypeVar
+
+from intarsia.ir.dtypes import Array, DType
+from intarsia.ir.errors import Span
+from intarsia.ir.kernel import Kernel
+from intarsia.ir.space import Space
+from intarsia.ir.types import TensorType, Type
+
+OPS: dict[str, type[Node]] = {}
+"""Every concrete op by the name it has in text."""
+
+N = TypeVar("N", bound="Node")
+
+
+@dataclass(frozen=True)
+class Value:
+    """One result of one node."""
+
+    node: Node
+    index: int = 0
+
+    @property
+    def type(self) -> Type:
+        return self.node.results[self.index]
+
+    @property
+    def tensor(self) -> TensorType:
+        """The type of a value that is known to be a tensor."""
+        found = self.type
+        assert isinstance(found, TensorType), f"{found} is not a tensor"
+        return found
+
+    @property
+    def dtype(self) -> DType:
+        return self.tensor.dtype
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Node:
+    """One operation. Subclasses add fields; `infer` gives the result types or raises CompileError.
+
+    `span` is the user's text that this node comes from; `more_spans` are those of other nodes merged into it.
+    """
+
+    span: Span | None = field(default=None, repr=False, compare=False)
+    more_spans: tuple[Span, ...] = field(default=(), repr=False, compare=False)
+    results: tuple[Type, ...] = field(init=False, repr=False, compare=False)
+    name: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        if "name" not in vars(cls):
+            cls.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+        if not getattr(cls.infer, "__isabstractmethod__", False) and not cls.__name__.startswith("_"):
+            OPS[cls.name] = cls
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "results", self.infer())
+
+    @abstractmethod
+    def infer(self) -> tuple[Type, ...]:
+        """The types of the results. Raises CompileError, blaming `self.span`, if the operands do not fit."""
+
+    @property
+    def value(self) -> Value:
+        """The only result."""
+        assert len(self.results) == 1, f"{self.name} has {len(self.results)} results"
+        return Value(self)
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        return tuple(Value(self, i) for i in range(len(self.results)))
+
+    @cached_property
+    def operands(self) -> tuple[Value, ...]:
+        """The values that the fields hold, in order."""
+        return tuple(v for _, value in self._fields() for v in _flatten(value) if isinstance(v, Value))
+
+    @cached_property
+    def regions(self) -> tuple[Region, ...]:
+        return tuple(v for _, v in self._fields() if isinstance(v, Region))
+
+    @cached_property
+    def inputs(self) -> tuple[Value, ...]:
+        """The operands, then the values that the regions use from outside, each once."""
+        return tuple(dict.fromkeys((*self.operands, *(c for r in self.regions for c in r.captures))))
+
+    @cached_property
+    def attributes(self) -> dict[str, Any]:
+        """The fields that are neither operands nor regions."""
+        return {
+            name: value
+            for name, value in self._fields()
+            if not isinstance(value, Region) and not any(isinstance(v, Value) for v in _flatten(value))
+        }
+
+    def _fields(self) -> Iterator[tuple[str, Any]]:
+        for f in dataclasses.fields(self):
+            if f.name not in ("span", "more_spans", "results"):
+                yield f.name, getattr(self, f.name)
+
+    def with_operands(self: N, new: Mapping[Value, Value]) -> N:
+        """The same node with operands replaced, also inside its regions; itself if none of them is in `new`."""
+        changed: dict[str, Any] = {}
+        for name, value in self._fields():
+            replaced: Any = value
+            if isinstance(value, Value):
+                replaced = new.get(value, value)
+            elif isinstance(value, tuple) and any(isinstance(v, Value) for v in value):
+                replaced = tuple(new.get(v, v) if isinstance(v, Value) else v for v in value)
+            elif isinstance(value, Region):
+                replaced = value.with_captures(new)
+            if replaced is not value and replaced != value:
+                changed[name] = replaced
+        return dataclasses.replace(self, **changed) if changed else self
+
+    def at(self: N, span: Span | None) -> N:
+        """The same node with a span if it has none."""
+        return self if self.span or span is None else dataclasses.replace(self, span=span)
+
+
+def _flatten(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+@dataclass(frozen=True, eq=False)
+class Parameter(Node):
+    """A parameter of a graph or region. A `constant` one does not change between calls."""
+
+    label: str
+    type: Type
+    constant: bool = False
+
+    def infer(self) -> tuple[Type, ...]:
+        return (self.type,)
+
+
+@dataclass(frozen=True, eq=False)
+class Structured(Node):
+    """An op whose meaning is a `Space`: everything else about it is derived from that."""
+
+    @property
+    @abstractmethod
+    def space(self) -> Space:
+        """The meaning, with operands as `a0`, `a1`, … in the order of `operands`."""
+
+    def reference(self, *arrays: Array) -> tuple[Array, ...]:
+        """The meaning in NumPy, written by hand where the op has a name: the check of its space."""
+        raise NotImplementedError(self.name)
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Nodes in an order in which each comes after what it uses, with parameters and results.
+
+    It may use values of the regions around it: those are its `captures`.
+    """
+
+    parameters: tuple[Parameter, ...]
+    nodes: tuple[Node, ...]
+    results: tuple[Value, ...]
+
+    @cached_property
+    def captures(self) -> tuple[Value, ...]:
+        """The values that come from outside, each once, in order of first use."""
+        inside: set[Node] = set(self.parameters)
+        found: dict[Value, None] = {}
+        for node in self.nodes:
+            found.update((v, None) for v in node.inputs if v.node not in inside)
+            inside.add(node)
+        found.update((v, None) for v in self.results if v.node not in inside)
+        return tuple(found)
+
+    def with_captures(self, new: Mapping[Value, Value]) -> Region:
+        """The same region with values from outside replaced; itself if it uses none of them."""
+        if not any(v in new for v in self.captures):
+            return self
+        return self.rebuild(new)
+
+    def rebuild(self, new: Mapping[Value, Value]) -> Region:
+        """A copy in which values are replaced, nodes rebuilt where needed."""
+        map_: dict[Value, Value] = dict(new)
+        nodes: list[Node] = []
+        for node in self.nodes:
+            rebuilt = node.with_operands(map_)
+            if rebuilt is not node:
+                map_.update(zip(node.values, rebuilt.values))
+            nodes.append(rebuilt)
+        return Region(self.parameters, tuple(nodes), tuple(map_.get(v, v) for v in self.results))
+
+    @staticmethod
+    def of(parameters: Sequence[Parameter], results: Sequence[Value], stop: frozenset[Node] = frozenset()) -> Region:
+        """The region that computes `results`: what they need, in depth-first order, up to the nodes in `stop`.
+
+        `stop` holds the nodes of the regions around it; parameters of any region are never taken in.
+        """
+        seen: set[Node] = {*parameters, *stop}
+        nodes: list[Node] = []
+        stack = [(v.node, False) for v in reversed(results)]
+        while stack:
+            node, ready = stack.pop()
+            if node in seen or isinstance(node, Parameter):
+                continue
+            if ready:
+                seen.add(node)
+                nodes.append(node)
+            else:
+                stack.append((node, True))
+                stack += [(v.node, False) for v in reversed(node.inputs)]
+        return Region(tuple(parameters), tuple(nodes), tuple(results))
+
+    def walk(self) -> Iterator[Node]:
+        """Every node, those of inner regions before the node that holds them."""
+        for node in self.nodes:
+            for region in node.regions:
+                yield from region.walk()
+            yield node
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A function: a region with a name. `dimensions` are the names that its sizes use, in order of binding."""
+
+    name: str
+    body: Region
+    dimensions: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return self.body.parameters
+
+    @property
+    def results(self) -> tuple[Value, ...]:
+        return self.body.results
+
+
+@dataclass(frozen=True, eq=False)
+class Module:
+    """A graph, and after `lower` the kernels that it calls. `header` keeps the lines for target, mesh and formats."""
+
+    graph: Graph
+    kernels: tuple[Kernel, ...] = ()
+    header: tuple[str, ...] = ()
+
+    def with_graph(self, graph: Graph) -> Module:
+        return dataclasses.replace(self, graph=graph)
+
+    def with_body(self, body: Region) -> Module:
+        return self.with_graph(dataclasses.replace(self.graph, body=body))
+
+    def kernel(self, name: str) -> Kernel:
+        return next(k for k in self.kernels if k.name == name)

@@ -1,0 +1,167 @@
+"""The Kernel: loops over buffers, the same nodes before and after scheduling.
+
+Semantics is the sequential reading: loops in order, statements in order; a mask skips the element; a masked-off load
+gives `other` and touches no memory; a fresh `Alloc` holds undefined values. The kind of a loop only adds a promise,
+checked when a schedule step makes it: `parallel` and `grid` iterations touch nothing that another writes, `lane`
+iterations run at once (or the statement reduces over them), `unroll` bounds are numbers. There are no vector types: a
+`lane` loop is a vector, a `register` buffer is memory whose subscripts are all unroll and lane axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+from intarsia.ir.dtypes import DType
+from intarsia.ir.errors import Span
+from intarsia.ir.scalar import Expr, Mask
+from intarsia.ir.sizes import Size
+
+Memory = Literal["global", "cache", "register", "shared"]
+Role = Literal["in", "out", "inout", "temp"]
+LoopKind = Literal["seq", "parallel", "grid", "unroll", "lane", "dot"]
+PutOperator = Literal["=", "+=", "*=", "max=", "min=", "and=", "or="]
+
+PUT_FUNCTIONS: dict[PutOperator, str] = {
+    "+=": "add", "*=": "mul", "max=": "maximum", "min=": "minimum", "and=": "and", "or=": "or",
+}  # fmt: skip
+"""The scalar function by which an accumulating `Put` merges the old value with the new."""
+
+COMBINER_OPERATORS: dict[str, PutOperator] = {
+    "sum": "+=", "prod": "*=", "max": "max=", "min": "min=", "all": "and=", "any": "or=",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A dense row-major array. Parameters of a kernel are `global`; a temporary lives from its `Alloc` to the end of
+    the block. `list` parameters are tables of that many buffers, subscripted by one more, leading, index."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Size, ...]
+    memory: Memory = "global"
+    role: Role = "temp"
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]" if self.shape else str(self.dtype)
+
+
+@dataclass(frozen=True)
+class For:
+    """`for axis in lower..upper step n`. Axis names are unique in a kernel."""
+
+    axis: str
+    lower: Size
+    upper: Size
+    body: tuple[Statement, ...]
+    kind: LoopKind = "seq"
+    step: int = 1
+
+
+@dataclass(frozen=True)
+class Put:
+    """The only write: `buffer[indices] op value where mask`. It converts nothing."""
+
+    buffer: str
+    indices: tuple[Size, ...]
+    operator: PutOperator
+    value: Expr
+    mask: Mask = ()
+    nontemporal: bool = False
+    atomic: bool = False
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class If:
+    """Whole tiles that differ. The condition is affine; masks of single elements sit on loads and writes."""
+
+    condition: Mask
+    then: tuple[Statement, ...]
+    otherwise: tuple[Statement, ...] = ()
+
+
+@dataclass(frozen=True)
+class Alloc:
+    """Makes a temporary; its values are undefined until written."""
+
+    buffer: Buffer
+
+
+@dataclass(frozen=True)
+class Prefetch:
+    """A hint: bring the line that holds this element into cache `level` (1 nearest)."""
+
+    buffer: str
+    indices: tuple[Size, ...]
+    level: int = 1
+    write: bool = False
+
+
+@dataclass(frozen=True)
+class Check:
+    """A run-time check: where `condition` (bool) is false, record `number` and `values` (i64) as the error."""
+
+    number: int
+    condition: Expr
+    values: tuple[Expr, ...] = ()
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Call:
+    """An opaque routine (sort) over whole rows: `call sort(x[i, :]) -> y[i, :]`. Leading subscripts are given; the
+    last dimension is the row."""
+
+    routine: str
+    reads: tuple[tuple[str, tuple[Size, ...]], ...]
+    writes: tuple[tuple[str, tuple[Size, ...]], ...]
+    length: Size
+
+
+Statement: TypeAlias = For | Put | If | Alloc | Prefetch | Check | Call
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A function over buffers. `sizes` are names (dynamic dimensions, loop counters) passed as i64 arguments.
+
+    Parameters come inputs first, then results (role `out`) and in-place ones (role `inout`), all `global`.
+    """
+
+    name: str
+    parameters: tuple[Buffer, ...]
+    body: tuple[Statement, ...]
+    sizes: tuple[str, ...] = ()
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def inputs(self) -> tuple[Buffer, ...]:
+        return tuple(b for b in self.parameters if b.role == "in")
+
+    @property
+    def outputs(self) -> tuple[Buffer, ...]:
+        return tuple(b for b in self.parameters if b.role in ("out", "inout"))
+
+    def buffers(self) -> dict[str, Buffer]:
+        """Every buffer, parameters and temporaries, by name."""
+        found = {b.name: b for b in self.parameters}
+        found.update((s.buffer.name, s.buffer) for s, _ in walk(self.body) if isinstance(s, Alloc))
+        return found
+
+    def with_body(self, body: tuple[Statement, ...]) -> Kernel:
+        return replace(self, body=body)
+
+
+def walk(body: tuple[Statement, ...], loops: tuple[For, ...] = ()) -> Iterator[tuple[Statement, tuple[For, ...]]]:
+    """Every statement with the loops around it, outermost first; a loop comes before what is in it."""
+    for statement in body:
+        yield statement, loops
+        match statement:
+            case For():
+                yield from walk(statement.body, (*loops, statement))
+            case If(_, then, otherwise):
+                yield from walk(then, loops)
+                yield from walk(otherwise, loops)

@@ -1,0 +1,199 @@
+"""Ops that only move elements: every one is a space whose body is a load, so they fuse into what uses them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from intarsia.ir.dtypes import DType
+from intarsia.ir.errors import CompileError
+from intarsia.ir.graph import Structured, Value
+from intarsia.ir.ops.elementwise import axes_for, broadcast, broadcast_load
+from intarsia.ir.proofs import Facts, simplify
+from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, apply, where
+from intarsia.ir.sizes import ZERO, Size, product, row_major_strides
+from intarsia.ir.space import Axis, Space, operand
+from intarsia.ir.types import TensorType, Type
+
+
+@dataclass(frozen=True, eq=False)
+class Reshape(Structured):
+    """The same elements in row-major order under another shape."""
+
+    x: Value
+    shape: tuple[Size, ...]
+
+    def infer(self) -> tuple[Type, ...]:
+        x = self.x.tensor
+        if product(self.shape) != x.elements and not (x.is_static and all(s.constant is not None for s in self.shape)):
+            pass  # symbolic sizes that differ in form are compared when they are known
+        elif product(self.shape) != x.elements:
+            new = TensorType(x.dtype, self.shape)
+            raise CompileError(
+                "E0205", f"reshape of {x} to {new}: {x.elements} elements do not make {new.elements}", self.span
+            )
+        return (TensorType(x.dtype, self.shape),)
+
+    @property
+    def space(self) -> Space:
+        axes = axes_for(self.shape)
+        facts = Facts(names=frozenset(n for s in (*self.shape, *self.x.tensor.shape) for n in s.symbols))
+        for axis in axes:
+            facts = facts.within(axis.name, 0, axis.upper).given(axis.upper - 1)
+        indices = reshape_indices(tuple(Size.of(a.name) for a in axes), self.shape, self.x.tensor.shape, facts)
+        return Space(axes, Load(operand(0), indices, self.x.dtype), self.x.dtype)
+
+
+def reshape_indices(
+    indices: tuple[Size, ...], shape: tuple[Size, ...], source: tuple[Size, ...], facts: Facts
+) -> tuple[Size, ...]:
+    """Subscripts into an array of shape `source` for the element at `indices` of the same elements in `shape`."""
+    flat = sum((i * s for i, s in zip(indices, row_major_strides(shape))), ZERO)
+    facts = facts.given(*(s - 1 for s in source))
+    result: list[Size] = []
+    for position, (stride, extent) in enumerate(zip(row_major_strides(source), source)):
+        index = simplify(flat // stride, facts)
+        result.append(index if position == 0 else simplify(index % extent, facts))
+    return tuple(result)
+
+
+@dataclass(frozen=True, eq=False)
+class Transpose(Structured):
+    """Dimensions in another order: dimension d of the result is dimension `axes[d]` of x."""
+
+    x: Value
+    axes: tuple[int, ...]
+
+    def infer(self) -> tuple[Type, ...]:
+        x = self.x.tensor
+        assert sorted(self.axes) == list(range(x.rank)), f"transpose of {x} by {self.axes}"
+        return (TensorType(x.dtype, tuple(x.shape[a] for a in self.axes)),)
+
+    @property
+    def space(self) -> Space:
+        axes = axes_for(self.value.tensor.shape)
+        indices = [ZERO] * len(axes)
+        for axis, source in zip(axes, self.axes):
+            indices[source] = Size.of(axis.name)
+        return Space(axes, Load(operand(0), tuple(indices), self.x.dtype), self.x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class BroadcastTo(Structured):
+    """x repeated along new leading dimensions and along dimensions of extent 1."""
+
+    x: Value
+    shape: tuple[Size, ...]
+
+    def infer(self) -> tuple[Type, ...]:
+        if broadcast((self.x.tensor.shape, self.shape)) != self.shape:
+            new = TensorType(self.x.dtype, self.shape)
+            raise CompileError("E0204", f"{self.x.type} does not broadcast to {new}", self.span)
+        return (TensorType(self.x.dtype, self.shape),)
+
+    @property
+    def space(self) -> Space:
+        axes = axes_for(self.shape)
+        return Space(axes, broadcast_load(0, self.x, axes), self.x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Slice(Structured):
+    """`x[start : start + step * extent : step]` in every dimension; dimensions in `dropped` have extent 1 and go."""
+
+    x: Value
+    starts: tuple[Size, ...]
+    extents: tuple[Size, ...]
+    steps: tuple[int, ...]
+    dropped: tuple[int, ...] = ()
+
+    def infer(self) -> tuple[Type, ...]:
+        kept = tuple(e for d, e in enumerate(self.extents) if d not in self.dropped)
+        return (TensorType(self.x.dtype, kept),)
+
+    @property
+    def space(self) -> Space:
+        axes = axes_for(self.value.tensor.shape)
+        names = iter(axes)
+        indices = tuple(
+            start if d in self.dropped else start + Size.of(next(names).name) * step
+            for d, (start, step) in enumerate(zip(self.starts, self.steps))
+        )
+        return Space(axes, Load(operand(0), indices, self.x.dtype), self.x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Pad(Structured):
+    """x with `before[d]` and `after[d]` elements of `literal` around it along each dimension d."""
+
+    x: Value
+    before: tuple[Size, ...]
+    after: tuple[Size, ...]
+    literal: int | float | bool
+
+    def infer(self) -> tuple[Type, ...]:
+        x = self.x.tensor
+        return (TensorType(x.dtype, tuple(b + s + a for b, s, a in zip(self.before, x.shape, self.after))),)
+
+    @property
+    def space(self) -> Space:
+        axes = axes_for(self.value.tensor.shape)
+        indices = tuple(Size.of(a.name) - b for a, b in zip(axes, self.before))
+        conditions: list[Expr] = []
+        for axis, before, after, extent in zip(axes, self.before, self.after, self.x.tensor.shape):
+            if before != ZERO:
+                conditions.append(apply("ge", Index(Size.of(axis.name)), Index(before)))
+            if after != ZERO:
+                conditions.append(apply("lt", Index(Size.of(axis.name)), Index(before + extent)))
+        body: Expr = Load(operand(0), indices, self.x.dtype)
+        if conditions:
+            inside = conditions[0]
+            for c in conditions[1:]:
+                inside = Apply("and", (inside, c))
+            body = where(inside, body, Const(self.literal, self.x.dtype))
+        return Space(axes, body, self.x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Concat(Structured):
+    """Tensors one after the other along `axis`."""
+
+    parts: tuple[Value, ...]
+    axis: int
+
+    def infer(self) -> tuple[Type, ...]:
+        first = self.parts[0].tensor
+        for part in self.parts[1:]:
+            same = part.tensor.rank == first.rank and all(
+                d == self.axis or a == b for d, (a, b) in enumerate(zip(part.tensor.shape, first.shape))
+            )
+            if not same or part.dtype != first.dtype:
+                raise CompileError(
+                    "E0206", f"concat of {first} and {part.type} along axis {self.axis}: they do not fit", self.span
+                )
+        shape = list(first.shape)
+        shape[self.axis] = sum((p.tensor.shape[self.axis] for p in self.parts), ZERO)
+        return (TensorType(first.dtype, tuple(shape)),)
+
+    @property
+    def space(self) -> Space:
+        axes = axes_for(self.value.tensor.shape)
+        dtype: DType = self.value.dtype
+        along = Size.of(axes[self.axis].name)
+        offsets = [ZERO]
+        for part in self.parts[:-1]:
+            offsets.append(offsets[-1] + part.tensor.shape[self.axis])
+
+        def element(position: int) -> Load:
+            indices = [Size.of(a.name) for a in axes]
+            indices[self.axis] = along - offsets[position]
+            return Load(operand(position), tuple(indices), dtype)
+
+        body: Expr = element(len(self.parts) - 1)
+        for position in reversed(range(len(self.parts) - 1)):
+            body = where(apply("lt", Index(along), Index(offsets[position + 1])), element(position), body)
+        return Space(axes, body, dtype)
+
+
+def axis_names(axes: tuple[Axis, ...]) -> tuple[Size, ...]:
+    """The axes as subscripts."""
+    return tuple(Size.of(a.name) for a in axes)

@@ -1,0 +1,113 @@
+"""The plan: what remains of a program after `lower` and `plan-memory`. Calls, loops and copies over buffers.
+
+The CPU back end compiles a plan to one native entry function. A plan never writes an input.
+
+Entry (C ABI): `int32_t NAME(const void *const *inputs, void *const *outputs, const int64_t *sizes, char *workspace,
+int64_t *error_record, const int32_t *interrupt)`. `inputs` has one pointer for each parameter of the graph (for a list
+parameter a pointer to a table of pointers), `outputs` one for each result, `sizes` the values of `sizes`. The workspace
+is 64-byte aligned and holds `workspace_bytes`. Returns 0, a positive number of a failed run-time check (its details are
+in the error record: number, count, values…), or -1 where `interrupt` was seen not to be 0 between kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from intarsia.ir.dtypes import DType
+from intarsia.ir.errors import Span
+from intarsia.ir.kernel import Kernel
+from intarsia.ir.sizes import ZERO, Size
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A piece of memory with a name.
+
+    place: `input` number `index`, `output` number `index`, or `workspace` at byte `offset`.
+    A list input has `length` set and `shape` is that of one element.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[Size, ...]
+    place: Literal["input", "output", "workspace"]
+    index: int = 0
+    offset: Size = ZERO
+    length: Size | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An operand of a statement: a slot or a loop state by name, element `element` of a list, or the part that begins
+    `start` elements in (a row of a stacked result)."""
+
+    name: str
+    element: Size | None = None
+    start: Size = ZERO
+
+
+@dataclass(frozen=True)
+class Invoke:
+    """Run a kernel: one reference for each of its parameters, one size for each of its `sizes`."""
+
+    kernel: str
+    arguments: tuple[Reference, ...]
+    sizes: tuple[Size, ...] = ()
+    span: Span | None = None
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Copy `elements` elements of `dtype`; source and target do not overlap."""
+
+    source: Reference
+    target: Reference
+    dtype: DType
+    elements: Size
+
+
+@dataclass(frozen=True)
+class State:
+    """A loop-carried tensor. Within the loop `name` is the current value and `name.next` where the step writes.
+
+    The first step reads `initial`; steps write `buffers[0]`, `buffers[1]`, `buffers[0]`, … in turn, so a step never
+    writes what it reads. With one buffer the step works in place, and `initial` is that buffer. After the loop `name`
+    is the last value.
+    """
+
+    name: str
+    initial: Reference
+    buffers: tuple[Reference, ...]
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """`for counter in lower..upper`, and, if `condition` is given, as long as it holds: run `test`, then read the bool
+    scalar `condition`. Bounds may read scalar slots: an `Opaque` load of the slot with no subscripts."""
+
+    counter: str
+    lower: Size
+    upper: Size
+    states: tuple[State, ...]
+    body: tuple[PlanStatement, ...]
+    test: tuple[PlanStatement, ...] = ()
+    condition: Reference | None = None
+
+
+PlanStatement: TypeAlias = Invoke | Copy | Repeat
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole program. `sizes` are the dimension names that stayed open and are passed at run time."""
+
+    name: str
+    slots: tuple[Slot, ...]
+    body: tuple[PlanStatement, ...]
+    kernels: tuple[Kernel, ...]
+    sizes: tuple[str, ...]
+    workspace_bytes: Size
+
+    def slot(self, name: str) -> Slot:
+        return next(s for s in self.slots if s.name == name)

@@ -1,0 +1,300 @@
+"""Scalar expressions: what one element is. The body of every op of the Graph and every statement of a Kernel.
+
+An expression is typed when it is built; nothing converts implicitly. In the Graph, `Load.buffer` names an operand by
+position (`a0`, `a1`, …; text shows the operand itself); in a Kernel it names a buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import TypeAlias
+
+from intarsia.ir.dtypes import BOOL, I64, DType
+from intarsia.ir.functions import FUNCTIONS
+from intarsia.ir.sizes import Size
+
+Mask: TypeAlias = "tuple[Size, ...]"
+"""A conjunction: every expression in it must be greater than 0. `i < n` is stored as `n - i`."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Expression:
+    """Structural equality with a cached hash, so that deep expressions compare and look up in about constant time."""
+
+    @cached_property
+    def _key(self) -> tuple[object, ...]:
+        return (type(self).__name__, *(getattr(self, f.name) for f in fields(self)))
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self._key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, _Expression) and self._hash == other._hash and self._key == other._key
+        )
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        return ()
+
+    @cached_property
+    def symbols(self) -> frozenset[str]:
+        """The names (axes, dimensions, counters) that the value depends on."""
+        return frozenset().union(*(c.symbols for c in self.children))
+
+    def substitute(self, names: Mapping[str, Size]) -> Expr:
+        """Replace names in every subscript, mask and index value."""
+        return transform(self, names=names)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, eq=False)
+class Const(_Expression):
+    """A number. Floats are kept in double precision and rounded to `dtype` where they are used."""
+
+    value: int | float | bool
+    dtype: DType
+
+    @cached_property
+    def _key(self) -> tuple[object, ...]:
+        """nan equals nan, and 0.0 differs from -0.0."""
+        return ("Const", repr(self.value), self.dtype)
+
+    def __str__(self) -> str:
+        return _const_text(self.value, self.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Index(_Expression):
+    """An integer expression over names as an i64 value."""
+
+    size: Size
+
+    @property
+    def dtype(self) -> DType:
+        return I64
+
+    @cached_property
+    def symbols(self) -> frozenset[str]:
+        return self.size.symbols
+
+    def __str__(self) -> str:
+        return f"index({self.size})"
+
+
+@dataclass(frozen=True, eq=False)
+class Load(_Expression):
+    """One element of a buffer; `other`, or 0, where the mask does not hold (memory is then not touched)."""
+
+    buffer: str
+    indices: tuple[Size, ...]
+    dtype: DType
+    mask: Mask = ()
+    other: Const | None = None
+
+    @cached_property
+    def symbols(self) -> frozenset[str]:
+        return frozenset().union(*(i.symbols for i in self.indices), *(m.symbols for m in self.mask))
+
+    def __str__(self) -> str:
+        text = f"{self.buffer}[{', '.join(map(str, self.indices))}]"
+        if self.mask:
+            text += f" if {mask_text(self.mask)}"
+            text += f" else {self.other}" if self.other is not None else ""
+            text = f"({text})"
+        return text
+
+
+@dataclass(frozen=True, eq=False)
+class Apply(_Expression):
+    """A function of `ir/functions.py` applied to values; `where` is `Apply("where", (condition, a, b))`."""
+
+    function: str
+    arguments: tuple[Expr, ...]
+
+    def __post_init__(self) -> None:
+        FUNCTIONS[self.function].result(tuple(a.dtype for a in self.arguments))
+
+    @cached_property
+    def dtype(self) -> DType:
+        return FUNCTIONS[self.function].result(tuple(a.dtype for a in self.arguments))
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        return self.arguments
+
+    def __str__(self) -> str:
+        return expression_text(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Cast(_Expression):
+    """Conversion of a value (language.md, section 4, Casts)."""
+
+    dtype: DType
+    value: Expr
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        return (self.value,)
+
+    def __str__(self) -> str:
+        return f"{self.dtype}({self.value})"
+
+
+@dataclass(frozen=True, eq=False)
+class Bitcast(_Expression):
+    """The same bits read as another type of the same width."""
+
+    dtype: DType
+    value: Expr
+
+    def __post_init__(self) -> None:
+        assert self.dtype.bits == self.value.dtype.bits, f"bitcast of {self.value.dtype} to {self.dtype}"
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        return (self.value,)
+
+    def __str__(self) -> str:
+        return f"bitcast({self.value}, {self.dtype})"
+
+
+Expr: TypeAlias = Const | Index | Load | Apply | Cast | Bitcast
+
+
+def apply(function: str, *arguments: Expr) -> Apply:
+    return Apply(function, arguments)
+
+
+def where(condition: Expr, then: Expr, otherwise: Expr) -> Apply:
+    return Apply("where", (condition, then, otherwise))
+
+
+def cast(dtype: DType, value: Expr) -> Expr:
+    return value if value.dtype == dtype else Cast(dtype, value)
+
+
+def constant(value: int | float | bool, dtype: DType) -> Const:
+    if dtype.is_float:
+        return Const(float(value), dtype)
+    return Const(bool(value), dtype) if dtype == BOOL else Const(int(value), dtype)
+
+
+def walk(expression: Expr) -> Iterator[Expr]:
+    """Every sub-expression, parents first, data-dependent subscripts included."""
+    stack = [expression]
+    while stack:
+        e = stack.pop()
+        yield e
+        stack.extend(reversed(e.children))
+        if isinstance(e, Load):
+            stack.extend(o for i in (*e.indices, *e.mask) for o in i.opaques)
+        elif isinstance(e, Index):
+            stack.extend(e.size.opaques)
+
+
+def loads(expression: Expr) -> Iterator[Load]:
+    return (e for e in walk(expression) if isinstance(e, Load))
+
+
+def transform(
+    expression: Expr,
+    names: Mapping[str, Size] | None = None,
+    rule: Callable[[Expr], Expr | None] | None = None,
+) -> Expr:
+    """Rebuild an expression, children first: replace names, then apply `rule` to each node (None keeps it).
+
+    Data-dependent subscripts are rebuilt too. Equal shared sub-expressions are visited once.
+    """
+    names = names or {}
+    memo: dict[Expr, Expr] = {}
+
+    def size(s: Size) -> Size:
+        return s.substitute(names, lambda value: as_size(go(value)))
+
+    def go(e: Expr) -> Expr:
+        if e in memo:
+            return memo[e]
+        new: Expr = e
+        match e:
+            case Load(indices=indices, mask=mask):
+                new = replace(e, indices=tuple(map(size, indices)), mask=tuple(map(size, mask)))
+            case Index(s):
+                new = Index(size(s))
+            case Apply(function, arguments):
+                new = Apply(function, tuple(map(go, arguments)))
+            case Cast(dtype, value):
+                new = Cast(dtype, go(value))
+            case Bitcast(dtype, value):
+                new = Bitcast(dtype, go(value))
+            case Const():
+                pass
+        if rule is not None and (better := rule(new)) is not None:
+            new = better
+        memo[e] = new
+        return new
+
+    return go(expression)
+
+
+def as_size(value: Expr) -> Size:
+    """An integer expression as a subscript: affine where it can be seen to be, else opaque."""
+    match value:
+        case Index(size):
+            return size
+        case Const(value=int() as number):
+            return Size.of(number)
+        case Cast(dtype, Index(size)) if dtype.kind == "int" and dtype.bits >= 64:
+            return size
+    return Size.opaque(value)
+
+
+# ---------------------------------------------------------------------- text
+
+_INFIX = {
+    "or": ("or", 1), "and": ("and", 2),
+    "eq": ("==", 4), "ne": ("!=", 4), "lt": ("<", 4), "le": ("<=", 4), "gt": (">", 4), "ge": (">=", 4),
+    "add": ("+", 5), "sub": ("-", 5), "mul": ("*", 6), "div": ("/", 6), "floordiv": ("//", 6), "mod": ("%", 6),
+}  # fmt: skip
+
+
+def expression_text(e: Expr, level: int = 0) -> str:
+    """Text with as few brackets as the grammar of the language needs; a literal shows its dtype where it is unusual."""
+    match e:
+        case Apply(function, (left, right)) if function in _INFIX:
+            symbol, own = _INFIX[function]
+            tight = own + 1 if own == 4 else own
+            text = f"{expression_text(left, tight)} {symbol} {expression_text(right, own + 1)}"
+            return f"({text})" if own < level else text
+        case Apply(function, arguments):
+            return f"{function}({', '.join(expression_text(a) for a in arguments)})"
+        case Cast(dtype, value):
+            return f"{dtype}({expression_text(value)})"
+        case Bitcast(dtype, value):
+            return f"bitcast({expression_text(value)}, {dtype})"
+    return str(e)
+
+
+def _const_text(value: int | float | bool, dtype: DType) -> str:
+    """f32 and i64 literals are bare; others carry their dtype, as in `f64 1.5`."""
+    if dtype == BOOL:
+        return "true" if value else "false"
+    text = repr(float(value)) if dtype.is_float else str(int(value))
+    bare = dtype.name in ("f32", "i64")
+    return text if bare else f"{dtype}:{text}"
+
+
+def mask_text(mask: Mask) -> str:
+    """`0 < e` of each condition, printed with its negative terms on the left: `i + 1 < n`."""
+    parts = []
+    for m in mask:
+        left = Size(tuple((k, -c) for k, c in m.terms if c < 0))
+        right = Size(tuple((k, c) for k, c in m.terms if c > 0))
+        parts.append(f"{left} < {right}")
+    return " and ".join(parts)

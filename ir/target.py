@@ -1,0 +1,51 @@
+"""Target descriptions: what a machine offers, as data. Nothing below the driver looks at the machine itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Target:
+    """A machine to compile for.
+
+    vector_bits: width of one vector register; registers: how many of them. caches: bytes of each data cache from the
+    nearest, per core but for the last. features: LLVM feature names (CPU) or instruction groups (GPU).
+    """
+
+    name: str
+    kind: str  # "cpu" or "gpu"
+    triple: str
+    cpu: str
+    features: tuple[str, ...]
+    vector_bits: int
+    registers: int
+    caches: tuple[int, ...] = (32 << 10, 1 << 20, 32 << 20)
+    cores: int = 1
+    cache_line: int = 64
+    shared_memory: int = 0
+
+    def lanes(self, bits: int) -> int:
+        """Elements of `bits` bits in one vector register."""
+        return max(1, self.vector_bits // bits)
+
+    @property
+    def has_masked_memory(self) -> bool:
+        """Are masked vector loads and stores single instructions?"""
+        return "avx512f" in self.features or "avx2" in self.features or self.kind == "gpu"
+
+
+_AVX2 = ("sse4.2", "avx", "avx2", "fma", "f16c", "bmi", "bmi2", "popcnt", "lzcnt")
+_AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd")
+
+TARGETS: dict[str, Target] = {
+    t.name: t
+    for t in (
+        Target("cpu:x86-avx512", "cpu", "x86_64-unknown-linux-gnu", "skylake-avx512", _AVX512, 512, 32),
+        Target("cpu:x86-avx2", "cpu", "x86_64-unknown-linux-gnu", "haswell", _AVX2, 256, 16),
+        Target("cpu:neon", "cpu", "aarch64-unknown-linux-gnu", "generic", ("neon",), 128, 32),
+        Target("gpu:sm_80", "gpu", "nvptx64-nvidia-cuda", "sm_80", (), 128, 255, (192 << 10, 40 << 20), 108, 128, 163 << 10),  # noqa: E501
+        Target("gpu:sm_90", "gpu", "nvptx64-nvidia-cuda", "sm_90", (), 128, 255, (256 << 10, 50 << 20), 132, 128, 227 << 10),  # noqa: E501
+        Target("gpu:sm_100", "gpu", "nvptx64-nvidia-cuda", "sm_100", (), 128, 255, (256 << 10, 126 << 20), 148, 128, 227 << 10),  # noqa: E501
+    )
+}  # fmt: skip

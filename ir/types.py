@@ -1,0 +1,78 @@
+"""Types of values in the Graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from intarsia.ir.dtypes import DType
+from intarsia.ir.sizes import Size, SizeLike, product
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """A dense tensor: `f32[B, 768]`. A scalar has no dimensions.
+
+    `annotation` is the text between braces after the type (layout, partial, replicated), kept as written until the
+    passes that give it meaning; `sharding` holds the text after `@` of each dimension, or "".
+    """
+
+    dtype: DType
+    shape: tuple[Size, ...] = ()
+    sharding: tuple[str, ...] = ()
+    annotation: str = ""
+
+    @staticmethod
+    def of(dtype: DType, *shape: SizeLike) -> TensorType:
+        return TensorType(dtype, tuple(Size.of(s) for s in shape))
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def elements(self) -> Size:
+        return product(self.shape)
+
+    @property
+    def is_static(self) -> bool:
+        """Are all extents numbers?"""
+        return all(s.constant is not None for s in self.shape)
+
+    @property
+    def static_shape(self) -> tuple[int, ...]:
+        return tuple(int(s) for s in self.shape)
+
+    def with_dtype(self, dtype: DType) -> TensorType:
+        return replace(self, dtype=dtype)
+
+    def substitute(self, sizes: dict[str, Size]) -> TensorType:
+        return replace(self, shape=tuple(s.substitute(sizes) for s in self.shape))
+
+    def __str__(self) -> str:
+        if not self.shape:
+            return f"{self.dtype}{self._suffix}"
+        marks = self.sharding or ("",) * self.rank
+        dims = (f"({s})@{m}" if m and " " in str(s) else f"{s}@{m}" if m else str(s) for s, m in zip(self.shape, marks))
+        return f"{self.dtype}[{', '.join(dims)}]{self._suffix}"
+
+    @property
+    def _suffix(self) -> str:
+        return f"{{{self.annotation}}}" if self.annotation else ""
+
+
+@dataclass(frozen=True)
+class ListType:
+    """`list[L] f32[N, K]`: L tensors of one type, each in its own buffer, never stacked."""
+
+    length: Size
+    element: TensorType
+
+    def substitute(self, sizes: dict[str, Size]) -> ListType:
+        return ListType(self.length.substitute(sizes), self.element.substitute(sizes))
+
+    def __str__(self) -> str:
+        return f"list[{self.length}] {self.element}"
+
+
+Type: TypeAlias = TensorType | ListType
