@@ -1,1 +1,14 @@
-"""Passes over a Module, one file each."""
+"""Passes: Module in, Module out. Each is a frozen dataclass registered by name in `intarsia.passes.pipeline`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+MODULES: tuple[str, ...] = ()
+"""Every module that defines passes; importing it registers them."""
+
+
+def all_passes() -> None:
+    """Import every module of passes, so that the registry is complete."""
+    for module in MODULES:
+        import_module(f"{__name__}.{module}")
