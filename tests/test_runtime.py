@@ -1,0 +1,482 @@
+"""What a compiled program needs while it runs: threads, memory, native calls and their interruption."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import ml_dtypes
+import numpy as np
+import pytest
+
+from intarsia.ir.errors import CompileError
+from intarsia.runtime import threads
+from intarsia.runtime.buffers import CACHE_LINE, HUGE_PAGE, SMALL, BufferPool, empty
+from intarsia.runtime.interrupts import complete, interrupt_flag
+from intarsia.runtime.native import CheckFailure, ErrorRecord, NativeFunction, address_of, native_symbols
+from intarsia.runtime.threads import THREADS, ThreadCount, default_thread_count, parallel_runtime, usable_cores
+
+PARALLEL = """
+declare void @GOMP_parallel(ptr, ptr, i32, i32)
+declare i32 @omp_get_thread_num()
+@intarsia_thread_count = external global i32
+define internal void @body(ptr %counters) {
+  %thread = call i32 @omp_get_thread_num()
+  %line = mul i32 %thread, 16
+  %place = getelementptr i64, ptr %counters, i32 %line
+  %old = load i64, ptr %place
+  %new = add i64 %old, 1
+  store i64 %new, ptr %place
+  ret void
+}
+define i32 @entry(ptr %inputs, ptr %outputs, ptr %sizes, ptr %workspace, ptr %record, ptr %interrupt) {
+entry:
+  %threads = load i32, ptr @intarsia_thread_count
+  %n = load i64, ptr %sizes
+  br label %loop
+loop:
+  %i = phi i64 [0, %entry], [%next, %loop]
+  call void @GOMP_parallel(ptr @body, ptr %workspace, i32 %threads, i32 0)
+  %next = add i64 %i, 1
+  %more = icmp slt i64 %next, %n
+  br i1 %more, label %loop, label %exit
+exit:
+  ret i32 0
+}
+"""
+
+ADD_ONE = """
+define i32 @entry(ptr %inputs, ptr %outputs, ptr %sizes, ptr %workspace, ptr %record, ptr %interrupt) {
+entry:
+  %x = load ptr, ptr %inputs
+  %y = load ptr, ptr %outputs
+  %n = load i64, ptr %sizes
+  br label %loop
+loop:
+  %i = phi i64 [0, %entry], [%next, %loop]
+  %from = getelementptr float, ptr %x, i64 %i
+  %to = getelementptr float, ptr %y, i64 %i
+  %value = load float, ptr %from
+  %sum = fadd float %value, 1.0
+  store float %sum, ptr %to
+  %next = add i64 %i, 1
+  %more = icmp slt i64 %next, %n
+  br i1 %more, label %loop, label %exit
+exit:
+  ret i32 0
+}
+"""
+
+FAIL = """
+define i32 @entry(ptr %inputs, ptr %outputs, ptr %sizes, ptr %workspace, ptr %record, ptr %interrupt) {
+  %claimed = cmpxchg ptr %record, i64 0, i64 3 monotonic monotonic
+  %count = getelementptr i64, ptr %record, i64 1
+  store i64 2, ptr %count
+  %first = getelementptr i64, ptr %record, i64 2
+  store i64 -5, ptr %first
+  %second = getelementptr i64, ptr %record, i64 3
+  store i64 40, ptr %second
+  ret i32 3
+}
+"""
+
+# Counts up to sizes[0] and polls the flag on each turn; the first output holds how often it was entered.
+POLL = """
+define i32 @entry(ptr %inputs, ptr %outputs, ptr %sizes, ptr %workspace, ptr %record, ptr %interrupt) {
+entry:
+  %calls = load ptr, ptr %outputs
+  %old = load i64, ptr %calls
+  %new = add i64 %old, 1
+  store i64 %new, ptr %calls
+  %n = load i64, ptr %sizes
+  br label %loop
+loop:
+  %i = phi i64 [0, %entry], [%next, %go]
+  %flag = load atomic i32, ptr %interrupt monotonic, align 4
+  %raised = icmp ne i32 %flag, 0
+  br i1 %raised, label %stop, label %go
+go:
+  %next = add i64 %i, 1
+  %more = icmp slt i64 %next, %n
+  br i1 %more, label %loop, label %exit
+stop:
+  ret i32 -1
+exit:
+  ret i32 0
+}
+"""
+
+
+def native(source: str, inputs: int = 0, outputs: int = 0, sizes: int = 0) -> NativeFunction:
+    """The entry function of LLVM IR text, linked as the CPU back end links its own."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    for name, address in native_symbols().items():
+        llvm.add_symbol(name, address)
+    module = llvm.parse_assembly(source, llvm.create_context())
+    engine = llvm.create_mcjit_compiler(module, llvm.Target.from_default_triple().create_target_machine(opt=2))
+    engine.finalize_object()
+    return NativeFunction(engine.get_function_address("entry"), inputs, outputs, sizes, owner=engine)
+
+
+def wait_for_child(child: int, seconds: float = 10.0) -> int | None:
+    """Exit status of a forked child, or None (and the child is killed) when it hangs."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+def in_child(body: Callable[[], bool]) -> int | None:
+    """Exit status of a forked child that runs `body`: 0 where it gave True."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking a process with threads is what is tested
+        child = os.fork()
+    if child == 0:
+        passed = False
+        try:
+            passed = body()
+        finally:
+            os._exit(0 if passed else 1)
+    return wait_for_child(child)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    if parallel_runtime() is None:
+        pytest.skip("no OpenMP runtime on this machine")
+    before = THREADS.get()
+    THREADS.set(2)
+    yield
+    THREADS.set(before)
+
+
+# ----- threads
+
+
+def test_every_thread_of_the_team_runs(two_threads: None) -> None:
+    counters = np.zeros(32, np.int64)
+    native(PARALLEL, sizes=1).call([], [], [100], workspace=address_of(counters))
+    assert counters[0] == counters[16] == 100
+
+
+def test_fork_and_join_take_less_than_ten_microseconds(two_threads: None) -> None:
+    counters, repeats = np.zeros(32, np.int64), 500
+    function = native(PARALLEL, sizes=1)
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        function.call([], [], [repeats], workspace=address_of(counters))
+        times.append((time.perf_counter() - start) / repeats)
+    if usable_cores() < 2:
+        pytest.skip("needs two cores")
+    assert min(times) < 10e-6  # the minimum: other processes may hold a core for a while
+
+
+def test_a_forked_child_runs_on_one_thread_and_does_not_hang(two_threads: None) -> None:
+    function, counters = native(PARALLEL, sizes=1), np.zeros(32, np.int64)
+    function.call([], [], [10], workspace=address_of(counters))
+
+    def child() -> bool:
+        function.call([], [], [5], workspace=address_of(counters))
+        return THREADS.set(8) == 1 and counters[0] == 15 and counters[16] == 10
+
+    assert in_child(child) == 0
+    assert THREADS.get() == 2
+
+
+def test_number_of_threads_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTARSIA_NUM_THREADS", "3")
+    assert default_thread_count() == 3
+    monkeypatch.delenv("INTARSIA_NUM_THREADS")
+    assert 1 <= default_thread_count() <= len(os.sched_getaffinity(0))
+    for text in ("many", "0", "-1", "1.5"):
+        monkeypatch.setenv("INTARSIA_NUM_THREADS", text)
+        with pytest.raises(CompileError) as error:
+            default_thread_count()
+        assert error.value.code == "E0612"
+        assert text in str(error.value)
+    with pytest.raises(CompileError):
+        THREADS.set(0)
+
+
+def test_cpu_quota_of_the_control_group_limits_the_threads(tmp_path: Path) -> None:
+    (tmp_path / "slice" / "job").mkdir(parents=True)
+    (tmp_path / "slice" / "cpu.max").write_text("150000 100000\n")
+    (tmp_path / "slice" / "job" / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "self").write_text("0::/slice/job\n")
+    assert threads._quota(tmp_path, tmp_path / "self") == 1.5
+    assert threads._quota(tmp_path, tmp_path / "missing") == float("inf")
+
+
+def test_without_openmp_programs_run_on_one_thread_after_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_candidates", lambda: iter(["libno-such-openmp.so"]))
+    parallel_runtime.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match="one thread") as caught:
+            assert parallel_runtime() is None
+            assert ThreadCount().set(4) == 1
+        assert len(caught) == 1
+        symbols = threads.thread_symbols()
+    finally:
+        parallel_runtime.cache_clear()
+    calls: list[int] = []
+    body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda data: calls.append(data or 0))
+    fork = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    fork(symbols["GOMP_parallel"])(ctypes.cast(body, ctypes.c_void_p), 77, 4, 0)
+    assert calls == [77]
+    assert ctypes.CFUNCTYPE(ctypes.c_int)(symbols["omp_get_num_threads"])() == 1
+
+
+def test_openmp_is_found_without_importing_what_bundles_it() -> None:
+    script = (
+        "import sys; from intarsia.runtime.threads import _candidates, parallel_runtime; print(*_candidates());"
+        "parallel_runtime(); assert not {'sklearn', 'torch', 'scipy'} & set(sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=os.getcwd())
+    assert "scikit_learn.libs" in found.stdout or "sklearn" in found.stdout
+
+
+# ----- memory
+
+
+def test_memory_comes_back_when_the_last_view_is_gone() -> None:
+    pool = BufferPool(limit=64 << 20)
+    first = pool.empty((1 << 18,), np.float32)
+    address, tail = address_of(first), first[1:].reshape(3, -1)[2]
+    del first
+    assert pool.free_bytes == 0
+    other = pool.empty((1 << 18,), np.float32)
+    assert address_of(other) != address
+    del tail
+    assert pool.free_bytes == 1 << 20
+    again = pool.empty((1 << 10, 1 << 7), np.int64)
+    assert address_of(again) == address
+    assert again.flags.c_contiguous and again.flags.writeable
+
+
+def test_alignment_and_small_results() -> None:
+    pool = BufferPool(limit=64 << 20)
+    assert address_of(pool.empty((SMALL,), np.uint8)) % CACHE_LINE == 0
+    assert address_of(pool.empty((1025, 1024), ml_dtypes.bfloat16)) % CACHE_LINE == 0
+    assert address_of(pool.empty((1 << 20,), np.float32)) % HUGE_PAGE == 0
+    assert pool.lease(0).address % CACHE_LINE == 0
+    scalar = pool.empty((), np.float64)
+    assert scalar.shape == () and scalar.base is None
+    assert empty((0, 5), np.float32).shape == (0, 5)
+
+
+def test_pool_keeps_no_more_than_its_limit_and_drops_the_oldest() -> None:
+    pool = BufferPool(limit=3 << 20)
+    leases = [pool.lease(1 << 20) for _ in range(5)]
+    addresses = [lease.address for lease in leases]
+    while leases:
+        leases.pop(0)
+    assert pool.free_bytes == 3 << 20
+    kept = [pool.lease(1 << 20) for _ in range(3)]
+    assert [lease.address for lease in kept] == addresses[:1:-1]
+    del kept
+    pool.clear()
+    assert pool.free_bytes == 0
+
+
+def test_pool_is_safe_to_use_from_several_threads() -> None:
+    pool = BufferPool(limit=1 << 30)
+    clashes: list[int] = []
+
+    def work(mark: int) -> None:
+        for size in range(200):
+            array = pool.empty((SMALL + size % 7 * 4096,), np.uint8)
+            array[:] = mark
+            array[::4096] += 1
+            if (array[1:4096] != mark).any():
+                clashes.append(mark)
+
+    workers = [threading.Thread(target=work, args=(m,)) for m in range(1, 5)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not clashes
+
+
+def test_memory_that_dies_in_a_garbage_collection_comes_back() -> None:
+    pool = BufferPool(limit=1 << 30)
+    cycle: list[object] = [pool.empty((1 << 20,), np.uint8)]
+    cycle.append(cycle)
+    with pool._lock:  # as when an allocation under the lock starts the collection
+        del cycle
+        gc.collect()
+    assert pool.free_bytes == 1 << 20
+
+
+def test_a_child_forked_while_the_pool_is_locked_can_use_it() -> None:
+    pool = BufferPool(limit=1 << 30)
+    with pool._lock:
+        assert in_child(lambda: pool.empty((1 << 20,), np.uint8).size == 1 << 20) == 0
+
+
+# ----- native calls
+
+
+def test_run_passes_arrays_and_sizes() -> None:
+    x = np.arange(10, dtype=np.float32)
+    y = np.empty(10, np.float32)
+    assert native(ADD_ONE, 1, 1, 1).run([x], [y], [10]) is None
+    np.testing.assert_array_equal(y, x + 1)
+
+
+def test_a_failed_check_is_reported_with_its_values() -> None:
+    assert ctypes.sizeof(ErrorRecord) == 128
+    assert native(FAIL).run([], []) == CheckFailure(3, (-5, 40))
+
+
+def test_concurrent_calls_of_one_function_do_not_share_arguments() -> None:
+    function = native(ADD_ONE, 1, 1, 1)
+    wrong: list[int] = []
+
+    def work(value: int) -> None:
+        x, y = np.full(500, value, np.float32), np.empty(500, np.float32)
+        for _ in range(200):
+            y[:] = 0
+            function.run([x], [y], [500])
+            if (y != value + 1).any():
+                wrong.append(value)
+
+    workers = [threading.Thread(target=work, args=(v,)) for v in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_a_call_costs_few_microseconds() -> None:
+    function, x, y = native(ADD_ONE, 1, 1, 1), np.zeros(1, np.float32), np.zeros(1, np.float32)
+    times = []
+    for _ in range(300):
+        start = time.perf_counter()
+        function.run([x], [y], [1], interruptible=False)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 20e-6
+
+
+def test_address_is_that_of_the_first_element() -> None:
+    array = np.zeros((6, 7), np.int16)
+    for view in (array, array[2:, 3:], array.T, np.zeros(()), array[:0]):
+        assert address_of(view) == view.__array_interface__["data"][0]
+
+
+# ----- interruption
+
+
+def long_run() -> NativeFunction:
+    return native(POLL, outputs=1, sizes=1)
+
+
+@contextmanager
+def signal_after(seconds: float, number: int) -> Iterator[None]:
+    """Send this process a signal after a while, unless the block ends before that."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), number))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+def test_ctrl_c_stops_a_native_call() -> None:
+    function, calls = long_run(), np.zeros(1, np.int64)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), signal_after(0.1, signal.SIGINT):
+        function.run([], [calls], [1 << 50])
+    assert time.monotonic() - start < 5
+    assert calls[0] == 1
+    assert not interrupt_flag().raised
+    assert signal.set_wakeup_fd(-1) == -1  # nothing stays installed
+    assert function.run([], [calls], [10]) is None  # and the next call runs
+
+
+def test_any_handler_that_raises_stops_the_call() -> None:
+    def handler(number: int, frame: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(TimeoutError):
+            long_run().run([], [np.zeros(1, np.int64)], [1 << 50])
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_handler_that_does_not_raise_lets_the_call_complete() -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write)  # as an event loop does
+    calls = np.zeros(1, np.int64)
+    try:
+        with signal_after(0.05, signal.SIGUSR1):
+            assert long_run().run([], [calls], [300_000_000]) is None
+        assert signal.set_wakeup_fd(-1) == write
+        assert os.read(read, 10) == bytes([signal.SIGUSR1])
+    finally:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGUSR1, before)
+        os.close(read)
+        os.close(write)
+    assert seen == [signal.SIGUSR1]
+    assert calls[0] == 2
+
+
+def test_a_call_on_another_thread_is_not_interrupted() -> None:
+    function, calls, results = long_run(), np.zeros(1, np.int64), []
+    worker = threading.Thread(target=lambda: results.append(function.run([], [calls], [200_000_000])))
+    worker.start()
+    with pytest.raises(KeyboardInterrupt), signal_after(0.02, signal.SIGINT):
+        function.run([], [np.zeros(1, np.int64)], [1 << 50])
+    worker.join()
+    assert results == [None]
+    assert calls[0] == 1
+
+
+def test_a_call_may_ask_not_to_be_interrupted() -> None:
+    polled: list[int] = []
+    assert complete(lambda flag: polled.append(flag) or 0, interruptible=False) == 0
+    assert polled != [interrupt_flag().address]
+    assert ctypes.c_int32.from_address(polled[0]).value == 0
+
+
+def test_the_flag_of_a_forked_child_is_its_own() -> None:
+    flag = interrupt_flag()
+
+    def child() -> bool:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with signal_after(0.05, signal.SIGINT):
+                long_run().run([], [np.zeros(1, np.int64)], [1 << 50])
+        except KeyboardInterrupt:
+            return not flag.raised
+        return False
+
+    assert in_child(child) == 0
+    assert not flag.raised
