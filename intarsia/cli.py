@@ -1,0 +1,149 @@
+"""The command line. Each verb lives in its own file of `intarsia/commands` and is imported when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from intarsia import __version__
+from intarsia.ir.errors import CompileError, ScheduleError
+
+VERBS = {
+    "run": "Compile a program and run it.",
+    "emit": "Show or write any stage of a program.",
+    "opt": "Run passes over IR text.",
+    "check": "Check syntax, names, types, shapes and bounds; run nothing.",
+    "explain": "The page of an error code, or the decisions of the compiler about a program.",
+    "fmt": "Format a program.",
+    "test": "Run the test blocks of a program.",
+    "bench": "Time a program, beside NumPy or PyTorch if asked.",
+    "reduce": "Find the smallest program that still shows a failure.",
+    "cache": "Show or clear the cache of compiled programs.",
+    "list": "List ops, passes, targets, steps, dtypes, formats or error codes.",
+}
+
+STACK_BYTES = 512 << 20
+RECURSION_LIMIT = 200_000
+REPORT_TO = "https://github.com/intarsia-compiler/intarsia/issues"
+
+
+class _Verbs(click.Group):
+    """Imports a verb when it is asked for, so that `--help` answers at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f"intarsia.commands.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="intarsia")
+def intarsia() -> None:
+    """Intarsia, a compiler for tensor programs: write a kernel in one line, see every stage, run it fast."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0 fine, 1 the user's program or data is wrong, 2 wrong usage,
+    3 a result that `--compare` found wrong; 70 is a bug of ours, after a report on stderr."""
+    return with_deep_stack(lambda: _main(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _main(arguments: list[str]) -> int:
+    try:
+        result = intarsia.main(args=arguments, prog_name="intarsia", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except CompileError as error:
+        click.echo(_coloured(str(error)), err=True)
+        return 1
+    except ScheduleError as error:
+        click.echo(_coloured(f"error[E1601]: {error}"), err=True)
+        return 1
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.exceptions.Abort:
+        click.echo("interrupted", err=True)
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does; leave quietly, also when Python flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        _report_bug(error, arguments)
+        return 70
+
+
+def with_deep_stack(work: Callable[[], Any]) -> Any:
+    """Run `work` in a thread whose stack is deep enough for programs nested a thousand levels and more."""
+    outcome: list[Any] = []
+    failure: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            outcome.append(work())
+        except BaseException as error:
+            failure.append(error)
+
+    old_size, old_limit = threading.stack_size(STACK_BYTES), sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(max(old_limit, RECURSION_LIMIT))
+        thread = threading.Thread(target=target, name="intarsia", daemon=True)
+        thread.start()
+    finally:
+        threading.stack_size(old_size)
+    try:
+        thread.join()
+    finally:
+        sys.setrecursionlimit(old_limit)
+    if failure:
+        raise failure[0]
+    return outcome[0]
+
+
+def _coloured(text: str) -> str:
+    """Diagnostics with colour on a terminal, unless NO_COLOR is set."""
+    if not sys.stderr.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    lines = []
+    for line in text.splitlines():
+        if line.startswith("error["):
+            head, _, rest = line.partition(": ")
+            line = f"{click.style(head, fg='red', bold=True)}: {click.style(rest, bold=True)}"
+        elif line.lstrip().startswith(("-->", "|", "=")):
+            line = click.style(line, fg="cyan")
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _report_bug(error: Exception, arguments: list[str]) -> None:
+    import traceback
+
+    traceback.print_exception(type(error), error, error.__traceback__)
+    command = " ".join(["intarsia", *arguments])
+    click.echo(
+        f"\nThis is a bug in Intarsia {__version__}, not in your program. Please report it at {REPORT_TO}\n"
+        f"with the text above, your program, and this: `{command}`\n"
+        f"on Python {platform.python_version()}, {platform.platform()}.",
+        err=True,
+    )

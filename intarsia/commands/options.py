@@ -1,0 +1,74 @@
+"""Options and small helpers that several verbs share."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from intarsia.ir.errors import CompileError, Source
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def read_source(name: str) -> Source:
+    """The text of a program or IR file; `-` is standard input. Raises CompileError E0701 with the reason."""
+    try:
+        if name == "-":
+            return Source("<stdin>", sys.stdin.buffer.read().decode("utf-8-sig"))
+        return Source(name, Path(name).read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise CompileError("E0702", f"{name} is not UTF-8 text: byte {error.start} cannot be decoded") from None
+    except OSError as error:
+        hint = ""
+        folder = Path(name).parent
+        if folder.is_dir():
+            near = difflib.get_close_matches(Path(name).name, [p.name for p in folder.iterdir()], 1)
+            hint = f"did you mean {folder / near[0]}?" if near else ""
+        raise CompileError("E0701", f"cannot read {name}: {error.strerror or error}", hint=hint) from None
+
+
+def split_function(name: str) -> tuple[str, str | None]:
+    """`FILE:FN` to the file and the function; a file alone gives None."""
+    file, colon, function = name.rpartition(":")
+    if colon and file and function.isidentifier() and not Path(name).exists():
+        return file, function
+    return name, None
+
+
+def program_argument(function: F) -> F:
+    """FILE[:FN] or `-e TEXT`."""
+    function = click.option("-e", "text", metavar="TEXT", help="The program itself, in place of FILE.")(function)
+    return click.argument("file", metavar="FILE[:FN]", required=False)(function)
+
+
+def open_program(file: str | None, text: str | None) -> tuple[Source, str | None]:
+    """The source and the function's name that `program_argument` gave. With -e, FILE may name a function."""
+    if text is not None:
+        return Source("<command line>", text), (file or "").lstrip(":") or None
+    if file is None:
+        raise click.UsageError("give a FILE, or a program with -e")
+    path, function = split_function(file)
+    return read_source(path), function
+
+
+def compile_options(function: F) -> F:
+    """The options that run, emit, bench and explain have in common."""
+    options = {
+        "--dim": {"multiple": True, "metavar": "B=128", "help": "Size of a dimension that no argument fixes."},
+        "--dynamic": {"multiple": True, "metavar": "B", "help": "Keep this dimension a run-time value."},
+        "--target": {"metavar": "TARGET", "help": "cpu, cpu:x86-avx2, reference, kernels, …  [default: cpu]"},
+        "--passes": {"metavar": "TEXT", "help": "The passes to run in place of the default ones."},
+        "--schedule": {"metavar": "FILE|TEXT", "help": "Pin a schedule."},
+        "--no-cache": {"is_flag": True, "help": "Neither read nor write the cache."},
+        "--checks": {"is_flag": True, "help": "Check subscripts and divisors at run time."},
+        "--unordered": {"is_flag": True, "help": "Let float scatter-adds use atomics."},
+        "--threads": {"type": click.IntRange(1), "help": "Threads to use  [default: all cores]"},
+    }
+    for name, settings in reversed(options.items()):
+        function = click.option(name, **settings)(function)  # type: ignore[arg-type]
+    return function
