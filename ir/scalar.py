@@ -48,6 +48,11 @@ class _Expression:
         """The names (axes, dimensions, counters) that the value depends on."""
         return frozenset().union(*(c.symbols for c in self.children))
 
+    @property
+    def subscript_text(self) -> str:
+        """The text of the value as a part of a size."""
+        return f"{{{self}}}"
+
     def substitute(self, names: Mapping[str, Size]) -> Expr:
         """Replace names in every subscript, mask and index value."""
         return transform(self, names=names)  # type: ignore[arg-type]
@@ -59,6 +64,10 @@ class Const(_Expression):
 
     value: int | float | bool
     dtype: DType
+
+    def __post_init__(self) -> None:
+        plain = float if self.dtype.is_float else bool if self.dtype == BOOL else int
+        object.__setattr__(self, "value", plain(self.value))
 
     @cached_property
     def _key(self) -> tuple[object, ...]:
@@ -100,6 +109,10 @@ class Load(_Expression):
     @cached_property
     def symbols(self) -> frozenset[str]:
         return frozenset().union(*(i.symbols for i in self.indices), *(m.symbols for m in self.mask))
+
+    @property
+    def subscript_text(self) -> str:
+        return f"{{{self}}}" if self.mask else str(self)
 
     def __str__(self) -> str:
         text = f"{self.buffer}[{', '.join(map(str, self.indices))}]"
@@ -181,9 +194,7 @@ def cast(dtype: DType, value: Expr) -> Expr:
 
 
 def constant(value: int | float | bool, dtype: DType) -> Const:
-    if dtype.is_float:
-        return Const(float(value), dtype)
-    return Const(bool(value), dtype) if dtype == BOOL else Const(int(value), dtype)
+    return Const(value, dtype)
 
 
 def walk(expression: Expr) -> Iterator[Expr]:
@@ -257,18 +268,19 @@ def as_size(value: Expr) -> Size:
 
 # ---------------------------------------------------------------------- text
 
-_INFIX = {
+INFIX = {
     "or": ("or", 1), "and": ("and", 2),
     "eq": ("==", 4), "ne": ("!=", 4), "lt": ("<", 4), "le": ("<=", 4), "gt": (">", 4), "ge": (">=", 4),
     "add": ("+", 5), "sub": ("-", 5), "mul": ("*", 6), "div": ("/", 6), "floordiv": ("//", 6), "mod": ("%", 6),
 }  # fmt: skip
+"""Functions written between their arguments: the symbol, and how tightly it binds."""
 
 
 def expression_text(e: Expr, level: int = 0) -> str:
     """Text with as few brackets as the grammar of the language needs; a literal shows its dtype where it is unusual."""
     match e:
-        case Apply(function, (left, right)) if function in _INFIX:
-            symbol, own = _INFIX[function]
+        case Apply(function, (left, right)) if function in INFIX:
+            symbol, own = INFIX[function]
             tight = own + 1 if own == 4 else own
             text = f"{expression_text(left, tight)} {symbol} {expression_text(right, own + 1)}"
             return f"({text})" if own < level else text

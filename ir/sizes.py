@@ -52,12 +52,15 @@ class Extremum:
 
 @dataclass(frozen=True)
 class Opaque:
-    """An integer that depends on data: a scalar expression of integer type, such as a load."""
+    """An integer that depends on data: a scalar expression of integer type, such as a load.
+
+    Text: a plain load as it is, `col[p]`; anything else in braces, `{col[p] + start[r]}`.
+    """
 
     value: Expr
 
     def __str__(self) -> str:
-        return f"{{{self.value}}}"
+        return self.value.subscript_text
 
 
 Atom: TypeAlias = str | Quotient | Remainder | Extremum | Opaque
@@ -259,9 +262,11 @@ class Size:
         text = ""
         for monomial, c in sorted(self.terms, key=lambda t: not t[0]):  # the constant last
             factors = [_factor_atom(a) for a in monomial]
-            if abs(c) != 1 or not factors:
+            if len(monomial) == 1 and c == 1:
+                factors = [str(monomial[0])]  # a quotient needs no brackets beside + and -
+            elif abs(c) != 1 or not factors:
                 factors.insert(0, str(abs(c)))
-            term = " * ".join(factors) if len(factors) > 1 else factors[0]
+            term = " * ".join(factors)
             text += (f" {'-' if c < 0 else '+'} {term}") if text else (f"-{term}" if c < 0 else term)
         return text or "0"
 
@@ -325,9 +330,12 @@ def _atom(atom: Atom) -> Size:
 
 def _factor(size: Size) -> str:
     """Text that may stand beside `*`, `//` and `%`."""
-    text = str(size)
-    simple = size.constant is not None or size.as_name is not None or (text.startswith("(") and len(size.terms) == 1)
-    return text if simple and not text.startswith("-") else f"({text})"
+    match size.terms:
+        case (((atom,), 1),):
+            return _factor_atom(atom)
+        case () | (((), _),) if size.offset >= 0:
+            return str(size)
+    return f"({size})"
 
 
 def _factor_atom(atom: Atom) -> str:
