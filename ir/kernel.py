@@ -36,16 +36,24 @@ COMBINER_OPERATORS: dict[str, PutOperator] = {
 @dataclass(frozen=True)
 class Buffer:
     """A dense row-major array. Parameters of a kernel are `global`; a temporary lives from its `Alloc` to the end of
-    the block. `list` parameters are tables of that many buffers, subscripted by one more, leading, index."""
+    the block. A `list` parameter has `length` set: it is a table of that many buffers of one `shape`, subscripted by
+    one more, leading, index."""
 
     name: str
     dtype: DType
     shape: tuple[Size, ...]
     memory: Memory = "global"
     role: Role = "temp"
+    length: Size | None = None
+
+    @property
+    def extents(self) -> tuple[Size, ...]:
+        """One extent for each subscript: `shape`, after the length of a list."""
+        return self.shape if self.length is None else (self.length, *self.shape)
 
     def __str__(self) -> str:
-        return f"{self.dtype}[{', '.join(map(str, self.shape))}]" if self.shape else str(self.dtype)
+        text = f"{self.dtype}[{', '.join(map(str, self.shape))}]" if self.shape else str(self.dtype)
+        return text if self.length is None else f"list[{self.length}] {text}"
 
 
 @dataclass(frozen=True)
