@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-import intarsia
 import ml_dtypes
+
+import intarsia
 
 PROGRAM = None
 
