@@ -13,7 +13,6 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, ClassVar
 
 from intarsia.ir.errors import CompileError, Remark, Remarks, Span
@@ -180,7 +179,6 @@ def _parse_pass(text: str) -> Pass:
     return cls(**values)
 
 
-@cache
 def _fields(cls: type[Pass]) -> tuple[dict[str, dataclasses.Field[Any]], dataclasses.Field[Any] | None]:
     """The options of a pass by their spelling, and the field that takes all others."""
     found = {f.name.replace("_", "-"): f for f in dataclasses.fields(cls)}
