@@ -415,10 +415,9 @@ class Import(Node):
 
 @dataclass(frozen=True, eq=False)
 class Const(Node):
-    """`const EPS = 1e-5`."""
+    """`const EPS = 1e-5`: a name for a literal, which takes a type where it is used."""
 
     name: Identifier
-    type: TypeExpression | None
     value: Expression
 
 
