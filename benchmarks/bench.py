@@ -28,6 +28,7 @@ CLANG_ENV = {
 # name: (adapter[:variant], virtual environment, extra environment, pinned to one core when single-threaded)
 PEERS = {
     "intarsia": ("intarsia_", "intarsia", {}, True),
+    "c": ("c_", "misc", {}, True),
     "numpy": ("numpy_", "misc", {}, True),
     "torch": ("torch_:eager", "torch", {}, True),
     "torch.compile": ("torch_:compile", "torch", {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}, True),

@@ -210,6 +210,16 @@ _LIST = [
         note="weights 4 bit, group 128; x f32 or bf16",
     ),
     Workload(
+        "stream_triad",
+        "elementwise",
+        lambda r: dict(b=r.standard_normal(16 * M), c=r.standard_normal(16 * M)),
+        lambda i: i["b"] + 3.0 * i["c"],
+        2.0 * 16 * M,
+        3 * 8.0 * 16 * M,
+        "bandwidth",
+        1e-15,
+    ),
+    Workload(
         "gelu_scale_bias",
         "elementwise",
         lambda r: dict(x=normal(r, 4096, 4096), scale=normal(r, 4096), bias=normal(r, 4096)),

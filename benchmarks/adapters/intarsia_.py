@@ -49,6 +49,7 @@ BUILD = {
         name: build(name)
         for name in (
             "mm_int8_1024",
+            "stream_triad",
             "gelu_scale_bias",
             "chain10_16M",
             "softmax_4096",
