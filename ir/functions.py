@@ -112,6 +112,34 @@ def _popcount(x: Array) -> Array:
     return np.asarray(bits.sum(axis=-1)).astype(x.dtype)
 
 
+def _fma(a: Array, b: Array, c: Array) -> Array:
+    """a * b + c with an exact product, as the machine does it; up to 32 bits in f64, else in two parts.
+
+    Source: Dekker, "A floating-point technique for extending the available precision", 1971 (product and sum).
+    """
+    a, b, c = np.asarray(a), np.asarray(b), np.asarray(c)
+    if a.dtype.itemsize < 8:
+        return np.asarray(a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)).astype(a.dtype)
+    with np.errstate(all="ignore"):
+        product = a * b
+        high_a, high_b = (x * 134217729.0 - (x * 134217729.0 - x) for x in (a, b))  # 2^27 + 1
+        low_a, low_b = a - high_a, b - high_b
+        product_error = ((high_a * high_b - product) + high_a * low_b + low_a * high_b) + low_a * low_b
+        total = product + c
+        part = total - product
+        total_error = (product - (total - part)) + (c - part)
+        exact = total + (total_error + product_error)
+    return np.asarray(np.where(np.isfinite(exact), exact, product + c))
+
+
+def _ldexp(x: Array, power: Array) -> Array:
+    """x * 2**power; a power that is NaN counts as 0."""
+    x = np.asarray(x)
+    whole = np.nan_to_num(np.asarray(power), posinf=1 << 15, neginf=-(1 << 15))
+    with np.errstate(over="ignore", under="ignore"):
+        return np.asarray(np.ldexp(x, whole.astype(np.int32))).astype(x.dtype)
+
+
 def _erf(x: Array) -> Array:
     x = np.asarray(x)
     return np.asarray(np.vectorize(math.erf, otypes=[np.float64])(x.astype(np.float64))).astype(x.dtype)
@@ -136,7 +164,7 @@ _TABLE = (
     ScalarFunction("floordiv", 2, "number", _total(np.floor_divide), "quotient, rounded down", operations=4),
     ScalarFunction("mod", 2, "number", _total(np.mod), "remainder, sign of the divisor", operations=4),
     ScalarFunction("neg", 1, "number", np.negative, "negation"),
-    ScalarFunction("fma", 3, "float", lambda a, b, c: a * b + c, "a * b + c, rounded once", operations=2),
+    ScalarFunction("fma", 3, "float", _fma, "a * b + c, rounded once", operations=2),
     ScalarFunction("pow", 2, "number", _pow, "power", operations=20),
     ScalarFunction("minimum", 2, "any", np.minimum, "the smaller one; NaN wins"),
     ScalarFunction("maximum", 2, "any", np.maximum, "the larger one; NaN wins"),
@@ -145,6 +173,7 @@ _TABLE = (
     ScalarFunction("floor", 1, "float", np.floor, "largest integer not above"),
     ScalarFunction("ceil", 1, "float", np.ceil, "smallest integer not below"),
     ScalarFunction("round", 1, "float", np.rint, "nearest integer, half to even"),
+    ScalarFunction("ldexp", 2, "float", _ldexp, "x times 2 to the whole number n; |n| < 2**(exponent bits)"),
     ScalarFunction("exp", 1, "float", np.exp, "e to the x", operations=9),
     ScalarFunction("exp2", 1, "float", np.exp2, "2 to the x", operations=8),
     ScalarFunction("log", 1, "float", np.log, "natural logarithm", operations=12),
