@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from intarsia.ir.conversion import convert
 from intarsia.ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I32, I64, U8, DType, dtype
 from intarsia.ir.errors import CompileError
 from intarsia.runtime.dlpack import Parameter, adapt, device_of, library_of, to_library
@@ -95,6 +96,10 @@ def test_python_numbers_are_literals(value: object, wanted: DType) -> None:
         (2**70, Parameter("n", I64), "E0606"),
         (1e39, Parameter("x", F32), "E0606"),
         ([1.0, 1e6], Parameter("x", F16, (2,)), "E0606"),
+        (7.6, Parameter("x", named("f4e2m1")), "E0606"),
+        (500.0, Parameter("x", named("f8e4m3")), "E0606"),
+        (0.0, Parameter("x", named("f8e8m0")), "E0606"),
+        (8.0, Parameter("x", named("f6e1m4")), "E0606"),
         (np.array([4], np.int8), Parameter("x", named("i3"), (1,)), "E0606"),
         (np.array([64], np.uint8), Parameter("x", named("f6e1m4"), (1,)), "E0606"),
     ],
@@ -116,6 +121,9 @@ def test_types_without_a_numpy_type_come_as_codes() -> None:
     codes = np.array([-4, 3], np.int8)
     assert adapt(codes, Parameter("x", named("i3"), (2,))) is codes
     assert adapt([-4, 3], Parameter("x", named("i3"), (2,))).dtype == np.int8
+    minifloat = named("f6e1m4")
+    adapted = adapt([1.5, -0.25], Parameter("x", minifloat, (2,)))
+    np.testing.assert_array_equal(convert(adapted, minifloat, F32), [1.5, -0.25])
 
 
 def test_the_array_protocols_and_buffers_are_read() -> None:

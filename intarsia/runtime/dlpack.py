@@ -18,7 +18,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from intarsia.ir.dtypes import Array, DType, of_numpy
+from intarsia.ir.conversion import convert
+from intarsia.ir.dtypes import F64, Array, DType, of_numpy
 from intarsia.ir.errors import CompileError
 
 _HOST_DEVICES = frozenset((1, 3, 11, 13))  # kDLCPU, and memory of CUDA and ROCm that the host can read
@@ -172,16 +173,19 @@ def _literal(value: bool | int | float | list[Any] | tuple[Any, ...], parameter:
     if array.dtype.kind not in "biuf":
         raise _not_an_array(value, parameter)
     fits = {"b": dtype.kind == "bool", "f": dtype.is_float}.get(array.dtype.kind, dtype.kind != "bool")
-    if not fits or (dtype.is_float and dtype.is_narrow and dtype.numpy == np.uint8):
+    given = of_numpy(array.dtype)
+    if not fits or given is None:
         raise _wrong_dtype(array, parameter)
     if dtype.is_integer:
         for extreme in (int(array.min()), int(array.max())):
             if not dtype.least <= extreme <= dtype.greatest:
                 raise _out_of_range(extreme, parameter)
     with np.errstate(over="ignore"):
-        converted = array.astype(dtype.numpy)
+        converted = convert(array, given, dtype)
     if dtype.is_float:
-        lost = np.isfinite(array.astype(np.float64)) & ~np.isfinite(converted.astype(np.float64))
+        exact, back = array.astype(np.float64), convert(converted, dtype, F64)
+        saturated = (np.abs(exact) >= 1) & (np.abs(back) * (1 + dtype.epsilon / 2) < np.abs(exact))
+        lost = np.isfinite(exact) & (~np.isfinite(back) | saturated)
         if lost.any():
             raise _out_of_range(array[lost].flat[0], parameter)
     return converted
