@@ -1,8 +1,8 @@
 """Conversions between element types, and bit patterns, on NumPy arrays: the meaning of `Cast` and `Bitcast`.
 
-language.md, section 4, Casts: float to float rounds to nearest even, float to int truncates and saturates with NaN as 0,
-int to int keeps the low bits. Floats of 8 bits or fewer go through a table of their codes, which serves every split of
-the bits alike.
+language.md, section 4, Casts: float to float rounds to nearest even, float to int truncates and saturates with NaN as
+0, int to int keeps the low bits. Floats of 8 bits or fewer go through a table of their codes, which serves every split
+of the bits alike.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _low_bits(wide: Array, target: DType) -> Array:
     spare = 8 - target.bits
     raised = np.left_shift(wide.astype(np.uint8), spare)
     cut = np.right_shift(raised.view(np.int8) if target.kind == "int" else raised, spare)
-    return cut.astype(target.numpy)
+    return np.asarray(cut.astype(target.numpy))
 
 
 @dataclass(frozen=True, eq=False)
