@@ -150,9 +150,19 @@ def test_damage_within_a_file(tmp_path: Path) -> None:
     whole[150] ^= 1
     (tmp_path / "x.npz").write_bytes(whole)
     assert code_of(read_array, tmp_path / "x.npz")[0] == "E0703"
-    header = json.dumps({"w": {"dtype": "F32", "shape": [9], "data_offsets": [0, 12]}}).encode()
-    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(12))
-    assert code_of(read_array, tmp_path / "x.safetensors")[0] == "E0703"
+    for entries in (
+        {"w": {"dtype": "F32", "shape": [9], "data_offsets": [0, 12]}},  # another size than the shape says
+        {"w": {"dtype": "F32", "shape": [3], "data_offsets": [4, 16]}},  # a gap
+        {"w": {"dtype": "F32", "shape": [-3], "data_offsets": [0, -12]}},
+        {"w": {"dtype": "F32", "shape": [1.5], "data_offsets": [0, 6.0]}},
+        {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}},  # 4 bytes that belong to nothing
+        {n: {"dtype": "F32", "shape": [2], "data_offsets": o} for n, o in {"a": [0, 8], "b": [4, 12]}.items()},
+        {"w": {"dtype": "F32", "shape": [3]}},
+        {"w": [1, 2]},
+    ):
+        header = json.dumps(entries).encode()
+        (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(12))
+        assert code_of(read_array, tmp_path / "x.safetensors")[0] == "E0703", entries
     (tmp_path / "huge.npy").write_bytes(
         b"\x93NUMPY\x01\x00"
         + (118).to_bytes(2, "little")

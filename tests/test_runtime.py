@@ -424,6 +424,7 @@ def test_any_handler_that_raises_stops_the_call() -> None:
         with pytest.raises(TimeoutError):
             long_run().run([], [np.zeros(1, np.int64)], [1 << 50])
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
