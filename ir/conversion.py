@@ -114,7 +114,7 @@ def _low_bits(wide: Array, target: DType) -> Array:
     """Integers cut to the width of `target`."""
     if not target.is_narrow:
         return wide.astype(target.numpy)
-    spare = 8 - target.bits
+    spare = np.uint8(8 - target.bits)  # a Python integer would widen a scalar under NumPy 1
     raised = np.left_shift(wide.astype(np.uint8), spare)
     cut = np.right_shift(raised.view(np.int8) if target.kind == "int" else raised, spare)
     return np.asarray(cut.astype(target.numpy))
