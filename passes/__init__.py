@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-MODULES: tuple[str, ...] = ("specialize", "cse", "dce")
+MODULES: tuple[str, ...] = ("specialize", "cse", "dce", "fuse")
 """Every module that defines passes; importing it registers them."""
 
 

@@ -74,7 +74,7 @@ def _normal(node: Node, seen: Mapping[object, Node]) -> Node:
     """The node with its regions merged, and a `Compute` in normal form again where two operands became one."""
     if isinstance(node, Compute):
         return compute(node.arguments, node.definition, node)
-    changed = {
+    changed: dict[str, Any] = {
         f.name: new
         for f in fields(node)
         if isinstance(old := getattr(node, f.name), Region) and (new := _merge(old, seen)) is not old

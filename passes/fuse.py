@@ -1,0 +1,115 @@
+"""Nodes that become one kernel are put into one group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
+
+from intarsia.ir.errors import Span
+from intarsia.ir.graph import Module, Node, Region, Value
+from intarsia.ir.ops import Constant, Fused, Loop
+from intarsia.passes.fuse_groups import Group, Search, sink_views
+from intarsia.passes.fuse_report import saving, title
+from intarsia.passes.pipeline import Context, Pass
+
+
+@dataclass(frozen=True)
+class Fuse(Pass):
+    """Put nodes that can share one kernel into `fused` groups, so that what passes between them stays in the cache.
+
+    Before:  %0 = exp %x : f32[N, M]
+             %1 = reduce %0 combiner=sum axes=(1,) : f32[N]
+    After:   %0 = fused {
+               %1 = exp %x : f32[N, M]
+               %2 = reduce %1 combiner=sum axes=(1,) : f32[N]
+               yield %2
+             } : f32[N]
+
+    Producers join consumers through views, broadcasts and reductions. All stored values of a group have rows in common
+    (see `fuse_rows`): a softmax or layer norm is one group. A contraction takes views and casts of its operands in,
+    and pointwise work on its result. At most one contraction, and at most `max-ops` nodes, are in a group; what is dear
+    is not computed twice; loops hold groups inside and are in none. Every edge that stays between groups leaves a
+    remark that names the rule.
+
+    Keeps: values, bit for bit. Needs: `legalize-dtype`, else casts stay between groups. Leaves: structured ops, alone
+    or in groups.
+    """
+
+    name: ClassVar[str] = "fuse"
+    max_ops: int = 64
+
+    def run(self, module: Module, context: Context) -> Module:
+        body = self._region(module.graph.body, context)
+        return module if body is module.graph.body else module.with_body(body)
+
+    def _region(self, region: Region, context: Context) -> Region:
+        inner = _map_regions(region, lambda r: self._region(r, context))
+        sunk, origin = sink_views(inner)
+        search = Search(sunk.nodes, sunk.results, self.max_ops)
+        groups = search.run()
+        self._explain(search, groups, context)
+        if all(len(g.nodes) == 1 for g in groups) and inner is region:
+            return region
+        return _emit(sunk, groups, search, origin)
+
+    def _explain(self, search: Search, groups: Sequence[Group], context: Context) -> None:
+        """Remarks: what each group saves, and why other edges stay."""
+        for group in groups:
+            working = [n for n in group.nodes if not isinstance(n, Constant)]
+            if len(working) > 1:
+                ops = ", ".join(map(title, working))
+                saved = saving(group.nodes, search.outputs(group.nodes))
+                self.remark(context, "fusion", f"one kernel for {ops}: saves {saved}", group.nodes[-1].span)
+        for edge in search.edges():
+            refused = search.refuse(edge)
+            if refused is not None and refused.rule != "no kernel":
+                text = f"{title(edge.user)} is not fused with {title(edge.value.node)}: {refused}"
+                self.remark(context, "fusion", text, edge.user.span or edge.value.node.span, done=False)
+
+
+def _map_regions(region: Region, change: Any) -> Region:
+    """The region with every loop's regions changed."""
+    values: dict[Value, Value] = {}
+    nodes: list[Node] = []
+    for node in region.nodes:
+        new = node.with_operands(values)
+        if isinstance(new, Loop):
+            old = {f.name: v for f in fields(new) if isinstance(v := getattr(new, f.name), Region)}
+            changed: dict[str, Any] = {name: r for name, v in old.items() if (r := change(v)) is not v}
+            new = replace(new, **changed) if changed else new
+        if new is not node:
+            values.update(zip(node.values, new.values))
+        nodes.append(new)
+    if all(a is b for a, b in zip(nodes, region.nodes)):
+        return region
+    return Region(region.parameters, tuple(nodes), tuple(values.get(v, v) for v in region.results))
+
+
+def _emit(region: Region, groups: Sequence[Group], search: Search, origin: Mapping[Node, Node]) -> Region:
+    """One node for each group. Copies of one view that stayed alone become one again."""
+    values: dict[Value, Value] = {}
+    nodes: list[Node] = []
+    alone: dict[tuple[Node, tuple[Value, ...]], Node] = {}
+    for group in groups:
+        if len(group.nodes) == 1:
+            node = group.nodes[0].with_operands(values)
+            key = (origin.get(group.nodes[0], group.nodes[0]), node.operands)
+            found = alone.setdefault(key, node)
+            if found is node:
+                nodes.append(node)
+            values.update(zip(group.nodes[0].values, found.values))
+            continue
+        outputs = search.outputs(group.nodes)
+        results = tuple(v for node in group.nodes for v in node.values if v in outputs)
+        fused = Fused(Region((), tuple(group.nodes), results).with_captures(values), **_spans(group.nodes))
+        values.update(zip(results, fused.values))
+        nodes.append(fused)
+    return Region(region.parameters, tuple(nodes), tuple(values.get(v, v) for v in region.results))
+
+
+def _spans(nodes: Sequence[Node]) -> dict[str, Any]:
+    """The span of the last node, and those of all others."""
+    spans: dict[Span, None] = dict.fromkeys(s for n in reversed(nodes) for s in (n.span, *n.more_spans) if s)
+    first, *more = spans or [None]
+    return {"span": first, "more_spans": tuple(more)}

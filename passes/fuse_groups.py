@@ -1,0 +1,222 @@
+"""The search for groups: every node starts alone, and groups merge along the edges that save the most."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from intarsia.ir.graph import Node, Region, Value
+from intarsia.ir.ops import Argsort, Cumulative, Loop, Sort
+from intarsia.ir.types import TensorType
+from intarsia.passes.fuse_members import Member
+from intarsia.passes.fuse_rows import Refusal, refusal, stages_of
+from intarsia.passes.lower_uses import CHEAP
+
+TYPICAL = 64
+"""What an extent without a number counts as where savings are compared."""
+
+
+@dataclass(eq=False)
+class Group:
+    """Nodes that become one kernel, in order. `members` is empty for a node that is never fused."""
+
+    nodes: list[Node]
+    members: list[Member] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A value that a node of another group uses."""
+
+    value: Value
+    user: Node
+
+
+class Search:
+    """Merges the nodes of one region into groups of at most `max_ops`."""
+
+    def __init__(self, nodes: Sequence[Node], results: Iterable[Value], max_ops: int) -> None:
+        self.nodes = nodes
+        self.max_ops = max_ops
+        self.position = {node: n for n, node in enumerate(nodes)}
+        self.results = frozenset(results)
+        self.users: dict[Value, list[Node]] = {}
+        self.group_of: dict[Node, Group] = {}
+        for node in nodes:
+            member = Member.of(node)
+            self.group_of[node] = Group([node], [member] if member else [])
+            for value in node.inputs:
+                self.users.setdefault(value, []).append(node)
+
+    def run(self) -> list[Group]:
+        """All groups, in an order in which each comes after what it uses."""
+        views = []
+        for node in self.nodes:
+            group = self.group_of[node]
+            if group.members and group.members[0].only_moves:
+                views.append(node)  # it joins what reads it; what is left of views then joins what they read
+            elif group.members:
+                self._grow(node)
+        for node in views:
+            self._grow(node)
+        return self._in_order()
+
+    def edges(self) -> Iterable[Edge]:
+        """Every edge between two groups, one for each pair of value and user."""
+        for node in self.nodes:
+            for value in node.inputs:
+                if value.node in self.group_of and self.group_of[value.node] is not self.group_of[node]:
+                    yield Edge(value, node)
+
+    def outputs(self, nodes: Sequence[Node]) -> frozenset[Value]:
+        """The values that are used outside of a set of nodes."""
+        inside = set(nodes)
+        return frozenset(
+            v
+            for node in nodes
+            for v in node.values
+            if v in self.results or any(u not in inside for u in self.users.get(v, ()))
+        )
+
+    def refuse(self, edge: Edge) -> Refusal | None:
+        """Why the groups on the two sides of an edge do not merge, or None if they may."""
+        producer, consumer = self.group_of[edge.value.node], self.group_of[edge.user]
+        for node, group in ((edge.user, consumer), (edge.value.node, producer)):
+            if not group.members:
+                return _refuse_op(node)
+        if self._meets_elsewhere(producer, consumer):
+            return Refusal("cycle", "what lies between them would need the group and be needed by it")
+        members = self._joined(producer, consumer)
+        if len(members) > self.max_ops:
+            return Refusal("max-ops", f"{len(members)} operations are more than {self.max_ops}")
+        return refusal(members, stages_of(members, self.outputs([m.node for m in members])))
+
+    def _grow(self, node: Node) -> None:
+        """Merge the group of a node with those of the values it reads, the best first, as long as any fits."""
+        group = self.group_of[node]
+        tried: set[tuple[Group, int]] = set()
+        while True:
+            edges = sorted(self._inward(group), key=self._priority)
+            fresh = [e for e in edges if (self.group_of[e.value.node], len(group.nodes)) not in tried]
+            edge = next(iter(fresh), None)
+            if edge is None:
+                return
+            tried.add((self.group_of[edge.value.node], len(group.nodes)))
+            if self.refuse(edge) is None:
+                group = self._merge(self.group_of[edge.value.node], group)
+
+    def _inward(self, group: Group) -> list[Edge]:
+        found = {
+            self.group_of[v.node]: Edge(v, node)
+            for node in group.nodes
+            for v in node.operands
+            if v.node in self.group_of and self.group_of[v.node] is not group and self.group_of[v.node].members
+        }
+        return list(found.values())
+
+    def _priority(self, edge: Edge) -> tuple[bool, int, int]:
+        """A contraction first, for its epilogue saves a pass that nothing else can; then what is largest."""
+        has_contraction = any(m.is_contraction for m in self.group_of[edge.value.node].members)
+        return not has_contraction, -estimated_bytes(edge.value), self.position[edge.value.node]
+
+    def _joined(self, a: Group, b: Group) -> list[Member]:
+        return sorted((*a.members, *b.members), key=lambda m: self.position[m.node])
+
+    def _merge(self, a: Group, b: Group) -> Group:
+        members = self._joined(a, b)
+        group = Group([m.node for m in members], members)
+        self.group_of.update((node, group) for node in group.nodes)
+        return group
+
+    def _meets_elsewhere(self, producer: Group, consumer: Group) -> bool:
+        """Does a path lead from one group to the other through a third?"""
+        stack = [g for g in self._successors(producer) if g is not consumer]
+        seen = {producer, *stack}
+        while stack:
+            for group in self._successors(stack.pop()):
+                if group is consumer:
+                    return True
+                if group not in seen:
+                    seen.add(group)
+                    stack.append(group)
+        return False
+
+    def _successors(self, group: Group) -> list[Group]:
+        found = (self.group_of[u] for node in group.nodes for v in node.values for u in self.users.get(v, ()))
+        return [g for g in dict.fromkeys(found) if g is not group]
+
+    def _in_order(self) -> list[Group]:
+        """Depth first from the first node on, so that the order of the program stays where it can."""
+        done: dict[Group, None] = {}
+        stack = [(self.group_of[node], False) for node in reversed(self.nodes)]
+        while stack:
+            group, ready = stack.pop()
+            if group in done:
+                continue
+            if ready:
+                done[group] = None
+                continue
+            stack.append((group, True))
+            needed = (self.group_of[v.node] for node in group.nodes for v in node.inputs if v.node in self.group_of)
+            stack += [(g, False) for g in reversed(list(dict.fromkeys(needed))) if g is not group]
+        return list(done)
+
+
+def _refuse_op(node: Node) -> Refusal:
+    match node:
+        case Loop():
+            return Refusal("loop boundary", "a loop runs kernels of its own")
+        case Sort() | Argsort() | Cumulative():
+            return Refusal("ordered op", f"{node.name} puts a row in order and is a kernel of its own")
+    return Refusal("no kernel", f"{node.name} computes nothing")
+
+
+def estimated_bytes(value: Value) -> int:
+    """Bytes of a value, with a typical number for extents that have none."""
+    if not isinstance(value.type, TensorType):
+        return 0
+    elements = value.type.elements
+    return elements.evaluate(dict.fromkeys(elements.symbols, TYPICAL)) * value.dtype.bytes
+
+
+def sink_views(region: Region) -> tuple[Region, Mapping[Node, Node]]:
+    """Give every reader of a plain view, or of a value made of nothing, a copy of its own: reading through a view costs
+    nothing, so it should not tie its readers together. Also gives the node that each copy was made from."""
+    fusible = {node: member for node in region.nodes if (member := Member.of(node)) is not None}
+    free = {node for node, member in fusible.items() if _is_free(member)}
+    kept = {v.node for v in region.results} | {v.node for n in region.nodes if n not in fusible for v in n.inputs}
+    origin: dict[Node, Node] = {}
+    values: dict[Value, Value] = {}
+    nodes: list[Node] = []
+
+    def copy(node: Node) -> Node:
+        """The node again, and again what it reads of such nodes."""
+        new = replace(read(node))
+        origin[new] = node
+        nodes.append(new)
+        return new
+
+    def read(node: Node) -> Node:
+        """The node with copies of the views that it reads."""
+        own = {v: copy(v.node).value for v in dict.fromkeys(node.operands) if v.node in free}
+        return node.with_operands(ChainMap(own, values))
+
+    for node in region.nodes:
+        if node in free:
+            if node in kept:
+                values[node.value] = copy(node).value
+            continue
+        new = read(node) if node in fusible else node.with_operands(values)
+        values.update(zip(node.values, new.values))
+        nodes.append(new)
+    return Region(region.parameters, tuple(nodes), tuple(values.get(v, v) for v in region.results)), origin
+
+
+def _is_free(member: Member) -> bool:
+    """May every reader compute it again? A view, a cast to something not narrower, a value made of no data."""
+    if not member.reads:
+        return not member.is_reduced and member.work <= CHEAP
+    affine = all(not i.opaques for _, indices in member.reads for i in indices)
+    widens = all(v.dtype.bits <= member.value.dtype.bits for v, _ in member.reads if isinstance(v.type, TensorType))
+    return member.is_plain and affine and widens

@@ -1,0 +1,181 @@
+"""What fusion wants to know about one node: how dear its value is, whether it only moves elements, how it reads."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from intarsia.ir.graph import Node, Structured, Value
+from intarsia.ir.ops import ArgReduce, Elementwise, Reduce, Update
+from intarsia.ir.ops.elementwise import axes_for
+from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Load, loads
+from intarsia.ir.sizes import ONE, Size
+from intarsia.ir.space import Axis, Space, operand, operand_position
+from intarsia.passes.lower_uses import work
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A node that can be part of a group, with its space.
+
+    An `ArgReduce` counts as the reduction that it is. An `Update` has the space of what it writes.
+    """
+
+    node: Node
+    space: Space
+
+    @staticmethod
+    def of(node: Node) -> Member | None:
+        """The member that a node can be; None for what is a kernel, or no kernel, of its own."""
+        match node:
+            case Structured():
+                return Member(node, node.space)
+            case ArgReduce(x, _, axis):
+                axes = axes_for(x.tensor.shape)
+                element = Load(operand(0), tuple(Size.of(a.name) for a in axes), x.dtype)
+                kept = (*axes[:axis], *axes[axis + 1 :])
+                return Member(node, Space(kept, element, x.dtype, (axes[axis],), "max"))
+            case Update(_, _, axes, _, _, body):
+                return Member(node, Space(axes, body, body.dtype))
+        return None
+
+    @property
+    def value(self) -> Value:
+        return self.node.value
+
+    @cached_property
+    def reads(self) -> tuple[tuple[Value, tuple[Size, ...]], ...]:
+        """Every operand with the subscripts at which it is read, in the axes of the space."""
+        found = [
+            (self.node.operands[operand_position(load.buffer)], load.indices)
+            for load in dict.fromkeys((*self.space.loads(), *self._target_loads))
+        ]
+        if isinstance(self.node, Update):  # what is not written is copied, whatever the axes
+            found.append((self.node.base, tuple(Size.of(f"base{d}") for d in range(self.node.base.tensor.rank))))
+        return tuple(found)
+
+    @property
+    def _target_loads(self) -> tuple[Load, ...]:
+        targets = self.node.targets if isinstance(self.node, Update) else ()
+        return tuple(load for t in targets for value in t.opaques for load in loads(value))
+
+    @cached_property
+    def work(self) -> int:
+        """Scalar work on data at one point of the space."""
+        return work(self.space.body)
+
+    @property
+    def is_reduced(self) -> bool:
+        return bool(self.space.reduced)
+
+    @cached_property
+    def is_contraction(self) -> bool:
+        return is_contraction(self.space)
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """One element, perhaps cast: what the loads of a contraction can take in."""
+        body = self.space.body
+        while isinstance(body, (Cast, Bitcast)):
+            body = body.value
+        return isinstance(body, Load) and not self.is_reduced and isinstance(self.node, Structured)
+
+    @cached_property
+    def only_moves(self) -> bool:
+        """Does it choose elements without looking at data, as views, pad and concat do, or make them of literals?"""
+        return not self.is_reduced and isinstance(self.node, Structured) and only_moves(self.space.body)
+
+    @cached_property
+    def wide_axes(self) -> tuple[Axis, ...]:
+        """The axes of the result that are more than one element long."""
+        return wide(self.space.axes)
+
+    @property
+    def title(self) -> str:
+        """What a user calls the op."""
+        match self.node:
+            case Elementwise(function=name) | Reduce(combiner=name) | ArgReduce(which=name):
+                return name
+        return self.node.name
+
+
+def only_moves(expression: Expr) -> bool:
+    """Is the value an element or a literal, chosen without looking at data?"""
+    match expression:
+        case Load() | Const():
+            return True
+        case Bitcast(value=value):
+            return only_moves(value)
+        case Apply("where", (condition, a, b)):
+            return not any(loads(condition)) and only_moves(a) and only_moves(b)
+    return False
+
+
+def is_contraction(space: Space) -> bool:
+    """A sum of products each factor of which is used again along an axis of the result: matmul and convolution.
+
+    Without such reuse (a row-wise dot product, a matrix times a vector) it is a reduction like any other.
+    """
+    body = space.body
+    while isinstance(body, Cast):
+        body = body.value
+    match body:
+        case Apply("mul", (left, right)) if space.combiner == "sum":
+            axes = {a.name for a in wide(space.axes)}
+            unused = [axes - _reached(space, factor) for factor in (left, right)]
+            return all(any(loads(f)) for f in (left, right)) and all(unused) and unused[0] != unused[1]
+    return False
+
+
+def _reached(space: Space, expression: Expr) -> frozenset[str]:
+    """The axes that a value depends on, also through bounds that are data: rows of a sparse matrix do not overlap."""
+    names = set(expression.symbols)
+    for axis in reversed(space.reduced):
+        if axis.name in names:
+            names.update(*(o.symbols for bound in (axis.lower, axis.upper) for o in bound.opaques))
+    return frozenset(names)
+
+
+def wide(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    """The axes that are more than one element long."""
+    return tuple(a for a in axes if a.extent != ONE)
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a value is read: by which stage, and at which subscripts in the axes of that stage."""
+
+    stage: Member
+    indices: tuple[Size, ...]
+
+    @property
+    def is_affine(self) -> bool:
+        """Are the subscripts sums of axes, names and numbers, without quotients and data?"""
+        names = [a.name for a in self.stage.space.all_axes]
+        return all(i.is_affine_in(names) and all(isinstance(a, str) for a in i.atoms()) for i in self.indices)
+
+    @property
+    def repeats(self) -> bool:
+        """May several points of the stage read one element? Then computing it there computes it several times."""
+        axes = {a.name: a.extent for a in wide(self.stage.space.all_axes)}
+        seen: set[str] = set()
+        for index in self.indices:
+            own = {name: extent for name, extent in axes.items() if name in index.symbols}
+            if not _is_injective(index, own):
+                return True
+            seen.update(own)
+        return not seen >= axes.keys()
+
+
+def _is_injective(index: Size, extents: Mapping[str, Size]) -> bool:
+    """Do other values of the axes give other subscripts? True of `i`, of `2 * i + 1`, of `8 * i + j` where j < 8."""
+    steps: list[tuple[int, int]] = []
+    for name, extent in extents.items():
+        step = index.coefficient(name)
+        if not step or (extent.constant is None and len(extents) > 1):
+            return False
+        steps.append((abs(step), extent.constant or 0))
+    steps.sort()
+    return all(small * extent <= large for (small, extent), (large, _) in itertools.pairwise(steps))

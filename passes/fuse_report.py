@@ -1,0 +1,75 @@
+"""What a group saves: bytes that no longer go through memory, and passes over what it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from intarsia.ir.graph import Module, Node, Region, Value
+from intarsia.ir.ops import Constant, Fused, Loop
+from intarsia.ir.sizes import ZERO, Size
+from intarsia.ir.types import TensorType
+from intarsia.passes.fuse_members import Member
+from intarsia.passes.fuse_rows import passes_over, stages_of
+
+UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+@dataclass(frozen=True)
+class PassCount:
+    """How often a group reads one of its inputs from memory, with a kernel for each op (before) and as one (after)."""
+
+    group: Fused
+    value: Value
+    before: int
+    after: int
+
+
+def pass_counts(module: Module) -> list[PassCount]:
+    """The passes over each input of each fused group, groups of loops included, in order."""
+    found: list[PassCount] = []
+    for node in module.graph.body.walk():
+        if not isinstance(node, Fused):
+            continue
+        members = [member for n in node.body.nodes if (member := Member.of(n)) is not None]
+        stages = stages_of(members, frozenset(node.body.results))
+        for value in node.inputs:
+            if not isinstance(value.node, Constant):
+                before = sum(value in n.operands for n in node.body.nodes)
+                found.append(PassCount(node, value, before, passes_over(value, stages)))
+    return found
+
+
+def title(node: Node) -> str:
+    """What a user calls a node."""
+    match node:
+        case Fused(body=body):
+            return title(body.results[0].node)
+        case Loop(stacked=stacked):
+            return "scan" if stacked else "loop"
+    member = Member.of(node)
+    return member.title if member else node.name
+
+
+def saving(nodes: Sequence[Node], outputs: frozenset[Value]) -> str:
+    """The bytes that a group does not move, as text: what its ops read and write one by one, less what it does."""
+    region = Region((), tuple(nodes), tuple(v for n in nodes for v in n.values if v in outputs))
+    alone = sum((_bytes(v) for n in nodes for v in (*dict.fromkeys(n.operands), *n.values)), ZERO)
+    together = sum((_bytes(v) for v in (*region.captures, *region.results)), ZERO)
+    return bytes_text(alone - together)
+
+
+def _bytes(value: Value) -> Size:
+    if isinstance(value.node, Constant) or not isinstance(value.type, TensorType):
+        return ZERO
+    return value.type.elements * value.dtype.bytes
+
+
+def bytes_text(size: Size) -> str:
+    """`12.0 MiB`, or the formula where sizes are open."""
+    if size.constant is None:
+        return f"{size} bytes"
+    amount, unit = float(size.constant), 0
+    while abs(amount) >= 1024 and unit + 1 < len(UNITS):
+        amount, unit = amount / 1024, unit + 1
+    return f"{amount:.1f} {UNITS[unit]}" if unit else f"{size} bytes"

@@ -1,0 +1,252 @@
+"""Can a set of nodes be one kernel? Which of its values are computed where they are used, and do the rest share rows?
+
+A *stage* is a node whose value is stored: a reduction, a result of the group, or a value that is dear to compute again.
+The others are inlined. The stages of one group run over the same *rows*: outer axes, such as batch and head, that each
+stage has and along which a stage reads what another stored only at its own row. So one loop over the rows holds them
+all, and what passes from stage to stage is one row at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from intarsia.ir.graph import Node, Value
+from intarsia.ir.ops import Reshape, Update
+from intarsia.ir.sizes import Size
+from intarsia.ir.types import TensorType
+from intarsia.passes.fuse_members import Member, Point
+from intarsia.passes.lower_uses import CHEAP
+
+AxisOf: TypeAlias = tuple[object, str]
+"""An axis of a stage by the node and the name, or a dimension of a value."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why nodes are not fused: a short name of the rule, and what it says here."""
+
+    rule: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Stages:
+    """How a group is computed.
+
+    stages: the members whose values are stored, in order. places: where each member is computed, by node; a stage at
+    least at its own axes. reads: where each value, of the group or from outside, is read, once inlined members are
+    gone. work: to compute each member from what is stored or comes from outside. outputs: the values that are needed
+    outside of the group.
+    """
+
+    stages: tuple[Member, ...]
+    places: Mapping[Node, tuple[Point, ...]]
+    reads: Mapping[Value, tuple[Point, ...]]
+    work: Mapping[Node, int]
+    outputs: frozenset[Value]
+
+    def internal(self) -> Iterable[tuple[Member, Point]]:
+        """Every stored value that another stage reads, and where."""
+        for stage in self.stages:
+            for point in self.reads.get(stage.value, ()):
+                yield stage, point
+
+
+def stages_of(members: Sequence[Member], outputs: frozenset[Value]) -> Stages:
+    """Decide which members of a group, in topological order, are stored.
+
+    Stored are reductions, results, and what is dear and would be computed more than once: because it is read at
+    several points, or at one that several iterations share.
+    """
+    reduced = {m.node for m in members if m.is_reduced}
+    total: dict[Node, int] = {}
+    for member in members:
+        inner = {v.node for v in member.node.operands} - reduced
+        total[member.node] = member.work + sum(total.get(n, 0) for n in inner)
+    reads: dict[Value, dict[Point, None]] = {}
+    computed: dict[Node, tuple[Point, ...]] = {}
+    stages: list[Member] = []
+    for member in reversed(members):
+        points = tuple(reads.get(member.value, ()))
+        result = member.value in outputs
+        several = len(points) + result > 1 or any(p.repeats for p in points)
+        kept = member.is_reduced or isinstance(member.node, Update) or (total[member.node] > CHEAP and several)
+        places = [] if kept else list(points)
+        if kept or result or not points:
+            stages.append(member)
+            places.append(Point(member, tuple(Size.of(a.name) for a in member.space.axes)))
+        if not kept:
+            reads.pop(member.value, None)  # computed again wherever it is read
+        computed[member.node] = tuple(places)
+        for place in places:
+            for value, indices in at(member, place):
+                reads.setdefault(value, {})[Point(place.stage, indices)] = None
+    found = {value: tuple(points) for value, points in reads.items()}
+    return Stages(tuple(reversed(stages)), computed, found, total, outputs)
+
+
+def at(member: Member, place: Point) -> Iterable[tuple[Value, tuple[Size, ...]]]:
+    """What a member reads, and at which subscripts, when it is computed at a place."""
+    names = {axis.name: index for axis, index in zip(member.space.axes, place.indices)}
+    return ((value, tuple(i.substitute(names) for i in indices)) for value, indices in member.reads)
+
+
+def refusal(members: Sequence[Member], stages: Stages) -> Refusal | None:
+    """Why a group cannot be one kernel, or None if it can."""
+    for member in members:
+        for place in stages.places[member.node]:
+            if place.stage is not member and (found := _refuse_inlining(member, place)):
+                return found
+    if any(isinstance(s.node, Update) for s in stages.stages) and len(stages.stages) > 1:
+        return Refusal("update", "an update is the only stored value of its kernel")
+    contractions = [s for s in stages.stages if s.is_contraction]
+    if len(contractions) > 1:
+        return Refusal("contraction-contraction", "a kernel holds one matrix product or convolution")
+    return _refuse_rows(stages, contractions[0] if contractions else None)
+
+
+def _refuse_inlining(member: Member, place: Point) -> Refusal | None:
+    """What is computed inside of a contraction is computed again for every element that shares it."""
+    affine = all(Point(place.stage, indices).is_affine for _, indices in at(member, place))
+    user = place.stage.title
+    if (isinstance(member.node, Reshape) and not affine) or (
+        isinstance(place.stage.node, Reshape) and not place.is_affine
+    ):
+        return Refusal("not affine", "this reshape needs divisions in subscripts, and costs nothing by itself")
+    if place.stage.is_contraction and not member.is_plain:
+        return Refusal("dear recompute", f"{member.title} would run again for every element that {user} shares")
+    if place.stage.is_contraction and not affine:
+        return Refusal("not affine", f"{user} would read through {member.title} at subscripts that are not affine")
+    return None
+
+
+def _refuse_rows(stages: Stages, contraction: Member | None) -> Refusal | None:
+    """Do all stages have the rows of the reductions (of the contraction), and read each other at their own row?"""
+    arrays = [s for s in stages.stages if s.is_reduced or s.wide_axes]
+    if len(arrays) <= 1:
+        return None
+    same = _SameAxes(stages)
+    anchor = contraction or next((s for s in arrays if s.is_reduced), None)
+    rows = _rows(arrays, same)
+    if not rows and anchor is None:
+        return _blame(arrays[0], arrays[-1], stages)
+    for stage in arrays:
+        own = same.of(stage)
+        fits = own == rows if stage.is_reduced or contraction else own >= rows
+        if not fits or (contraction and stage.is_reduced and stage is not contraction):
+            return _blame(stage, anchor or arrays[0], stages)
+    if same.conflicts & rows:
+        return Refusal("different rows", "a value is read at other rows than its own")
+    return _refuse_reads(stages, same, rows) or _refuse_order(arrays, same, rows, contraction, stages)
+
+
+def _rows(arrays: Sequence[Member], same: _SameAxes) -> frozenset[int]:
+    """The axes that all stages share: those of the results of the reductions if there are any."""
+    for stage in arrays:
+        if stage.is_reduced:
+            return same.of(stage)
+    return frozenset.intersection(*map(same.of, arrays))
+
+
+def passes_over(value: Value, stages: Stages) -> int:
+    """How often a group reads a value from memory: once if its stages share rows, since a row stays near, else once a
+    stage."""
+    readers = {point.stage.node for point in stages.reads.get(value, ())}
+    arrays = [s for s in stages.stages if s.is_reduced or s.wide_axes]
+    return 1 if readers and _rows(arrays, _SameAxes(stages)) else len(readers)
+
+
+def _refuse_reads(stages: Stages, same: _SameAxes, rows: frozenset[int]) -> Refusal | None:
+    """A stage reads what another stored at its own row only."""
+    for stored, point in stages.internal():
+        own = {a.name: same.find((point.stage.node, a.name)) for a in point.stage.wide_axes}
+        for axis, index in zip(stored.space.axes, point.indices):
+            row = same.find((stored.node, axis.name))
+            if axis in stored.wide_axes and row in rows and own.get(index.as_name or "") != row:
+                return _blame(stored, point.stage, stages)
+    return None
+
+
+def _refuse_order(
+    arrays: Sequence[Member], same: _SameAxes, rows: frozenset[int], contraction: Member | None, stages: Stages
+) -> Refusal | None:
+    """Rows are outermost, so that what is stored of one row lies together. After a contraction all axes are rows, and
+    in its order, so that its tile stays in registers."""
+    for stage in arrays:
+        own = same.list_of(stage)
+        if contraction and own != same.list_of(contraction):
+            return Refusal("different rows", f"{stage.title} has the axes of {contraction.title} in another order")
+        if not {*own[: len(rows)]} >= rows and not any(s.is_reduced for s in arrays):
+            return _blame(arrays[0], stage, stages)
+        if not {*own[: len(rows)]} >= rows:
+            return Refusal("different rows", f"the rows of {stage.title} are not its leading dimensions")
+    return None
+
+
+def _blame(stage: Member, other: Member, stages: Stages) -> Refusal:
+    """The rule that keeps a stage out: would it fit if it were not stored?"""
+    if not stage.is_reduced and stage.value not in stages.outputs:
+        work = stages.work[stage.node]
+        return Refusal(
+            "dear recompute", f"{stage.title} takes {work} operations, and {other.title} needs it repeatedly"
+        )
+    if not stage.is_reduced and stages.reads.get(stage.value):
+        return Refusal(
+            "multiple uses", f"{stage.title} is needed elsewhere too, and not over the rows of {other.title}"
+        )
+    return Refusal("different rows", f"{stage.title} runs over {_axes(stage)}, {other.title} over {_axes(other)}")
+
+
+def _axes(stage: Member) -> str:
+    return f"[{', '.join(str(a.extent) for a in stage.space.axes)}]"
+
+
+class _SameAxes:
+    """Which axes of the stages are the same: dimension d of a stored value, and the axis by which another stage reads
+    that dimension. `conflicts` are classes that hold two axes of one stage.
+
+    Stages that read a dimension of any value by an axis share that axis too, if they may: such a value can as well be
+    read at other rows.
+    """
+
+    def __init__(self, stages: Stages) -> None:
+        self._class: dict[AxisOf, set[AxisOf]] = {}
+        for stored, point in stages.internal():
+            self._join([(stored.node, a.name, a.extent) for a in stored.space.axes], point, optional=False)
+        read = [(node.value, point) for node, points in stages.places.items() for point in points]
+        for value, point in (*read, *((v, p) for v, points in stages.reads.items() for p in points)):
+            if isinstance(value.type, TensorType) and len(point.indices) == value.type.rank:
+                shape = enumerate(value.type.shape)
+                self._join([(value, str(d), extent) for d, extent in shape], point, optional=True)
+        self._numbers: dict[int, int] = {}
+        lists = [self.list_of(stage) for stage in stages.stages]
+        self.conflicts = frozenset(n for numbers in lists for n in numbers if numbers.count(n) > 1)
+
+    def _join(self, dimensions: Sequence[tuple[object, str, Size]], point: Point, optional: bool) -> None:
+        extents = {a.name: a.extent for a in point.stage.space.all_axes}
+        for (holder, name, extent), index in zip(dimensions, point.indices):
+            if index.as_name is not None and extents.get(index.as_name) == extent:
+                own, other = self._get((holder, name)), self._get((point.stage.node, index.as_name))
+                distinct = {node for node, _ in own}.isdisjoint(node for node, _ in other)
+                if own is not other and (distinct or not optional):
+                    own |= other
+                    self._class.update((a, own) for a in other)
+
+    def _get(self, axis: AxisOf) -> set[AxisOf]:
+        return self._class.setdefault(axis, {axis})
+
+    def find(self, axis: AxisOf) -> int:
+        """The number of the class of an axis."""
+        return self._numbers.setdefault(id(self._get(axis)), len(self._numbers))
+
+    def list_of(self, stage: Member) -> list[int]:
+        """The classes of the axes of a stage's result, in order."""
+        return [self.find((stage.node, a.name)) for a in stage.wide_axes]
+
+    def of(self, stage: Member) -> frozenset[int]:
+        return frozenset(self.list_of(stage))
