@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from intarsia.dsl import lexical_errors, syntax_errors
-from intarsia.dsl.lexer import DECLARATION_WORDS, MAX_NESTING, NEWLINE, Tokens
+from intarsia.dsl.lexer import DECLARATION_WORDS, MAX_NESTING, NEWLINE, Token, Tokens
 from intarsia.dsl.tables import END, Rule, Tables
 from intarsia.dsl.tree import TreeBuilder
 from intarsia.ir.errors import Diagnostic, Span
@@ -46,6 +46,8 @@ class Automaton:
             if resumed is None:
                 return None
             position = self.advance(resumed, self.tables.ends[start])
+            if position == resumed:
+                return None
         return None if self.diagnostics else self.values[-1]
 
     def advance(self, position: int, end_state: int) -> int:
@@ -161,13 +163,8 @@ class Automaton:
     def skip(self, position: int) -> int | None:
         """Leave out the statement, field or declaration that is wrong: the position of the token after it, or None
         where there is none to leave out."""
-        while self.states:
-            gotos = self.tables.actions[self.states[-1]]
-            resumed = next((gotos[symbol] for symbol in _RESUMING if symbol in gotos), None)
-            if resumed is not None:
-                break
-            del self.states[-1:], self.values[-1:], self.starts[-1:], self.heights[-1:]
-        else:
+        resumed = self.unwind()
+        if resumed is None:
             return None
         items, partners = self.tokens.items, self.tokens.partners
         while items[position].kind not in (NEWLINE, END):
@@ -180,3 +177,18 @@ class Automaton:
         self.states.append(resumed)
         self.checkpoint = (position, list(self.states))
         return position
+
+    def unwind(self) -> int | None:
+        """Leave the innermost statement, field or declaration: the state after a right one, or None where there is
+        none. A block whose `}` was read is left as a whole."""
+        closed = 0
+        while self.states:
+            gotos = self.tables.actions[self.states[-1]]
+            for symbol in _RESUMING:
+                if symbol in gotos and not closed:
+                    return gotos[symbol]
+            last = self.values[-1] if self.values else None
+            if isinstance(last, Token):
+                closed += (last.text == "}") - (last.text[0] == "{")
+            del self.states[-1:], self.values[-1:], self.starts[-1:], self.heights[-1:]
+        return None

@@ -166,13 +166,16 @@ class _Reader:
         items.append(token)
 
     def close(self, token: Token, index: int) -> None:
-        """Match a closing bracket with the innermost open one."""
-        if not self.open:
-            self.unbalanced(lexical_errors.stray_bracket(Span(self.source, token.start, token.end)))
+        """Match a closing bracket with the innermost open one. Where that is of another kind, it is the open one that
+        is wrong, unless nothing in the same block could be meant."""
+        closer = Span(self.source, token.start, token.end)
+        wanted = {"}"} if token.text == "}" else {"}", token.text}
+        found = next((o for o in reversed(self.open) if CLOSERS[self.items[o].text[0]] in wanted), None)
+        if found is None or CLOSERS[self.items[found].text[0]] != token.text:
+            self.unbalanced(lexical_errors.stray_bracket(closer))
             return
         opener = self.open.pop()
-        if CLOSERS[self.items[opener].text[0]] != token.text:
-            closer = Span(self.source, token.start, token.end)
+        if opener != found:
             self.unbalanced(lexical_errors.unclosed_bracket(self.bracket(opener), closer))
         self.partners[index] = opener
         self.partners[opener] = index

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from intarsia.dsl.lexer import BINARY_OPERATORS, NEWLINE, SEMICOLON, Token, Tokens
+from intarsia.dsl.lexer import BINARY_OPERATORS, DECLARATION_WORDS, NEWLINE, SEMICOLON, Token, Tokens
 from intarsia.dsl.tables import END
 from intarsia.ir.errors import Diagnostic, Span
 
@@ -82,7 +82,8 @@ def explain(context: Context) -> Diagnostic:
 
 def unexpected(context: Context) -> Diagnostic:
     """The token, and what could stand in its place."""
-    found = {NEWLINE: "end of the line", END: "end of the text"}.get(context.token.kind, f"`{context.token.text}`")
+    whole = "declaration" if context.tokens.items[0].text in DECLARATION_WORDS | {"fn"} else "text"
+    found = {NEWLINE: "end of the line", END: f"end of the {whole}"}.get(context.token.kind, f"`{context.token.text}`")
     expected = _describe(context.expected)
     return context.error("E0100", f"unexpected {found}" + (f", expected {expected}" if expected else ""))
 
@@ -118,12 +119,22 @@ def _line_end(context: Context) -> Diagnostic | None:
         return None
     if token.text == "else":
         return context.error("E0107", "a line cannot begin with `else`", "write `} else {` on one line")
-    if token.text in BINARY_OPERATORS | {"=", ".", ",", "..", "?"}:
+    if token.text in BINARY_OPERATORS | {"=", ".", ",", "..", "?"} and token.text != "//":
         hint = f"move `{token.text}` to the end of the line above"
-        if token.text == "//":
-            hint += "; a comment begins with #"
         return context.error("E0107", f"a line cannot begin with `{token.text}`", hint)
     return None
+
+
+def _unfinished_line(context: Context) -> Diagnostic | None:
+    """A line that ends with an operator and is followed by another statement: `a =`, then `b = 1`."""
+    position, items = context.position, context.tokens.items
+    if context.token.text != "=" or position < 2 or items[position - 1].kind != "NAME":
+        return None
+    between = context.tokens.source.text[items[position - 2].end : items[position - 1].start]
+    if "\n" not in between or items[position - 2].text in (",", "{") or items[position - 2].kind == NEWLINE:
+        return None
+    message = f"this line ends with `{items[position - 2].text}`, and the next is a statement of its own"
+    return context.error("E0107", message, "complete the line", at=position - 2)
 
 
 def _foreign(context: Context) -> Diagnostic | None:
@@ -133,6 +144,8 @@ def _foreign(context: Context) -> Diagnostic | None:
         word = context.tokens.items[index].text if index >= 0 else ""
         if word in _FOREIGN_WORDS and (context.begins_statement(index) or word == "lambda"):
             return context.error("E0117", f"`{word}` is not a word of the language", _FOREIGN_WORDS[word], at=index)
+    if token.text == "//" and context.begins_statement(position):
+        return context.error("E0117", "`//` begins no comment", "a comment begins with #")
     if token.text in ("for", "while") and context.begins_statement(position):
         return context.error("E0117", f"there is no `{token.text}` statement", _LOOP_HINT)
     if token.text == "if" and ("NUMBER" in context.expected or "+" in context.expected):
@@ -194,11 +207,13 @@ def _expression_statement(context: Context) -> Diagnostic | None:
     first = position - 1
     if context.tokens.items[first].text == "]":
         first = context.tokens.partners[first] - 1
+    if not context.begins_statement(first):
+        return None
     return context.error("E0119", "an expression is not a statement", hint, at=first)
 
 
-def _comma(context: Context) -> Diagnostic | None:
-    """Two items of a list without a comma, or something else between them."""
+def _items(context: Context) -> Diagnostic | None:
+    """Two items of a list without a comma, with something else between them, or a range as an item."""
     token, expected = context.token, context.expected
     if token.kind == SEMICOLON:
         return context.error("E0111", "`;` between the items of a list", "items are separated by commas")
@@ -206,8 +221,11 @@ def _comma(context: Context) -> Diagnostic | None:
         return context.error("E0111", "`,` between the fields of a struct", "each field stands on a line of its own")
     begins_item = token.kind in ("NAME", "NUMBER", "STRING") or token.text in _OPERAND_WORDS | {"not", "const"}
     if begins_item and "," in expected and not expected.isdisjoint({")", "]"}) and context.previous is not None:
-        message = f"`,` or an operator is missing between `{context.previous.text}` and `{token.text}`"
-        return context.error("E0111", message)
+        other = "an operator" if "+" in expected else "`:`" if ":" in expected else ""
+        missing = f"`,` or {other} is" if other else "`,` is"
+        return context.error("E0111", f"{missing} missing between `{context.previous.text}` and `{token.text}`")
+    if token.text == ".." and ":" in expected:
+        return context.error("E0114", "a range among the subscripts of a value", "part of a tensor is x[a:b]")
     return None
 
 
@@ -240,12 +258,13 @@ def _declaration(context: Context) -> Diagnostic | None:
 
 _RULES: Sequence[Callable[[Context], Diagnostic | None]] = (
     _line_end,
+    _unfinished_line,
     _foreign,
     _reserved,
     _assignment,
     _comparison,
     _dimension,
     _expression_statement,
-    _comma,
+    _items,
     _declaration,
 )

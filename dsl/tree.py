@@ -447,7 +447,7 @@ class TreeBuilder:
             if not isinstance(argument, ast.Keyword):
                 positional.append(argument)
                 if keywords:
-                    hint = "arguments by position come first"
+                    hint = "arguments by position come first; equality is written =="
                     self.report("E0116", "an argument by position after one by name", argument.span, hint)
             elif argument.name.text in keywords:
                 self.report("E0116", f"the argument `{argument.name}` is given twice", argument.name.span)
