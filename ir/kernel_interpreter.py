@@ -325,9 +325,12 @@ class _Machine:
         found = self.memory[name]
         where = [self.size(i, env, mask) for i in indices]
         if isinstance(found, list):
-            which = np.unique(where.pop(0))
-            assert len(which) == 1 and 0 <= which[0] < len(found), f"element {which} of list {name} of {len(found)}"
-            found, indices = found[int(which[0])], indices[1:]
+            which = np.unique(where[0])
+            if len(which) == 1:
+                assert 0 <= which[0] < len(found), f"element {which[0]} of list {name} of {len(found)}"
+                found, where, indices = found[int(which[0])], where[1:], indices[1:]
+            else:
+                found = np.stack(found)
         for dimension, (index, extent) in enumerate(zip(where, found.shape)):
             outside = np.asarray((np.asarray(index) < 0) | (np.asarray(index) >= extent))
             if mask is not None:
