@@ -1,0 +1,197 @@
+"""From tensors to loops: every group of nodes becomes one naive kernel and a `Call` of it.
+
+    %1 = exp %x : f32[4, 8]                  kernel f_exp_sum(x: f32[4, 8]) -> (y: f32[4]) {
+    %2 = reduce %1 combiner=sum axes=(1,)      for i0 in 0..4 { y[i0] = 0 }
+                                         =>    for i0.1 in 0..4 { for r1 in 0..8 { y[i0.1] += exp(x[i0.1, r1]) } }
+                                             }
+                                             %1 = call f_exp_sum(%x) : f32[4]
+
+A kernel is a list of stages, perfect loop nests in the order of the nodes, without any choice: what runs together, in
+which order and how fast is for schedules to say. Afterwards the graph holds calls, loops, `list_get`s and reshapes of
+values in memory, and the order of its nodes is the order of execution. See docs/lowering.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from intarsia.ir.graph import Module, Node, Region, Structured, Value
+from intarsia.ir.kernel import Kernel
+from intarsia.ir.ops import ArgReduce, Argsort, Call, Constant, Cumulative, Fused, ListGet, Loop, Reshape, Sort, Update
+from intarsia.ir.proofs import Facts
+from intarsia.ir.scalar import Expr, Load, as_size, transform
+from intarsia.ir.sizes import Size
+from intarsia.ir.space import operand, operand_position
+from intarsia.passes.lower_checks import Checks
+from intarsia.passes.lower_kernel import GroupLowering
+from intarsia.passes.lower_names import kernel_label
+from intarsia.passes.lower_stages import Names, rename_buffers
+from intarsia.passes.pipeline import Context, Pass
+
+
+@dataclass(frozen=True)
+class Lower(Pass):
+    """Groups become kernels. Needs a graph after `fuse`; leaves naive kernels, those that are equal shared."""
+
+    name = "lower"
+    exact = False  # the order of a sum is that of the loops
+
+    def run(self, module: Module, context: Context) -> Module:
+        graph = module.graph
+        kernels = Kernels(graph.name, module.kernels)
+        scope = _Scope(graph.dimensions, Facts(names=frozenset(graph.dimensions)))
+        lowering = _RegionLowering(kernels, frozenset(graph.body.parameters), Checks() if context.checks else None)
+        body = lowering.region(graph.body, scope, {})
+        return replace(module.with_body(body), kernels=kernels.in_order)
+
+
+class Kernels:
+    """The kernels of a module; equal ones, whatever their parameters are called, are kept once."""
+
+    def __init__(self, prefix: str, existing: Sequence[Kernel]) -> None:
+        self.prefix = prefix
+        self.in_order: tuple[Kernel, ...] = tuple(existing)
+        self._names = Names(k.name for k in existing)
+        self._known: dict[Kernel, Kernel] = {}
+
+    def add(self, kernel: Kernel, label: str) -> Kernel:
+        """The kernel, or one that is equal to it, under a name of its own."""
+        positions = {b.name: f"#{n}" for n, b in enumerate(kernel.buffers().values())}
+        key = replace(rename_buffers(kernel, positions), name="", span=None)
+        if key not in self._known:
+            name = self._names.fresh(f"{self.prefix}_{label}").replace(".", "_")
+            self._known[key] = replace(kernel, name=name)
+            self.in_order = (*self.in_order, self._known[key])
+        return self._known[key]
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """The symbols in scope, in order of binding, and what is known of them."""
+
+    names: tuple[str, ...]
+    facts: Facts
+
+    def inside(self, loop: Loop) -> _Scope:
+        """Within a loop: its counter is in its bounds where these do not depend on data."""
+        counter, facts = Size.of(loop.counter), self.facts
+        if not loop.lower.opaques:
+            facts = facts.given(counter - loop.lower)
+            if self.facts.proves(loop.lower):
+                facts = replace(facts, names=facts.names | {loop.counter})
+        if not loop.upper.opaques:
+            facts = facts.given(loop.upper - 1 - counter)
+        return _Scope((*self.names, loop.counter), facts)
+
+
+@dataclass(frozen=True)
+class _RegionLowering:
+    """Lowers the nodes of a region and of those inside it. `fixed` are the parameters that nothing may change."""
+
+    kernels: Kernels
+    fixed: frozenset[Node]
+    checks: Checks | None
+
+    def region(self, region: Region, scope: _Scope, outer: Mapping[Value, Value]) -> Region:
+        """The lowered region; `outer` gives the lowered values of the regions around it."""
+        block = _Block(self, scope, dict(outer))
+        for node in region.nodes:
+            block.lower(node)
+        results = tuple(block.value(v) for v in region.results)
+        return Region(region.parameters, tuple(block.nodes), results)
+
+    def is_owned(self, value: Value) -> bool:
+        """Did the program make this value itself? Inputs are never changed."""
+        return value.node not in self.fixed and not isinstance(value.node, ListGet | Constant)
+
+
+class _Block:
+    """The nodes of one region on their way: what they became, and the values that stand for the old ones."""
+
+    def __init__(self, lowering: _RegionLowering, scope: _Scope, values: dict[Value, Value]) -> None:
+        self.lowering = lowering
+        self.scope = scope
+        self.values = values
+        self.nodes: list[Node] = []
+
+    def value(self, old: Value) -> Value:
+        """The value that stands for an old one; a literal that has to be in memory is written by a kernel."""
+        if old not in self.values and isinstance(old.node, Constant):
+            self._group((old.node,), (old,), old.node)
+        return self.values.get(old, old)
+
+    def lower(self, node: Node) -> None:
+        match node:
+            case Constant():
+                pass  # becomes part of what uses it
+            case Fused(body):
+                self._group(body.nodes, body.results, node)
+            case Reshape(x) if not isinstance(x.node, Constant):
+                self._append(node, replace(node, x=self.value(x)))
+            case Structured() | Update() | ArgReduce() | Cumulative() | Sort() | Argsort():
+                self._group((node,), node.values, node)
+            case Loop():
+                self._append(node, self._loop(node))
+            case ListGet():
+                (index,), scalars = self._scalars((node.index,), node.scalars)
+                self._append(node, replace(node, index=index, scalars=scalars, source=self.value(node.source)))
+            case _:
+                self._append(node, node.with_operands({v: self.value(v) for v in node.inputs}))
+
+    def _append(self, old: Node, new: Node) -> None:
+        self.nodes.append(new)
+        self.values.update(zip(old.values, new.values))
+
+    def _group(self, members: Sequence[Node], results: Sequence[Value], node: Node) -> None:
+        """One kernel and its call; `results` of the group become those of `node`."""
+        inside = set(members)
+        outputs = tuple(dict.fromkeys(v for v in results if v.node in inside))
+        if outputs:
+            lowering, scope = self.lowering, self.scope
+            group = GroupLowering(members, outputs, scope.names, scope.facts, lowering.is_owned, lowering.checks)
+            lowered = group.run("", node.span)
+            kernel = lowering.kernels.add(lowered.kernel, kernel_label(members))
+            call = Call(
+                kernel.name,
+                tuple(map(self.value, lowered.arguments)),
+                tuple(v.type for v in lowered.results),
+                tuple(map(Size.of, kernel.sizes)),
+                span=node.span,
+                more_spans=node.more_spans,
+            )
+            self.nodes.append(call)
+            self.values.update(zip(lowered.results, call.values))
+        for new, old in zip(node.values, results):
+            self.values[new] = self.value(old)
+
+    def _loop(self, loop: Loop) -> Loop:
+        (lower, upper), scalars = self._scalars((loop.lower, loop.upper), loop.scalars)
+        scope = self.scope.inside(replace(loop, lower=lower, upper=upper, scalars=scalars))
+        return replace(
+            loop,
+            lower=lower,
+            upper=upper,
+            scalars=scalars,
+            initial=tuple(map(self.value, loop.initial)),
+            body=self.lowering.region(loop.body, scope, self.values),
+            condition=loop.condition and self.lowering.region(loop.condition, scope, self.values),
+        )
+
+    def _scalars(self, sizes: Sequence[Size], scalars: Sequence[Value]) -> tuple[tuple[Size, ...], tuple[Value, ...]]:
+        """Integer expressions that load scalars `a0`, …: literals are put in, the other scalars are numbered again."""
+        order: dict[Value, int] = {}
+
+        def read(e: Expr) -> Expr | None:
+            if not isinstance(e, Load):
+                return None
+            scalar = scalars[operand_position(e.buffer)]
+            if isinstance(scalar.node, Constant):
+                return scalar.node.space.body
+            return replace(e, buffer=operand(order.setdefault(self.value(scalar), len(order))))
+
+        def literal(value: Expr) -> Size:
+            return as_size(transform(value, rule=read))
+
+        new = tuple(s.substitute({}, literal) if s.opaques else s for s in sizes)
+        return new, tuple(order)

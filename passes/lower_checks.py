@@ -1,0 +1,160 @@
+"""Run-time checks, under `--checks`: subscripts that depend on data, integer divisors, targets written twice.
+
+Each check is a stage of its own before the node that it belongs to, over the axes it depends on. The values that a
+failed check records say which kind it is: `(index, extent)` for a subscript, none for a divisor that is 0, and for a
+target of `=` that was written before its flat index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+from intarsia.ir.dtypes import I32
+from intarsia.ir.graph import Node, Value
+from intarsia.ir.kernel import Check, Statement
+from intarsia.ir.ops import Update
+from intarsia.ir.ops.elementwise import axes_for
+from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, apply, constant
+from intarsia.ir.sizes import ZERO, Size, row_major_strides
+from intarsia.ir.space import Axis, Space, operand_position
+from intarsia.passes.lower_names import value_extents
+from intarsia.passes.lower_stages import Scope, subscripts
+
+if TYPE_CHECKING:
+    from intarsia.passes.lower_kernel import GroupLowering
+
+Path: TypeAlias = "tuple[Expr, ...]"
+"""Conditions that hold where a sub-expression counts."""
+
+
+@dataclass
+class Checks:
+    """Numbers the checks of a program, from 1."""
+
+    count: int = field(default=0)
+
+    def number(self) -> int:
+        self.count += 1
+        return self.count
+
+
+@dataclass(frozen=True)
+class _Obligation:
+    """What must hold wherever `path` does, and what to record where it does not."""
+
+    condition: Expr
+    values: tuple[Expr, ...]
+    path: Path = ()
+
+    @property
+    def whole(self) -> Expr:
+        condition = self.condition
+        for known in reversed(self.path):
+            condition = apply("or", apply("not", known), condition)
+        return condition
+
+
+def check_space(group: GroupLowering, node: Node, space: Space, checks: Checks) -> None:
+    """Write the checks of a structured op."""
+    for position, axis in enumerate(space.all_axes):
+        for bound in (axis.lower, axis.upper):
+            _write(group, node, space.all_axes[:position], _of_size(bound, node.operands, ()), checks)
+    _write(group, node, space.all_axes, _of(space.body, node.operands, ()), checks)
+
+
+def check_update(group: GroupLowering, node: Update, checks: Checks) -> None:
+    """Write the checks of an update: of its body, its targets, and of `=` that each is written once."""
+    extents = node.base.tensor.shape
+    own = [o for t in node.targets for o in _of_size(t, node.operands, ())]
+    own += [_within(t, n, ()) for t, n in zip(node.targets, extents) if t.opaques]
+    _write(group, node, node.axes, [*_of(node.body, node.operands, ()), *own], checks)
+    if node.operator == "=" and any(t.opaques for t in node.targets):
+        _write_once(group, node, checks)
+
+
+def _of(e: Expr, operands: Sequence[Value], path: Path) -> Iterator[_Obligation]:
+    """What the evaluation of an expression asks for."""
+    match e:
+        case Load(buffer, indices):
+            extents = value_extents(operands[operand_position(buffer)])
+            for index, extent in zip(indices, extents):
+                yield from _of_size(index, operands, path)
+                if index.opaques:
+                    yield _within(index, extent, path)
+        case Index(size):
+            yield from _of_size(size, operands, path)
+        case Apply("where", (condition, then, otherwise)):
+            yield from _of(condition, operands, path)
+            yield from _of(then, operands, (*path, condition))
+            yield from _of(otherwise, operands, (*path, apply("not", condition)))
+        case Apply("floordiv" | "mod", (_, divisor)) if divisor.dtype.is_integer:
+            for argument in e.arguments:
+                yield from _of(argument, operands, path)
+            if not (isinstance(divisor, Const) and divisor.value != 0):
+                yield _Obligation(apply("ne", divisor, constant(0, divisor.dtype)), (), path)
+        case _:
+            for child in e.children:
+                yield from _of(child, operands, path)
+
+
+def _of_size(size: Size, operands: Sequence[Value], path: Path) -> Iterator[_Obligation]:
+    for value in size.opaques:
+        yield from _of(value, operands, path)
+
+
+def _within(index: Size, extent: Size, path: Path) -> _Obligation:
+    inside = apply("and", apply("ge", Index(index), Index(ZERO)), apply("lt", Index(index), Index(extent)))
+    return _Obligation(inside, (Index(index), Index(extent)), path)
+
+
+def _write(
+    group: GroupLowering, node: Node, axes: Sequence[Axis], found: Iterable[_Obligation], checks: Checks
+) -> None:
+    """One stage for each distinct obligation, over the axes that it depends on."""
+    for obligation in dict.fromkeys(found):
+        condition = group.inlined(obligation.whole, node.operands)
+        values = tuple(group.inlined(v, node.operands) for v in obligation.values)
+        check = Check(checks.number(), condition, values, node.span)
+        used = group.inlined_axes(_needed(axes, obligation.whole.symbols), node.operands)
+        group.writer.body += group.writer.loops(used, partial(_placed, group, check))
+
+
+def _placed(group: GroupLowering, check: Check, scope: Scope) -> tuple[Statement, ...]:
+    """A check at a place inside loops."""
+    guard = group.writer.guard(scope)
+    condition, *values = (guard.expression(e.substitute(scope.names)) for e in (check.condition, *check.values))
+    return (replace(check, condition=condition, values=tuple(values)),)
+
+
+def _needed(axes: Sequence[Axis], names: frozenset[str]) -> list[Axis]:
+    """The axes among `names`, and those that their bounds use."""
+    kept: list[Axis] = []
+    for axis in reversed(axes):
+        if axis.name in names:
+            kept.append(axis)
+            names = names | axis.lower.symbols | axis.upper.symbols
+    return kept[::-1]
+
+
+def _write_once(group: GroupLowering, node: Update, checks: Checks) -> None:
+    """Count the writes of each element; a second one fails."""
+    shape, writer = node.base.tensor.shape, group.writer
+    seen = group.temporary(node, I32, shape)
+    axes = axes_for(shape)
+    writer.write(axes, seen.name, subscripts(axes), "=", constant(0, I32), node.span)
+    axes = group.inlined_axes(node.axes, node.operands)
+    targets = tuple(group.inlined_size(t, node.operands) for t in node.targets)
+    flat = sum((t * s for t, s in zip(targets, row_major_strides(shape))), ZERO)
+    number = checks.number()
+
+    def visit(scope: Scope) -> tuple[Statement, ...]:
+        count = writer.put(scope, seen.name, targets, "+=", constant(1, I32), node.span)
+        # Read where the write went: masked alike, so that a target outside counts as not written.
+        before = Load(seen.name, count.indices, I32, count.mask)
+        first = Check(number, apply("eq", before, constant(0, I32)), (Index(flat.substitute(scope.names)),), node.span)
+        return (first, count)
+
+    writer.body += writer.loops(axes, visit)

@@ -1,0 +1,334 @@
+"""One group of nodes becomes one naive kernel.
+
+Inside a kernel every value of the group is a `Definition`: an expression over axes that loads buffers. Values that are
+cheap or used once are put into what uses them by substituting subscripts; the others, reductions and results are
+stored, each by a stage of its own, in the order of the nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from intarsia.ir.dtypes import I64, DType
+from intarsia.ir.errors import Span
+from intarsia.ir.functions import COMBINERS
+from intarsia.ir.graph import Node, Structured, Value
+from intarsia.ir.kernel import COMBINER_OPERATORS, Buffer, Kernel, PutOperator, Role
+from intarsia.ir.ops import ArgReduce, Argsort, Constant, Cumulative, Sort, Update
+from intarsia.ir.ops.elementwise import axes_for
+from intarsia.ir.proofs import Facts
+from intarsia.ir.scalar import Const, Expr, Index, Load, apply, as_size, cast, loads, transform, where
+from intarsia.ir.sizes import Size
+from intarsia.ir.space import Axis, Space, operand, operand_position
+from intarsia.ir.types import ListType
+from intarsia.passes.lower_access import clamp
+from intarsia.passes.lower_checks import Checks, check_space
+from intarsia.passes.lower_names import buffer_label, op_label, value_extents
+from intarsia.passes.lower_rows import lower_cumulative, lower_sort
+from intarsia.passes.lower_stages import StageWriter, subscripts, symbols
+from intarsia.passes.lower_update import lower_update
+from intarsia.passes.lower_uses import CHEAP, Uses, work
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a value is at a point: an expression over axes whose loads name buffers of the kernel."""
+
+    axes: tuple[str, ...]
+    value: Expr
+
+    def at(self, indices: Sequence[Size]) -> Expr:
+        """The value with subscripts for the axes."""
+        return transform(self.value, dict(zip(self.axes, indices, strict=True)))
+
+    @property
+    def buffer(self) -> str | None:
+        """The buffer that holds exactly this value, if one does."""
+        match self.value:
+            case Load(buffer, indices) if indices == tuple(Size.of(a) for a in self.axes):
+                return buffer
+        return None
+
+
+def buffer_definition(buffer: Buffer) -> Definition:
+    """The value that a buffer holds."""
+    axes = tuple(f"d{n}" for n in range(len(buffer.extents)))
+    return Definition(axes, Load(buffer.name, tuple(map(Size.of, axes)), buffer.dtype))
+
+
+@dataclass(frozen=True)
+class LoweredGroup:
+    """A kernel, and the values that its parameters stand for: what it reads (then the old values of what it changes
+    in place), and its results."""
+
+    kernel: Kernel
+    arguments: tuple[Value, ...]
+    results: tuple[Value, ...]
+
+
+class GroupLowering:
+    """Lowers one group. `outputs` are the values of the members that are used outside; `names` are the symbols
+    (dimensions, counters) that may occur, in order; `facts` what is known of them. `is_owned` says which values from
+    outside the program made itself, so that they can be changed in place."""
+
+    def __init__(
+        self,
+        members: Sequence[Node],
+        outputs: Sequence[Value],
+        names: Sequence[str],
+        facts: Facts,
+        is_owned: Callable[[Value], bool] = lambda value: False,
+        checks: Checks | None = None,
+    ) -> None:
+        self.members = tuple(members)
+        self.outputs = tuple(outputs)
+        self.symbols = tuple(names)
+        self.is_owned = is_owned
+        self.checks = checks
+        self.uses = Uses.of(members)
+        self.writer = StageWriter(facts, names)
+        self.definitions: dict[Value, Definition] = {}
+        self.inputs: dict[Value, Buffer] = {}
+        self.results: dict[Value, Buffer] = {}
+        self.temporaries: dict[str, Buffer] = {}
+        self.bases: dict[Value, Value] = {}
+        self._stored: dict[_Key, Definition] = {}
+
+    def run(self, name: str, span: Span | None) -> LoweredGroup:
+        for node in self.members:
+            self._member(node)
+        outs = [self.results[v] for v in self.outputs]
+        body = tuple(self.writer.body)
+        used = symbols(body, (*self.inputs.values(), *outs))
+        kernel = Kernel(
+            name, (*self.inputs.values(), *outs), body, tuple(s for s in self.symbols if s in used), span=span
+        )
+        old = tuple(self.bases[v] for v in self.outputs if v in self.bases)
+        return LoweredGroup(kernel, (*self.inputs, *old), self.outputs)
+
+    def _member(self, node: Node) -> None:
+        match node:
+            case Structured():
+                self._structured(node)
+            case Update():
+                lower_update(self, node)
+            case ArgReduce():
+                self._arg_reduce(node)
+            case Cumulative():
+                lower_cumulative(self, node)
+            case Sort() | Argsort():
+                lower_sort(self, node)
+            case _:
+                raise AssertionError(f"{node.name} in a group that becomes one kernel")
+
+    # ------------------------------------------------------------------ values and buffers
+
+    def definition(self, value: Value) -> Definition:
+        """What a value is here: as its member was lowered, a literal, or a parameter of the kernel."""
+        if value not in self.definitions:
+            if isinstance(value.node, Constant):
+                self.definitions[value] = Definition((), value.node.space.body)
+            else:
+                self.definitions[value] = buffer_definition(self._input(value))
+        return self.definitions[value]
+
+    def _input(self, value: Value) -> Buffer:
+        kind = value.type
+        tensor, length = (kind.element, kind.length) if isinstance(kind, ListType) else (kind, None)
+        name = self.writer.names.fresh(buffer_label(value))
+        buffer = Buffer(name, tensor.dtype, tensor.shape, "global", "in", length)
+        self.inputs[value] = self.writer.declare(buffer)
+        return buffer
+
+    def result(self, value: Value, base: Value | None = None) -> Buffer:
+        """The parameter for a value that leaves the group; `base` is the value that it changes in place."""
+        tensor = value.tensor
+        label = "y" if base is None else buffer_label(base)
+        role: Role = "out" if base is None else "inout"
+        buffer = Buffer(self.writer.names.fresh(label), tensor.dtype, tensor.shape, "global", role)
+        self.results[value] = self.writer.declare(buffer)
+        if base is not None:
+            self.bases[value] = base
+        return buffer
+
+    def storage(self, value: Value) -> Buffer:
+        """Where a member writes its value itself: a result of the kernel, or a temporary."""
+        if value in self.outputs:
+            buffer = self.result(value)
+        else:
+            buffer = self.temporary(value.node, value.dtype, value.tensor.shape)
+        self.define_as(value, buffer)
+        return buffer
+
+    def define_as(self, value: Value, buffer: Buffer) -> None:
+        """From here on, a value is what a buffer holds."""
+        self.definitions[value] = buffer_definition(buffer)
+
+    def own_temporary(self, value: Value) -> Buffer | None:
+        """The temporary that holds a value, if no other value is read from it; it may then be overwritten."""
+        name = self.definitions[value].buffer
+        found = self.temporaries.get(name or "")
+        others = (d for v, d in self.definitions.items() if v != value)
+        if found is None or any(load.buffer == name for d in others for load in loads(d.value)):
+            return None
+        self._stored = {k: d for k, d in self._stored.items() if d.buffer != found.name and not k.reads(found.name)}
+        return found
+
+    def temporary(self, node: Node, dtype: DType, shape: tuple[Size, ...]) -> Buffer:
+        """A new temporary, allocated before the next stage."""
+        alloc = self.writer.temporary(f"{op_label(node)}0", dtype, shape)
+        self.writer.body.append(alloc)
+        self.temporaries[alloc.buffer.name] = alloc.buffer
+        return alloc.buffer
+
+    def extents(self, operands: Sequence[Value]) -> Mapping[str, tuple[Size, ...]]:
+        """The extents of operands by the names `a0`, `a1`, … that a space gives them."""
+        return {operand(p): value_extents(v) for p, v in enumerate(operands)}
+
+    # ------------------------------------------------------------------ composing
+
+    def inlined(self, expression: Expr, operands: Sequence[Value]) -> Expr:
+        """An expression over operands `a0`, … as one over buffers: subscripts clamped, definitions put in."""
+        extents = self.extents(operands)
+
+        def read(e: Expr) -> Expr | None:
+            if not isinstance(e, Load):
+                return None
+            return self.definition(operands[operand_position(e.buffer)]).at(e.indices)
+
+        return transform(clamp(expression, extents.__getitem__), rule=read)
+
+    def inlined_size(self, size: Size, operands: Sequence[Value]) -> Size:
+        return size.substitute({}, lambda value: as_size(self.inlined(value, operands))) if size.opaques else size
+
+    def inlined_axes(self, axes: Sequence[Axis], operands: Sequence[Value]) -> tuple[Axis, ...]:
+        return tuple(
+            Axis(a.name, self.inlined_size(a.lower, operands), self.inlined_size(a.upper, operands)) for a in axes
+        )
+
+    def inlined_space(self, space: Space, operands: Sequence[Value]) -> Space:
+        return replace(
+            space,
+            axes=self.inlined_axes(space.axes, operands),
+            reduced=self.inlined_axes(space.reduced, operands),
+            body=self.inlined(space.body, operands),
+        )
+
+    # ------------------------------------------------------------------ members
+
+    def _structured(self, node: Structured) -> None:
+        assert all(a.lower == Size.of(0) for a in node.space.axes), "the axes of a result begin at 0"
+        if self.checks is not None:
+            check_space(self, node, node.space, self.checks)
+        space = self.inlined_space(node.space, node.operands)
+        if space.reduced:
+            self.reduce(node.value, space)
+        else:
+            self.define(node.value, space.axes, cast(space.dtype, space.body))
+
+    def define(self, value: Value, axes: Sequence[Axis], expression: Expr) -> None:
+        """A pointwise value: put into its uses, or stored where it leaves the group or is too dear to compute again."""
+        definition = Definition(tuple(a.name for a in axes), expression)
+        dear = work(expression) > CHEAP and not self.uses.is_single(value)
+        must = value in self.uses.stored and definition.buffer is None
+        if value in self.outputs or dear or must:
+            stored = self._store(value, axes, expression)
+            if dear or must:
+                definition = stored
+        self.definitions[value] = definition
+
+    def _store(self, value: Value, axes: Sequence[Axis], expression: Expr) -> Definition:
+        """The stage that writes a value to its result or to a temporary; an equal temporary is shared."""
+        key = _Key.of(axes, (), expression, "=")
+        if (shared := self._stored.get(key)) is not None:
+            if value not in self.outputs:
+                return shared
+            expression = shared.at(subscripts(axes))
+        target = self._target(value, axes, value.dtype)
+        self._write(target, axes, axes, "=", expression, value.node.span)
+        self._stored.setdefault(key, target)
+        return target
+
+    def reduce(self, value: Value, space: Space) -> None:
+        """A reduction: set to the neutral element, accumulate in the dtype of the body, then round to the result's."""
+        total = self._accumulated(value, space).at(subscripts(space.axes))
+        if self.results.get(value) is None:
+            self.define(value, space.axes, cast(space.dtype, total))
+        else:
+            self.definitions[value] = Definition(tuple(a.name for a in space.axes), total)
+
+    def _accumulated(self, value: Value, space: Space, in_result: bool = True) -> Definition:
+        """The stages of a reduction, in the result itself where nothing is rounded; an equal one is shared."""
+        assert space.combiner is not None
+        combiner = COMBINERS[space.combiner]
+        key = _Key.of(space.axes, space.reduced, space.body, combiner.name)
+        if (shared := self._stored.get(key)) is not None:
+            return shared
+        dtype, span = space.body.dtype, value.node.span
+        target = self._target(value, space.axes, dtype, in_result)
+        neutral = Const(combiner.neutral(dtype), dtype)
+        self._write(target, space.axes, space.axes, "=", neutral, span)
+        self._write(target, space.axes, space.all_axes, COMBINER_OPERATORS[combiner.name], space.body, span)
+        self._stored[key] = target
+        return target
+
+    def _target(self, value: Value, axes: Sequence[Axis], dtype: DType, in_result: bool = True) -> Definition:
+        """Where a stage writes: the result, if the value is one that has no buffer yet and is of that type; else a
+        temporary, without dimensions of extent 1 unless it is read as a whole."""
+        if in_result and value in self.outputs and value not in self.results and dtype == value.dtype:
+            return buffer_definition(self.result(value))
+        names = tuple(f"d{n}" for n in range(len(axes)))
+        kept = [n for n, a in enumerate(axes) if a.extent.constant != 1 or value in self.uses.stored]
+        buffer = self.temporary(value.node, dtype, tuple(axes[n].extent for n in kept))
+        return Definition(names, Load(buffer.name, tuple(Size.of(names[n]) for n in kept), dtype))
+
+    def _write(
+        self,
+        target: Definition,
+        axes: Sequence[Axis],
+        loops: Sequence[Axis],
+        operator: PutOperator,
+        value: Expr,
+        span: Span | None,
+    ) -> None:
+        """The stage `for loops { target[axes] operator value }`."""
+        element = target.at(subscripts(axes))
+        assert isinstance(element, Load)
+        self.writer.write(loops, element.buffer, element.indices, operator, value, span)
+
+    def _arg_reduce(self, node: ArgReduce) -> None:
+        """The best value, NaN winning, then the least index where it stands."""
+        shape = node.x.tensor.shape
+        axes = axes_for(shape)
+        along = axes[node.axis]
+        kept = tuple(a for a in axes if a is not along)
+        element = self.definition(node.x).at(subscripts(axes))
+        combiner = "max" if node.which == "argmax" else "min"
+        best = self._accumulated(node.value, Space(kept, element, element.dtype, (along,), combiner), in_result=False)
+        is_best: Expr = apply("eq", element, best.at(subscripts(kept)))
+        if element.dtype.is_float:
+            is_best = apply("or", is_best, apply("isnan", element))
+        index = where(is_best, Index(Size.of(along.name)), Index(shape[node.axis]))
+        self.reduce(node.value, Space(kept, index, I64, (along,), "min"))
+
+
+@dataclass(frozen=True)
+class _Key:
+    """Equal for stages that compute the same, whatever their axes are called."""
+
+    bounds: tuple[tuple[Size, Size], ...]
+    kept: int
+    expression: Expr
+    operator: str
+
+    @staticmethod
+    def of(axes: Sequence[Axis], reduced: Sequence[Axis], expression: Expr, operator: str) -> _Key:
+        names = {a.name: Size.of(f"#{n}") for n, a in enumerate((*axes, *reduced))}
+        bounds = tuple((a.lower.substitute(names), a.upper.substitute(names)) for a in (*axes, *reduced))
+        return _Key(bounds, len(axes), transform(expression, names), operator)
+
+    def reads(self, buffer: str) -> bool:
+        sizes = (size for pair in self.bounds for size in pair)
+        expressions = (self.expression, *(o for s in sizes for o in s.opaques))
+        return any(load.buffer == buffer for e in expressions for load in loads(e))

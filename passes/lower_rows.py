@@ -1,0 +1,66 @@
+"""Ops that run along a row in order: prefix scans, and sorts by an opaque routine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from intarsia.ir.functions import COMBINERS
+from intarsia.ir.kernel import COMBINER_OPERATORS, Call, Statement
+from intarsia.ir.ops import Argsort, Cumulative, Sort
+from intarsia.ir.ops.elementwise import axes_for
+from intarsia.ir.ops.reduction import accumulated
+from intarsia.ir.scalar import Const, Load, cast
+from intarsia.ir.sizes import Size
+from intarsia.passes.lower_stages import Scope, subscripts
+
+if TYPE_CHECKING:
+    from intarsia.passes.lower_kernel import GroupLowering
+
+
+def lower_cumulative(group: GroupLowering, node: Cumulative) -> None:
+    """A running value for each row, in the dtype of the accumulation.
+
+        for i { alloc run; for j { run[j] = 0 }; for k { for j { run[j] += x[i, k, j]; y[i, k, j] = run[j] } } }
+
+    The axes outside of the scanned one stay outside of it, those inside are inside, where they can become lanes.
+    """
+    writer, span = group.writer, node.span
+    axes = axes_for(node.x.tensor.shape)
+    outer, along, inner = axes[: node.axis], axes[node.axis], axes[node.axis + 1 :]
+    element, dtype = accumulated(node.combiner, group.definition(node.x).at(subscripts(axes)))
+    assert dtype == node.value.dtype
+    target = group.storage(node.value)
+    alloc = writer.temporary("run", element.dtype, tuple(a.extent for a in inner))
+    run, row = alloc.buffer.name, subscripts(inner)
+    neutral = Const(COMBINERS[node.combiner].neutral(element.dtype), element.dtype)
+    operator = COMBINER_OPERATORS[node.combiner]
+
+    def start(scope: Scope) -> tuple[Statement, ...]:
+        return (writer.put(scope, run, row, "=", neutral, span),)
+
+    def step(scope: Scope) -> tuple[Statement, ...]:
+        total = cast(dtype, Load(run, row, element.dtype))
+        return (
+            writer.put(scope, run, row, operator, element, span),
+            writer.put(scope, target.name, subscripts(axes), "=", total, span),
+        )
+
+    def rows(scope: Scope) -> tuple[Statement, ...]:
+        return (alloc, *writer.loops(inner, start, scope), *writer.loops((along, *inner), step, scope))
+
+    writer.body += writer.loops(outer, rows)
+
+
+def lower_sort(group: GroupLowering, node: Sort | Argsort) -> None:
+    """`for i { call sort(x[i, :]) -> y[i, :] }`: the operand is stored, whole rows of it are sorted."""
+    writer = group.writer
+    source = group.definition(node.x).buffer
+    assert source is not None, "the operand of a sort is stored"
+    axes = axes_for(node.x.tensor.shape)
+    target = group.storage(node.value)
+
+    def row(scope: Scope) -> tuple[Statement, ...]:
+        where: tuple[Size, ...] = tuple(i.substitute(scope.names) for i in subscripts(axes[:-1]))
+        return (Call(node.name, ((source, where),), ((target.name, where),), axes[-1].extent),)
+
+    writer.body += writer.loops(axes[:-1], row)
