@@ -198,16 +198,16 @@ def constant(value: int | float | bool, dtype: DType) -> Const:
 
 
 def walk(expression: Expr) -> Iterator[Expr]:
-    """Every sub-expression, parents first, data-dependent subscripts included."""
+    """Every sub-expression in the order of the text, parents first, data-dependent subscripts included."""
     stack = [expression]
     while stack:
         e = stack.pop()
         yield e
         stack.extend(reversed(e.children))
         if isinstance(e, Load):
-            stack.extend(o for i in (*e.indices, *e.mask) for o in i.opaques)
+            stack.extend(reversed([o for i in (*e.indices, *e.mask) for o in i.opaques]))
         elif isinstance(e, Index):
-            stack.extend(e.size.opaques)
+            stack.extend(reversed(e.size.opaques))
 
 
 def loads(expression: Expr) -> Iterator[Load]:

@@ -18,7 +18,9 @@ begins one. `%` before a letter or digit begins the name of a value, so the rema
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from intarsia.ir.dtypes import BOOL, F32, I64, DType, dtype
@@ -286,13 +288,25 @@ class ScalarReader:
         return self.literal()
 
     def _load(self) -> Load:
-        token = self.next()
+        buffer, dtype = self.buffer(self.next())
+        self.expect("[")
+        return Load(buffer, self.sizes("]"), dtype)
+
+    def buffer(self, token: Token) -> tuple[str, DType]:
+        """The buffer that a name in a load stands for, and its dtype. Raises E1503 if there is none."""
         dtype = self.buffers.get(token.text)
         if dtype is None:
-            hint = f"known here: {', '.join(sorted(self.buffers))}" if self.buffers else ""
-            raise self.error("E1503", f"nothing is named '{token.text}' here", token, hint)
-        self.expect("[")
-        return Load(token.text, self.sizes("]"), dtype)
+            raise self.unknown(token, self.buffers)
+        return token.text, dtype
+
+    def unknown(self, token: Token, known: Iterable[str]) -> CompileError:
+        """The error that nothing has this name; the hint names what is alike, or all if that is little."""
+        names = sorted(known)
+        close = difflib.get_close_matches(token.text, names, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else ""
+        if not close and 0 < len(names) <= 12:
+            hint = f"known here: {', '.join(names)}"
+        return self.error("E1503", f"nothing is named '{token.text}' here", token, hint)
 
     def _masked(self, load: Load) -> Load:
         self.expect("if")

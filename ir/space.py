@@ -5,13 +5,16 @@ Shape, loops, work counts, sharding factors, fusion and gradients of an op are a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from intarsia.ir.dtypes import DType
 from intarsia.ir.functions import COMBINERS
 from intarsia.ir.scalar import Expr, Load, loads, transform
 from intarsia.ir.sizes import ZERO, Size, SizeLike
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,10 @@ class Axis:
     def substitute(self, names: Mapping[str, Size]) -> Axis:
         """Replace names in the bounds."""
         return Axis(self.name, self.lower.substitute(names), self.upper.substitute(names))
+
+    def rename_operands(self, names: Mapping[str, str]) -> Axis:
+        """Give the operands that the bounds load other names."""
+        return Axis(self.name, rename_size_buffers(self.lower, names), rename_size_buffers(self.upper, names))
 
     def __str__(self) -> str:
         return f"{self.name} < {self.upper}" if self.lower == ZERO else f"{self.name} in {self.lower}..{self.upper}"
@@ -78,11 +85,9 @@ class Space:
         return tuple(dict.fromkeys(load for load in self.loads() if load.buffer == f"a{operand}"))
 
     def loads(self) -> Iterable[Load]:
+        """Every load in the order of the text: those of the bounds, then those of the body."""
+        yield from size_loads(b for a in self.all_axes for b in (a.lower, a.upper))
         yield from loads(self.body)
-        for axis in self.all_axes:
-            for bound in (axis.lower, axis.upper):
-                for value in bound.opaques:
-                    yield from loads(value)
 
     def substitute(self, names: Mapping[str, Size]) -> Space:
         """Replace dimension names and counters everywhere."""
@@ -91,6 +96,15 @@ class Space:
             axes=tuple(a.substitute(names) for a in self.axes),
             reduced=tuple(a.substitute(names) for a in self.reduced),
             body=transform(self.body, names),
+        )
+
+    def rename_operands(self, names: Mapping[str, str]) -> Space:
+        """Give operands other names."""
+        return replace(
+            self,
+            axes=tuple(a.rename_operands(names) for a in self.axes),
+            reduced=tuple(a.rename_operands(names) for a in self.reduced),
+            body=rename_buffers(self.body, names),
         )
 
     def rename_axes(self, names: Mapping[str, str]) -> Space:
@@ -112,3 +126,36 @@ def operand(position: int) -> str:
 def operand_position(buffer: str) -> int:
     """The inverse of `operand`."""
     return int(buffer[1:])
+
+
+def size_loads(sizes: Iterable[Size]) -> Iterator[Load]:
+    """The loads inside integer expressions, in the order of the text."""
+    for size in sizes:
+        for value in size.opaques:
+            yield from loads(value)
+
+
+def rename_buffers(expression: Expr, names: Mapping[str, str]) -> Expr:
+    """Give the buffers that an expression loads other names."""
+
+    def rename(e: Expr) -> Expr | None:
+        return replace(e, buffer=names[e.buffer]) if isinstance(e, Load) and e.buffer in names else None
+
+    return transform(expression, rule=rename)
+
+
+def rename_size_buffers(size: Size, names: Mapping[str, str]) -> Size:
+    """Give the buffers that an integer expression loads other names."""
+    return size.substitute({}, lambda value: Size.opaque(rename_buffers(value, names)))
+
+
+def arrange(values: tuple[T, ...], reads: Iterable[Load], kept: int = 0) -> tuple[tuple[T, ...], dict[str, str]]:
+    """Operands in normal form: distinct, in the order in which they are first read, none unread but the first `kept`.
+
+    Gives them and the names that change: empty where the operands are in that form already.
+    """
+    order = {v: p for p, v in enumerate(dict.fromkeys(values[:kept]))}
+    for load in reads:
+        order.setdefault(values[operand_position(load.buffer)], len(order))
+    names = {operand(p): operand(order[v]) for p, v in enumerate(values) if v in order and order[v] != p}
+    return tuple(order), names

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from intarsia.ir.graph import Node, Parameter, Region, Value
 from intarsia.ir.sizes import Size
+from intarsia.ir.space import arrange, rename_size_buffers, size_loads
 from intarsia.ir.types import ListType, TensorType, Type
 
 
@@ -32,6 +33,14 @@ class Loop(Node):
     condition: Region | None = None
     stacked: int = 0
 
+    def __post_init__(self) -> None:
+        scalars, names = arrange(self.scalars, size_loads((self.lower, self.upper)))
+        if names or len(scalars) != len(self.scalars):
+            object.__setattr__(self, "scalars", scalars)
+            object.__setattr__(self, "lower", rename_size_buffers(self.lower, names))
+            object.__setattr__(self, "upper", rename_size_buffers(self.upper, names))
+        super().__post_init__()
+
     def infer(self) -> tuple[Type, ...]:
         states = self.body.results[: len(self.initial)]
         emitted = self.body.results[len(self.initial) :]
@@ -56,6 +65,13 @@ class ListGet(Node):
     source: Value
     index: Size
     scalars: tuple[Value, ...] = ()
+
+    def __post_init__(self) -> None:
+        scalars, names = arrange(self.scalars, size_loads((self.index,)))
+        if names or len(scalars) != len(self.scalars):
+            object.__setattr__(self, "scalars", scalars)
+            object.__setattr__(self, "index", rename_size_buffers(self.index, names))
+        super().__post_init__()
 
     def infer(self) -> tuple[Type, ...]:
         source = self.source.type

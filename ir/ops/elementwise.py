@@ -108,6 +108,10 @@ class Constant(Structured):
     literal: int | float | bool
     dtype: DType
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "literal", Const(self.literal, self.dtype).value)
+        super().__post_init__()
+
     def infer(self) -> tuple[Type, ...]:
         return (TensorType(self.dtype),)
 

@@ -130,6 +130,10 @@ class Pad(Structured):
     after: tuple[Size, ...]
     literal: int | float | bool
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "literal", Const(self.literal, self.x.dtype).value)
+        super().__post_init__()
+
     def infer(self) -> tuple[Type, ...]:
         x = self.x.tensor
         return (TensorType(x.dtype, tuple(b + s + a for b, s, a in zip(self.before, x.shape, self.after))),)
