@@ -6,9 +6,7 @@ import importlib
 import os
 import platform
 import sys
-import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import click
 
@@ -29,8 +27,6 @@ VERBS = {
     "list": "List ops, passes, targets, steps, dtypes, formats or error codes.",
 }
 
-STACK_BYTES = 512 << 20
-RECURSION_LIMIT = 200_000
 REPORT_TO = "https://github.com/intarsia-compiler/intarsia/issues"
 
 
@@ -61,7 +57,7 @@ def intarsia() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0 fine, 1 the user's program or data is wrong, 2 wrong usage,
     3 a result that `--compare` found wrong; 70 is a bug of ours, after a report on stderr."""
-    return with_deep_stack(lambda: _main(list(sys.argv[1:] if arguments is None else arguments)))
+    return _main(list(sys.argv[1:] if arguments is None else arguments))
 
 
 def _main(arguments: list[str]) -> int:
@@ -92,33 +88,6 @@ def _main(arguments: list[str]) -> int:
     except Exception as error:
         _report_bug(error, arguments)
         return 70
-
-
-def with_deep_stack(work: Callable[[], Any]) -> Any:
-    """Run `work` in a thread whose stack is deep enough for programs nested a thousand levels and more."""
-    outcome: list[Any] = []
-    failure: list[BaseException] = []
-
-    def target() -> None:
-        try:
-            outcome.append(work())
-        except BaseException as error:
-            failure.append(error)
-
-    old_size, old_limit = threading.stack_size(STACK_BYTES), sys.getrecursionlimit()
-    try:
-        sys.setrecursionlimit(max(old_limit, RECURSION_LIMIT))
-        thread = threading.Thread(target=target, name="intarsia", daemon=True)
-        thread.start()
-    finally:
-        threading.stack_size(old_size)
-    try:
-        thread.join()
-    finally:
-        sys.setrecursionlimit(old_limit)
-    if failure:
-        raise failure[0]
-    return outcome[0]
 
 
 def _coloured(text: str) -> str:

@@ -1,0 +1,126 @@
+"""What a function takes and gives, as plain data: what binding arguments needs, kept in the cache as JSON so that a
+program that was compiled before runs without the parser."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from intarsia.arguments import Leaf
+from intarsia.ir.dtypes import DType, dtype
+from intarsia.ir.errors import Source
+from intarsia.ir.scalar_text import ScalarReader
+from intarsia.ir.sizes import Size
+
+
+@dataclass(frozen=True)
+class TensorForm:
+    """A tensor of a parameter: its label (`p.layer.up.weight`), element type or generic, and dims as text.
+
+    A pack is `..S`; `length` is the text of the list's length for a tensor of a list of structs.
+    """
+
+    label: str
+    element: str
+    dims: tuple[str, ...]
+    length: str | None = None
+
+    @property
+    def dtype(self) -> DType | None:
+        """The element type, unless the call decides it."""
+        return dtype(self.element)
+
+    def __str__(self) -> str:
+        return f"{self.element}[{', '.join(self.dims)}]" if self.dims else self.element
+
+
+@dataclass(frozen=True)
+class ParameterForm:
+    """One parameter. A static one has no tensors; a struct has one for each leaf.
+
+    `default` is a literal; `has_default` tells `none` from no default.
+    """
+
+    name: str
+    tensors: tuple[TensorForm, ...]
+    is_struct: bool = False
+    is_static: bool = False
+    is_constant: bool = False
+    has_default: bool = False
+    default: Any = None
+
+    @property
+    def leaves(self) -> list[Leaf]:
+        """The leaves by their names below the parameter."""
+        return [Leaf(t.label[len(self.name) :].lstrip("."), t.length is not None) for t in self.tensors]
+
+
+@dataclass(frozen=True)
+class SignatureForm:
+    """A function: parameters in order, dimension names, and those that only a keyword or `--dim` can give."""
+
+    function: str
+    parameters: tuple[ParameterForm, ...]
+    dimensions: tuple[str, ...]
+    explicit: tuple[str, ...]
+
+    @property
+    def tensors(self) -> tuple[TensorForm, ...]:
+        return tuple(t for p in self.parameters for t in p.tensors)
+
+    def parameter(self, name: str) -> ParameterForm | None:
+        return next((p for p in self.parameters if p.name == name), None)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> SignatureForm:
+        parameters = tuple(
+            ParameterForm(
+                **{
+                    **p,
+                    "tensors": tuple(TensorForm(**{**t, "dims": tuple(t["dims"])}) for t in p["tensors"]),
+                    "default": tuple(p["default"]) if isinstance(p["default"], list) else p["default"],
+                }
+            )
+            for p in data["parameters"]
+        )
+        return SignatureForm(data["function"], parameters, tuple(data["dimensions"]), tuple(data["explicit"]))
+
+
+def size_of(text: str) -> Size:
+    """The integer expression of a dim's text."""
+    return ScalarReader(Source("dim", text)).size()
+
+
+def known_sizes(
+    form: SignatureForm, shapes: Mapping[str, tuple[int, ...]], lengths: Mapping[str, int], dims: Mapping[str, int]
+) -> dict[str, int]:
+    """Dimension names that stand alone in the type of an argument whose shape is known, and those that are given.
+
+    This is a help for filling in arguments that have no shape of their own, not a check: the compiler checks.
+    """
+    found: dict[str, int] = dict(dims)
+    pending: list[tuple[Size, int]] = []
+    for tensor in form.tensors:
+        if tensor.length is not None and tensor.label in lengths:
+            pending.append((size_of(tensor.length), lengths[tensor.label]))
+        shape = shapes.get(tensor.label)
+        if shape is None or any(d.startswith("..") for d in tensor.dims) or len(shape) != len(tensor.dims):
+            continue
+        pending += [(size_of(d), n) for d, n in zip(tensor.dims, shape)]
+    for _ in range(len(pending) + 1):
+        before = len(found)
+        for size, number in pending:
+            unknown = sorted(size.symbols - found.keys())
+            if len(unknown) != 1 or (factor := size.coefficient(unknown[0])) in (None, 0):
+                continue
+            rest = size.substitute({n: Size.of(v) for n, v in found.items()}) - Size.of(unknown[0]) * int(factor or 1)
+            if rest.constant is not None and (number - rest.constant) % int(factor or 1) == 0:
+                found[unknown[0]] = (number - rest.constant) // int(factor or 1)
+        if len(found) == before:
+            break
+    return found
