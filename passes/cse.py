@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 
 from intarsia.ir.errors import Span
 from intarsia.ir.graph import Module, Node, Region, Value
-from intarsia.ir.ops import Compute, Loop
+from intarsia.ir.ops import Loop
 from intarsia.ir.sizes import Size
-from intarsia.passes.compose import compute
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.specialize import substitute
 
@@ -41,7 +40,7 @@ def _merge(region: Region, outer: Mapping[object, Node]) -> Region:
     values: dict[Value, Value] = {}
     nodes: dict[Node, list[Span]] = {}
     for node in region.nodes:
-        new = _normal(node.with_operands(values), seen)
+        new = _inside(node.with_operands(values), seen)
         first = seen.setdefault(node_key(new), new)
         if first is new:
             nodes[new] = []
@@ -70,10 +69,8 @@ def _keep_spans(region: Region, spans: Mapping[Node, list[Span]]) -> Region:
     return Region(region.parameters, tuple(nodes), tuple(values.get(v, v) for v in region.results))
 
 
-def _normal(node: Node, seen: Mapping[object, Node]) -> Node:
-    """The node with its regions merged, and a `Compute` in normal form again where two operands became one."""
-    if isinstance(node, Compute):
-        return compute(node.arguments, node.definition, node)
+def _inside(node: Node, seen: Mapping[object, Node]) -> Node:
+    """The node with its regions merged."""
     changed: dict[str, Any] = {
         f.name: new
         for f in fields(node)

@@ -9,12 +9,10 @@ from typing import Any, ClassVar
 
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.graph import Graph, Module, Node, Parameter, Region, Value
-from intarsia.ir.ops import Compute
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Index, Load
 from intarsia.ir.sizes import Size
 from intarsia.ir.space import Axis, Space
 from intarsia.ir.types import ListType, TensorType, Type
-from intarsia.passes.compose import compute
 from intarsia.passes.pipeline import OPEN, Context, Pass
 
 
@@ -81,11 +79,7 @@ def _node(node: Node, names: Mapping[str, Size], values: Mapping[Value, Value]) 
         new = _region(old, names, values) if isinstance(old, Region) else substitute(old, names, values)
         if new is not old:
             changed[f.name] = new
-    if not changed:
-        return node
-    rebuilt = dataclasses.replace(node, **changed)
-    # Subscripts may have become numbers, so that two loads are one now or an operand is no longer read.
-    return compute(rebuilt.arguments, rebuilt.definition, rebuilt) if isinstance(rebuilt, Compute) else rebuilt
+    return dataclasses.replace(node, **changed) if changed else node
 
 
 def substitute(value: Any, names: Mapping[str, Size], values: Mapping[Value, Value] | None = None) -> Any:
