@@ -172,7 +172,7 @@ class Guard:
             return self.expression(then, mask)
         first = self.expression(then, _joined(mask, unknown))
         second = self.expression(otherwise, _joined(mask, negated_condition(condition)[0]))
-        if whole and (masked := _as_masked_load(unknown, first, second)) is not None:
+        if whole and (masked := _as_masked_load(mask, unknown, first, second)) is not None:
             return masked
         return where(self.expression(condition, mask), first, second)
 
@@ -211,15 +211,17 @@ def _joined(mask: Mask, more: Mask) -> Mask:
     return tuple(dict.fromkeys((*mask, *more)))
 
 
-def _as_masked_load(conditions: Mask, then: Expr, otherwise: Expr) -> Expr | None:
-    """`where(c, x[i] if c, k)` is `x[i] if c else k`; a conversion of the load stays outside where it maps 0 to k."""
+def _as_masked_load(around: Mask, conditions: Mask, then: Expr, otherwise: Expr) -> Expr | None:
+    """`where(c, x[i] if c, k)` is `x[i] if c else k` wherever the conditions `around` it hold; a conversion of the load
+    stays outside where it maps 0 to k."""
     if not isinstance(otherwise, Const):
         return None
     match then:
-        case Load(mask=mask) if mask and set(mask) <= set(conditions):
-            return replace(then, mask=conditions, other=None if _is_zero(otherwise) else otherwise)
+        case Load(mask=mask) if mask and set(mask) <= {*around, *conditions}:
+            needed = tuple(c for c in mask if c not in conditions)
+            return replace(then, mask=(*needed, *conditions), other=None if _is_zero(otherwise) else otherwise)
         case Cast(dtype, value) if _is_zero(otherwise):
-            inner = _as_masked_load(conditions, value, constant(0, value.dtype))
+            inner = _as_masked_load(around, conditions, value, constant(0, value.dtype))
             return None if inner is None else Cast(dtype, inner)
     return None
 

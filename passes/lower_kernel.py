@@ -177,7 +177,7 @@ class GroupLowering:
 
     def temporary(self, node: Node, dtype: DType, shape: tuple[Size, ...]) -> Buffer:
         """A new temporary, allocated before the next stage."""
-        alloc = self.writer.temporary(f"{op_label(node)}0", dtype, shape)
+        alloc = self.writer.temporary(f"t_{op_label(node)}", dtype, shape)
         self.writer.body.append(alloc)
         self.temporaries[alloc.buffer.name] = alloc.buffer
         return alloc.buffer
