@@ -24,8 +24,9 @@ from intarsia.ir.sizes import ZERO, Size
 class Slot:
     """A piece of memory with a name.
 
-    place: `input` number `index`, `output` number `index`, or `workspace` at byte `offset`.
-    A list input has `length` set and `shape` is that of one element.
+    place: `input` number `index`, `output` number `index`, or `workspace` at byte `offset`, a multiple of 64.
+    A list input has `length` set and `shape` is that of one element. There is one output slot for each result, in
+    order; workspace slots may overlap where their values are not needed at the same time.
     """
 
     name: str
@@ -40,7 +41,11 @@ class Slot:
 @dataclass(frozen=True)
 class Reference:
     """An operand of a statement: a slot or a loop state by name, element `element` of a list, or the part that begins
-    `start` elements in (a row of a stacked result)."""
+    `start` elements in (a row of a stacked result, at any multiple of its element's size).
+
+    `element` and `start` may use sizes and the counters of loops around, and `element` may read scalars as the bounds
+    of a `Repeat` do; it is in range.
+    """
 
     name: str
     element: Size | None = None
@@ -49,7 +54,12 @@ class Reference:
 
 @dataclass(frozen=True)
 class Invoke:
-    """Run a kernel: one reference for each of its parameters, one size for each of its `sizes`."""
+    """Run a kernel: one reference for each of its parameters, one size for each of its `sizes`.
+
+    A result (role `out` or `inout`) shares no memory with another parameter; inputs may be the same memory. A parameter
+    of role `temp` is scratch memory, undefined before and after: what was an `Alloc` at the top level of the kernel and
+    large or of open size.
+    """
 
     kernel: str
     arguments: tuple[Reference, ...]
@@ -72,8 +82,9 @@ class State:
     """A loop-carried tensor. Within the loop `name` is the current value and `name.next` where the step writes.
 
     The first step reads `initial`; steps write `buffers[0]`, `buffers[1]`, `buffers[0]`, … in turn, so a step never
-    writes what it reads. With one buffer the step works in place, and `initial` is that buffer. After the loop `name`
-    is the last value.
+    writes what it reads. With one buffer the step works in place, and `initial` is that buffer. With two, `initial` is
+    never written while it is read; it may be `buffers[1]`. After the loop, as far as the statements around it go,
+    `name` is the last value: `initial` if no step ran.
     """
 
     name: str
@@ -83,8 +94,13 @@ class State:
 
 @dataclass(frozen=True)
 class Repeat:
-    """`for counter in lower..upper`, and, if `condition` is given, as long as it holds: run `test`, then read the bool
-    scalar `condition`. Bounds may read scalar slots: an `Opaque` load of the slot with no subscripts."""
+    """`for counter in lower..upper`, and, if `condition` is given, as long as it holds: before each step run `test`, then
+    read the bool scalar `condition`.
+
+    Bounds are evaluated once, on entry. They use sizes and the counters of loops around, and may read scalars: an
+    `Opaque` expression with a load, without subscripts, of a slot or state by name. The counter is a name for the sizes
+    of the statements inside, not of `initial` and `buffers` of states.
+    """
 
     counter: str
     lower: Size
