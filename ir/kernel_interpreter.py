@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from intarsia.ir.conversion import convert, reinterpret
-from intarsia.ir.dtypes import Array
+from intarsia.ir.dtypes import BF16, Array
 from intarsia.ir.functions import COMBINERS, FUNCTIONS
 from intarsia.ir.kernel import (
     COMBINER_OPERATORS,
@@ -220,10 +220,11 @@ class _Machine:
             rows.append(array[where])
         source, target = rows
         match call.routine:
-            case "sort":
-                target[...] = np.sort(source, kind="stable")
-            case "argsort":
-                target[...] = np.argsort(source, kind="stable")
+            case "sort" | "argsort":
+                # NumPy does not know that bf16 has NaNs, and would not put them last.
+                keys = source.astype(np.float32) if source.dtype == BF16.numpy else source
+                order = np.argsort(keys, kind="stable")
+                target[...] = order if call.routine == "argsort" else source[order]
             case _:
                 raise AssertionError(f"no routine is named {call.routine}")
 
