@@ -10,14 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from intarsia.ir.errors import CompileError, Remarks
 from intarsia.ir.graph import Module
 from intarsia.ir.plan import Plan
 from intarsia.ir.target import TARGETS, Target
+from intarsia.ir.text import print_module
 from intarsia.passes.pipeline import Context, Instrument, Pipeline, default_pipeline
 
-GRAPH_STAGES = ("graph", "fused", "kernels", "scheduled")
+if TYPE_CHECKING:
+    from intarsia.backends.cpu.compile import Compiled
+    from intarsia.executable import Executable
+
+STAGES = ("graph", "fused", "kernels", "scheduled", "plan", "llvm", "llvm-opt", "asm")
+"""The stages that have a text, in order; the first four are valid input of `intarsia opt`."""
 
 
 @dataclass(frozen=True)
@@ -122,10 +129,27 @@ class Compilation:
         return plan(self.scheduled, remarks=self.remarks)
 
     @cached_property
-    def object_code(self) -> bytes:
+    def code(self) -> Compiled:
+        """LLVM IR and object code."""
         from intarsia.backends.cpu.compile import compile_plan
 
-        return compile_plan(self.plan, self.target).object_code
+        return compile_plan(self.plan, self.target)
+
+    def executable(self) -> Executable:
+        """The compiled program, ready to call or to keep."""
+        from intarsia.executable import Executable
+
+        return Executable.of(self.scheduled, self.plan, self.code.object_code)
+
+    def text(self, stage: str, debug_info: bool = False) -> str:
+        """The text of one of `STAGES`."""
+        if stage in ("graph", "fused", "kernels", "scheduled"):
+            return print_module(getattr(self, stage), debug_info)
+        if stage == "plan":
+            from intarsia.ir.plan_text import print_plan
+
+            return print_plan(self.plan)
+        return self.code.text(stage)
 
 
 def schedule_text(argument: str | None) -> str | None:

@@ -50,14 +50,9 @@ def adapt(value: object, parameter: Parameter) -> Array:
     device, E0605 a tensor that its library does not export, E0606 a value out of range.
     """
     wanted = parameter.dtype.numpy
-    if type(value) is np.ndarray and value.dtype == wanted:  # the common case, kept short
-        array = value
-    elif isinstance(value, bool | int | float | list | tuple) and not isinstance(value, np.generic):
-        array = _literal(value, parameter)
-    else:
-        array = _foreign(value, parameter)
-        if array.dtype.newbyteorder("=") != wanted:
-            raise _wrong_dtype(array, parameter)
+    array = as_array(value, parameter)
+    if array.dtype != wanted and array.dtype.newbyteorder("=") != wanted:
+        raise _wrong_dtype(array, parameter)
     if array.ndim != len(parameter.shape) or any(
         isinstance(want, int) and want != size for want, size in zip(parameter.shape, array.shape)
     ):
@@ -68,6 +63,16 @@ def adapt(value: object, parameter: Parameter) -> Array:
     if parameter.dtype.is_narrow and wanted in (np.int8, np.uint8):
         _check_codes(array, parameter)
     return array
+
+
+def as_array(value: object, parameter: Parameter) -> Array:
+    """The memory of an argument as an array of whatever type, shape and layout it has; a literal takes the type of the
+    parameter. Raises CompileError E0603 to E0606."""
+    if type(value) is np.ndarray:  # the common case, kept short
+        return value
+    if isinstance(value, bool | int | float | list | tuple) and not isinstance(value, np.generic):
+        return _literal(value, parameter)
+    return _foreign(value, parameter)
 
 
 def library_of(values: Iterable[object]) -> ModuleType | None:
