@@ -1,0 +1,487 @@
+"""From a kernel to LLVM IR: one walk over its statements, which decides nothing.
+
+A loop is written as its kind says (`analysis.py`): `seq` as a loop whose register buffers are phis, `unroll` written
+out, `lane` as vectors, `parallel` as a function of its own that threads share (`parallel.py`). Every kernel can be
+emitted, scheduled or not. A kernel becomes `void @kernel.NAME(ptr parameters…, i64 sizes…, ptr error_record)`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+from intarsia.backends.cpu import parallel, routines
+from intarsia.backends.cpu.analysis import Analysis, allocations, analyse, loads_of, statements, trip_count
+from intarsia.backends.cpu.expressions import Expressions
+from intarsia.backends.cpu.indices import Lane
+from intarsia.backends.cpu.llvm import Function, Module, Operand
+from intarsia.backends.cpu.registers import Place, Registers
+from intarsia.backends.cpu.values import Value, constant, extract, select, storage_type, widen
+from intarsia.ir.dtypes import BOOL, F32, F64
+from intarsia.ir.functions import COMBINERS
+from intarsia.ir.kernel import (
+    COMBINER_OPERATORS,
+    PUT_FUNCTIONS,
+    Alloc,
+    Buffer,
+    Call,
+    Check,
+    For,
+    If,
+    Kernel,
+    Prefetch,
+    Put,
+    Statement,
+)
+from intarsia.ir.scalar import Apply, Expr
+from intarsia.ir.sizes import Size, product
+from intarsia.ir.target import Target
+
+STACK_BUFFER = 32 << 10
+"""A larger temporary (bytes) does not go on the stack."""
+
+STACK_TOTAL = 256 << 10
+"""All temporaries of one function that may be on the stack, in bytes."""
+
+_NEUTRAL = {operator: COMBINERS[name].neutral for name, operator in COMBINER_OPERATORS.items()}
+
+
+def function_name(kernel: str) -> str:
+    """The name of a kernel's function in the module."""
+    return f"kernel.{safe(kernel)}"
+
+
+def safe(name: str) -> str:
+    """A name with the characters that LLVM and linkers take without quotes."""
+    return re.sub(r"[^A-Za-z0-9_.]", "_", name)
+
+
+def emit_kernel(module: Module, kernel: Kernel, target: Target, *, aliasing: bool = False) -> None:
+    """Add the function of a kernel to the module. `aliasing`: buffers given to it may overlap."""
+    pointer = "ptr" if aliasing else "ptr noalias"
+    parameters = [(pointer, f"b.{safe(b.name)}") for b in kernel.parameters]
+    parameters += [("i64", f"s.{safe(s)}") for s in kernel.sizes]
+    function = Function(module, function_name(kernel.name), [*parameters, ("ptr", "record")], linkage="internal")
+    emitter = Emitter(function, kernel, target, analyse(kernel), aliasing=aliasing)
+    for buffer in kernel.parameters:
+        emitter.pointers[buffer.name] = f"%b.{safe(buffer.name)}"
+    for size in kernel.sizes:
+        emitter.bind_size(size, f"%s.{safe(size)}")
+    emitter.whole(kernel.body)
+
+
+class Emitter(Expressions):
+    """Writes the statements of one function: a kernel, or the body of a parallel loop in it."""
+
+    def __init__(
+        self, function: Function, kernel: Kernel, target: Target, analysis: Analysis, *, aliasing: bool = False
+    ) -> None:
+        buffers = kernel.buffers()
+        registers = Registers(function, analysis.registers, buffers)
+        super().__init__(function, target, kernel.sizes, buffers, registers, aliasing=aliasing)
+        self.kernel = kernel
+        self.analysis = analysis
+        self.heap: list[str] = []
+
+    def child(self, function: Function) -> Emitter:
+        """An emitter of the same kernel for another function, with nothing bound."""
+        return Emitter(function, self.kernel, self.target, self.analysis, aliasing=self.aliasing)
+
+    # ------------------------------------------------------------------ names
+
+    def bind_size(self, name: str, operand: Operand) -> None:
+        """Give a size of the kernel its value."""
+        self.axes[name] = operand
+        self.size_operands.add(str(operand))
+
+    def bind_axis(self, loop: For, operand: Operand) -> None:
+        """Give an axis its value in the current iteration."""
+        self.axes[loop.axis] = operand
+        multiple = math.gcd(self.multiple(loop.lower), loop.step)
+        self.multiples[loop.axis] = multiple
+        if isinstance(operand, str):
+            self.operand_multiples[operand] = multiple
+
+    # ------------------------------------------------------------------ whole functions
+
+    def whole(self, body: tuple[Statement, ...]) -> None:
+        """Write the function: its memory, the statements, the return."""
+        self.allocate(body)
+        self.block(body)
+        self.leave()
+
+    def leave(self) -> None:
+        for pointer in self.heap:
+            self.function.call("void", "free", [("ptr", pointer)])
+        if self.wrote_nontemporal:
+            self.function.call("void", "llvm.x86.sse.sfence", [])
+        self.function.finish()
+
+    def temporaries(self, body: tuple[Statement, ...]) -> list[Buffer]:
+        """The temporaries in memory that belong to this function, not to a parallel loop inside it."""
+        return [
+            buffer
+            for buffer, loops in allocations(body)
+            if not self.registers.holds(buffer.name)
+            and not any(self.analysis.modes[loop.axis] == "parallel" for loop in loops)
+        ]
+
+    def large_temporaries(self, body: tuple[Statement, ...]) -> list[Buffer]:
+        """Those that do not fit the stack, of sizes that are known on entry."""
+        total, found = 0, []
+        for buffer in self.temporaries(body):
+            size = _bytes(buffer)
+            if size.constant is not None and size.constant <= STACK_BUFFER and total + size.constant <= STACK_TOTAL:
+                total += size.constant
+            elif size.symbols <= self.axes.keys():
+                found.append(buffer)
+        return found
+
+    def allocate(self, body: tuple[Statement, ...]) -> None:
+        """Memory for temporaries: on the stack if small, else from the heap, once, where it was not given already."""
+        large = self.large_temporaries(body)
+        for buffer in self.temporaries(body):
+            size = _bytes(buffer)
+            if buffer in large and buffer.name not in self.pointers:
+                self.pointers[buffer.name] = self.new_memory(size)
+                self.heap.append(self.pointers[buffer.name])
+            elif buffer not in large and size.constant is not None:
+                self.pointers[buffer.name] = self.function.alloca(f"[{max(1, size.constant)} x i8], align 64")
+
+    def size_of(self, name: str) -> Size:
+        """Bytes of a buffer."""
+        return _bytes(self.buffers[name])
+
+    def new_memory(self, size: Size) -> str:
+        """Memory from the heap, aligned to cache lines."""
+        wanted = self.function.maximum(self.number(size), 1)
+        rounded = self.function.add(wanted, 63)
+        rounded = rounded & -64 if isinstance(rounded, int) else self.function.op(f"and i64 {rounded}, -64")
+        return self.function.call("ptr", "aligned_alloc", [("i64", "64"), ("i64", str(rounded))], pure=False)
+
+    # ------------------------------------------------------------------ statements
+
+    def block(self, body: tuple[Statement, ...]) -> None:
+        """Statements in order; memory that was allocated among them is given back at the end."""
+        taken: list[str] = []
+        for statement in body:
+            self.forget_values()
+            match statement:
+                case For():
+                    self.loop(statement)
+                case Put():
+                    self.put(statement)
+                case If(condition, then, otherwise):
+                    self.branch_on(self.condition(condition).uniform, then, otherwise)
+                case Alloc(buffer):
+                    if self.registers.holds(buffer.name):
+                        self.registers.clear(buffer.name)
+                    elif buffer.name not in self.pointers:
+                        self.pointers[buffer.name] = self.new_memory(_bytes(buffer))
+                        taken.append(buffer.name)
+                    self.forget([buffer.name])
+                case Prefetch():
+                    self.prefetch(statement)
+                case Check():
+                    self.check(statement)
+                case Call():
+                    routines.call(self, statement)
+        for name in taken:
+            self.function.call("void", "free", [("ptr", self.pointers.pop(name))])
+
+    # ------------------------------------------------------------------ loops
+
+    def loop(self, loop: For) -> None:
+        facts = self.facts
+        self.facts = facts.within(loop.axis, loop.lower, loop.upper)
+        match self.analysis.modes[loop.axis]:
+            case "parallel":
+                parallel.emit(self, loop)
+            case "unrolled":
+                for i in range(int(self.number(loop.lower)), int(self.number(loop.upper)), loop.step):
+                    self.bind_axis(loop, i)
+                    self.block(loop.body)
+            case "lanes":
+                with_lane = self.lane_of(loop)
+                self.lane = with_lane
+                self.block(loop.body)
+                self.lane = None
+            case "sequential":
+                self.sequential(loop, self.number(loop.lower), self.number(loop.upper))
+        self.facts = facts
+
+    def lane_of(self, loop: For) -> Lane:
+        count = trip_count(loop)
+        assert count is not None
+        base = self.number(loop.lower)
+        self.axes[f"{loop.axis}.base"] = base
+        self.multiples[f"{loop.axis}.base"] = self.multiple(loop.lower)
+        return Lane(loop.axis, base, loop.step, count)
+
+    def sequential(self, loop: For, lower: Operand, upper: Operand) -> None:
+        """A loop in order; the registers that it writes are phis."""
+        if isinstance(lower, int) and isinstance(upper, int) and upper - lower <= loop.step:
+            if lower < upper:
+                self.bind_axis(loop, lower)
+                self.block(loop.body)
+            return
+        places = list(dict.fromkeys(self.written_places(loop.body)))
+        carried = [(self.registers.current(p).type, self.registers.current(p)) for p in places]
+        written = {s.buffer for s in statements(loop.body) if isinstance(s, Put)} | _called(loop.body)
+        known = self.known_loads()
+        self.forget(written)
+        with self.function.loop(lower, upper, loop.step, [(t, v.text) for t, v in carried]) as written_loop:
+            self.bind_axis(loop, written_loop.index)
+            for place, name in zip(places, written_loop.values):
+                self.registers.values[place] = self._renamed(place, name)
+            self.block(loop.body)
+            written_loop.following = [self.registers.current(p).text for p in places]
+        for place, name in zip(places, written_loop.results):
+            self.registers.values[place] = self._renamed(place, name)
+        self.restore_loads(known, written)
+
+    def _renamed(self, place: Place, name: str) -> Value:
+        return Value(name, self.buffers[place.buffer].dtype, self.analysis.registers[place.buffer].lanes)
+
+    def written_places(self, body: tuple[Statement, ...]) -> Iterator[Place]:
+        """The registers that statements write, but for those of buffers that they allocate."""
+        own = {s.buffer.name for s in statements(body) if isinstance(s, Alloc)}
+        return (p for p in self._written(body) if p.buffer not in own)
+
+    def _written(self, body: tuple[Statement, ...]) -> Iterator[Place]:
+        for statement in body:
+            match statement:
+                case For():
+                    yield from self._written_in_loop(statement)
+                case If(_, then, otherwise):
+                    yield from self._written((*then, *otherwise))
+                case Put(buffer, indices) if self.registers.holds(buffer):
+                    yield from self.registers.written(buffer, self.positions(indices), self.lanes)
+
+    def _written_in_loop(self, loop: For) -> Iterator[Place]:
+        match self.analysis.modes[loop.axis]:
+            case "unrolled":
+                for i in range(int(self.number(loop.lower)), int(self.number(loop.upper)), loop.step):
+                    self.axes[loop.axis] = i
+                    yield from self._written(loop.body)
+            case "lanes":
+                self.lane = Lane(loop.axis, loop.lower.constant or 0, loop.step, trip_count(loop) or 1)
+                yield from self._written(loop.body)
+                self.lane = None
+            case _:
+                yield from self._written(loop.body)
+
+    # ------------------------------------------------------------------ branches
+
+    def branch_on(self, condition: str, then: tuple[Statement, ...], otherwise: tuple[Statement, ...] = ()) -> None:
+        written = {s.buffer for s in statements((*then, *otherwise)) if isinstance(s, Put)}
+        written |= _called((*then, *otherwise))
+        self.branch(
+            condition, written, lambda: self.block(then), (lambda: self.block(otherwise)) if otherwise else None
+        )
+
+    def branch(
+        self,
+        condition: str,
+        written: Iterable[str],
+        then: Callable[[], None],
+        otherwise: Callable[[], None] | None = None,
+    ) -> None:
+        """Write both sides; registers that differ after them become phis. `written`: buffers that they may write."""
+        if condition in ("true", "false"):
+            taken = then if condition == "true" else otherwise
+            if taken is not None:
+                taken()
+            return
+        before, known = dict(self.registers.values), self.known_loads()
+        ends: list[dict[Place, Value]] = []
+
+        def arm(write: Callable[[], None]) -> Callable[[], None]:
+            def run() -> None:
+                self.registers.values = dict(before)
+                self.restore_loads(dict(known), ())
+                write()
+                ends.append(self.registers.values)
+
+            return run
+
+        then_end, else_end = self.function.fork(condition, arm(then), arm(otherwise) if otherwise else None)
+        first, second = ends[0], ends[1] if otherwise else before
+        self.registers.values = before
+        for place in dict.fromkeys((*first, *second)):
+            self.registers.values = first
+            one = self.registers.current(place)
+            self.registers.values = second
+            other = self.registers.current(place)
+            text = self.function.phi(one.type, [(one.text, then_end), (other.text, else_end)])
+            before[place] = self._renamed(place, text)
+        self.registers.values = before
+        self.restore_loads(known, written)
+
+    # ------------------------------------------------------------------ writes
+
+    def put(self, put: Put) -> None:
+        condition = self.condition(put.mask)
+        if condition.uniform == "true" or condition.uniform == "false":
+            if condition.uniform == "true":
+                self.masked_put(put, condition.lanes)
+        elif self.registers.holds(put.buffer) and not self._touches_memory(put.value):
+            mask = condition.lanes if condition.lanes is None else self.lane_mask(condition)
+            if mask is None:
+                before = dict(self.registers.values)
+                self.masked_put(put, None)
+                self._keep_unless(condition.uniform, before)
+            else:
+                self.masked_put(put, mask)
+        else:
+            self.branch(condition.uniform, [put.buffer], lambda: self.masked_put(put, condition.lanes))
+
+    def _touches_memory(self, value: Expr) -> bool:
+        return any(not self.registers.holds(load.buffer) for load in loads_of(value))
+
+    def _keep_unless(self, condition: str, before: dict[Place, Value]) -> None:
+        """Undo what changed in registers where the condition does not hold."""
+        after = self.registers.values
+        self.registers.values = before
+        old = {place: self.registers.current(place) for place in after}
+        self.registers.values = after
+        for place, value in after.items():
+            after[place] = select(self.function, Value(condition, BOOL), value, old[place])
+
+    def masked_put(self, put: Put, mask: Value | None) -> None:
+        """A write of which `mask` says in which lanes it counts."""
+        if self.lane is None:
+            self.scalar_put(put)
+        elif self._is_reduction(put):
+            if put.operator == "=" or put.atomic:
+                self.lane_by_lane(put)
+            else:
+                self.reducing_put(put, mask)
+        elif put.atomic or (put.operator != "=" and self._may_collide(put)):
+            self.lane_by_lane(put)
+        else:
+            outer, self.active = self.active, mask
+            value = self.combined(put, lambda: self.read(put.buffer, put.indices, mask))
+            self.active = outer
+            self.write(put.buffer, put.indices, value, mask, put.nontemporal)
+
+    def _is_reduction(self, put: Put) -> bool:
+        """Do all lanes write the same element?"""
+        if self.registers.holds(put.buffer):
+            private = self.analysis.registers[put.buffer].private
+            return not private and all(step == 0 for _, step in self.positions(put.indices))
+        return self.address(put.buffer, put.indices).is_uniform
+
+    def _may_collide(self, put: Put) -> bool:
+        """Can two lanes write the same element, so that the old values cannot be read at once?"""
+        return not self.registers.holds(put.buffer) and self.address(put.buffer, put.indices).index is not None
+
+    def scalar_put(self, put: Put) -> None:
+        if put.atomic and put.operator != "=":
+            routines.atomic_update(self, put)
+            return
+        value = self.combined(put, lambda: self.read(put.buffer, put.indices))
+        self.write(put.buffer, put.indices, value, None, put.nontemporal)
+
+    def combined(self, put: Put, old: Callable[[], Value]) -> Value:
+        """The new value of the target."""
+        if put.operator == "=":
+            return self.value(put.value)
+        match put.operator, put.value:
+            case "+=", Apply("mul", (a, b)) if put.value.dtype in (F32, F64):
+                return self.arithmetic.fused_multiply_add(self.value(a), self.value(b), old())
+        value = self.value(put.value)
+        return self._merge(put, value, old())
+
+    def _merge(self, put: Put, value: Value, old: Value) -> Value:
+        lanes = max(value.lanes, old.lanes)
+        pair = widen(self.function, value, lanes), widen(self.function, old, lanes)
+        return self.arithmetic.apply(PUT_FUNCTIONS[put.operator], pair)
+
+    def reducing_put(self, put: Put, mask: Value | None) -> None:
+        """All lanes into one element: combine them first."""
+        assert self.lane is not None and put.operator != "="
+        outer, self.active = self.active, mask
+        value = widen(self.function, self.value(put.value), self.lane.lanes)
+        self.active = outer
+        if mask is not None:
+            # -0.0 is neutral for every sum, +0.0 would change one of negative zeros.
+            number = -0.0 if put.operator == "+=" and value.dtype.is_float else _NEUTRAL[put.operator](value.dtype)
+            value = select(self.function, mask, value, constant(number, value.dtype))
+        total = self.arithmetic.reduce_lanes(PUT_FUNCTIONS[put.operator], value)
+        lane, self.lane = self.lane, None
+        some = None if mask is None else self.arithmetic.reduce_lanes("or", mask).text
+        self.axes[lane.axis] = lane.base
+
+        def write() -> None:
+            self.write(put.buffer, put.indices, self._merge(put, total, self.read(put.buffer, put.indices)))
+
+        if some is None or self.registers.holds(put.buffer):
+            write()
+        else:
+            self.branch(some, [put.buffer], write)
+        self.lane = lane
+
+    def lane_by_lane(self, statement: Put | Check) -> None:
+        """One lane after the other, as scalars."""
+        lane = self.lane
+        assert lane is not None
+        self.lane = None
+        for number in range(lane.lanes):
+            self.axes[lane.axis] = self.function.add(lane.base, number * lane.step)
+            self.registers.only_lane = number
+            self.block((statement,))
+        self.registers.only_lane = None
+        self.lane = lane
+        self.forget_values()
+
+    # ------------------------------------------------------------------ the rest
+
+    def prefetch(self, prefetch: Prefetch) -> None:
+        address = self.address(prefetch.buffer, prefetch.indices)
+        stored = storage_type(self.buffers[prefetch.buffer].dtype)
+        pointer, lines = address.pointer, 1
+        if address.index is not None:
+            pointer = self.function.offset(pointer, stored, extract(self.function, address.index, 0).text)
+        elif address.is_contiguous:
+            size = self.lanes * self.buffers[prefetch.buffer].dtype.bytes
+            lines = -(-size // self.target.cache_line)
+        locality = max(0, 4 - prefetch.level)
+        for line in range(lines):
+            place = self.function.offset(pointer, "i8", line * self.target.cache_line)
+            arguments = [("ptr", place), ("i32", str(int(prefetch.write))), ("i32", str(locality)), ("i32", "1")]
+            self.function.call("void", "llvm.prefetch.p0", arguments)
+
+    def check(self, check: Check) -> None:
+        """Record the first failure of the call; the kernel goes on."""
+        holds = self.value(check.condition)
+        if self.lane is not None:
+            all_hold = self.arithmetic.reduce_lanes("and", holds)
+            failed = self.function.op(f"xor i1 {all_hold.text}, true")
+            self.branch(failed, (), lambda: self.lane_by_lane(check))
+            return
+        failed = self.function.op(f"xor i1 {holds.text}, true")
+        self.branch(failed, (), lambda: self._record(check))
+
+    def _record(self, check: Check) -> None:
+        function = self.function
+        pair = function.emit(f"cmpxchg ptr %record, i64 0, i64 {check.number} monotonic monotonic")
+        first = function.emit(f"extractvalue {{ i64, i1 }} {pair}, 1")
+
+        def store() -> None:
+            numbers = [str(len(check.values)), *(self.value(v).text for v in check.values)]
+            for position, number in enumerate(numbers, 1):
+                place = function.offset("%record", "i64", position)
+                function.do(f"store i64 {number}, ptr {place}, align 8")
+
+        self.branch(first, (), store)
+
+
+def _bytes(buffer: Buffer) -> Size:
+    return product(buffer.shape) * buffer.dtype.bytes
+
+
+def _called(body: tuple[Statement, ...]) -> set[str]:
+    """Buffers that routines write."""
+    return {name for s in statements(body) if isinstance(s, Call) for name, _ in s.writes}

@@ -1,0 +1,176 @@
+"""Register buffers: memory whose subscripts are known while the code is written, held as SSA values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import TypeAlias
+
+from intarsia.backends.cpu.analysis import Layout
+from intarsia.backends.cpu.llvm import Function
+from intarsia.backends.cpu.values import Value, extract, insert, shuffle, widen, zero
+from intarsia.ir.kernel import Buffer
+
+Key: TypeAlias = "tuple[int, ...]"
+Position: TypeAlias = "tuple[int, int]"
+"""A subscript in lane 0, and how much it grows from one lane to the next."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A register of a buffer."""
+
+    buffer: str
+    key: Key
+
+
+class Registers:
+    """The current value of every register, by buffer and key (the subscripts, that of the vector dimension divided by
+    the number of lanes). A register that was not written holds 0."""
+
+    def __init__(self, function: Function, layouts: Mapping[str, Layout], buffers: Mapping[str, Buffer]) -> None:
+        self.function = function
+        self.layouts = layouts
+        self.buffers = buffers
+        self.values: dict[Place, Value] = {}
+        self.only_lane: int | None = None
+        """The lane that is meant where lanes are written one by one; matters for private buffers."""
+
+    def holds(self, buffer: str) -> bool:
+        return buffer in self.layouts
+
+    def clear(self, buffer: str) -> None:
+        """Forget the values of a buffer: a fresh one is undefined."""
+        for place in [p for p in self.values if p.buffer == buffer]:
+            del self.values[place]
+
+    def current(self, place: Place) -> Value:
+        """The value of a register as one vector (or scalar)."""
+        if place in self.values:
+            return self.values[place]
+        return zero(self.buffers[place.buffer].dtype, self.layouts[place.buffer].lanes)
+
+    def places(self, buffer: str, index: tuple[Position, ...], lanes: int) -> list[tuple[Place, int]]:
+        """Register and lane of each element that the lanes of an access touch."""
+        layout = self.layouts[buffer]
+        found = []
+        for lane in range(1 if layout.private else lanes):
+            subscripts = [start + step * lane for start, step in index]
+            position = 0
+            if layout.dimension is not None:
+                subscripts[layout.dimension], position = divmod(subscripts[layout.dimension], layout.lanes)
+            found.append((Place(buffer, tuple(subscripts)), position))
+        return found
+
+    def read(self, buffer: str, index: tuple[Position, ...], lanes: int) -> Value:
+        """The elements that an access touches: a scalar if all lanes touch the same one."""
+        if self.layouts[buffer].private:
+            value = self.current(self.places(buffer, index, 1)[0][0])
+            return value if self.only_lane is None else extract(self.function, value, self.only_lane)
+        if all(step == 0 for _, step in index):
+            lanes = 1
+        places = self.places(buffer, index, lanes)
+        if lanes == 1:
+            return extract(self.function, self.current(places[0][0]), places[0][1])
+        return self._gather([(self.current(p), lane) for p, lane in places])
+
+    def write(self, buffer: str, index: tuple[Position, ...], lanes: int, value: Value) -> None:
+        """Replace the elements that an access touches."""
+        layout = self.layouts[buffer]
+        if all(step == 0 for _, step in index):
+            lanes = 1
+        places = self.places(buffer, index, lanes)
+        if layout.private and self.only_lane is not None:
+            whole = self.current(places[0][0])
+            self.values[places[0][0]] = insert(self.function, whole, self.only_lane, value)
+            return
+        whole_register = all(p == places[0][0] for p, _ in places)
+        in_order = lanes == layout.lanes and [lane for _, lane in places] == list(range(lanes))
+        if whole_register and (layout.private or in_order):
+            self.values[places[0][0]] = widen(self.function, value, layout.lanes)
+            return
+        for lane, (place, position) in enumerate(places):
+            element = extract(self.function, value, lane) if value.lanes > 1 else value
+            whole = self.current(place)
+            self.values[place] = insert(self.function, whole, position, element) if whole.lanes > 1 else element
+
+    def written(self, buffer: str, index: tuple[Position, ...], lanes: int) -> Iterator[Place]:
+        """The registers that a write would change."""
+        return (p for p, _ in self.places(buffer, index, lanes))
+
+    # ------------------------------------------------------------------ moving lanes
+
+    def _gather(self, parts: list[tuple[Value, int]]) -> Value:
+        """A vector of single lanes of vectors (or of scalars)."""
+        sources = list(dict.fromkeys(v for v, _ in parts))
+        wanted = [lane for _, lane in parts]
+        first = sources[0]
+        if len(sources) == 1 and first.lanes == len(parts) and wanted == list(range(len(parts))):
+            return first
+        if first.lanes > 1 and len(sources) <= 2:
+            second = sources[-1]
+            lanes = [lane + (first.lanes if v is second and second is not first else 0) for v, lane in parts]
+            return shuffle(self.function, first, second, lanes)
+        if first.lanes == len(parts) == len(sources) and len(set(wanted)) == 1 and first.lanes & (first.lanes - 1) == 0:
+            return transpose(self.function, sources)[wanted[0]]
+        result = zero(first.dtype, len(parts))
+        for position, (value, lane) in enumerate(parts):
+            result = insert(self.function, result, position, extract(self.function, value, lane))
+        return result
+
+
+def transpose(function: Function, rows: list[Value]) -> list[Value]:
+    """The columns of n vectors of n lanes, n a power of two, by n * log2(n) shuffles of two vectors.
+
+    Within 128 bits pairs of lanes are interleaved (one cheap instruction on x86 and ARM), then groups of 128 bits are
+    exchanged. Shuffles are shared, so the columns may be asked for one by one.
+    """
+    n = len(rows)
+    group = min(n, max(1, 128 // rows[0].dtype.bits))
+    # Each vector is followed by what it holds: (row, column) of each of its lanes.
+    held = [[(r, c) for c in range(n)] for r in range(n)]
+    vectors = list(rows)
+
+    def combine(a: int, b: int, lanes: list[int]) -> tuple[Value, list[tuple[int, int]]]:
+        both = held[a] + held[b]
+        return shuffle(function, vectors[a], vectors[b], lanes), [both[i] for i in lanes]
+
+    distance = 1
+    while distance < n:
+        made: list[tuple[Value, list[tuple[int, int]]]] = [(vectors[0], held[0])] * n
+        block = distance if distance < group else group
+        for a in range(n):
+            if a & distance:
+                continue
+            low, high = _exchange(n, block, group, distance)
+            made[a], made[a + distance] = combine(a, a + distance, low), combine(a, a + distance, high)
+        vectors, held = [v for v, _ in made], [h for _, h in made]
+        distance *= 2
+    order = {h[0][1]: i for i, h in enumerate(held)}
+    for column, i in order.items():
+        assert held[i] == [(r, column) for r in range(n)], "the network does not transpose"
+    return [vectors[order[c]] for c in range(n)]
+
+
+def _exchange(n: int, block: int, group: int, distance: int) -> tuple[list[int], list[int]]:
+    """The lanes of two vectors of n that make a new pair of vectors.
+
+    Below `group` lanes: interleave blocks of `block` lanes of the low (high) halves of each group. Above: take the even
+    (odd) groups of the first vector and then of the second.
+    """
+    if distance < group:
+        low: list[int] = []
+        high: list[int] = []
+        for start in range(0, n, group):
+            for half, into in ((0, low), (group // 2, high)):
+                for offset in range(start + half, start + half + group // 2, block):
+                    into += [*range(offset, offset + block), *range(n + offset, n + offset + block)]
+        return low, high
+    parts = [list(range(s, s + group)) for s in range(0, 2 * n, group)]
+    return [i for p in parts[::2] for i in p], [i for p in parts[1::2] for i in p]
+
+
+def all_indices(shape: tuple[int, ...]) -> Iterator[Key]:
+    """Every subscript of an array."""
+    return product(*(range(n) for n in shape))
