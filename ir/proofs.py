@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from intarsia.ir.sizes import (
     ONE,
@@ -34,6 +35,11 @@ class Facts:
 
     nonnegative: tuple[Size, ...] = ()
     names: frozenset[str] = field(default_factory=frozenset)
+
+    @cached_property
+    def of_atoms(self) -> tuple[Size, ...]:
+        """What the quotients and remainders in the facts bring of their own."""
+        return tuple(dict.fromkeys(f for fact in self.nonnegative for f in _facts_of_atoms(fact)))
 
     def given(self, *facts: Size) -> Facts:
         """These facts and more expressions that are at least 0."""
@@ -77,7 +83,7 @@ def _prove(e: Size, facts: Facts, budget: list[int], depth: int) -> bool:
         return all(results) if every else any(results)
     own = _facts_of_atoms(e)
     for monomial, coefficient in _by_hardness(e):
-        for fact in (*own, *facts.nonnegative):
+        for fact in (*own, *facts.nonnegative, *facts.of_atoms):
             c = next((c for m, c in fact.terms if m == monomial), 0)
             if c == 0 or (c > 0) != (coefficient > 0):
                 continue
