@@ -7,6 +7,7 @@ What cannot be shown is "not proved", never "false".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -72,6 +73,9 @@ def ranges(bounds: Mapping[str, tuple[SizeLike, SizeLike]], facts: Facts = Facts
 def _prove(e: Size, facts: Facts, budget: list[int], depth: int) -> bool:
     if e.constant is not None:
         return e.constant >= 0
+    common = math.gcd(*(c for m, c in e.terms if m))
+    if common > 1:  # e is an integer: 4 * q - 3 >= 0 says that q - 1 >= 0
+        e = Size(tuple((m, c // common) for m, c in e.terms if c // common))
     if all(c >= 0 and all(isinstance(a, str) and a in facts.names for a in m) for m, c in e.terms):
         return True
     budget[0] -= 1
@@ -83,7 +87,7 @@ def _prove(e: Size, facts: Facts, budget: list[int], depth: int) -> bool:
         return all(results) if every else any(results)
     own = _facts_of_atoms(e)
     for monomial, coefficient in _by_hardness(e):
-        for fact in (*own, *facts.nonnegative, *facts.of_atoms):
+        for fact in (*facts.nonnegative, *own, *facts.of_atoms):
             c = next((c for m, c in fact.terms if m == monomial), 0)
             if c == 0 or (c > 0) != (coefficient > 0):
                 continue
