@@ -15,7 +15,7 @@ class Access:
     """One place in the text where elements of a buffer are read or written.
 
     `loops` are those around it, outermost first; `operator` is that of the `Put` for a write. An accumulating write
-    reads as well. A row access of a `Call` has one subscript less than its buffer.
+    reads as well. The mask of a read in the value of a `Put` holds that of the `Put` too. A row access of a `Call` has one subscript less than its buffer.
     """
 
     buffer: str
@@ -63,8 +63,9 @@ def accesses(body: Iterable[Statement], loops: tuple[For, ...] = ()) -> Iterator
     """Every access below `body`, in the order of the text; the reads of a statement come before its writes."""
     for statement, around in walk(tuple(body), loops):
         for expression in expressions(statement):
+            own = statement.mask if isinstance(statement, Put) and expression is statement.value else ()
             for load in loads(expression):
-                yield Access(load.buffer, load.indices, load.mask, False, around, statement)
+                yield Access(load.buffer, load.indices, (*own, *load.mask), False, around, statement)
         match statement:
             case Put(buffer, indices, operator, _, mask):
                 yield Access(buffer, indices, mask, True, around, statement, operator)

@@ -1,0 +1,563 @@
+"""Schedules as data: steps that print, parse, compare and hash. `passes/schedule` applies them.
+
+A schedule is text such as `split m 64; reorder m.0 k m.1; accumulate c at k -> acc register set; vectorize j`. Steps are
+separated by `;` or newlines, `#` begins a comment. A step that makes loops names them after the one they come from: `i`
+gives `i.0`, `i.1`, … with the lowest numbers that are free, unless names are given after `->`.
+
+In the pictures of the docstrings `…` stands for the rest of a body.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from intarsia.ir.errors import CompileError
+from intarsia.ir.kernel import Memory
+
+Tail: TypeAlias = Literal["mask", "min", "peel", "step"]
+AccumulateMode: TypeAlias = Literal["add", "set", "first", "load"]
+
+STEPS: dict[str, type[Step]] = {}
+"""Every kind of step by the word that begins it."""
+
+ROOT = "root"
+"""The name that stands for the body of the whole kernel where a step wants a loop."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One change of a kernel that keeps its meaning, or a ScheduleError."""
+
+    def __init_subclass__(cls) -> None:
+        STEPS[cls.word()] = cls
+
+    @classmethod
+    def word(cls) -> str:
+        return cls.__name__.lower()
+
+    @classmethod
+    @abstractmethod
+    def read(cls, words: Words) -> Step:
+        """The step whose words after the first are `words`."""
+
+    @abstractmethod
+    def rest(self) -> str:
+        """What follows the first word."""
+
+    def __str__(self) -> str:
+        return f"{self.word()} {self.rest()}".rstrip()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps in order."""
+
+    steps: tuple[Step, ...] = ()
+
+    @staticmethod
+    def parse(text: str) -> Schedule:
+        """Read a schedule. Raises CompileError E1601 where the text is none."""
+        lines = (line.partition("#")[0] for line in text.splitlines())
+        parts = (part.strip() for line in lines for part in line.split(";"))
+        return Schedule(tuple(parse_step(part) for part in parts if part))
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.steps))
+
+    def __add__(self, other: Schedule) -> Schedule:
+        return Schedule(self.steps + other.steps)
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def parse_step(text: str) -> Step:
+    """Read one step. Raises CompileError E1601."""
+    words = Words(text)
+    word = words.name()
+    if word not in STEPS:
+        raise CompileError("E1601", f"no schedule step is named '{word}'", hint=f"steps: {', '.join(STEPS)}")
+    step = STEPS[word].read(words)
+    words.end()
+    return step
+
+
+class Words:
+    """The words of a step, taken one after the other."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._words = re.findall(r"[A-Za-z_][\w.']*|\d+|->|\S", text)
+        self._next = 0
+
+    @property
+    def next(self) -> str:
+        """The next word, or nothing at the end."""
+        return self._words[self._next] if self._next < len(self._words) else ""
+
+    def take(self) -> str:
+        word = self.next
+        self._next += 1
+        return word
+
+    def accept(self, *words: str) -> str | None:
+        """Take the next word if it is one of these."""
+        return self.take() if self.next and self.next in words else None
+
+    def expect(self, word: str) -> None:
+        if not self.accept(word):
+            raise self.error(f"'{word}'")
+
+    def name(self) -> str:
+        if not re.match(r"[A-Za-z_]", self.next):
+            raise self.error("a name")
+        return self.take()
+
+    def names(self) -> tuple[str, ...]:
+        """All names that follow, at least one."""
+        found = [self.name()]
+        while re.match(r"[A-Za-z_]", self.next):
+            found.append(self.name())
+        return tuple(found)
+
+    def number(self) -> int:
+        if not self.next.isdigit():
+            raise self.error("a number")
+        return int(self.take())
+
+    def new_names(self, count: int) -> tuple[str, ...]:
+        """`-> a b`: names of new things, or none."""
+        return tuple(self.name() for _ in range(count)) if self.accept("->") else ()
+
+    def memory(self) -> Memory:
+        for memory in get_args(Memory):
+            if self.accept(memory):
+                return memory  # type: ignore[no-any-return]
+        raise self.error(f"one of {', '.join(get_args(Memory))}")
+
+    def end(self) -> None:
+        if self.next:
+            raise self.error("the end")
+
+    def error(self, wanted: str) -> CompileError:
+        found = f"'{self.next}'" if self.next else "the end"
+        return CompileError("E1601", f"schedule step '{self.text}': expected {wanted}, found {found}")
+
+
+def _arrow(names: tuple[str, ...]) -> str:
+    return f" -> {' '.join(names)}" if names else ""
+
+
+# ---------------------------------------------------------------------- loops
+
+
+@dataclass(frozen=True)
+class Split(Step):
+    """Make two loops of one: `split i 16`.
+
+        for i in 0..N { … i … }   ->   for i.0 in 0..(N + 15) // 16 { for i.1 in 0..16 { … 16 * i.0 + i.1 … } }
+
+    Where 16 does not divide the extent, `tail` says what becomes of the rest: `mask` (as above, all writes and the
+    loads that use i get the condition that it is below N), `min` (the inner bound is min(16, N - 16 * i.0)), `peel` (a
+    second loop runs over the rest), or `step` (as min, but `for i.0 in 0..N step 16` counts elements).
+    """
+
+    axis: str
+    factor: int
+    tail: Tail = "mask"
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        axis, factor = words.name(), words.number()
+        tail = words.accept(*get_args(Tail)) or "mask"
+        return Split(axis, factor, tail, words.new_names(2))  # type: ignore[arg-type]
+
+    def rest(self) -> str:
+        tail = "" if self.tail == "mask" else f" {self.tail}"
+        return f"{self.axis} {self.factor}{tail}{_arrow(self.names)}"
+
+
+@dataclass(frozen=True)
+class Collapse(Step):
+    """Make one loop of two that are perfectly nested and run over memory in order: `collapse i j -> f`.
+
+        for i in 0..N { for j in 0..M { y[i, j] = x[i, j] } }   ->   for f in 0..N * M { y[f] = x[f] }
+
+    Dimensions that i and j subscript become one: of a parameter, that is another view of the same memory. Every
+    subscript must use the two as M * i + j or side by side in that order.
+    """
+
+    outer: str
+    inner: str
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return Collapse(words.name(), words.name(), words.new_names(1))
+
+    def rest(self) -> str:
+        return f"{self.outer} {self.inner}{_arrow(self.names)}"
+
+
+@dataclass(frozen=True)
+class Peel(Step):
+    """Run the iterations in which all masks hold without them, then the others: `peel i.0`.
+
+       for i.0 in 0..(N + 15) // 16 { for i.1 in 0..16 { y[16 * i.0 + i.1] = … where 16 * i.0 + i.1 < N } }
+    -> for i.0 in 0..N // 16 { for i.1 in 0..16 { y[16 * i.0 + i.1] = … } }
+       for i.0.0 in N // 16..(N + 15) // 16 { for i.1.0 in 0..16 { y[…] = … where 16 * i.0.0 + i.1.0 < N } }
+    """
+
+    axis: str
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return Peel(words.name())
+
+    def rest(self) -> str:
+        return self.axis
+
+
+@dataclass(frozen=True)
+class Reorder(Step):
+    """Permute loops of a perfect nest: `reorder k i j`. Loops of the nest that are not named keep their places.
+
+        for i { for j { for k { … } } }   ->   for k { for i { for j { … } } }
+
+    Refused where a bound needs an axis that would come to stand inside it, or where an iteration would overtake one
+    on which it depends. Accumulating writes by one operator may change their order.
+    """
+
+    axes: tuple[str, ...]
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return Reorder(words.names())
+
+    def rest(self) -> str:
+        return " ".join(self.axes)
+
+
+@dataclass(frozen=True)
+class Merge(Step):
+    """Make one loop of several that follow each other and have equal bounds: `merge i j`.
+
+        for i in 0..N { t[i] = … }; for j in 0..N { y[j] = t[j] }   ->   for i in 0..N { t[i] = …; y[i] = t[i] }
+
+    The first axis stays. The later loops move up past statements that they do not depend on. Refused where an iteration
+    of a later loop would run before one of an earlier loop on which it depends.
+    """
+
+    axes: tuple[str, ...]
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return Merge(words.names())
+
+    def rest(self) -> str:
+        return " ".join(self.axes)
+
+
+@dataclass(frozen=True)
+class Move(Step):
+    """Put a statement before another of the same block: `move i before j`. A loop goes by its axis, a write that stands
+    in no loop of the block by its buffer. Refused where it would overtake a statement on which it depends."""
+
+    statement: str
+    before: str
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        statement = words.name()
+        words.expect("before")
+        return Move(statement, words.name())
+
+    def rest(self) -> str:
+        return f"{self.statement} before {self.before}"
+
+
+# ---------------------------------------------------------------------- storage
+
+
+@dataclass(frozen=True)
+class Localize(Step):
+    """Shrink a temporary to what one iteration of a loop touches: `localize t at i register`.
+
+        alloc t: f32[N, M]; for i { for j { t[i, j] = … } … }   ->   for i { alloc t: f32[M]; for j { t[j] = … } … }
+
+    Refused where a value crosses from one iteration to another, or the iteration touches it in several places.
+    """
+
+    buffer: str
+    axis: str
+    memory: Memory
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        buffer = words.name()
+        words.expect("at")
+        return Localize(buffer, words.name(), words.memory())
+
+    def rest(self) -> str:
+        return f"{self.buffer} at {self.axis} {self.memory}"
+
+
+@dataclass(frozen=True)
+class Pack(Step):
+    """Copy what an iteration of a loop (or the kernel, at `root`) reads of a buffer: `pack b at j -> bp[k, j.1] cache`.
+
+        for j { for k { for j.1 { … b[k, 16 * j + j.1] … } } }
+     -> for j { alloc bp: f32[K, 16]; for k.0 { for j.1.0 { bp[k.0, j.1.0] = b[k.0, 16 * j + j.1.0] } }
+                for k { for j.1 { … bp[k, j.1] … } } }
+
+    The dimensions of the copy are axes inside the loop, in any order: that is its layout. Masks of the loads move into
+    the copy, which pads with what they gave. Refused unless the buffer is read in one way and not written.
+    """
+
+    buffer: str
+    axis: str
+    new: str
+    layout: tuple[str, ...]
+    memory: Memory
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        buffer = words.name()
+        words.expect("at")
+        axis = words.name()
+        words.expect("->")
+        new = words.name()
+        words.expect("[")
+        layout = [words.name()]
+        while words.accept(","):
+            layout.append(words.name())
+        words.expect("]")
+        return Pack(buffer, axis, new, tuple(layout), words.memory())
+
+    def rest(self) -> str:
+        return f"{self.buffer} at {self.axis} -> {self.new}[{', '.join(self.layout)}] {self.memory}"
+
+
+@dataclass(frozen=True)
+class Accumulate(Step):
+    """Reduce over a loop, and the reduction loops inside it, into a tile: `accumulate c at k -> acc register set`.
+
+        for i { for k { for j { c[i, j] += … } } }
+     -> for i { alloc acc: f32[16]; for j.0 { acc[j.0] = 0 }; for k { for j { acc[j] += … } }
+                for j.1 { c[i, j.1] += acc[j.1] } }
+
+    mode: `add` as above; `set` writes `c = acc` and drops the statement that set c to the neutral element, which must
+    be there; `first o` does so in the first iteration of the outer reduction loop o and adds in the others; `load`
+    starts from c. Axes to `keep` stay dimensions of the tile, so that it holds partial results (also the loop itself).
+    A condition on a reduction axis becomes a choice between the value and the neutral element.
+    """
+
+    buffer: str
+    axis: str
+    new: str
+    memory: Memory
+    mode: AccumulateMode = "add"
+    keep: tuple[str, ...] = ()
+    outer: str = ""
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        buffer = words.name()
+        words.expect("at")
+        axis = words.name()
+        words.expect("->")
+        new, memory = words.name(), words.memory()
+        mode = words.accept(*get_args(AccumulateMode)) or "add"
+        outer = words.name() if mode == "first" else ""
+        keep = words.names() if words.accept("keep") else ()
+        return Accumulate(buffer, axis, new, memory, mode, keep, outer)  # type: ignore[arg-type]
+
+    def rest(self) -> str:
+        mode = "" if self.mode == "add" else f" {self.mode} {self.outer}".rstrip()
+        keep = f" keep {' '.join(self.keep)}" if self.keep else ""
+        return f"{self.buffer} at {self.axis} -> {self.new} {self.memory}{mode}{keep}"
+
+
+@dataclass(frozen=True)
+class Inline(Step):
+    """Compute a temporary where it is used: `inline t`.
+
+        for i { t[i] = f(i) }; for j { y[j] = t[j] }   ->   for j { y[j] = f(j) }
+
+    Refused unless one statement defines it, point by point, from what does not change before the uses.
+    """
+
+    buffer: str
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return Inline(words.name())
+
+    def rest(self) -> str:
+        return self.buffer
+
+
+# ---------------------------------------------------------------------- kinds
+
+
+@dataclass(frozen=True)
+class _Axes(Step):
+    """A step that wants axes only."""
+
+    axes: tuple[str, ...]
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return cls(words.names())
+
+    def rest(self) -> str:
+        return " ".join(self.axes)
+
+
+del STEPS["_axes"]
+
+
+@dataclass(frozen=True)
+class Vectorize(_Axes):
+    """Run the iterations of loops at once, as the lanes of a vector: `vectorize j`.
+
+        for j in 0..16 { y[j] = x[j] }   ->   lane j in 0..16 { y[j] = x[j] }
+
+    The bounds are numbers. Refused where one iteration needs what another makes; a write that accumulates over the axis
+    is fine: the lanes are reduced.
+    """
+
+
+@dataclass(frozen=True)
+class Unroll(_Axes):
+    """Write the iterations of loops out one after the other: `unroll i`. The bounds are numbers."""
+
+
+@dataclass(frozen=True)
+class Parallel(_Axes):
+    """Let threads share the iterations of loops: `parallel i`. Refused where one iteration touches what another writes;
+    accumulating writes count, unless they are atomic."""
+
+
+@dataclass(frozen=True)
+class Grid(_Axes):
+    """Let the programs of a GPU launch share the iterations of loops: `grid i`. Refused as `parallel` is."""
+
+
+# ---------------------------------------------------------------------- masks
+
+
+@dataclass(frozen=True)
+class Version(Step):
+    """Choose at run time between a body without masks and the body as it is: `version i`.
+
+       for i { lane j in 0..16 { y[16 * i + j] = … where 16 * i + j < N } }
+    -> for i { if 16 * i + 15 < N { lane j { y[16 * i + j] = … } } else { lane j.0 { … where 16 * i + j.0 < N } } }
+    """
+
+    axis: str
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return Version(words.name())
+
+    def rest(self) -> str:
+        return self.axis
+
+
+@dataclass(frozen=True)
+class Unmask(Step):
+    """Drop the masks of the writes of a temporary: `unmask t`. Refused unless every reader stays where they hold."""
+
+    buffer: str
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return Unmask(words.name())
+
+    def rest(self) -> str:
+        return self.buffer
+
+
+@dataclass(frozen=True)
+class Tighten(Step):
+    """End a loop where the masks of all that it does can no longer hold: `tighten k`.
+
+    for k in 0..N { s[i] += … where k < i + 1 }   ->   for k in 0..min(N, i + 1) { s[i] += … where k < i + 1 }
+    """
+
+    axis: str
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return Tighten(words.name())
+
+    def rest(self) -> str:
+        return self.axis
+
+
+@dataclass(frozen=True)
+class Restrict(Step):
+    """Turn a choice of the neutral element into a mask: `restrict m`.
+
+    m[i] max= where(j < i + 1, s[i, j], -inf)   ->   m[i] max= s[i, j] where j < i + 1
+    """
+
+    buffer: str
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return Restrict(words.name())
+
+    def rest(self) -> str:
+        return self.buffer
+
+
+# ---------------------------------------------------------------------- hints
+
+
+@dataclass(frozen=True)
+class Prefetch(Step):
+    """Fetch early what a later iteration reads: `prefetch x in t i +1 L1`: before the statement that writes t, bring
+    the line that it will read of x one iteration of i later into the first cache."""
+
+    buffer: str
+    statement: str
+    axis: str
+    distance: int
+    level: int = 1
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        buffer = words.name()
+        words.expect("in")
+        statement, axis = words.name(), words.name()
+        words.expect("+")
+        distance = words.number()
+        level = words.accept("L1", "L2", "L3") or "L1"
+        return Prefetch(buffer, statement, axis, distance, int(level[1:]))
+
+    def rest(self) -> str:
+        return f"{self.buffer} in {self.statement} {self.axis} +{self.distance} L{self.level}"
+
+
+@dataclass(frozen=True)
+class Nontemporal(Step):
+    """Let the writes of a buffer bypass the caches: `nontemporal y`. Refused where the kernel reads it."""
+
+    buffer: str
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return Nontemporal(words.name())
+
+    def rest(self) -> str:
+        return self.buffer

@@ -1,0 +1,55 @@
+"""Applying schedules: each step turns a kernel into one with the same meaning, or raises ScheduleError."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from intarsia.ir import schedule as steps
+from intarsia.ir.errors import ScheduleError
+from intarsia.ir.kernel import Kernel
+from intarsia.ir.schedule import Schedule, Step
+from intarsia.passes.schedule.accumulate import accumulate
+from intarsia.passes.schedule.hints import nontemporal, prefetch
+from intarsia.passes.schedule.kinds import grid, parallel, unroll, vectorize
+from intarsia.passes.schedule.loops import collapse, merge, move, reorder, split
+from intarsia.passes.schedule.masks import peel, restrict, tighten, unmask, version
+from intarsia.passes.schedule.storage import inline, localize, pack
+
+_APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
+    steps.Split: split,
+    steps.Collapse: collapse,
+    steps.Peel: peel,
+    steps.Reorder: reorder,
+    steps.Merge: merge,
+    steps.Move: move,
+    steps.Localize: localize,
+    steps.Pack: pack,
+    steps.Accumulate: accumulate,
+    steps.Inline: inline,
+    steps.Vectorize: vectorize,
+    steps.Unroll: unroll,
+    steps.Parallel: parallel,
+    steps.Grid: grid,
+    steps.Version: version,
+    steps.Unmask: unmask,
+    steps.Tighten: tighten,
+    steps.Restrict: restrict,
+    steps.Prefetch: prefetch,
+    steps.Nontemporal: nontemporal,
+}
+
+
+def apply_step(kernel: Kernel, step: Step) -> Kernel:
+    """The kernel after one step. Raises ScheduleError, which names the step, where it is not legal."""
+    try:
+        return _APPLY[type(step)](kernel, step)
+    except ScheduleError as error:
+        raise ScheduleError(f"{step}: {error}") from None
+
+
+def apply(kernel: Kernel, schedule: Schedule) -> Kernel:
+    """The kernel after all steps of a schedule. Raises ScheduleError at the first that is not legal."""
+    for step in schedule:
+        kernel = apply_step(kernel, step)
+    return kernel

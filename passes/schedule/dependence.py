@@ -1,0 +1,128 @@
+"""The dependence test: can two accesses of a buffer touch the same element in different iterations?
+
+Subscripts are compared as integer expressions over the axes of both sides, with the ranges of the axes, the masks and
+an order between iterations as facts. What cannot be excluded counts as a dependence.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal, TypeAlias
+
+from intarsia.ir.kernel import For, Kernel
+from intarsia.ir.kernel_access import Access, accesses
+from intarsia.ir.scalar import loads
+from intarsia.ir.sizes import Size
+from intarsia.passes.schedule.tree import Body, allocated_in, facts_of, written_in
+
+Order: TypeAlias = Literal["<", ">"]
+"""How the iteration of the first access lies to that of the second along one axis: before or after it."""
+
+
+def may_meet(
+    kernel: Kernel,
+    first: Access,
+    second: Access,
+    order: Mapping[str, Order],
+    shared: Iterable[For],
+    volatile: frozenset[str],
+) -> bool:
+    """Can the accesses touch one element while their iterations along each axis of `order` lie in that order?
+
+    Along the loops of `shared` the iterations are the same; along all others they are free. `volatile` are buffers that
+    are written meanwhile: subscripts that depend on them tell nothing.
+    """
+    assert first.buffer == second.buffer
+    same = {loop.axis for loop in shared}
+    renamed = {loop.axis: f"{loop.axis}'" for loop in second.loops if loop.axis not in same}
+    names = {old: Size.of(new) for old, new in renamed.items()}
+    # A row access of a call has fewer subscripts: it is the whole row.
+    pairs = [(a, b.substitute(names)) for a, b in zip(first.indices, second.indices)]
+    if any(_depends_on(size, volatile) for pair in pairs for size in pair):
+        return True
+    masks = (*first.mask, *(m.substitute(names) for m in second.mask))
+    loops = {loop.axis: loop for loop in first.loops}
+    for loop in second.loops:
+        axis = renamed.get(loop.axis, loop.axis)
+        loops[axis] = For(axis, loop.lower.substitute(names), loop.upper.substitute(names), (), "seq", loop.step)
+    stable = tuple(m for m in masks if not _depends_on(m, volatile))
+    facts = facts_of(loops.values(), stable, frozenset(kernel.sizes))
+    for axis, relation in order.items():
+        # Both count in steps from one lower bound, so different iterations lie at least a step apart.
+        distance = Size.of(renamed[axis]) - axis
+        facts = facts.given((distance if relation == "<" else -distance) - loops[axis].step)
+    # Short differences first: that they are 0 helps to compare the longer ones.
+    for difference in sorted((a - b for a, b in pairs), key=lambda d: len(d.terms)):
+        if facts.proves(difference - 1) or facts.proves(-difference - 1):
+            return False
+        if difference.terms:
+            facts = facts.given(difference, -difference)
+    return True
+
+
+def _depends_on(size: Size, buffers: frozenset[str]) -> bool:
+    return any(load.buffer in buffers for value in size.opaques for load in loads(value))
+
+
+def conflicts(first: Iterable[Access], second: Iterable[Access]) -> Iterator[tuple[Access, Access]]:
+    """Pairs of accesses of one buffer of which at least one writes, alike ones only once."""
+    by_buffer: dict[str, list[Access]] = defaultdict(list)
+    for access in _distinct(second):
+        by_buffer[access.buffer].append(access)
+    for a in _distinct(first):
+        for b in by_buffer[a.buffer]:
+            if a.writes or b.writes:
+                yield a, b
+
+
+def _distinct(found: Iterable[Access]) -> Iterable[Access]:
+    """Accesses that differ in what they touch, whatever statement they stand in."""
+    return {
+        (a.buffer, a.indices, a.mask, a.writes, a.operator, tuple(loop.axis for loop in a.loops)): a for a in found
+    }.values()
+
+
+def commute(first: Access, second: Access) -> bool:
+    """Are both accumulating writes with one operator, so that their order does not matter?"""
+    return first.writes and second.writes and first.operator == second.operator and first.operator not in ("=", None)
+
+
+def carried_dependence(
+    kernel: Kernel, loop: For, around: tuple[For, ...], reductions: bool
+) -> tuple[Access, Access] | None:
+    """Two accesses that different iterations of `loop` may direct at the same element, one of them writing; or None.
+
+    Buffers that live inside the loop do not count, nor do, with `reductions`, accumulating writes by one operator.
+    """
+    local = allocated_in(loop.body)
+    inside = [a for a in accesses(loop.body, (*around, loop)) if a.buffer not in local]
+    volatile = written_in(loop.body)
+    for first, second in conflicts(inside, inside):
+        if reductions and commute(first, second):
+            continue
+        orders: tuple[Order, ...] = ("<",) if first is second else ("<", ">")
+        if any(may_meet(kernel, first, second, {loop.axis: order}, around, volatile) for order in orders):
+            return first, second
+    return None
+
+
+def crossing_dependence(
+    kernel: Kernel, first: Body, second: Body, order: Mapping[str, Order], around: tuple[For, ...]
+) -> tuple[Access, Access] | None:
+    """An access below `first` and one below `second` that may meet although their iterations lie in `order`.
+
+    Accumulating writes by one operator do not count: their order is free.
+    """
+    volatile = written_in(first) | written_in(second)
+    for a, b in conflicts(accesses(first, around), accesses(second, around)):
+        shared = tuple(loop for loop in around if loop.axis not in order)
+        if not commute(a, b) and may_meet(kernel, a, b, order, shared, volatile):
+            return a, b
+    return None
+
+
+def describe(pair: tuple[Access, Access]) -> str:
+    """Both places of a dependence, for messages: buffer and subscripts."""
+    texts = [f"{a.buffer}[{', '.join(map(str, a.indices))}]" for a in pair]
+    return texts[0] if texts[0] == texts[1] else " and ".join(texts)

@@ -1,0 +1,58 @@
+"""Steps that change the kind of a loop, each checked by the dependence test."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from intarsia.ir.errors import ScheduleError
+from intarsia.ir.kernel import For, Kernel, LoopKind
+from intarsia.ir.schedule import Grid, Parallel, Unroll, Vectorize
+from intarsia.passes.schedule.dependence import carried_dependence, describe
+from intarsia.passes.schedule.tree import find_loop, replace_loop
+
+
+def vectorize(kernel: Kernel, step: Vectorize) -> Kernel:
+    """See `Vectorize`."""
+    for axis in step.axes:
+        loop, around = find_loop(kernel, axis)
+        _require_numbers(loop, "vectorize")
+        if pair := carried_dependence(kernel, loop, around, reductions=True):
+            raise ScheduleError(f"{describe(pair)} cross iterations")
+        kernel = _with_kind(kernel, axis, "lane")
+    return kernel
+
+
+def unroll(kernel: Kernel, step: Unroll) -> Kernel:
+    """See `Unroll`."""
+    for axis in step.axes:
+        _require_numbers(find_loop(kernel, axis)[0], "unroll")
+        kernel = _with_kind(kernel, axis, "unroll")
+    return kernel
+
+
+def parallel(kernel: Kernel, step: Parallel) -> Kernel:
+    """See `Parallel`."""
+    return _independent(kernel, step.axes, "parallel")
+
+
+def grid(kernel: Kernel, step: Grid) -> Kernel:
+    """See `Grid`."""
+    return _independent(kernel, step.axes, "grid")
+
+
+def _independent(kernel: Kernel, axes: tuple[str, ...], kind: LoopKind) -> Kernel:
+    for axis in axes:
+        loop, around = find_loop(kernel, axis)
+        if pair := carried_dependence(kernel, loop, around, reductions=False):
+            raise ScheduleError(f"{describe(pair)} cross iterations")
+        kernel = _with_kind(kernel, axis, kind)
+    return kernel
+
+
+def _with_kind(kernel: Kernel, axis: str, kind: LoopKind) -> Kernel:
+    return replace_loop(kernel, axis, lambda loop: replace(loop, kind=kind))
+
+
+def _require_numbers(loop: For, step: str) -> None:
+    if loop.lower.constant is None or loop.upper.constant is None:
+        raise ScheduleError(f"the bounds {loop.lower}..{loop.upper} are not numbers")

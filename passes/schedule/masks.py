@@ -1,0 +1,298 @@
+"""Masks: adding the condition of a rounded-up loop, and the steps that drop, hoist or exploit masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from intarsia.ir.errors import ScheduleError
+from intarsia.ir.functions import COMBINERS
+from intarsia.ir.kernel import (
+    COMBINER_OPERATORS,
+    Alloc,
+    Call,
+    Check,
+    For,
+    If,
+    Kernel,
+    Put,
+    PutOperator,
+    Statement,
+    walk,
+)
+from intarsia.ir.kernel_access import Access, accesses
+from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, Mask, apply, constant, loads, mask_text, transform
+from intarsia.ir.schedule import Peel, Restrict, Tighten, Unmask, Version
+from intarsia.ir.sizes import ZERO, Size, maximum, minimum
+from intarsia.passes.schedule.tree import (
+    Body,
+    allocated_in,
+    change_loads,
+    copy_body,
+    facts_for,
+    find_buffer,
+    find_loop,
+    last_value,
+    loops_in,
+    map_opaques,
+    replace_loop,
+    rewrite,
+)
+
+
+def neutral(operator: PutOperator, value: Expr) -> Const:
+    """What an accumulating write may merge without effect."""
+    name = next(n for n, o in COMBINER_OPERATORS.items() if o == operator)
+    return constant(COMBINERS[name].neutral(value.dtype), value.dtype)
+
+
+def join(mask: Mask, more: Mask) -> Mask:
+    """Both conjunctions, each condition once."""
+    return tuple(dict.fromkeys((*mask, *more)))
+
+
+def guard(body: Body, axis: str, condition: Mask) -> Body:
+    """The statements, changed so that nothing happens, and no memory is touched, where `condition` fails.
+
+    Loads that use `axis` are masked; others are in bounds anyway. Raises ScheduleError at a call.
+    """
+
+    def load(e: Expr) -> Expr | None:
+        return replace(e, mask=join(e.mask, condition)) if isinstance(e, Load) and axis in e.symbols else None
+
+    def expression(e: Expr) -> Expr:
+        return transform(e, rule=load)
+
+    def size(s: Size) -> Size:
+        return map_opaques(s, expression)
+
+    def go(statement: Statement) -> Statement:
+        match statement:
+            case For():
+                return replace(
+                    statement,
+                    lower=size(statement.lower),
+                    upper=size(statement.upper),
+                    body=tuple(map(go, statement.body)),
+                )
+            case Put():
+                return replace(
+                    statement,
+                    indices=tuple(map(size, statement.indices)),
+                    value=expression(statement.value),
+                    mask=join(tuple(map(size, statement.mask)), condition),
+                )
+            case If(test, then, otherwise):
+                return If(tuple(map(size, test)), tuple(map(go, then)), tuple(map(go, otherwise)))
+            case Check():
+                outside = [apply("le", Index(c), Index(ZERO)) for c in condition]
+                holds = expression(statement.condition)
+                for failed in outside:
+                    holds = Apply("or", (holds, failed))
+                return replace(statement, condition=holds, values=tuple(map(expression, statement.values)))
+            case Call():
+                raise ScheduleError(f"a call of {statement.routine} cannot be masked")
+        return statement
+
+    return tuple(map(go, body))
+
+
+def drop_masks(body: Body, dropped: frozenset[Size]) -> Body:
+    """The statements without these conditions."""
+
+    def keep(mask: Mask) -> Mask:
+        return tuple(m for m in mask if m not in dropped)
+
+    def load(e: Expr) -> Expr | None:
+        return replace(e, mask=keep(e.mask)) if isinstance(e, Load) and e.mask else None
+
+    def put(statement: Statement) -> Statement | None:
+        return replace(statement, mask=keep(statement.mask)) if isinstance(statement, Put) and statement.mask else None
+
+    return change_loads(rewrite(body, put), load)
+
+
+def masks_in(body: Body) -> Iterator[Size]:
+    """Every condition of a write or load below."""
+    for statement, _ in walk(body):
+        if isinstance(statement, Put):
+            yield from statement.mask
+            for load in loads(statement.value):
+                yield from load.mask
+
+
+def extreme(size: Size, loops: Sequence[For], greatest: bool) -> Size | None:
+    """The least or greatest value of an expression over the ranges of loops, inner ones first; None where unknown."""
+    for loop in reversed(loops):
+        coefficient = size.coefficient(loop.axis)
+        if coefficient is None:
+            return None
+        if coefficient:
+            end = last_value(loop) if (coefficient > 0) == greatest else loop.lower
+            size = size.substitute({loop.axis: end})
+    return size
+
+
+# ---------------------------------------------------------------------- steps
+
+
+def peel(kernel: Kernel, step: Peel) -> Kernel:
+    """See `Peel`."""
+    loop, _ = find_loop(kernel, step.axis)
+    limits: dict[Size, Size] = {}
+    inner = loops_in(loop.body)
+    for condition in masks_in(loop.body):
+        worst = extreme(condition, inner, greatest=False)
+        slope = worst.coefficient(loop.axis) if worst is not None and not worst.opaques else None
+        if worst is not None and slope is not None and slope < 0 and loop.step == 1:
+            # rest - |slope| * axis >= 1 holds below this axis
+            limits[condition] = (worst - Size.of(loop.axis) * slope - 1) // -slope + 1
+    if not limits:
+        raise ScheduleError("no mask ends with the axis")
+    facts = facts_for(kernel, ())
+    middle = loop.upper
+    for limit in dict.fromkeys(limits.values()):
+        middle = limit if facts.proves(middle - limit) else minimum(middle, limit)
+    if not facts.proves(middle - loop.lower):
+        middle = maximum(loop.lower, middle)
+    main = replace(loop, upper=middle, body=drop_masks(loop.body, frozenset(limits)))
+    once = (loop.upper - middle).constant == 1
+    (rest,) = copy_body(kernel, (replace(loop, lower=middle, kind="seq" if once else loop.kind),))
+    two = (*(() if (middle - loop.lower).constant == 0 else (main,)), rest)
+    return replace_loop(kernel, step.axis, lambda _: two)
+
+
+def version(kernel: Kernel, step: Version) -> Kernel:
+    """See `Version`."""
+    loop, around = find_loop(kernel, step.axis)
+    facts = facts_for(kernel, (*around, loop))
+    conditions: dict[Size, Size] = {}
+    for condition in masks_in(loop.body):
+        worst = extreme(condition, loops_in(loop.body), greatest=False)
+        if worst is not None and not worst.opaques:
+            conditions[condition] = worst
+    test = tuple(dict.fromkeys(w for w in conditions.values() if not facts.proves(w - 1)))
+    if not conditions:
+        raise ScheduleError("nothing in it is masked")
+    full = drop_masks(loop.body, frozenset(conditions))
+    if not test:
+        return replace_loop(kernel, step.axis, lambda found: replace(found, body=full))
+    otherwise = copy_body(kernel, loop.body)
+    return replace_loop(kernel, step.axis, lambda found: replace(found, body=(If(test, full, otherwise),)))
+
+
+def unmask(kernel: Kernel, step: Unmask) -> Kernel:
+    """See `Unmask`."""
+    name = step.buffer
+    buffer = find_buffer(kernel, name)
+    if buffer.role != "temp":
+        raise ScheduleError("it is a parameter")
+    outside = next(loops for s, loops in walk(kernel.body) if isinstance(s, Alloc) and s.buffer.name == name)
+    shared = {loop.axis for loop in outside}
+    found = [a for a in accesses(kernel.body) if a.buffer == name]
+    for write in (a for a in found if a.writes and a.mask):
+        facts = facts_for(kernel, write.loops)
+        for index, extent in zip(write.indices, buffer.shape):
+            if not (facts.proves(index) and facts.proves_below(index, extent)):
+                raise ScheduleError(f"without its mask {_text(write)} may be outside {buffer}")
+        for reader in (a for a in found if not a.writes):
+            for condition in write.mask:
+                if not _holds_where_read(kernel, condition, write, reader, shared):
+                    shown = mask_text((condition,))
+                    raise ScheduleError(f"{_text(reader)} may read where not {shown}")
+
+    def change(statement: Statement) -> Statement | None:
+        return replace(statement, mask=()) if isinstance(statement, Put) and statement.buffer == name else None
+
+    return kernel.with_body(rewrite(kernel.body, change))
+
+
+def _holds_where_read(kernel: Kernel, condition: Size, write: Access, reader: Access, shared: set[str]) -> bool:
+    """Is every element that `reader` reads one at whose write `condition` held?
+
+    The condition has to be one on a subscript: rest + ratio * index, with a rest that is the same at both places.
+    """
+    facts = facts_for(kernel, reader.loops, reader.mask)
+    own = {loop.axis for loop in write.loops} - shared
+    for index, read in zip(write.indices, reader.indices):
+        for axis in sorted(own & condition.symbols):
+            ours, theirs = condition.coefficient(axis), index.coefficient(axis)
+            if not ours or not theirs or ours % theirs:
+                continue
+            ratio = ours // theirs
+            rest = condition - index * ratio
+            if not rest.symbols & own and facts.proves(rest + read * ratio - 1):
+                return True
+    return False
+
+
+def _text(access: Access) -> str:
+    return f"{access.buffer}[{', '.join(map(str, access.indices))}]"
+
+
+def tighten(kernel: Kernel, step: Tighten) -> Kernel:
+    """See `Tighten`."""
+    loop, _ = find_loop(kernel, step.axis)
+    inner = loops_in(loop.body)
+    ends: dict[Size, None] = {}
+    local = allocated_in(loop.body)
+    for statement, _ in walk(loop.body):
+        if isinstance(statement, (Check, Call)):
+            raise ScheduleError("it holds a check or call")
+        if isinstance(statement, Put):
+            end = _end(statement.mask, loop, inner)
+            if end is None and statement.buffer not in local:
+                raise ScheduleError(f"the write of {statement.buffer} does not end with it")
+            if end is not None:
+                ends[end] = None
+    if not ends:
+        raise ScheduleError("nothing in it is masked")
+    upper = minimum(loop.upper, maximum(*ends))
+    return replace_loop(kernel, step.axis, lambda found: replace(found, upper=upper))
+
+
+def _end(mask: Mask, loop: For, inner: Sequence[For]) -> Size | None:
+    """Where on the axis of `loop` the mask can last hold, plus one."""
+    for condition in mask:
+        best = extreme(condition, inner, greatest=True)
+        slope = best.coefficient(loop.axis) if best is not None and not best.opaques else None
+        if best is not None and slope is not None and slope < 0:
+            return (best - Size.of(loop.axis) * slope - 1) // -slope + 1
+    return None
+
+
+def restrict(kernel: Kernel, step: Restrict) -> Kernel:
+    """See `Restrict`."""
+    found = False
+
+    def change(statement: Statement) -> Statement | None:
+        nonlocal found
+        if not isinstance(statement, Put) or statement.buffer != step.buffer or statement.operator == "=":
+            return None
+        match statement.value:
+            case Apply("where", (condition, then, Const() as otherwise)) if otherwise == neutral(
+                statement.operator, then
+            ):
+                mask = affine_mask(condition)
+                if mask is not None:
+                    found = True
+                    return replace(statement, value=then, mask=join(statement.mask, mask))
+        return None
+
+    body = rewrite(kernel.body, change)
+    if not found:
+        raise ScheduleError("no choice of the neutral element of an accumulating write")
+    return kernel.with_body(body)
+
+
+def affine_mask(condition: Expr) -> Mask | None:
+    """A boolean expression as a conjunction of integer comparisons, if it is one."""
+    match condition:
+        case Apply("and", (left, right)):
+            first, second = affine_mask(left), affine_mask(right)
+            return None if first is None or second is None else join(first, second)
+        case Apply("lt", (Index(a), Index(b))) | Apply("gt", (Index(b), Index(a))):
+            return (b - a,)
+        case Apply("le", (Index(a), Index(b))) | Apply("ge", (Index(b), Index(a))):
+            return (b - a + 1,)
+    return None

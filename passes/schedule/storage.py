@@ -1,0 +1,298 @@
+"""Steps that change where values live: localize, pack, inline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+
+from intarsia.ir.errors import ScheduleError
+from intarsia.ir.kernel import Alloc, Buffer, Call, For, Kernel, Put, Statement, walk
+from intarsia.ir.kernel import Prefetch as PrefetchStatement
+from intarsia.ir.kernel_access import Access, accesses, expressions
+from intarsia.ir.proofs import Facts
+from intarsia.ir.scalar import Expr, Index, Load, Mask, apply, constant, loads, transform, where
+from intarsia.ir.schedule import ROOT, Inline, Localize, Pack
+from intarsia.ir.sizes import ONE, ZERO, Extremum, Size, maximum, minimum
+from intarsia.passes.schedule.dependence import describe, may_meet
+from intarsia.passes.schedule.masks import extreme, join
+from intarsia.passes.schedule.tree import (
+    Body,
+    NameSource,
+    blocks,
+    change_loads,
+    facts_for,
+    find_buffer,
+    find_loop,
+    perfect_nest,
+    replace_block,
+    replace_loop,
+    rewrite,
+    substitute,
+    written_in,
+)
+
+# ---------------------------------------------------------------------- localize
+
+
+def localize(kernel: Kernel, step: Localize) -> Kernel:
+    """See `Localize`."""
+    name = step.buffer
+    buffer = find_buffer(kernel, name)
+    loop, around = find_loop(kernel, step.axis)
+    if buffer.role != "temp":
+        raise ScheduleError("it is a parameter")
+    inside = [a for a in accesses(loop.body, (*around, loop)) if a.buffer == name]
+    if len(inside) != sum(a.buffer == name for a in accesses(kernel.body)):
+        raise ScheduleError(f"it is used outside {step.axis}")
+    if any(isinstance(a.statement, Call) for a in inside):
+        raise ScheduleError("a call uses it")
+    outside = next(loops for s, loops in walk(kernel.body) if isinstance(s, Alloc) and s.buffer.name == name)
+    _require_local(kernel, str(step), inside, (*around, loop), len(outside))
+    tile = _tile(kernel, str(step), buffer, inside, len(around) + 1)
+
+    def load(e: Expr) -> Expr | None:
+        return replace(e, indices=tile.subscripts(e.indices)) if isinstance(e, Load) and e.buffer == name else None
+
+    def change(statement: Statement) -> Statement | Body | None:
+        match statement:
+            case Alloc(found) if found.name == name:
+                return ()
+            case Put() | PrefetchStatement() if statement.buffer == name:
+                return replace(statement, indices=tile.subscripts(statement.indices))
+        return None
+
+    kernel = kernel.with_body(rewrite(change_loads(kernel.body, load), change))
+    alloc = Alloc(replace(buffer, shape=tile.shape, memory=step.memory))
+    return replace_loop(kernel, step.axis, lambda found: replace(found, body=(alloc, *found.body)))
+
+
+def _require_local(kernel: Kernel, what: str, inside: list[Access], loops: tuple[For, ...], outside: int) -> None:
+    """No iteration of the loops from `outside` on may read what an earlier one wrote."""
+    volatile = written_in(loops[-1].body)
+    for depth in range(outside, len(loops)):
+        for write in (a for a in inside if a.writes):
+            for read in (a for a in inside if a.reads):
+                if may_meet(kernel, write, read, {loops[depth].axis: "<"}, loops[:depth], volatile):
+                    pair = describe((write, read))
+                    raise ScheduleError(f"{pair} carries values between iterations of {loops[depth].axis}")
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """The box of a buffer that an iteration touches: its first element, and for each dimension that is kept its
+    number and extent."""
+
+    first: tuple[Size, ...]
+    kept: tuple[tuple[int, Size], ...]
+
+    @property
+    def shape(self) -> tuple[Size, ...]:
+        return tuple(extent for _, extent in self.kept)
+
+    def subscripts(self, indices: tuple[Size, ...]) -> tuple[Size, ...]:
+        return tuple(indices[d] - self.first[d] for d, _ in self.kept)
+
+
+def _tile(kernel: Kernel, what: str, buffer: Buffer, inside: list[Access], depth: int) -> _Tile:
+    """The box that accesses span, over the loops inside the first `depth` around them."""
+    first: list[Size] = []
+    kept: list[tuple[int, Size]] = []
+    facts = facts_for(kernel, inside[0].loops[:depth])
+    for dimension, extent in enumerate(buffer.shape):
+        indices = [(a.indices[dimension], a.loops[depth:]) for a in inside]
+        bases = {_outer_part(index, loops) for index, loops in indices}
+        if len(bases) > 1:
+            raise ScheduleError(f"it is used at {' and at '.join(sorted(map(str, bases)))}")
+        (base,) = bases
+        span = None if base is None else _span([(index - base, loops) for index, loops in indices], facts)
+        if base is None or span is None or (span[1].constant is None and extent.constant is not None and base == ZERO):
+            base, span = ZERO, (ZERO, extent)
+        first.append(base + span[0])
+        if span[1] != ONE:
+            kept.append((dimension, span[1]))
+    return _Tile(tuple(first), tuple(kept))
+
+
+def _outer_part(index: Size, loops: Sequence[For]) -> Size | None:
+    """What does not change inside `loops`, without the constant; None where that cannot be told apart."""
+    for loop in loops:
+        coefficient = index.coefficient(loop.axis)
+        if coefficient is None:
+            return None
+        index = index - Size.of(loop.axis) * coefficient
+    return index - index.offset
+
+
+def _span(parts: list[tuple[Size, Sequence[For]]], facts: Facts) -> tuple[Size, Size] | None:
+    """The least value and the number of values from there to the greatest one."""
+    ends = [(extreme(part, loops, greatest=False), extreme(part, loops, greatest=True)) for part, loops in parts]
+    low, high = ends[0]
+    for least, most in ends:
+        if least is None or most is None or low is None or high is None:
+            return None
+        if not facts.proves(least - low):
+            low = least if facts.proves(low - least) else minimum(low, least)
+        if not facts.proves(high - most):
+            high = most if facts.proves(most - high) else maximum(high, most)
+    return None if low is None or high is None else (low, high - low + 1)
+
+
+# ---------------------------------------------------------------------- pack
+
+
+def pack(kernel: Kernel, step: Pack) -> Kernel:
+    """See `Pack`."""
+    if step.axis == ROOT:
+        around: tuple[For, ...] = ()
+        body = kernel.body
+    else:
+        loop, outer = find_loop(kernel, step.axis)
+        around, body = (*outer, loop), loop.body
+    buffer = find_buffer(kernel, step.buffer)
+    load, inner = _only_load(str(step), buffer, body, len(around))
+    layout = _layout(step, load, inner)
+    names = NameSource(kernel)
+    names.claim(step.new)
+    places = tuple((Size.of(loop.axis) - loop.lower) // loop.step for loop in layout)
+    renamed = {loop.axis: Size.of(names.derived(loop.axis)) for loop in layout}
+    loops = [_hull(str(step), loop, inner, layout[:n]) for n, loop in enumerate(layout)]
+    shape = tuple(most_trips(loop) for loop in loops)
+    _require_bounds(kernel, str(step), buffer, load, (*around, *loops))
+    copy: Body = (Put(step.new, places, "=", load),)
+    for loop in reversed(loops):
+        copy = (replace(loop, body=copy),)
+    copy = substitute(copy, renamed)
+    copy = rewrite(copy, lambda s: replace(s, axis=str(renamed[s.axis])) if isinstance(s, For) else None)
+
+    def read(e: Expr) -> Expr | None:
+        return Load(step.new, places, load.dtype) if isinstance(e, Load) and e.buffer == step.buffer else None
+
+    alloc = Alloc(Buffer(step.new, buffer.dtype, shape, step.memory))
+    new = (alloc, *copy, *change_loads(body, read))
+    if step.axis == ROOT:
+        return kernel.with_body(new)
+    return replace_loop(kernel, step.axis, lambda found: replace(found, body=new))
+
+
+def _only_load(what: str, buffer: Buffer, body: Body, depth: int) -> tuple[Load, tuple[For, ...]]:
+    """The one way in which statements read a buffer, and the loops around it below the first `depth`."""
+    written = written_in(body)
+    if buffer.name in written:
+        raise ScheduleError("it is written")
+    found: dict[Load, tuple[For, ...]] = {}
+    for statement, around in walk(body):
+        for expression in expressions(statement):
+            for load in loads(expression):
+                if load.buffer == buffer.name:
+                    found.setdefault(load, around)
+    if len(found) != 1:
+        ways = ", ".join(map(str, found)) or "nowhere"
+        raise ScheduleError(f"it is read in {len(found)} ways: {ways}")
+    (load,) = found
+    for value in (o for size in (*load.indices, *load.mask) for o in size.opaques):
+        if any(inner.buffer in written for inner in loads(value)):
+            raise ScheduleError(f"its subscript {value} changes")
+    return load, found[load]
+
+
+def _layout(step: Pack, load: Load, inner: tuple[For, ...]) -> tuple[For, ...]:
+    """The loops whose axes are the dimensions of the copy."""
+    loops = {loop.axis: loop for loop in inner}
+    used = [axis for axis in loops if any(axis in index.symbols for index in load.indices)]
+    if sorted(used) != sorted(step.layout):
+        raise ScheduleError(f"the layout has to name {', '.join(used) or 'no axis'}")
+    other = [axis for m in load.mask for axis in loops if axis in m.symbols and axis not in used]
+    if other:
+        raise ScheduleError(f"the mask of {load} needs {other[0]}")
+    return tuple(loops[axis] for axis in step.layout)
+
+
+def _hull(what: str, loop: For, inner: tuple[For, ...], earlier: tuple[For, ...]) -> For:
+    """The loop with bounds that hold for all iterations of the loops that the copy does not have."""
+    gone = tuple(other for other in inner if other not in earlier)
+    lower, upper = _widest(loop.lower, gone, greatest=False), _widest(loop.upper, gone, greatest=True)
+    if lower is None or upper is None:
+        raise ScheduleError(f"the range {loop.lower}..{loop.upper} of {loop.axis} changes inside")
+    return For(loop.axis, lower, upper, (), "seq", loop.step)
+
+
+def _widest(bound: Size, loops: tuple[For, ...], greatest: bool) -> Size | None:
+    """The extreme of a bound over loops. Of a minimum that is an upper bound, parts that cannot be told are dropped."""
+    if not any(loop.axis in bound.symbols for loop in loops):
+        return bound
+    match bound.terms:
+        case ((((Extremum(name, arguments)),), 1),) if (name == "min") == greatest:
+            known = [w for a in arguments if (w := _widest(a, loops, greatest)) is not None]
+            return None if not known else minimum(*known) if greatest else maximum(*known)
+    return extreme(bound, loops, greatest)
+
+
+def most_trips(loop: For) -> Size:
+    """How many iterations a loop makes at most; a number where the bound says one."""
+    extent = loop.upper - loop.lower
+    match extent.terms:
+        case ((((Extremum("min", arguments)),), 1),):
+            numbers = [a.constant for a in arguments if a.constant is not None]
+            if numbers:
+                extent = Size.of(min(numbers))
+    return (extent + (loop.step - 1)) // loop.step
+
+
+def _require_bounds(kernel: Kernel, what: str, buffer: Buffer, load: Load, loops: tuple[For, ...]) -> None:
+    """The copy may not touch memory that the loads did not."""
+    facts = facts_for(kernel, loops, load.mask)
+    for index, extent in zip(load.indices, buffer.extents):
+        if not (facts.proves(index) and facts.proves_below(index, extent)):
+            raise ScheduleError(f"{index} may be outside 0..{extent} where it is copied")
+
+
+# ---------------------------------------------------------------------- inline
+
+
+def inline(kernel: Kernel, step: Inline) -> Kernel:
+    """See `Inline`."""
+    name = step.buffer
+    if find_buffer(kernel, name).role != "temp":
+        raise ScheduleError("it is a parameter")
+    writes = [(s, loops) for s, loops in walk(kernel.body) if isinstance(s, Put) and s.buffer == name]
+    if len(writes) != 1:
+        raise ScheduleError(f"{len(writes)} statements write it")
+    (put, loops) = writes[0]
+    block = next(
+        body for body, _ in blocks(kernel) if any(isinstance(s, Alloc) and s.buffer.name == name for s in body)
+    )
+    place = next(n for n, s in enumerate(block) if s is put or (isinstance(s, For) and s in loops))
+    definition = block[place]
+    own = perfect_nest(definition)[0] if isinstance(definition, For) else ()
+    axes = tuple(index.as_name for index in put.indices)
+    if put.operator != "=" or put.mask or sorted(map(str, axes)) != sorted(loop.axis for loop in own):
+        raise ScheduleError(f"{name}[{', '.join(map(str, put.indices))}] {put.operator} … does not define it")
+    changed = written_in(block[place:]) & {load.buffer for load in loads(put.value)}
+    if changed:
+        raise ScheduleError(f"{', '.join(sorted(changed))} changes")
+    if any(a.buffer == name and a.writes is False and isinstance(a.statement, Call) for a in accesses(block)):
+        raise ScheduleError("a call reads it")
+
+    def read(e: Expr) -> Expr | None:
+        if not isinstance(e, Load) or e.buffer != name:
+            return None
+        value = put.value.substitute({str(a): i for a, i in zip(axes, e.indices)})
+        return _masked(value, e.mask, e.other) if e.mask else value
+
+    def change(body: Body) -> Body:
+        kept = (s for n, s in enumerate(body) if n != place and not (isinstance(s, Alloc) and s.buffer.name == name))
+        return change_loads(tuple(kept), read)
+
+    return replace_block(kernel, lambda body: body is block, change)
+
+
+def _masked(value: Expr, mask: Mask, other: Expr | None) -> Expr:
+    """`value` where the mask holds, touching no memory elsewhere; else `other`, or 0."""
+
+    def load(e: Expr) -> Expr | None:
+        return replace(e, mask=join(e.mask, mask)) if isinstance(e, Load) else None
+
+    holds = [apply("gt", Index(m), Index(ZERO)) for m in mask]
+    condition: Expr = reduce(lambda a, b: apply("and", a, b), holds)
+    return where(condition, transform(value, rule=load), other or constant(0, value.dtype))
