@@ -27,7 +27,7 @@ from intarsia.ir.errors import CompileError, Source
 from intarsia.ir.sizes import Size
 from intarsia.ir.types import ListType, TensorType, Type
 from intarsia.runtime import dlpack
-from intarsia.signature import ParameterForm, SignatureForm, TensorForm, signature_form
+from intarsia.signature import ParameterForm, SignatureForm, TensorForm
 
 Tensors = dict[str, "Array | tuple[Array, ...]"]
 """Arrays by the label of their tensor; a tuple for a tensor of a list of structs."""
@@ -127,7 +127,9 @@ class Function:
         key = self.program.key("signature", self.name)
         if (data := self.program.recall("signature", key)) is not None:
             return SignatureForm.from_json(json.loads(data))
-        form: SignatureForm = with_deep_stack(lambda: signature_form(self.program.library, self.name))
+        from intarsia.library_form import signature_form  # brings the parser
+
+        form = with_deep_stack(lambda: signature_form(self.program.library, self.name))
         self.program.remember("signature", key, form.to_json())
         return form
 
@@ -148,7 +150,7 @@ class Function:
         if found is None:
             names = ", ".join(p.name for p in self.form.parameters)
             raise CompileError(
-                "E0612", f"{self.form.function} has no parameter '{name}'", hint=f"its parameters: {names}"
+                "E0610", f"{self.form.function} has no parameter '{name}'", hint=f"its parameters: {names}"
             )
         return found
 
@@ -174,7 +176,7 @@ class Function:
         free = [p for p in self.form.parameters if p.name not in self.bound]
         if len(positional) > len(free):
             message = f"{self.form.function} takes {len(free)} arguments, {len(positional)} are given"
-            raise CompileError("E0612", message)
+            raise CompileError("E0615", message)
         given: dict[str, object] = {**self.bound, **{p.name: v for p, v in zip(free, positional)}}
         dims: dict[str, int] = {}
         for name, value in named.items():
@@ -183,7 +185,7 @@ class Function:
                 continue
             self._parameter(name)
             if name in given and name not in self.bound:
-                raise CompileError("E0612", f"{self.form.function}: the argument {name} is given twice")
+                raise CompileError("E0615", f"{self.form.function}: the argument {name} is given twice")
             given[name] = value
         for parameter in self.form.parameters:
             if parameter.has_default and parameter.name not in given:
@@ -370,7 +372,7 @@ def type_of(value: Array | tuple[Array, ...]) -> Type:
         return ListType(Size.of(len(value)), element)
     found: DType | None = of_numpy(value.dtype)
     if found is None:
-        raise CompileError("E0602", f"an array of {value.dtype}: no such element type")
+        raise CompileError("E0601", f"an array of {value.dtype}: no such element type")
     return TensorType.of(found, *value.shape)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -21,7 +22,8 @@ from intarsia.arguments import (
 from intarsia.files import Weights, read_weights
 from intarsia.ir.dtypes import F32, I64, Array
 from intarsia.ir.errors import CompileError
-from intarsia.program import Function, Tensors
+from intarsia.ir.types import ListType, TensorType, Type
+from intarsia.program import Function, Tensors, type_of
 from intarsia.signature import ParameterForm, TensorForm, known_sizes, size_of
 
 
@@ -37,13 +39,13 @@ def argument_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+@dataclass(frozen=True)
 class Bound:
     """Arguments of one run: static ones, tensors by label, and sizes given."""
 
-    def __init__(self, statics: dict[str, object], tensors: Tensors, dims: dict[str, int]) -> None:
-        self.statics = statics
-        self.tensors = tensors
-        self.dims = dims
+    statics: dict[str, object]
+    tensors: Tensors
+    dims: dict[str, int]
 
 
 def bind(
@@ -60,7 +62,7 @@ def bind(
     for name in sizes:
         if name not in form.dimensions:
             known = ", ".join(form.dimensions) or "none"
-            raise CompileError("E0610", f"{form.function} has no dimension '{name}'", hint=f"its dimensions: {known}")
+            raise CompileError("E0611", f"{form.function} has no dimension '{name}'", hint=f"its dimensions: {known}")
     files = [(name, read_weights(path)) for name, path in map(parse_weights, weights)]
     statics: dict[str, object] = {}
     pending: dict[str, tuple[ArgumentSpec, TensorForm]] = {}
@@ -96,6 +98,55 @@ def bind(
     return Bound(statics, tensors, sizes)
 
 
+@dataclass(frozen=True)
+class BoundTypes:
+    """The types of one compilation: what `emit` needs instead of arrays."""
+
+    types: dict[str, Type]
+    statics: dict[str, object]
+    dims: dict[str, int]
+
+
+def bind_types(
+    function: Function,
+    arguments: Sequence[str],
+    weights: Sequence[str],
+    dims: Sequence[str],
+    *,
+    required: bool,
+) -> BoundTypes:
+    """Types from the files and numbers that are given; what is not given keeps the type of the signature.
+
+    `required`: every dimension name must be decided. Raises CompileError E0614 naming those that are not.
+    """
+    form = function.form
+    specs = parse_arguments(arguments)
+    sizes = parse_dimensions(dims)
+    check_names(list(specs), [p.name for p in form.parameters] + [t.label for t in form.tensors], complete=False)
+    files = [(name, read_weights(path)) for name, path in map(parse_weights, weights)]
+    types: dict[str, Type] = {}
+    statics: dict[str, object] = {}
+    for parameter in form.parameters:
+        if parameter.is_static:
+            given = specs.get(parameter.name)
+            statics[parameter.name] = parameter.default if given is None else _static(given, parameter)
+        for name, file in files:
+            if name == parameter.name or (name is None and _has(file, parameter)):
+                types.update((label, type_of(value)) for label, value in _from_weights(parameter, file).items())
+        for tensor in parameter.tensors:
+            if (spec := specs.get(tensor.label)) is not None and (shape := spec.shape()) is not None:
+                types[tensor.label] = TensorType.of(spec.dtype() or tensor.dtype or F32, *shape)
+    shapes = {n: t.static_shape for n, t in types.items() if isinstance(t, TensorType)}
+    shapes |= {n: t.element.static_shape for n, t in types.items() if isinstance(t, ListType)}
+    lengths = {n: int(t.length) for n, t in types.items() if isinstance(t, ListType)}
+    known = known_sizes(form, shapes, lengths, sizes)
+    open_names = [n for n in form.dimensions if n not in known]
+    if required and open_names:
+        hint = f"give {' '.join(f'--dim {n}=…' for n in open_names)}"
+        raise CompileError("E0614", f"{form.function}: nothing decides {', '.join(open_names)}", hint=hint)
+    return BoundTypes(types, statics, known)
+
+
 def _has(weights: Weights, parameter: ParameterForm) -> bool:
     """Does a file that was given for everything hold this parameter?"""
     if parameter.is_struct:
@@ -114,7 +165,7 @@ def _static(spec: ArgumentSpec, parameter: ParameterForm) -> object:
     if isinstance(spec, Number):
         return spec.value
     raise CompileError(
-        "E0611", f"{parameter.name} is static: it takes a literal", hint=f"as in --arg {parameter.name}=-1"
+        "E0616", f"{parameter.name} is static: it takes a literal", hint=f"as in --arg {parameter.name}=-1"
     )
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from intarsia.driver import Options, schedule_text
 from intarsia.ir.errors import CompileError, Source
+
+INTERPRETERS = ("reference", "kernels", "plan")
+"""Targets that run a stage with NumPy in place of machine code."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -72,3 +76,21 @@ def compile_options(function: F) -> F:
     for name, settings in reversed(options.items()):
         function = click.option(name, **settings)(function)  # type: ignore[arg-type]
     return function
+
+
+def options_of(settings: Mapping[str, Any]) -> tuple[Options, bool, str | None]:
+    """What `compile_options` gave: options, whether to use the cache, and the target as it was named."""
+    from intarsia.runtime.threads import THREADS
+
+    if settings["threads"] is not None:
+        THREADS.set(settings["threads"])
+    target = settings["target"]
+    options = Options(
+        target=None if target in INTERPRETERS else target,
+        dynamic=settings["dynamic"],
+        passes=settings["passes"],
+        schedule=schedule_text(settings["schedule"]),
+        checks=settings["checks"],
+        unordered=settings["unordered"],
+    )
+    return options, not settings["no_cache"], target

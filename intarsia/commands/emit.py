@@ -1,0 +1,124 @@
+"""`intarsia emit`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from intarsia.commands.options import compile_options, open_program, options_of, program_argument
+from intarsia.deep_stack import with_deep_stack
+from intarsia.driver import STAGES, Compilation
+from intarsia.ir.errors import CompileError
+from intarsia.program import Function, Program
+
+SUFFIXES = {"plan": "plan", "llvm": "ll", "llvm-opt": "ll", "asm": "s", "ast": "txt"}
+BINARY = ("obj", "so")
+UNSIZED = ("ast", "graph", "dot")
+"""Stages that need no sizes."""
+
+
+@click.command("emit")
+@program_argument
+@click.option("--to", "stage", type=click.Choice(["ast", *STAGES, "obj", "so", "header", "dot"]), default=None)
+@click.option("--all", "folder", default=None, metavar="DIR", help="Write every stage, numbered, into a folder.")
+@click.option("--debug-info", is_flag=True, help="Keep the user's file:line:column on every line that can carry it.")
+@click.option("-o", "output", default="-", metavar="FILE", help="Where the stage goes  [default: standard output]")
+@click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE", help="An argument whose type decides sizes.")
+@click.option("--weights", multiple=True, metavar="[NAME=]FILE", help="Weights whose types decide sizes.")
+@compile_options
+def command(
+    file: str | None,
+    text: str | None,
+    stage: str | None,
+    folder: str | None,
+    debug_info: bool,
+    output: str,
+    arguments: tuple[str, ...],
+    weights: tuple[str, ...],
+    **settings: Any,
+) -> None:
+    """Show or write a stage of a program.
+
+    Stages up to `scheduled` are valid input of `intarsia opt`. `ast`, `graph` and `dot` need no sizes; the others
+    take those that --dim, --arg and --weights give.
+    """
+    if (stage is None) == (folder is None):
+        raise click.UsageError("give either --to STAGE or --all DIR")
+    source, name = open_program(file, text)
+    options, use_cache, _ = options_of(settings)
+    program = Program(source, options, use_cache=use_cache)
+    function = program.entry(name)
+    if stage == "ast":
+        from intarsia.dsl.ast import show
+
+        _write(output, show(program.library.program))
+        return
+    compilation = _compilation(function, arguments, weights, settings, sized=stage not in UNSIZED)
+    if folder is not None:
+        _write_all(Path(folder), compilation, debug_info)
+    elif stage in BINARY:
+        _write(output, with_deep_stack(lambda: _binary(compilation, stage)))
+    else:
+        assert stage is not None
+        _write(output, with_deep_stack(lambda: _text(compilation, stage, debug_info)))
+
+
+def _compilation(
+    function: Function, arguments: tuple[str, ...], weights: tuple[str, ...], settings: dict[str, Any], *, sized: bool
+) -> Compilation:
+    """The compilation for the sizes that are given. Raises CompileError E0614 naming those that lack."""
+    from intarsia.commands.binding import bind_types
+
+    bound = bind_types(function, arguments, weights, settings["dims"], required=sized)
+    return function.compilation_of_types(bound.types, bound.statics, bound.dims)
+
+
+def _text(compilation: Compilation, stage: str, debug_info: bool) -> str:
+    if stage == "dot":
+        from intarsia.commands.drawing import dot
+
+        return dot(compilation.graph)
+    if stage == "header":
+        from intarsia.backends.cpu.library import header
+
+        return header(compilation.plan)
+    return compilation.text(stage, debug_info)
+
+
+def _binary(compilation: Compilation, stage: str | None) -> bytes:
+    if stage == "obj":
+        return compilation.code.object_code
+    from intarsia.backends.cpu.library import shared_library
+
+    return shared_library(compilation.plan, compilation.target)
+
+
+def _write_all(folder: Path, compilation: Compilation, debug_info: bool) -> None:
+    """`00-graph.ir`, `01-fused.ir`, …"""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CompileError("E0709", f"cannot make the folder {folder}: {error.strerror}") from None
+    for number, stage in enumerate(STAGES):
+        text = with_deep_stack(lambda stage=stage: compilation.text(stage, debug_info))  # type: ignore[misc]
+        path = folder / f"{number:02}-{stage}.{SUFFIXES.get(stage, 'ir')}"
+        path.write_text(text, encoding="utf-8")
+        click.echo(f"wrote {path}", err=True)
+
+
+def _write(output: str, content: str | bytes) -> None:
+    if output == "-":
+        if isinstance(content, bytes):
+            if sys.stdout.isatty():
+                raise click.UsageError("this stage is binary: give a file with -o")
+            sys.stdout.buffer.write(content)
+        else:
+            sys.stdout.write(content)
+        return
+    try:
+        Path(output).write_bytes(content if isinstance(content, bytes) else content.encode())
+    except OSError as error:
+        raise CompileError("E0709", f"cannot write {output}: {error.strerror}") from None

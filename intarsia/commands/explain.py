@@ -1,0 +1,74 @@
+"""`intarsia explain`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+
+from intarsia.commands.options import compile_options, open_program, options_of, program_argument
+from intarsia.deep_stack import with_deep_stack
+from intarsia.documentation import error_page
+from intarsia.ir.errors import Remark
+from intarsia.program import Program
+
+TOPICS = ("fusion", "memory", "schedule", "layout", "lowbit", "sharding")
+
+
+@click.command("explain")
+@program_argument
+@click.option("--about", type=click.Choice(TOPICS), default=None, help="Which decisions of the compiler to show.")
+@click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE", help="An argument whose type decides sizes.")
+@click.option("--weights", multiple=True, metavar="[NAME=]FILE", help="Weights whose types decide sizes.")
+@compile_options
+def command(
+    file: str | None,
+    text: str | None,
+    about: str | None,
+    arguments: tuple[str, ...],
+    weights: tuple[str, ...],
+    **settings: Any,
+) -> None:
+    """Show the page of an error code (`explain E0203`), or why the compiler did what it did to a program."""
+    if about is None:
+        if file is None or not re.fullmatch(r"[Ee]\d{4}", file):
+            raise click.UsageError("give an error code such as E0203, or FILE and --about TOPIC")
+        click.echo(error_page(file), nl=False)
+        return
+    from intarsia.commands.binding import bind_types
+
+    source, name = open_program(file, text)
+    options, use_cache, _ = options_of(settings)
+    function = Program(source, options, use_cache=use_cache).entry(name)
+    bound = bind_types(function, arguments, weights, settings["dims"], required=about in ("memory", "schedule"))
+    compilation = function.compilation_of_types(bound.types, bound.statics, bound.dims)
+    if about == "fusion":
+        from intarsia.passes.fuse_report import pass_report
+
+        with_deep_stack(lambda: compilation.fused)
+        _show(compilation.remarks.items, about)
+        click.echo(with_deep_stack(lambda: pass_report(compilation.graph, compilation.fused)), nl=False)
+    elif about == "memory":
+        from intarsia.passes.plan_report import plan_report
+
+        plan = with_deep_stack(lambda: compilation.plan)
+        _show(compilation.remarks.items, about)
+        click.echo(plan_report(plan), nl=False)
+    else:
+        with_deep_stack(lambda: compilation.scheduled)
+        _show(compilation.remarks.items, about)
+
+
+def _show(remarks: list[Remark], about: str) -> None:
+    """What was done, then what was not and why, each with the user's line."""
+    own = [r for r in remarks if r.about == about]
+    for title, done in (("done", True), ("not done", False)):
+        rows = list(dict.fromkeys((str(r.span or ""), r.message) for r in own if r.done == done))
+        if not rows:
+            continue
+        click.echo(f"{about}, {title}:")
+        for place, message in rows:
+            click.echo(f"  {place + ': ' if place else ''}{message}")
+    if not own:
+        click.echo(f"{about}: nothing to decide")
