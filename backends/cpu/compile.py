@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import llvmlite.binding as llvm
 
+from intarsia.backends.cpu.plan import emit_plan, entry_name, kernel_plan
+from intarsia.ir.kernel import Kernel
+from intarsia.ir.plan import Plan
 from intarsia.ir.target import Target
 
 OPTIMISATION = 2
@@ -62,14 +65,52 @@ def optimise(module: llvm.ModuleRef, target: Target, level: int = OPTIMISATION) 
     builder.getModulePassManager().run(module, builder)
 
 
-def object_code(module: llvm.ModuleRef, target: Target) -> bytes:
-    code: bytes = _machine(target).emit_object(module)
-    return code
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A plan for a target: every form of its code, each made when it is asked for.
+
+    source: the LLVM IR as it was emitted. entry: the symbol of the entry function.
+    """
+
+    source: str
+    target: Target
+    entry: str
+
+    @cached_property
+    def module(self) -> llvm.ModuleRef:
+        """LLVM's module after its passes."""
+        module = parse(self.source)
+        optimise(module, self.target)
+        return module
+
+    @property
+    def optimised(self) -> str:
+        """LLVM IR after LLVM's passes."""
+        return str(self.module)
+
+    @cached_property
+    def assembly(self) -> str:
+        text: str = _machine(self.target).emit_assembly(self.module)
+        return text
+
+    def text(self, stage: str) -> str:
+        """The text of a stage by its name on the command line: `llvm`, `llvm-opt`, `asm`."""
+        return {"llvm": lambda: self.source, "llvm-opt": lambda: self.optimised, "asm": lambda: self.assembly}[stage]()
+
+    @cached_property
+    def object_code(self) -> bytes:
+        code: bytes = _machine(self.target).emit_object(self.module)
+        return code
 
 
-def assembly(module: llvm.ModuleRef, target: Target) -> str:
-    text: str = _machine(target).emit_assembly(module)
-    return text
+def compile_plan(plan: Plan, target: Target) -> Compiled:
+    """A plan as code for a CPU target, which need not be this machine."""
+    return Compiled(emit_plan(plan, target), target, entry_name(plan))
+
+
+def compile_kernel(kernel: Kernel, target: Target) -> Compiled:
+    """One kernel as a program of its own (`kernel_plan`), to be measured or tested."""
+    return compile_plan(kernel_plan(kernel), target)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,5 +128,5 @@ def load(code: bytes, entry: str, symbols: Mapping[str, int]) -> LoadedFunction:
     builder = llvm.JITLibraryBuilder().add_object_img(code).export_symbol(entry).add_current_process()
     for name, address in sorted(symbols.items()):
         builder.import_symbol(name, address)
-    tracker = builder.link(jit, entry)
+    tracker = builder.link(jit, f"program {entry}")
     return LoadedFunction(tracker[entry], (tracker, jit))

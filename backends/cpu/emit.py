@@ -44,6 +44,9 @@ STACK_BUFFER = 32 << 10
 STACK_TOTAL = 256 << 10
 """All temporaries of one function that may be on the stack, in bytes."""
 
+RECORDED_VALUES = 14
+"""Values that an error record holds after the number of the check and the count."""
+
 _NEUTRAL = {operator: COMBINERS[name].neutral for name, operator in COMBINER_OPERATORS.items()}
 
 
@@ -470,7 +473,8 @@ class Emitter(Expressions):
         first = function.emit(f"extractvalue {{ i64, i1 }} {pair}, 1")
 
         def store() -> None:
-            numbers = [str(len(check.values)), *(self.value(v).text for v in check.values)]
+            values = check.values[:RECORDED_VALUES]
+            numbers = [str(len(values)), *(self.value(v).text for v in values)]
             for position, number in enumerate(numbers, 1):
                 place = function.offset("%record", "i64", position)
                 function.do(f"store i64 {number}, ptr {place}, align 8")

@@ -50,6 +50,19 @@ class Loop:
     results: list[str] = field(default_factory=list)
 
 
+@dataclass
+class WhileLoop(Loop):
+    """A loop with its tests at the start: `values` are carried, and hold after it as well."""
+
+    function: Function = field(kw_only=True)
+    end_label: str = field(kw_only=True)
+
+    def leave_unless(self, condition: str) -> None:
+        stay = self.function.new_label("stay")
+        self.function.terminate(f"br i1 {condition}, label %{stay}, label %{self.end_label}")
+        self.function.start_block(stay)
+
+
 class Module:
     """Functions, declarations and constants of one object file."""
 
@@ -246,6 +259,28 @@ class Function:
                 loop.results.append(value)
                 if value in self._depths:
                     self._depths[value] = min(self._depths[value], self.depth)
+
+    @contextmanager
+    def while_loop(self, carried: Sequence[tuple[str, str]]) -> Iterator[WhileLoop]:
+        """A loop that runs until `leave_unless` is told so; its `values` are valid after it too."""
+        before, head_label, end_label = self.label, self.new_label("while"), self.new_label("end")
+        self.terminate(f"br label %{head_label}")
+        with self._scope(head_label, is_loop=True) as head:
+            loop = WhileLoop("", [self.new_name() for _ in carried], function=self, end_label=end_label)
+            yield loop
+            latch = self.label
+            self.terminate(f"br label %{head_label}")
+            pairs = zip(carried, loop.values, loop.following)
+            head.lines[:0] = [f"{v} = phi {t} [ {i}, %{before} ], [ {n}, %{latch} ]" for (t, i), v, n in pairs]
+        self._depths.update((v, self.depth) for v in loop.values)
+        self.start_block(end_label)
+
+    def return_if(self, condition: str, value: str) -> None:
+        """Return from the function where the condition holds; otherwise go on."""
+        leave, stay = self.new_label("return"), self.new_label("stay")
+        self.terminate(f"br i1 {condition}, label %{leave}, label %{stay}")
+        self._blocks.append(Block(leave, terminator=f"ret {value}"))
+        self.start_block(stay)
 
     def fork(
         self, condition: str, then: Callable[[], None], otherwise: Callable[[], None] | None = None

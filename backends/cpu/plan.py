@@ -1,0 +1,204 @@
+"""From a plan to one native entry function, as `ir/plan.py` documents it.
+
+The entry function calls `@kernel.NAME` for each invocation, keeps the states of loops as pointers that change places,
+and reads the interrupt flag before each kernel. Besides libc it refers to `GOMP_parallel` and `intarsia_thread_count`,
+and only if a kernel has a parallel loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from intarsia.backends.cpu.analysis import statements
+from intarsia.backends.cpu.emit import emit_kernel, function_name, safe
+from intarsia.backends.cpu.expressions import Expressions
+from intarsia.backends.cpu.llvm import Function, Module
+from intarsia.backends.cpu.registers import Registers
+from intarsia.ir.kernel import Buffer, Check, Kernel
+from intarsia.ir.plan import Copy, Invoke, Plan, PlanStatement, Reference, Repeat, Slot, State
+from intarsia.ir.sizes import Size
+from intarsia.ir.target import Target
+
+_PARAMETERS = tuple(("ptr", n) for n in ("inputs", "outputs", "sizes", "workspace", "record", "interrupt"))
+
+
+def entry_name(plan: Plan) -> str:
+    """The symbol of the entry function."""
+    return safe(plan.name)
+
+
+def emit_plan(plan: Plan, target: Target) -> str:
+    """The LLVM IR of a plan: its kernels, each once, and the entry function."""
+    module = Module(target.triple, _attributes(target))
+    aliasing = _kernels_in_place(plan)
+    for kernel in plan.kernels:
+        emit_kernel(module, kernel, target, aliasing=kernel.name in aliasing)
+    _Entry(module, plan, target).whole()
+    return module.text()
+
+
+def kernel_plan(kernel: Kernel) -> Plan:
+    """The plan that runs one kernel on its parameters; in-place ones are results, and have to be filled before."""
+    slots: list[Slot] = []
+    for is_result in (False, True):
+        chosen = [b for b in kernel.parameters if (b.role != "in") == is_result]
+        place: Literal["input", "output"] = "output" if is_result else "input"
+        slots += [Slot(b.name, b.dtype, b.shape, place, i, length=b.length) for i, b in enumerate(chosen)]
+    arguments = tuple(Reference(b.name) for b in kernel.parameters)
+    sizes = tuple(Size.of(s) for s in kernel.sizes)
+    call = Invoke(kernel.name, arguments, sizes, kernel.span)
+    return Plan(kernel.name, tuple(slots), (call,), (kernel,), kernel.sizes, Size.of(0))
+
+
+def _attributes(target: Target) -> list[str]:
+    """Of every function: without them code generation would keep to the machine's preferred, shorter vectors."""
+    width = target.vector_bits
+    return [f'"prefer-vector-width"="{width}"', f'"min-legal-vector-width"="{width}"', '"no-trapping-math"="true"']
+
+
+# ---------------------------------------------------------------------- which kernels work in place
+
+
+def _kernels_in_place(plan: Plan) -> set[str]:
+    """Kernels that are somewhere given one piece of memory twice, of which they write one."""
+    kernels = {k.name: k for k in plan.kernels}
+    found: set[str] = set()
+
+    def walk(body: Sequence[PlanStatement], same: dict[str, str]) -> None:
+        for statement in body:
+            match statement:
+                case Invoke(name, arguments):
+                    places = [_place(plan, r, same) for r in arguments]
+                    for buffer, place in zip(kernels[name].parameters, places):
+                        if buffer.role != "in" and places.count(place) > 1:
+                            found.add(name)
+                case Repeat():
+                    inner = dict(same)
+                    for state in statement.states:
+                        single = len(state.buffers) == 1
+                        inner[state.name] = state.buffers[0].name if single else f"{state.name} as it is"
+                        inner[f"{state.name}.next"] = state.buffers[0].name if single else f"{state.name} to be"
+                    walk((*statement.body, *statement.test), inner)
+
+    walk(plan.body, {})
+    return found
+
+
+def _place(plan: Plan, reference: Reference, same: dict[str, str]) -> tuple[object, ...]:
+    """What tells apart pieces of memory: a workspace offset, or a name."""
+    name = reference.name
+    while name in same:
+        name = same[name]
+    slot = next((s for s in plan.slots if s.name == name), None)
+    if slot is None:
+        return (name,)
+    return ("workspace", slot.offset) if slot.place == "workspace" else (slot.place, slot.index, reference.element)
+
+
+# ---------------------------------------------------------------------- the entry function
+
+
+class _Entry(Expressions):
+    """Writes the entry function. Slots and states are its buffers, so that sizes may read scalars from them."""
+
+    def __init__(self, module: Module, plan: Plan, target: Target) -> None:
+        function = Function(module, entry_name(plan), _PARAMETERS, result="i32")
+        self.known_buffers = {s.name: Buffer(s.name, s.dtype, s.shape, length=s.length) for s in plan.slots}
+        registers = Registers(function, {}, self.known_buffers)
+        super().__init__(function, target, plan.sizes, self.known_buffers, registers, aliasing=True)
+        self.plan = plan
+        self.checked = {k.name for k in plan.kernels if any(isinstance(s, Check) for s in statements(k.body))}
+
+    def whole(self) -> None:
+        for position, name in enumerate(self.plan.sizes):
+            self.axes[name] = self._item("%sizes", "i64", position)
+        for slot in self.plan.slots:
+            self.pointers[slot.name] = self._slot(slot)
+        zero = self.function.module.constant("zero", "i32 0")
+        given = self.function.op("icmp ne ptr %interrupt, null")
+        self.flag = self.function.op(f"select i1 {given}, ptr %interrupt, ptr {zero}")
+        self.statements(self.plan.body)
+        self.function.finish("i32 0")
+
+    def _item(self, table: str, kind: str, position: int) -> str:
+        return self.function.emit(f"load {kind}, ptr {self.function.offset(table, kind, position)}, align 8")
+
+    def _slot(self, slot: Slot) -> str:
+        match slot.place:
+            case "input":
+                return self._item("%inputs", "ptr", slot.index)
+            case "output":
+                return self._item("%outputs", "ptr", slot.index)
+            case "workspace":
+                return self.function.offset("%workspace", "i8", self.number(slot.offset))
+
+    def statements(self, body: Sequence[PlanStatement]) -> None:
+        for statement in body:
+            self.forget_values()
+            match statement:
+                case Invoke():
+                    self.invoke(statement)
+                case Copy(source, target, dtype, elements):
+                    size = self.number(elements * dtype.bytes)
+                    pointers = [("ptr", self.pointer(r)) for r in (target, source)]
+                    self.function.call(
+                        "void", "llvm.memcpy.p0.p0.i64", [*pointers, ("i64", str(size)), ("i1", "false")]
+                    )
+                    self.forget(self.buffers)
+                case Repeat():
+                    self.repeat(statement)
+
+    def pointer(self, reference: Reference) -> str:
+        """The address that a reference means; for a whole list that of its table."""
+        pointer = self.pointers[reference.name]
+        buffer = self.buffers[reference.name]
+        if reference.element is not None:
+            entry = self.function.offset(pointer, "ptr", self.number(reference.element))
+            pointer = self.function.emit(f"load ptr, ptr {entry}, align 8")
+        return self.function.offset(pointer, "i8", self.number(reference.start * buffer.dtype.bytes))
+
+    def invoke(self, invoke: Invoke) -> None:
+        interrupted = self.function.emit(f"load volatile i32, ptr {self.flag}, align 4")
+        self.function.return_if(self.function.op(f"icmp ne i32 {interrupted}, 0"), "i32 -1")
+        arguments = [f"ptr {self.pointer(r)}" for r in invoke.arguments]
+        arguments += [f"i64 {self.number(s)}" for s in invoke.sizes]
+        self.function.do(f"call void @{function_name(invoke.kernel)}({', '.join([*arguments, 'ptr %record'])})")
+        if invoke.kernel in self.checked:
+            number = self.function.emit("load i64, ptr %record, align 8")
+            status = self.function.op(f"trunc i64 {number} to i32")
+            self.function.return_if(self.function.op(f"icmp ne i64 {number}, 0"), f"i32 {status}")
+        self.forget(self.buffers)
+
+    def repeat(self, repeat: Repeat) -> None:
+        """A loop in which the buffers of each state take turns."""
+        lower, upper = self.number(repeat.lower), self.number(repeat.upper)
+        turns = [[self.pointer(r) for r in state.buffers] for state in repeat.states]
+        initial = [self.pointer(state.initial) for state in repeat.states]
+        for state in repeat.states:
+            source = self.buffers[state.initial.name]
+            for name in (state.name, f"{state.name}.next"):
+                self.known_buffers[name] = Buffer(name, source.dtype, source.shape)
+        carried = [("i64", str(lower)), *(("ptr", p) for p in initial), *(("ptr", p) for t in turns for p in t)]
+        with self.function.while_loop(carried) as loop:
+            counter, current = loop.values[0], loop.values[1 : 1 + len(initial)]
+            rest = loop.values[1 + len(initial) :]
+            now = [[rest.pop(0) for _ in turn] for turn in turns]
+            self.axes[repeat.counter] = counter
+            self._bind(repeat.states, current, now)
+            loop.leave_unless(self.function.compare("slt", counter, upper))
+            if repeat.condition is not None:
+                self.statements(repeat.test)
+                stored = self.function.emit(f"load i8, ptr {self.pointer(repeat.condition)}, align 1")
+                loop.leave_unless(self.function.op(f"icmp ne i8 {stored}, 0"))
+            self.statements(repeat.body)
+            following = [str(self.function.add(counter, 1)), *(turn[0] for turn in now)]
+            loop.following = [*following, *(p for turn in now for p in (*turn[1:], turn[0]))]
+        self._bind(repeat.states, current, now)
+        self.forget(self.buffers)
+
+    def _bind(self, states: tuple[State, ...], current: Sequence[str], turns: Sequence[Sequence[str]]) -> None:
+        for state, pointer, turn in zip(states, current, turns):
+            self.pointers[state.name] = pointer
+            self.pointers[f"{state.name}.next"] = turn[0]
+        self.forget(self.buffers)
