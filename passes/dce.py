@@ -26,10 +26,13 @@ class Dce(Pass):
 
     def run(self, module: Module, context: Context) -> Module:
         body = prune(module.graph.body, module.graph.results)
-        if body is module.graph.body:
-            return module
-        called = {node.kernel for node in body.walk() if isinstance(node, Call)}
-        return replace(module.with_body(body), kernels=tuple(k for k in module.kernels if k.name in called))
+        return module if body is module.graph.body else without_dead_kernels(module.with_body(body))
+
+
+def without_dead_kernels(module: Module) -> Module:
+    """The module without kernels that nothing calls."""
+    called = {node.kernel for node in module.graph.body.walk() if isinstance(node, Call)}
+    return replace(module, kernels=tuple(k for k in module.kernels if k.name in called))
 
 
 def prune(region: Region, results: Sequence[Value]) -> Region:

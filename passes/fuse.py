@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from intarsia.ir.errors import Span
 from intarsia.ir.graph import Module, Node, Region, Value
-from intarsia.ir.ops import Constant, Fused, Loop
+from intarsia.ir.ops import Call, Constant, Fused, ListGet, Loop, Reshape
 from intarsia.passes.fuse_groups import Group, Search, sink_views
 from intarsia.passes.fuse_report import saving, title
 from intarsia.passes.pipeline import Context, Pass
@@ -47,7 +47,7 @@ class Fuse(Pass):
         inner = _map_regions(region, lambda r: self._region(r, context))
         sunk, origin = sink_views(inner)
         search = Search(sunk.nodes, sunk.results, self.max_ops)
-        groups = search.run()
+        groups = [part for group in search.run() for part in _without_outer_reshapes(group)]
         self._explain(search, groups, context)
         if all(len(g.nodes) == 1 for g in groups) and inner is region:
             return region
@@ -61,11 +61,19 @@ class Fuse(Pass):
                 ops = ", ".join(map(title, working))
                 saved = saving(group.nodes, search.outputs(group.nodes))
                 self.remark(context, "fusion", f"one kernel for {ops}: saves {saved}", group.nodes[-1].span)
+        refusals: dict[tuple[str, Span | None], None] = {}  # copies of a view say the same
         for edge in search.edges():
-            refused = search.refuse(edge)
-            if refused is not None and refused.rule != "no kernel":
+            refused = None if _is_alias(edge.user) or _is_alias(edge.value.node) else search.refuse(edge)
+            if refused is not None:
                 text = f"{title(edge.user)} is not fused with {title(edge.value.node)}: {refused}"
-                self.remark(context, "fusion", text, edge.user.span or edge.value.node.span, done=False)
+                refusals[text, edge.user.span or edge.value.node.span] = None
+        for text, span in refusals:
+            self.remark(context, "fusion", text, span, done=False)
+
+
+def _is_alias(node: Node) -> bool:
+    """Does it compute nothing: a view of memory under another shape, a tensor of a list?"""
+    return isinstance(node, (Reshape, ListGet, Call))
 
 
 def _map_regions(region: Region, change: Any) -> Region:
@@ -84,6 +92,27 @@ def _map_regions(region: Region, change: Any) -> Region:
     if all(a is b for a, b in zip(nodes, region.nodes)):
         return region
     return Region(region.parameters, tuple(nodes), tuple(values.get(v, v) for v in region.results))
+
+
+def _without_outer_reshapes(group: Group) -> list[Group]:
+    """The group without reshapes of what it reads, which come before it, and of what it gives, which come after: such
+    a reshape is another view of memory and costs nothing, while in a group it makes subscripts longer."""
+    before: list[Node] = []
+    after: list[Node] = []
+    nodes = list(group.nodes)
+    for node in group.nodes:
+        if isinstance(node, Reshape) and len(nodes) > 1 and node.x.node not in nodes:
+            nodes.remove(node)
+            before.append(node)
+    for node in reversed(nodes.copy()):
+        if isinstance(node, Reshape) and len(nodes) > 1 and not any(node.value in n.operands for n in nodes):
+            nodes.remove(node)
+            after.insert(0, node)
+    return (
+        [Group(part) for part in (*([n] for n in before), nodes, *([n] for n in after))]
+        if len(nodes) < len(group.nodes)
+        else [group]
+    )
 
 
 def _emit(region: Region, groups: Sequence[Group], search: Search, origin: Mapping[Node, Node]) -> Region:

@@ -168,8 +168,8 @@ def _refuse_op(node: Node) -> Refusal:
         case Loop():
             return Refusal("loop boundary", "a loop runs kernels of its own")
         case Sort() | Argsort() | Cumulative():
-            return Refusal("ordered op", f"{node.name} puts a row in order and is a kernel of its own")
-    return Refusal("no kernel", f"{node.name} computes nothing")
+            return Refusal("ordered op", f"{node.name} goes through rows in order, in a kernel of its own")
+    return Refusal("own kernel", f"{node.name} is a kernel of its own")
 
 
 def estimated_bytes(value: Value) -> int:

@@ -1,0 +1,210 @@
+"""`--verify-each`: each pass leaves well-formed IR (`types`), that reads back (`text`), and computes the same (`exec`).
+
+`exec` runs the reference interpreter on the module before and after each pass, on the same inputs: ordinary ones, and
+ones with NaN, infinities and zeros of both signs mixed in. Passes that say they are exact must keep every bit; the
+others must stay within the tolerance of the language of the program in f64. On a difference it names the pass, shows
+the element and what the pass changed, and reduces the module to a small one that still shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from intarsia.ir.conversion import codes, convert
+from intarsia.ir.dtypes import F64, Array, DType
+from intarsia.ir.errors import CompileError, Remarks, Source
+from intarsia.ir.graph import Module
+from intarsia.ir.interpreter import evaluate
+from intarsia.ir.kernel_verifier import verify_kernel
+from intarsia.ir.ops import Call
+from intarsia.ir.text import print_module, read_module
+from intarsia.ir.tolerance import Expected, expected
+from intarsia.passes.instruments import module_diff
+from intarsia.passes.pipeline import Context, Instrument, Pass, PassError
+from intarsia.passes.specialize import Specialize, specialize
+from intarsia.passes.verify_inputs import Operand, check_sizes, random_inputs, work
+from intarsia.passes.verify_reduce import reduced
+
+Level = Literal["types", "text", "exec"]
+
+LIMIT = 10_000_000
+"""Points beyond which a module runs at check sizes instead of its own."""
+
+BROKEN = (AssertionError, CompileError, IndexError, KeyError, TypeError, ValueError)
+"""What the interpreter may raise on a module that is not well formed."""
+
+
+def verification(level: Level) -> list[Instrument]:
+    """The instruments of a level; each level includes those before it."""
+    found: list[Instrument] = [VerifyTypes(), VerifyText(), VerifyExec()]
+    return found[: ("types", "text", "exec").index(level) + 1]
+
+
+class VerifyTypes(Instrument):
+    """The module after each pass is well formed."""
+
+    def after(self, pass_: Pass, index: int, old: Module, new: Module, context: Context) -> None:
+        if new is old:
+            return
+        try:
+            for kernel in new.kernels:
+                verify_kernel(kernel)
+        except AssertionError as error:
+            raise PassError(pass_, str(error), module_diff(old, new)) from None
+
+
+class VerifyText(Instrument):
+    """The module after each pass prints and reads back to the same text."""
+
+    def after(self, pass_: Pass, index: int, old: Module, new: Module, context: Context) -> None:
+        if new is old:
+            return
+        text = print_module(new)
+        try:
+            again = print_module(read_module(Source(f"after {pass_}", text)))
+        except CompileError as error:
+            raise PassError(pass_, f"its text does not read back: {error}") from None
+        if again != text:
+            raise PassError(pass_, "its text reads back to another module")
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One set of inputs, and what the program gives for them."""
+
+    sizes: Mapping[str, int]
+    inputs: list[Operand]
+    expected: tuple[Expected, ...] | None
+
+
+@dataclass
+class VerifyExec(Instrument):
+    """The module after each pass computes what it did before.
+
+    A module of more than `limit` points runs at check sizes: the one before `specialize` gets small numbers and goes
+    through the same passes. One that has no dimension names left is not run, and a remark says so.
+    """
+
+    limit: int = LIMIT
+    seed: int = 0
+    _real: Module | None = field(default=None, repr=False)
+    _current: Module | None = field(default=None, repr=False)  # what runs in its place: at check sizes, or the same
+    _small: bool = False
+    _runs: list[_Run] = field(default_factory=list, repr=False)
+    _results: list[tuple[Array, ...]] = field(default_factory=list, repr=False)
+
+    def after(self, pass_: Pass, index: int, old: Module, new: Module, context: Context) -> None:
+        if old is not self._real:
+            self._start(pass_, old, context)
+        self._real = new
+        if self._current is None:
+            return
+        before = self._current
+        self._current = self._after(pass_, before, context) if self._small else new
+        if self._current is not before:
+            self._compare(pass_, before, self._current, context)
+
+    # ------------------------------------------------------------------ what runs
+
+    def _start(self, pass_: Pass, module: Module, context: Context) -> None:
+        """Choose sizes and inputs, and run the module before the first pass."""
+        given = dict(pass_.sizes) if isinstance(pass_, Specialize) else {}
+        small = check_sizes(module)
+        sizes = {**(small or {}), **{n: v for n, v in given.items() if n in module.graph.dimensions}}
+        self._small = work(module, sizes) > self.limit
+        if self._small:
+            if not given or small is None:
+                self._current = None
+                reason = "it is large and has no dimension names to make it small"
+                pass_.remark(context, "verification", f"@{module.graph.name} was not run: {reason}", None, done=False)
+                return
+            sizes = small
+        self._current = module
+        self._runs = [_run(module, sizes, self.seed + n, special) for n, special in enumerate((False, True))]
+        self._results = [_evaluate(module, run) for run in self._runs]
+
+    def _after(self, pass_: Pass, module: Module, context: Context) -> Module:
+        """What a pass makes of the module at check sizes."""
+        if isinstance(pass_, Specialize):
+            sizes = self._runs[0].sizes
+            return specialize(module, {n: sizes[n] for n, _ in pass_.sizes if n not in context.dynamic})
+        return pass_.run(module, replace(context, remarks=Remarks()))
+
+    # ------------------------------------------------------------------ comparing
+
+    def _compare(self, pass_: Pass, old: Module, new: Module, context: Context) -> None:
+        results: list[tuple[Array, ...]] = []
+        for run, before in zip(self._runs, self._results):
+            try:
+                after = _evaluate(new, run)
+            except BROKEN as error:
+                self._fail(pass_, old, new, f"what it left does not run: {error!r}", context)
+            for position, (value, a, b) in enumerate(zip(old.graph.results, before, after)):
+                allowed = None if pass_.exact or run.expected is None else run.expected[position]
+                problem = difference(a, b, value.dtype, allowed, pass_.exact)
+                if problem:
+                    self._fail(pass_, old, new, f"result {position} of @{old.graph.name}: {problem}", context)
+            results.append(after)
+        self._results = results
+
+    def _fail(self, pass_: Pass, old: Module, new: Module, message: str, context: Context) -> None:
+        quiet = replace(context, remarks=Remarks())
+        small = reduced(old, lambda m: breaks(pass_, m, quiet, self._runs[0].sizes, self.seed))
+        text = f"# intarsia opt %s --passes {pass_} --verify-each=exec\n{print_module(small)}"
+        raise PassError(pass_, message, module_diff(old, new), text)
+
+
+def breaks(pass_: Pass, module: Module, context: Context, sizes: Mapping[str, int], seed: int) -> bool:
+    """Does a pass change what a module computes?"""
+    given = {n: sizes[n] for n in module.graph.dimensions}
+    for n, special in enumerate((False, True)):
+        try:
+            run = _run(module, given, seed + n, special)
+            before = _evaluate(module, run)
+        except BROKEN:
+            return False  # no fair example
+        try:
+            after = _evaluate(pass_.run(module, context), run)
+        except BROKEN:
+            return True
+        for position, (value, a, b) in enumerate(zip(module.graph.results, before, after)):
+            allowed = None if pass_.exact or run.expected is None else run.expected[position]
+            if difference(a, b, value.dtype, allowed, pass_.exact):
+                return True
+    return False
+
+
+def difference(before: Array, after: Array, dtype: DType, allowed: Expected | None, exact: bool) -> str | None:
+    """What is wrong with a result after a pass, or None: against `allowed`, else against the result before, bit for bit
+    (NaNs are alike) or, where there is no reference, within 64 units in the last place of the largest magnitude."""
+    if allowed is not None:
+        return allowed.mismatch(after)
+    if before.shape != after.shape or before.dtype != after.dtype:
+        return f"{after.dtype}{list(after.shape)} instead of {before.dtype}{list(before.shape)}"
+    if not exact and dtype.is_float:
+        value = convert(before, dtype, F64)
+        finite = np.abs(value[np.isfinite(value)])
+        bound = 64 * dtype.epsilon * float(finite.max(initial=0.0))
+        return Expected(value, np.full(value.shape, bound), dtype).mismatch(after)
+    wrong = codes(before, dtype) != codes(after, dtype)
+    if dtype.is_float:
+        wrong &= ~(np.isnan(convert(before, dtype, F64)) & np.isnan(convert(after, dtype, F64)))
+    if not wrong.any():
+        return None
+    place = tuple(int(k) for k in np.argwhere(wrong)[0])
+    count = f"{int(wrong.sum())} of {wrong.size} elements changed"
+    return f"{count}; first at {list(place)}: {after[place]} instead of {before[place]}"
+
+
+def _run(module: Module, sizes: Mapping[str, int], seed: int, special: bool) -> _Run:
+    inputs = random_inputs(module.graph, sizes, seed, special)
+    lowered = any(isinstance(n, Call) for n in module.graph.body.walk())
+    return _Run(sizes, inputs, None if lowered else expected(module, inputs, sizes))
+
+
+def _evaluate(module: Module, run: _Run) -> tuple[Array, ...]:
+    return evaluate(module, run.inputs, {n: run.sizes[n] for n in module.graph.dimensions})
