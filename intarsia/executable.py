@@ -11,10 +11,8 @@ from typing import Any
 
 from intarsia.ir.dtypes import Array, DType, dtype
 from intarsia.ir.errors import CompileError
-from intarsia.ir.graph import Module
 from intarsia.ir.plan import Plan
 from intarsia.ir.sizes import Size
-from intarsia.ir.types import ListType, TensorType, Type
 from intarsia.runtime import buffers
 from intarsia.runtime.native import NativeFunction
 from intarsia.signature import size_of
@@ -28,17 +26,6 @@ class TensorLayout:
     dtype: DType
     shape: tuple[Size, ...]
     length: Size | None = None
-
-    @staticmethod
-    def of(label: str, type_: Type) -> TensorLayout:
-        if isinstance(type_, ListType):
-            return TensorLayout(label, type_.element.dtype, type_.element.shape, type_.length)
-        return TensorLayout(label, type_.dtype, type_.shape)
-
-    @property
-    def type(self) -> Type:
-        tensor = TensorType(self.dtype, self.shape)
-        return tensor if self.length is None else ListType(self.length, tensor)
 
     def concrete_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         return tuple(s.constant if s.constant is not None else s.evaluate(sizes) for s in self.shape)
@@ -84,11 +71,16 @@ class Executable:
     checks: tuple[CheckText, ...] = ()
 
     @staticmethod
-    def of(module: Module, plan: Plan, object_code: bytes, checks: Sequence[CheckText] = ()) -> Executable:
-        graph = module.graph
-        inputs = tuple(TensorLayout.of(p.label, p.type) for p in graph.parameters)
-        outputs = tuple(TensorLayout.of(f"result{i}", v.type) for i, v in enumerate(graph.results))
-        return Executable(plan.name, object_code, inputs, outputs, plan.sizes, plan.workspace_bytes, tuple(checks))
+    def of(plan: Plan, object_code: bytes, checks: Sequence[CheckText] = ()) -> Executable:
+        """From a plan and its code; the layouts are those of its input and output slots."""
+
+        def layouts(place: str) -> tuple[TensorLayout, ...]:
+            slots = sorted((s for s in plan.slots if s.place == place), key=lambda s: s.index)
+            return tuple(TensorLayout(s.name, s.dtype, s.shape, s.length) for s in slots)
+
+        return Executable(
+            plan.name, object_code, layouts("input"), layouts("output"), plan.sizes, plan.workspace_bytes, tuple(checks)
+        )
 
     def to_bytes(self) -> bytes:
         """The form in the cache: length of a JSON head, the head, the object code."""
