@@ -29,7 +29,7 @@ def compilation_of(function: Function, bound: Bound) -> Compilation:
     return function.compilation(bound.tensors, bound.statics, bound.dims)
 
 
-def _inputs(compilation: Compilation, bound: Bound) -> list[Array | Sequence[Array]]:
+def inputs_of(compilation: Compilation, bound: Bound) -> list[Array | Sequence[Array]]:
     """The arguments in the order of the graph's parameters."""
     return [bound.tensors[p.label] for p in compilation.source_module.graph.parameters]
 
@@ -39,7 +39,7 @@ def interpret(function: Function, bound: Bound, stage: str) -> list[Array]:
     compilation = compilation_of(function, bound)
 
     def work() -> list[Array]:
-        inputs = _inputs(compilation, bound)
+        inputs = inputs_of(compilation, bound)
         if stage == "plan":
             from intarsia.ir.plan_interpreter import run_plan
 
@@ -53,7 +53,7 @@ def interpret(function: Function, bound: Bound, stage: str) -> list[Array]:
 def report_comparison(function: Function, bound: Bound, results: Sequence[Array]) -> int:
     """Compare with the reference in f64 and its error bound. Returns 3 where a result is wrong, else 0."""
     compilation = compilation_of(function, bound)
-    inputs = _inputs(compilation, bound)
+    inputs = inputs_of(compilation, bound)
     wanted = with_deep_stack(lambda: expected(compilation.source_module, inputs, compilation.sizes))
     status = 0
     for index, (result, reference) in enumerate(zip(results, wanted)):
@@ -237,5 +237,5 @@ def _has_nan(array: Array) -> bool:
 def _observed(function: Function, bound: Bound, observe: Callable[[Node, Sequence[Array]], None]) -> None:
     """Run the reference and show every node with its results as it runs."""
     compilation = compilation_of(function, bound)
-    inputs = _inputs(compilation, bound)
+    inputs = inputs_of(compilation, bound)
     with_deep_stack(lambda: evaluate(compilation.source_module, inputs, compilation.sizes, observe=observe))

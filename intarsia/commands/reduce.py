@@ -1,0 +1,87 @@
+"""`intarsia reduce`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from intarsia.commands.binding import argument_options, bind
+from intarsia.commands.options import compile_options, open_program, options_of, program_argument
+from intarsia.deep_stack import with_deep_stack
+from intarsia.ir.errors import CompileError, Source
+from intarsia.program import Program
+
+
+@click.command("reduce")
+@program_argument
+@click.option(
+    "--while", "condition", required=True, metavar="wrong|CODE",
+    help="What must stay: `wrong` for a result that differs from the reference, or an error code.",
+)  # fmt: skip
+@argument_options
+@compile_options
+@click.option("-o", "output", default="-", metavar="FILE", help="Where the reduced program goes.")
+def command(
+    file: str | None,
+    text: str | None,
+    condition: str,
+    arguments: tuple[str, ...],
+    weights: tuple[str, ...],
+    fill: bool,
+    output: str,
+    **settings: Any,
+) -> int:
+    """Find the smallest program that still shows a failure.
+
+    Arguments that the reduced program no longer has are left out; those that are not given are random.
+    """
+    from intarsia.reduction import reduce_program
+
+    source, name = open_program(file, text)
+    options, _, _ = options_of(settings)
+
+    def outcome(candidate: Source) -> str:
+        """`wrong`, the code of the error, or `right`."""
+        try:
+            function = Program(candidate, options, use_cache=False).entry(name)
+            known = {t.label for t in function.form.tensors} | {p.name for p in function.form.parameters}
+            own = [a for a in arguments if a.partition("=")[0] in known]
+            dims = [d for d in settings["dims"] if d.partition("=")[0] in function.form.dimensions]
+            bound = bind(function, own, weights, dims, True)
+            return "wrong" if _is_wrong(function, bound) else "right"
+        except CompileError as error:
+            return error.code
+
+    found = with_deep_stack(lambda: outcome(source))
+    if found != condition:
+        click.echo(f"{source.name}: the outcome is {found}, not {condition}: nothing to reduce", err=True)
+        return 1
+    show = sys.stderr.isatty()
+
+    def progress(length: int) -> None:
+        if show:
+            click.echo(f"\r{length} characters  ", nl=False, err=True)
+
+    reduced = with_deep_stack(lambda: reduce_program(source, lambda s: outcome(s) == condition, progress))
+    if show:
+        click.echo(err=True)
+    if output == "-":
+        click.echo(reduced.text, nl=not reduced.text.endswith("\n"))
+    else:
+        Path(output).write_text(reduced.text, encoding="utf-8")
+    return 0
+
+
+def _is_wrong(function: Any, bound: Any) -> bool:
+    from intarsia.commands.inspection import compilation_of, inputs_of
+    from intarsia.ir.tolerance import expected
+    from intarsia.program import adapted
+
+    executable, sizes = function.compiled(bound.tensors, bound.statics, bound.dims)
+    results = executable.run(adapted(executable, bound.tensors, sizes), sizes)
+    compilation = compilation_of(function, bound)
+    wanted = expected(compilation.source_module, inputs_of(compilation, bound), compilation.sizes)
+    return any(w.mismatch(r) is not None for w, r in zip(wanted, results))
