@@ -35,7 +35,7 @@ def inputs_of(compilation: Compilation, bound: Bound) -> list[Array | Sequence[A
 
 
 def interpret(function: Function, bound: Bound, stage: str) -> list[Array]:
-    """Run a stage with NumPy: `reference` the graph, `kernels` the scheduled kernels, `plan` with the real workspace."""
+    """Run a stage with NumPy: `reference` the graph, `kernels` the scheduled kernels, `plan` in its workspace."""
     compilation = compilation_of(function, bound)
 
     def work() -> list[Array]:

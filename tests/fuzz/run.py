@@ -1,0 +1,63 @@
+"""A long run of the fuzzer: `python tests/fuzz/run.py FIRST COUNT [--keep DIR]`.
+
+Seeds FIRST to FIRST + COUNT; progress and failures grouped by kind; for each new kind a reduced program is kept in DIR
+(default tests/fuzz/found), named by its seed. A run is resumed by its range of seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent.parent)]
+
+from compare import LEVELS, compare
+from generate import FuzzProgram, generate
+
+from intarsia.deep_stack import with_deep_stack
+from intarsia.ir.errors import Source
+from intarsia.reduction import reduce_program
+
+
+def reduced(program: FuzzProgram, kind: str) -> str:
+    """The smallest program with a failure of the same kind."""
+
+    def fails(source: Source) -> bool:
+        failure = compare(source.text, program.arguments)
+        return failure is not None and failure.kind.split(":")[0] == kind.split(":")[0] and failure.level != "build"
+
+    return reduce_program(Source("fuzz.ita", program.text), fails).text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("first", type=int)
+    parser.add_argument("count", type=int)
+    parser.add_argument("--keep", type=Path, default=Path(__file__).parent / "found")
+    parser.add_argument("--levels", default=",".join(LEVELS))
+    options = parser.parse_args()
+    kinds: dict[str, list[int]] = {}
+    start = time.perf_counter()
+    for number, seed in enumerate(range(options.first, options.first + options.count)):
+        program = generate(seed)
+        failure = compare(program.text, program.arguments, options.levels.split(","))
+        if failure is not None:
+            if failure.kind not in kinds:
+                print(f"\nseed {seed}: {failure.level}: {failure.message}\n", flush=True)
+                options.keep.mkdir(exist_ok=True, parents=True)
+                text = program.text if failure.level == "build" else reduced(program, failure.kind)
+                (options.keep / f"{seed}.ita").write_text(f"# {failure.kind}\n{text}", encoding="utf-8")
+            kinds.setdefault(failure.kind, []).append(seed)
+        if number % 100 == 99:
+            rate = (number + 1) / (time.perf_counter() - start)
+            print(f"{number + 1} programs, {rate:.1f} a second, {sum(map(len, kinds.values()))} failures", flush=True)
+    for kind, seeds in sorted(kinds.items(), key=lambda item: -len(item[1])):
+        print(f"{len(seeds):5}  {kind}  seeds {seeds[:5]}")
+    print(f"{options.count} programs from seed {options.first}: {sum(map(len, kinds.values()))} failures")
+    return 1 if kinds else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(with_deep_stack(main))
