@@ -268,7 +268,10 @@ class _Machine:
         array, where = self.locate(put.buffer, put.indices, env, mask)
         place = _select(where, value.shape, mask)
         value = value if mask is None else value[mask]
-        if injective:
+        if injective and not place:  # one element, of a scalar buffer, or none if the mask holds nowhere
+            for one in np.ravel(value):
+                array[()] = merge(array[()], one)
+        elif injective:
             array[place] = merge(array[place], value)
         elif array.dtype.isbuiltin == 1:
             merge.at(array, place, value)
