@@ -212,6 +212,7 @@ class Emitter(Expressions):
                 self.lane = None
             case "sequential":
                 self.sequential(loop, self.number(loop.lower), self.number(loop.upper))
+        self.axes.pop(loop.axis, None)
         self.facts = facts
 
     def lane_of(self, loop: For) -> Lane:
