@@ -21,11 +21,11 @@ from intarsia.ir.errors import CompileError, Diagnostic, Source, Span
 
 MAX_DIAGNOSTICS = 20
 
-# What these patterns match is not allowed within brackets, a declaration or an expression. A `const` parameter differs
-# from a `const` declaration by its type.
+# What this matches cannot stand within a declaration, where `mesh` and such are names: two names in a row, or a name
+# and a string. A `const` parameter differs from a declaration by its type.
 _DECLARATION = re.compile(
     r"""^[ \t]*(?P<start>
-        (?: (?P<word>fn|struct|mesh|format) [ \t]+ (?P<name>[A-Za-z_]\w*)
+        (?: (?:fn|struct|mesh|format) [ \t]+ (?!(?:and|or|in|while)\b) (?P<name>[A-Za-z_]\w*)
           | (?:test|import) [ \t]* "
           | const [ \t]+ (?P<const>[A-Za-z_]\w*) [ \t]* =(?!=)))""",
     re.ASCII | re.MULTILINE | re.VERBOSE,

@@ -96,24 +96,29 @@ def build_tables() -> Tables:
         def lex(self, *_: object) -> None: ...  # type: ignore[override]
 
     lark = Lark(GRAMMAR.read_text("utf-8"), parser="lalr", lexer=Unused, start=list(STARTS), strict=True)
-    tables = {start: lark.parse_interactive("", start).parser_state.parse_conf for start in STARTS}
+    parsers = {start: lark.parse_interactive("", start).parser_state.parse_conf for start in STARTS}
     rule_numbers = {rule: number for number, rule in enumerate(lark.rules)}
-    states = next(iter(tables.values())).states
+    states = parsers[STARTS[0]].states
+    # Lark's numbers of states differ from run to run: these are in the order in which the states are reached.
+    numbers = {parsers[start].start_state: number for number, start in enumerate(STARTS)}
+    actions: list[dict[str, int]] = []
+    for state in (queue := list(numbers)):
+        row: dict[str, int] = {}
+        for symbol, (action, target) in sorted(states[state].items()):
+            if action is Shift and target not in numbers:
+                numbers[target] = len(numbers)
+                queue.append(target)
+            row[symbol] = numbers[target] if action is Shift else ~rule_numbers[target]
+        actions.append(row)
     return Tables(
         terminals=tuple(
             Terminal(t.name, t.pattern.value, t.pattern.type != "str")
             for t in sorted(lark.terminals, key=lambda t: t.name)
         ),
         rules=tuple(_rule(rule) for rule in lark.rules),
-        actions=tuple(
-            {
-                symbol: target if action is Shift else ~rule_numbers[target]
-                for symbol, (action, target) in states[number].items()
-            }
-            for number in range(len(states))
-        ),
-        starts={start: conf.start_state for start, conf in tables.items()},
-        ends={start: conf.end_state for start, conf in tables.items()},
+        actions=tuple(actions),
+        starts={start: numbers[parser.start_state] for start, parser in parsers.items()},
+        ends={start: numbers[parser.end_state] for start, parser in parsers.items()},
     )
 
 
