@@ -94,8 +94,8 @@ class State:
 
 @dataclass(frozen=True)
 class Repeat:
-    """`for counter in lower..upper`, and, if `condition` is given, as long as it holds: before each step run `test`, then
-    read the bool scalar `condition`.
+    """`for counter in lower..upper`, and, if `condition` is given, as long as it holds: before each step run `test`,
+    then read the bool scalar `condition`.
 
     Bounds are evaluated once, on entry. They use sizes and the counters of loops around, and may read scalars: an
     `Opaque` expression with a load, without subscripts, of a slot or state by name. The counter is a name for the sizes

@@ -39,6 +39,7 @@ from intarsia.ir.ops import (
     Transpose,
     Update,
 )
+from intarsia.ir.plan_interpreter import run_plan
 from intarsia.ir.proofs import ranges
 from intarsia.ir.scalar import Const, Expr, Index, Load, apply, where
 from intarsia.ir.sizes import ONE, ZERO, Size
@@ -47,6 +48,7 @@ from intarsia.ir.target import TARGETS
 from intarsia.ir.types import ListType, TensorType
 from intarsia.passes.lower import Lower
 from intarsia.passes.pipeline import Context
+from intarsia.passes.plan_memory import plan
 
 Operand = Any
 i, j, k, r = (Size.of(n) for n in "ijkr")
@@ -569,6 +571,14 @@ def test_kernels_give_what_the_graph_gives(name: str) -> None:
         assert unproved_accesses(kernel, COUNTERS) == (), "an access that is neither proved nor guarded"
     expected = evaluate(module, case.inputs, case.sizes)
     assert_equal(evaluate(lowered, case.inputs, case.sizes), expected)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_plans_give_what_the_graph_gives(name: str) -> None:
+    case = PROGRAMS[name]()
+    module = Module(case.graph)
+    expected = evaluate(module, case.inputs, case.sizes)
+    assert_equal(run_plan(plan(lower(module)), case.inputs, case.sizes), expected)
 
 
 def test_checks_name_the_index() -> None:

@@ -1,0 +1,158 @@
+"""Plans run in NumPy on a real workspace: bytes that overlap where the plan says so, and hold nonsense before a write.
+
+What a kernel must not rely on is overwritten before it runs (results, scratch memory), so that a plan that puts two
+tensors in one place too early gives other numbers than the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from intarsia.ir import kernel_interpreter
+from intarsia.ir.arithmetic import Arithmetic
+from intarsia.ir.dtypes import Array
+from intarsia.ir.kernel import Buffer
+from intarsia.ir.plan import Copy, Invoke, Plan, PlanStatement, Reference, Repeat
+from intarsia.ir.points import Context, Points
+from intarsia.ir.scalar import loads
+from intarsia.ir.sizes import Size
+
+_NONSENSE = 0xFF
+"""NaN in every float type that has one, -1 or the greatest integer."""
+
+Memory: TypeAlias = "Array | list[Array]"
+"""A row of elements, or one for each tensor of a list."""
+
+
+def run_plan(plan: Plan, inputs: Sequence[Memory], sizes: Mapping[str, int] | None = None) -> tuple[Array, ...]:
+    """The results of a plan for one array for each input slot (a list of arrays for a list).
+
+    `sizes` gives the plan's sizes. Raises `kernel_interpreter.CheckFailed` where a run-time check does not hold.
+    """
+    return _Machine(plan, dict(sizes or {})).run(inputs)
+
+
+class _Machine:
+    """Memory by name, and the values of sizes and counters."""
+
+    def __init__(self, plan: Plan, names: dict[str, int]) -> None:
+        self.names = names
+        self.plan = plan
+        self.kernels = {k.name: k for k in plan.kernels}
+        self.memory: dict[str, Memory] = {}
+
+    def run(self, inputs: Sequence[Memory]) -> tuple[Array, ...]:
+        workspace = np.full(self.size(self.plan.workspace_bytes), _NONSENSE, np.uint8)
+        for slot in self.plan.slots:
+            count = int(np.prod(self.shape(slot.shape), dtype=np.int64)) * slot.dtype.bytes
+            match slot.place:
+                case "input":
+                    self.memory[slot.name] = _read_only(inputs[slot.index])
+                case "output":
+                    self.memory[slot.name] = np.full(count, _NONSENSE, np.uint8).view(slot.dtype.numpy)
+                case "workspace":
+                    offset = self.size(slot.offset)
+                    assert offset % 64 == 0 and offset + count <= len(workspace), f"{slot.name} is outside of it"
+                    self.memory[slot.name] = workspace[offset : offset + count].view(slot.dtype.numpy)
+        self.block(self.plan.body)
+        outputs = (s for s in self.plan.slots if s.place == "output")
+        return tuple(self.elements(Reference(s.name)).reshape(self.shape(s.shape)) for s in outputs)
+
+    # ------------------------------------------------------------------ statements
+
+    def block(self, body: Iterable[PlanStatement]) -> None:
+        for statement in body:
+            match statement:
+                case Invoke():
+                    self.invoke(statement)
+                case Copy(source, target, _, elements):
+                    count = self.size(elements)
+                    given, taken = self.elements(source)[:count], self.elements(target)[:count]
+                    assert not np.shares_memory(given, taken), f"{source.name} and {target.name} overlap"
+                    taken[...] = given
+                case Repeat():
+                    self.repeat(statement)
+
+    def invoke(self, statement: Invoke) -> None:
+        kernel = self.kernels[statement.kernel]
+        sizes = dict(zip(kernel.sizes, map(self.size, statement.sizes), strict=True))
+        arrays: dict[str, Memory] = {}
+        for buffer, reference in zip(kernel.parameters, statement.arguments, strict=True):
+            arrays[buffer.name] = self.argument(buffer, reference, sizes)
+        for buffer in kernel.parameters:
+            if buffer.role in ("out", "temp"):
+                array = arrays[buffer.name]
+                assert isinstance(array, np.ndarray)
+                array.reshape(-1).view(np.uint8)[...] = _NONSENSE
+        kernel_interpreter.run(kernel, arrays, sizes)
+
+    def argument(self, buffer: Buffer, reference: Reference, sizes: Mapping[str, int]) -> Memory:
+        """What a kernel gets for a parameter."""
+        shape = tuple(s.evaluate(sizes) for s in buffer.shape)
+        count = int(np.prod(shape, dtype=np.int64))
+        if buffer.length is None:
+            return self.elements(reference)[:count].reshape(shape)
+        table = self.memory[reference.name]
+        assert isinstance(table, list)
+        return [tensor.reshape(shape) for tensor in table]
+
+    def repeat(self, loop: Repeat) -> None:
+        states = [(s.name, [self.elements(b) for b in s.buffers]) for s in loop.states]
+        for state in loop.states:
+            self.memory[state.name] = self.elements(state.initial)
+        outer = self.names.get(loop.counter)
+        for step, value in enumerate(range(self.size(loop.lower), self.size(loop.upper))):
+            self.names[loop.counter] = value
+            self.block(loop.test)
+            if loop.condition is not None and not self.elements(loop.condition)[0]:
+                break
+            for name, buffers in states:
+                self.memory[f"{name}.next"] = buffers[step % len(buffers)]
+            self.block(loop.body)
+            for name, _ in states:
+                self.memory[name] = self.memory[f"{name}.next"]
+        self.names.pop(loop.counter, None)
+        if outer is not None:
+            self.names[loop.counter] = outer
+
+    # ------------------------------------------------------------------ values
+
+    def elements(self, reference: Reference) -> Array:
+        """The memory from where a reference begins."""
+        memory = self.memory[reference.name]
+        if reference.element is not None:
+            assert isinstance(memory, list)
+            element = self.size(reference.element)
+            assert 0 <= element < len(memory), f"element {element} of {reference.name}, a list of {len(memory)}"
+            memory = memory[element]
+        assert isinstance(memory, np.ndarray)
+        return memory[self.size(reference.start) :]
+
+    def size(self, size: Size) -> int:
+        """The value of an integer expression; it may load scalars from slots and states."""
+        if not size.opaques:
+            return size.evaluate(self.names)
+        scalars = {load.buffer: self.elements(Reference(load.buffer))[0] for o in size.opaques for load in loads(o)}
+        context = Context(self.names, Arithmetic(), False, None)
+        found = Points((), context, {name: np.asarray(value) for name, value in scalars.items()}).size(size)
+        assert isinstance(found, int)
+        return found
+
+    def shape(self, sizes: Iterable[Size]) -> tuple[int, ...]:
+        return tuple(map(self.size, sizes))
+
+
+def _read_only(given: Memory) -> Memory:
+    """An input as a row of elements that cannot be written."""
+    if isinstance(given, list):
+        return [_row(tensor) for tensor in given]
+    return _row(given)
+
+
+def _row(array: Array) -> Array:
+    row = np.ascontiguousarray(array).reshape(-1).view()
+    row.flags.writeable = False
+    return row

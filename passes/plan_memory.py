@@ -1,0 +1,193 @@
+"""From a lowered module to a plan: where every tensor is, when, and which copies are left.
+
+    %1 = call f_exp(%x)           plan f(…) {                  workspace: %1 and %2 are never needed at the same time
+    %2 = call f_sum(%1)       =>    run f_exp(x, exp)          as %3, and %3 is written straight into the result
+    %3 = call f_div(%1, %2)         run f_sum(exp, sum)
+    return %3                       run f_div(exp, sum, result) }
+
+The order of execution is that of the nodes. `plan_memory_program` says when each tensor is needed,
+`plan_memory_sharing` what is in place, `plan_memory_offsets` where the rest lies. See docs/lowering.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from intarsia.ir.errors import Remarks
+from intarsia.ir.graph import Module
+from intarsia.ir.kernel import Kernel
+from intarsia.ir.ops import Loop
+from intarsia.ir.plan import Copy, Invoke, Plan, PlanStatement, Reference, Repeat, Slot, State
+from intarsia.ir.scalar import Expr, Load, as_size, transform
+from intarsia.ir.sizes import Size, maximum, minimum
+from intarsia.ir.space import operand_position
+from intarsia.ir.types import ListType
+from intarsia.passes.lower_stages import Names
+from intarsia.passes.plan_memory_offsets import Piece, place
+from intarsia.passes.plan_memory_program import (
+    CallStep,
+    Cell,
+    LoopState,
+    LoopStep,
+    Move,
+    Program,
+    Step,
+    linearise,
+    with_scratch_parameters,
+)
+from intarsia.passes.plan_memory_sharing import Group, InOutput, InRow, InState, Sharing, share
+
+
+def plan(module: Module, remarks: Remarks | None = None) -> Plan:
+    """The plan of a module after `lower` (scheduled or not). Remarks say what is reused, in place or kept, and why."""
+    kernels = {k.name: with_scratch_parameters(k) for k in module.kernels}
+    program = linearise(module, kernels)
+    return _Writer(program, share(program, remarks or Remarks())).plan()
+
+
+class _Writer:
+    """Writes the statements of a program whose cells have their places."""
+
+    def __init__(self, program: Program, sharing: Sharing) -> None:
+        self.program = program
+        self.sharing = sharing
+        self.names = Names(program.graph.dimensions)
+        self.slots: list[Slot] = []
+        self.slot_of: dict[Group, str] = {}
+        self.inputs: dict[Cell, str] = {}
+        self.outputs: list[str] = []
+        self.states: dict[LoopState, str] = {}
+        self.invoked: dict[str, Kernel] = {}
+
+    def plan(self) -> Plan:
+        graph = self.program.graph
+        self._arguments()
+        workspace_bytes = self._workspace()
+        body = [*self._steps(self.program.steps), *self._copies(self.program.results)]
+        return Plan(
+            graph.name,
+            tuple(self.slots),
+            tuple(body),
+            tuple(k for name, k in self.program.kernels.items() if name in self.invoked),
+            graph.dimensions,
+            workspace_bytes,
+        )
+
+    # ------------------------------------------------------------------ slots
+
+    def _name(self, label: str) -> str:
+        return self.names.fresh(re.sub(r"[^\w.]", "_", label) or "x")
+
+    def _arguments(self) -> None:
+        """The slots of inputs and outputs."""
+        cells = {c.input: c for c in self.program.cells if c.input is not None}
+        for index, parameter in enumerate(self.program.graph.parameters):
+            name, kind = self._name(parameter.label), parameter.type
+            tensor, length = (kind.element, kind.length) if isinstance(kind, ListType) else (kind, None)
+            self.slots.append(Slot(name, tensor.dtype, tensor.shape, "input", index, length=length))
+            self.inputs[cells[parameter]] = name
+        for index, move in enumerate(self.program.results):
+            name, tensor = self._name(move.target.label), move.target.type
+            self.slots.append(Slot(name, tensor.dtype, tensor.shape, "output", index))
+            self.outputs.append(name)
+
+    def _workspace(self) -> Size:
+        """The slots in the workspace, and its bytes."""
+        groups = [g for g in dict.fromkeys(self.sharing.groups.values()) if g.place is None and not g.is_fixed]
+        placement = place([Piece(g.bytes, tuple(g.intervals)) for g in groups], self.program.graph.dimensions)
+        for group, offset in zip(groups, placement.offsets):
+            name, tensor = self._name(group.label), group.cells[0].type
+            self.slots.append(Slot(name, tensor.dtype, tensor.shape, "workspace", offset=offset))
+            self.slot_of[group] = name
+        return placement.bytes
+
+    # ------------------------------------------------------------------ references
+
+    def _reference(self, cell: Cell) -> Reference:
+        """Where a cell is, seen from the statements that may use it."""
+        if cell.input is not None:
+            return Reference(self.inputs[cell])
+        if cell.element is not None:
+            source, index, scalars = cell.element
+            return Reference(self.inputs[source], element=self._element(source, self._size(index, scalars)))
+        match self.sharing.groups[cell].place:
+            case InOutput(number):
+                return Reference(self.outputs[number])
+            case InState(state, is_next):
+                return Reference(self.states[state] + (".next" if is_next else ""))
+            case InRow(stack, loop):
+                whole = self._reference(stack.whole)
+                step = Size.of(loop.counter) - loop.lower
+                return Reference(whole.name, whole.element, whole.start + step * stack.row.type.elements)
+        return Reference(self.slot_of[self.sharing.groups[cell]])
+
+    def _element(self, source: Cell, index: Size) -> Size:
+        """A position in a list, clamped if it depends on data."""
+        assert source.input is not None and isinstance(source.input.type, ListType)
+        return maximum(0, minimum(index, source.input.type.length - 1)) if index.opaques else index
+
+    def _size(self, size: Size, scalars: Sequence[Cell]) -> Size:
+        """An integer expression that loads scalars `a0`, … as one that loads slots and states."""
+
+        def read(e: Expr) -> Expr | None:
+            if not isinstance(e, Load):
+                return None
+            where = self._reference(scalars[operand_position(e.buffer)])
+            assert where == Reference(where.name), f"a scalar at {where} is not at the start of a slot"
+            return Load(where.name, (), e.dtype)
+
+        return size.substitute({}, lambda value: as_size(transform(value, rule=read))) if size.opaques else size
+
+    # ------------------------------------------------------------------ statements
+
+    def _steps(self, steps: Sequence[Step]) -> Iterator[PlanStatement]:
+        for step in steps:
+            match step:
+                case CallStep():
+                    yield from self._copies(step.bases.values())
+                    yield self._invoke(step)
+                case Move():
+                    yield from self._copies([step])
+                case LoopStep():
+                    yield from self._copies([s.entry for s in step.states if s not in self.sharing.buffers])
+                    yield self._repeat(step)
+
+    def _copies(self, moves: Iterable[Move]) -> Iterator[PlanStatement]:
+        """The moves whose source and target are apart."""
+        for move in moves:
+            if not self.sharing.same(move):
+                kind = move.target.type
+                yield Copy(self._reference(move.source), self._reference(move.target), kind.dtype, kind.elements)
+
+    def _invoke(self, step: CallStep) -> Invoke:
+        self.invoked[step.kernel.name] = step.kernel
+        given, made, scratch = iter(step.arguments), iter(step.results), iter(step.scratch)
+        source = {"in": given, "out": made, "inout": made, "temp": scratch}
+        references = tuple(self._reference(next(source[b.role])) for b in step.kernel.parameters)
+        return Invoke(step.kernel.name, references, step.node.sizes, step.node.span)
+
+    def _repeat(self, step: LoopStep) -> Repeat:
+        loop: Loop = step.node
+        states: list[State] = []
+        for state in step.states:
+            buffers = self.sharing.buffers.get(state)
+            name = self._name(state.label)
+            if buffers is None:
+                place_ = self._reference(state.current)
+                states.append(State(name, place_, (place_,)))
+                continue
+            self.names.fresh(f"{name}.next")
+            both = (self._reference(buffers.first), self._reference(buffers.second))
+            states.append(State(name, self._reference(state.entry.source), both))
+            self.states[state] = name
+        moves = sorted([*(s.move for s in step.stacks), *(s.step for s in step.states)], key=lambda m: m.position)
+        return Repeat(
+            loop.counter,
+            self._size(loop.lower, step.scalars),
+            self._size(loop.upper, step.scalars),
+            tuple(states),
+            (*self._steps(step.body), *self._copies(moves)),
+            tuple(self._steps(step.test)),
+            None if step.condition is None else self._reference(step.condition),
+        )
