@@ -33,10 +33,10 @@ from __future__ import annotations
 
 from intarsia.ir.errors import Source
 from intarsia.ir.graph import Module
-from intarsia.ir.text_printer import module_text, node_text, region_text
+from intarsia.ir.text_printer import module_text, node_text
 from intarsia.ir.text_reader import ModuleReader
 
-__all__ = ["node_text", "print_module", "read_module", "region_text"]
+__all__ = ["node_text", "print_module", "read_module"]
 
 
 def print_module(module: Module, debug_info: bool = False) -> str:

@@ -34,13 +34,22 @@ def module_text(module: Module, debug_info: bool) -> str:
     return "\n\n".join((head, graph, *(print_kernel(k) for k in module.kernels))) + "\n"
 
 
-def region_text(region: Region) -> str:
-    """The nodes of a region, one a line, for messages and tests; values from outside are `%?`."""
-    return "\n".join(_Printer(debug_info=False).region(region, 0))
+def canonical_text(graph: Graph) -> str:
+    """The text of a graph in which parameters go by number, not by label: equal for graphs of the same structure."""
+    return "\n".join(_Printer(debug_info=False, numbered=True).graph(graph))
+
+
+def canonical_region_text(region: Region) -> str:
+    """The same for a region; what it captures goes by position."""
+    printer = _Printer(debug_info=False, numbered=True)
+    parameters = [printer.label(p) for p in region.parameters]
+    printer.names.update((v, f"%c{position}") for position, v in enumerate(region.captures))
+    head = ", ".join(f"{label}: {p.type}" for label, p in zip(parameters, region.parameters))
+    return "\n".join((head, *printer.region(region, 1), printer.uses(region.results)))
 
 
 def node_text(node: Node) -> str:
-    """One node, for messages: its operands as `%a`, `%b`, … with their types in the line above them."""
+    """One node, for messages, with what it uses as `%0`, `%1`, …"""
     printer = _Printer(debug_info=False)
     for position, value in enumerate(node.inputs):
         printer.names[value] = f"%{position}"
@@ -53,6 +62,7 @@ class _Printer:
     """Names values as it goes: parameters by their label, results by number."""
 
     debug_info: bool
+    numbered: bool = False
     names: dict[Value, str] = field(default_factory=dict)
     labels: set[str] = field(default_factory=set)
     count: int = 0
@@ -154,6 +164,10 @@ class _Printer:
 
     def label(self, parameter: Parameter) -> str:
         """A name for a parameter that no other one has: its label, if that will do."""
+        if self.numbered:
+            self.names[parameter.value] = f"%p{len(self.labels)}"
+            self.labels.add(f"p{len(self.labels)}")
+            return self.names[parameter.value]
         plain = re.sub(r"[^\w.]", "_", parameter.label)
         label = plain if _WORD.fullmatch(plain) else f"p_{plain.replace('.', '_')}"
         unique, count = label, 0
@@ -166,7 +180,8 @@ class _Printer:
 
     def with_operands(self, text: str, values: tuple[Value, ...]) -> str:
         """Put the names of values in place of `a0[`, `a1[`, … in the text of a space."""
-        return _OPERAND.sub(lambda found: f"{self.uses((values[int(found[1])],))}[", text)
+        names = {str(position): self.uses((v,)) for position, v in enumerate(values)}
+        return _OPERAND.sub(lambda found: f"{names.get(found[1], '%?')}[", text)
 
     def location(self, node: Node) -> str:
         if not self.debug_info or node.span is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Node, Parameter, Region, Value
 from intarsia.ir.sizes import Size
 from intarsia.ir.space import arrange, rename_size_buffers, size_loads
@@ -44,8 +45,12 @@ class Loop(Node):
     def infer(self) -> tuple[Type, ...]:
         states = self.body.results[: len(self.initial)]
         emitted = self.body.results[len(self.initial) :]
-        assert len(emitted) == self.stacked and len(self.body.parameters) == len(self.initial)
-        assert all(s.type == i.type for s, i in zip(states, self.initial)), "a state changes its type"
+        if len(emitted) != self.stacked or len(self.body.parameters) != len(self.initial):
+            raise CompileError("E1508", "a loop yields one value for each state", self.span)
+        for state, initial in zip(states, self.initial):
+            if state.type != initial.type:
+                message = f"a state of the loop over {self.counter} is {initial.type} but becomes {state.type}"
+                raise CompileError("E1508", message, self.span)
         steps = self.upper - self.lower
         return (
             *(s.type for s in states),
@@ -75,7 +80,8 @@ class ListGet(Node):
 
     def infer(self) -> tuple[Type, ...]:
         source = self.source.type
-        assert isinstance(source, ListType)
+        if not isinstance(source, ListType):
+            raise CompileError("E1508", f"list_get of {source}, which is no list", self.span)
         return (source.element,)
 
 
