@@ -289,7 +289,7 @@ BROKEN = {
     "load dtype": (lambda: with_space(Space((four,), Load("a0", (i,), F32), F32, (), None)), ""),
     "operand": (lambda: with_space(Space((four,), Load("a1", (i,), F32), F32)), "loads no operand"),
     "name": (lambda: with_space(Space((four,), Load("a0", (i + "q",), F32), F32)), "q has no value here"),
-    "lower": (lambda: with_space(Space((Axis("i", Size.of(1), four.upper),), Load("a0", (i,), F32), F32)), "begins at 1"),
+    "lower": (lambda: with_space(Space((Axis("i", i, i),), Load("a0", (i,), F32), F32)), "begins at i"),
 }  # fmt: skip
 
 
