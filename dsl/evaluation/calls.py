@@ -1,0 +1,407 @@
+"""Calls: casts, built-in functions, and functions of the program, whose bodies are evaluated in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from intarsia.dsl import ast
+from intarsia.dsl.evaluation.index import guards_of
+from intarsia.dsl.evaluation.operators import is_open, sharing_hint
+from intarsia.dsl.primitives import PRIMITIVES
+from intarsia.dsl.primitives.arguments import Argument, bind_arguments
+from intarsia.dsl.semantics.literals import adapt, default_dtype
+from intarsia.dsl.semantics.scope import File, Scope, suggest
+from intarsia.dsl.semantics.signature import ParameterInfo, Signature
+from intarsia.dsl.semantics.types import GenericDType, Pattern, StructPattern, TensorPattern, TuplePattern, accepts
+from intarsia.dsl.semantics.unify import Unifier, unknown
+from intarsia.dsl.semantics.values import (
+    EXPRESSIONS,
+    Format,
+    FormatTensor,
+    Item,
+    ListElement,
+    PackDims,
+    Struct,
+    StructList,
+    describe,
+    tensor_of,
+)
+from intarsia.ir.dtypes import ALL_NAMES, BOOL, F32, I64, DType, dtype
+from intarsia.ir.errors import CompileError, Span
+from intarsia.ir.functions import FUNCTIONS
+from intarsia.ir.graph import Value
+from intarsia.ir.ops import Cast
+from intarsia.ir.scalar import Apply, Const, Expr, Index, cast, loads
+from intarsia.ir.scalar import Cast as CastExpr
+from intarsia.ir.sizes import Size
+from intarsia.ir.types import TensorType
+
+if TYPE_CHECKING:
+    from intarsia.dsl.evaluation.builder import Builder
+
+
+def call(builder: Builder, node: ast.Call, scope: Scope) -> Item:
+    """The value of `f(…)`: a name in scope, a dtype, a function of the file, a built-in one, in this order."""
+    name = node.function.text
+    if (bound := scope.lookup(name)) is not None:
+        if isinstance(bound.item, DType):
+            return _cast_call(builder, bound.item, node, scope)
+        hint = (
+            f"`{name}` names a value since {bound.span}; give that value another name"
+            if callable_name(builder, name, scope)
+            else "a product is written with `*`"
+        )
+        raise CompileError("E0317", f"`{name}` is {describe(bound.item)}, which cannot be called", node.span, hint=hint)
+    if (found := scope.file.function(name)) is not None:
+        return call_function(builder, *found, node, scope)
+    if (element := dtype(name)) is not None:
+        return _cast_call(builder, element, node, scope)
+    if name in PRIMITIVES:
+        primitive = PRIMITIVES[name]
+        if name == "where" and scope.frame is not None:
+            return _guarded_where(builder, node, scope)
+        arguments = bind_arguments(primitive, _positional(builder, node, scope), _keywords(builder, node, scope), node)
+        return primitive.build(builder, scope, arguments, node.span)
+    if builder.prelude is not None and (found := builder.prelude.function(name)) is not None:
+        return call_function(builder, *found, node, scope)
+    candidates = [*scope.file.names(), *PRIMITIVES, *ALL_NAMES[:12]]
+    if builder.prelude is not None:
+        candidates += builder.prelude.names()
+    raise CompileError("E0316", f"no function is named `{name}`", node.function.span, hint=suggest(name, candidates))
+
+
+def is_built_in(builder: Builder, name: str) -> bool:
+    """Is there a built-in function of that name?"""
+    return name in PRIMITIVES or (builder.prelude is not None and builder.prelude.function(name) is not None)
+
+
+def callable_name(builder: Builder, name: str, scope: Scope) -> bool:
+    return is_built_in(builder, name) or scope.file.function(name) is not None
+
+
+def _positional(builder: Builder, node: ast.Call, scope: Scope) -> list[Argument]:
+    return [Argument(builder.evaluate(a, scope), a.span) for a in node.positional]
+
+
+def _keywords(builder: Builder, node: ast.Call, scope: Scope) -> dict[str, Argument]:
+    found: dict[str, Argument] = {}
+    for keyword in node.keywords:
+        if keyword.name.text in found:
+            raise CompileError("E0315", f"`{keyword.name}` is given twice", keyword.span)
+        found[keyword.name.text] = Argument(builder.evaluate(keyword.value, scope), keyword.value.span)
+    return found
+
+
+# ---------------------------------------------------------------------- casts
+
+
+def _cast_call(builder: Builder, element: DType, node: ast.Call, scope: Scope) -> Item:
+    if len(node.positional) != 1 or node.keywords:
+        hint = f"a cast takes one value: {element}(x)"
+        raise CompileError("E0315", f"{element} is given {len(node.positional)} arguments", node.span, hint=hint)
+    return cast_item(builder, element, builder.evaluate(node.positional[0], scope), node.span, scope)
+
+
+def cast_item(builder: Builder, element: DType, item: Item, span: Span, scope: Scope) -> Item:
+    """A conversion. A literal is converted when the program is compiled."""
+    match item:
+        case bool() | int() | float():
+            return _cast_literal(element, item, span)
+        case Size():
+            return CastExpr(element, Index(item)) if element != I64 else Index(item)
+        case Value() | ListElement():
+            if scope.frame is not None and not item.tensor.rank:
+                return cast(element, builder.element(item, span))
+            value = builder.as_value(item, span)
+            return value if value.dtype == element else builder.add(Cast(value, element, span=span)).value
+        case FormatTensor():
+            hint = "dequantize(w) gives its values as f32"
+            raise CompileError("E0202", f"{element} of {item}", span, hint=hint)
+    if isinstance(item, EXPRESSIONS):
+        return cast(element, item)
+    raise CompileError("E0202", f"{element} of {describe(item)}", span)
+
+
+def _cast_literal(element: DType, number: bool | int | float, span: Span) -> Expr:
+    plain = element.is_float and not element.is_narrow
+    if isinstance(number, bool) and element == BOOL:
+        return Const(number, BOOL)
+    if not isinstance(number, bool) and (plain or (element.is_integer and isinstance(number, int))):
+        try:
+            return adapt(number, element, span)
+        except CompileError:
+            pass  # it does not fit: the cast says what becomes of it
+    return CastExpr(element, adapt(number, default_dtype(number), span))
+
+
+# ---------------------------------------------------------------------- where
+
+
+def _guarded_where(builder: Builder, node: ast.Call, scope: Scope) -> Item:
+    """`where` within index notation: its condition holds while the second and third arguments are evaluated."""
+    primitive = PRIMITIVES["where"]
+    if len(node.positional) != 3 or node.keywords:
+        arguments = bind_arguments(primitive, _positional(builder, node, scope), _keywords(builder, node, scope), node)
+        return primitive.build(builder, scope, arguments, node.span)
+    frame = scope.frame
+    assert frame is not None
+    condition = builder.evaluate(node.positional[0], scope)
+    holds, fails = guards_of(condition)
+    items = [condition]
+    for branch, guards in zip(node.positional[1:], (holds, fails)):
+        count = len(frame.guards)
+        frame.guards += guards
+        try:
+            items.append(builder.evaluate(branch, scope))
+        finally:
+            del frame.guards[count:]
+    arguments = bind_arguments(primitive, [Argument(i, a.span) for i, a in zip(items, node.positional)], {}, node)
+    return primitive.build(builder, scope, arguments, node.span)
+
+
+# ---------------------------------------------------------------------- functions of the program
+
+
+@dataclass(frozen=True)
+class Given:
+    """An argument together with its parameter."""
+
+    parameter: ParameterInfo
+    argument: Argument
+    where: str
+
+
+def call_function(builder: Builder, function: ast.Function, file: File, node: ast.Call, scope: Scope) -> Item:
+    """Evaluate the body of a function on the arguments of a call."""
+    if any(site.function is function for site in builder.calls):
+        first = next(i for i, site in enumerate(builder.calls) if site.function is function)
+        names = [str(site.function.name) for site in builder.calls[first:]] + [str(function.name)]
+        hint = "calls are put in place of themselves; repeat with loop or scan"
+        raise CompileError("E0318", f"recursion: {' calls '.join(names)}", node.span, hint=hint)
+    signature = builder.signature(function, file)
+    positional, keywords = _positional(builder, node, scope), _keywords(builder, node, scope)
+    sizes = {name: keywords.pop(name) for name in signature.explicit if name in keywords}
+    given = _assign_parameters(signature, positional, keywords, node)
+    unifier = _unify(builder, signature, given, sizes, node.span)
+    opened = scope.frame if any(_is_open(a.argument.item, scope) for a in given) else None
+    body = Scope(file, frame=opened)
+    bind_signature(signature, unifier, body)
+    for entry in given:
+        item = entry.argument.item
+        if entry.parameter.pattern is not None:
+            item = fit_parameter(builder, item, entry.parameter.pattern, unifier, entry.where, entry.argument.span)
+        body.bind(entry.parameter.name, item, entry.parameter.declaration.name.span)
+    return builder.function_body(signature, unifier, body, node.span)
+
+
+def _is_open(item: Item, scope: Scope) -> bool:
+    if scope.frame is None:
+        return False
+    if isinstance(item, Size):
+        return not item.symbols.isdisjoint(scope.frame.names())
+    return isinstance(item, EXPRESSIONS) and is_open(item, scope)
+
+
+def _assign_parameters(
+    signature: Signature, positional: list[Argument], keywords: Mapping[str, Argument], node: ast.Call
+) -> list[Given]:
+    """The argument of each parameter that has one. Raises E0315."""
+    name = signature.name
+    wanted = ", ".join(p.name for p in signature.parameters)
+    if len(positional) > len(signature.parameters):
+        message = f"{name} takes {len(signature.parameters)} arguments, and {len(positional)} are given"
+        raise CompileError("E0315", message, positional[len(signature.parameters)].span, hint=f"{name}({wanted})")
+    known = {p.name for p in signature.parameters}
+    for keyword, argument in keywords.items():
+        if keyword not in known:
+            hint = suggest(keyword, [*known, *signature.explicit]) or f"{name}({wanted})"
+            raise CompileError("E0315", f"{name} has no parameter `{keyword}`", argument.span, hint=hint)
+    given: list[Given] = []
+    for position, parameter in enumerate(signature.parameters):
+        where = f"`{parameter.name}` of {name}"
+        if position < len(positional):
+            if parameter.name in keywords:
+                raise CompileError("E0315", f"{where} is given twice", keywords[parameter.name].span)
+            given.append(Given(parameter, positional[position], where))
+        elif parameter.name in keywords:
+            given.append(Given(parameter, keywords[parameter.name], where))
+        elif parameter.declaration.default is None:
+            raise CompileError("E0315", f"{where} is not given", node.span, hint=f"{name}({wanted})")
+    return given
+
+
+def _unify(
+    builder: Builder, signature: Signature, given: list[Given], sizes: Mapping[str, Argument], span: Span
+) -> Unifier:
+    unifier = Unifier(builder.bounds, signature.classes)
+    for name, argument in sizes.items():
+        unifier.sizes[unknown(name)] = builder.integer(argument.item, argument.span, f"the dimension {name}")
+    weak: list[Given] = []
+    for entry in given:
+        pattern, argument = entry.parameter.pattern, entry.argument
+        if pattern is None:
+            continue
+        if isinstance(argument.item, (int, float, Size)):
+            weak.append(entry)
+        else:
+            unifier.match(pattern, argument.item, _named(entry), argument.span)
+    for entry in weak:
+        _match_weak(unifier, entry, weak)
+    unifier.solve()
+    for name in signature.explicit:
+        if unknown(name) not in unifier.sizes:
+            hint = f"give it by name: {signature.name}(…, {name}=64)"
+            raise CompileError(
+                "E0309", f"no argument decides the dimension {name} of {signature.name}", span, hint=hint
+            )
+    return unifier
+
+
+def _named(entry: Given) -> str:
+    """The argument as it is written where that is short, for messages."""
+    span = entry.argument.span
+    text = span.source.text[span.start : span.end]
+    return f"`{text}`" if text.replace("_", "").replace(".", "").isalnum() else entry.where
+
+
+def _match_weak(unifier: Unifier, entry: Given, weak: list[Given]) -> None:
+    """A literal takes the dtype that the other arguments give, else its default."""
+    pattern, item, span = entry.parameter.pattern, entry.argument.item, entry.argument.span
+    if not isinstance(pattern, TensorPattern) or isinstance(pattern.element, Format):
+        raise CompileError("E0304", f"{entry.where} is {describe(item)}, and {pattern} is wanted", span)
+    element = pattern.element
+    if isinstance(element, GenericDType):
+        if element.name not in unifier.elements:
+            same = [e for e in weak if isinstance(e.parameter.pattern, TensorPattern)]
+            items = [e.argument.item for e in same if e.parameter.pattern.element == element]  # type: ignore[union-attr]
+            floating = any(isinstance(i, float) for i in items) or unifier.classes[element.name] == "float"
+            unifier.elements[element.name] = F32 if floating else default_dtype(item)
+        found = unifier.elements[element.name]
+        assert isinstance(found, DType)
+        if not accepts(unifier.classes[element.name], found):
+            message = (
+                f"{entry.where} is {describe(item)}, and {element.name} is any {unifier.classes[element.name]} type"
+            )
+            raise CompileError("E0305", message, span)
+        element = found
+    unifier.match_tensor(pattern, TensorType(element), entry.where, span)
+
+
+def bind_signature(signature: Signature, unifier: Unifier, scope: Scope) -> None:
+    """Bind the dimensions, packs and generics of a signature in the scope of the body."""
+    span = signature.function.name.span
+    for name in signature.dimensions:
+        if (size := unifier.sizes.get(unknown(name))) is not None:
+            scope.bind(name, size, span, "dimension")
+    for name, dims in unifier.packs.items():
+        scope.bind(name, PackDims(tuple(unifier.size(d) for d in dims)), span, "dimension")
+    for name, element in unifier.elements.items():
+        scope.bind(name, element, span, "generic")
+
+
+def fit_parameter(builder: Builder, item: Item, pattern: Pattern, unifier: Unifier, where: str, span: Span) -> Item:
+    """An argument with the form that its parameter's type has; the unifier has found that it fits."""
+    match item:
+        case FormatTensor() | StructList():
+            return item
+        case Struct():
+            return item
+    assert isinstance(pattern, TensorPattern)
+    return fit(builder, item, unifier.tensor(pattern), where, span)
+
+
+def fit(builder: Builder, item: Item, wanted: TensorType, what: str, span: Span) -> Item:
+    """An item that must have a type: a literal takes it; sizes that are equal by value are written alike.
+
+    Raises:
+        CompileError: E0304, it has another type.
+    """
+    if isinstance(item, (int, float, Size)):
+        if wanted.rank:
+            hint = f"full({wanted}, {item}) is a tensor of one number"
+            raise CompileError("E0304", f"{what} is {wanted}, and this is {describe(item)}", span, hint=hint)
+        if wanted.dtype == I64 and not isinstance(item, (bool, float)):
+            return Size.of(item)
+        return adapt(item, wanted.dtype, span)
+    found = tensor_of(item)
+    if found is None:
+        raise CompileError("E0304", f"{what} is {wanted}, and this is {describe(item)}", span)
+    if found.dtype != wanted.dtype:
+        hint = f"nothing is converted unasked: cast it with {wanted.dtype}(…)"
+        raise CompileError("E0304", f"{what} is {wanted}, and this is {found}: the dtypes differ", span, hint=hint)
+    if found.rank != wanted.rank:
+        raise CompileError("E0304", f"{what} is {wanted}, and this is {found}", span)
+    for left, right in zip(found.shape, wanted.shape):
+        if builder.bounds.compare(left, right) is False:
+            show = builder.bounds.show
+            message = f"{what} is {wanted}, and this is {found}: {show(right)} and {show(left)} differ"
+            raise CompileError("E0304", message, span, hint=sharing_hint(right, left))
+    if isinstance(item, EXPRESSIONS) or found.shape == wanted.shape:
+        return item
+    return builder.reshaped(builder.as_value(item, span), wanted.shape, span)
+
+
+def fit_results(
+    builder: Builder, items: tuple[Item, ...], signature: Signature, unifier: Unifier, spans: list[Span]
+) -> tuple[Item, ...]:
+    """The results of a function with the types that it declares."""
+    if signature.result is None:
+        return items
+    patterns = signature.result.items if isinstance(signature.result, TuplePattern) else (signature.result,)
+    if len(patterns) != len(items):
+        message = f"{signature.name} gives {signature.result}, and {len(items)} values are returned"
+        raise CompileError("E0505", message, spans[0].to(spans[-1]))
+    fitted: list[Item] = []
+    for number, (item, pattern, span) in enumerate(zip(items, patterns, spans)):
+        what = f"the result of {signature.name}" if len(items) == 1 else f"result {number + 1} of {signature.name}"
+        if isinstance(pattern, StructPattern):
+            raise CompileError("E0304", f"{what} is a struct: results are tensors", span)
+        assert isinstance(pattern, TensorPattern)
+        if isinstance(item, FormatTensor):
+            fitted.append(item)
+        else:
+            fitted.append(fit(builder, item, unifier.tensor(pattern), what, span))
+    return tuple(fitted)
+
+
+# ---------------------------------------------------------------------- static conditions
+
+
+def is_static(builder: Builder, item: Item) -> bool:
+    """Does an item depend on nothing but dimension names?"""
+    if isinstance(item, Size):
+        return not item.opaques and all(n in builder.bounds.dimensions for n in item.symbols)
+    return (
+        isinstance(item, EXPRESSIONS)
+        and not any(True for _ in loads(item))
+        and all(n in builder.bounds.dimensions for n in item.symbols)
+    )
+
+
+def static_truth(builder: Builder, item: Item) -> bool | None:
+    """The truth of a condition on dimensions, for the sizes at hand; None where they do not decide it."""
+    if not isinstance(item, EXPRESSIONS) or item.dtype != BOOL or not is_static(builder, item):
+        return None
+    found = _static_number(builder, item)
+    return None if found is None else bool(found)
+
+
+def _static_number(builder: Builder, expression: Expr) -> object:
+    match expression:
+        case Const(value):
+            return value
+        case Index(size):
+            return builder.bounds.value(size)
+        case CastExpr(element, value):
+            inner = _static_number(builder, value)
+            return None if inner is None else np.asarray(inner).astype(element.numpy)
+        case Apply(function, arguments):
+            values = [_static_number(builder, a) for a in arguments]
+            if any(v is None for v in values):
+                return None
+            return FUNCTIONS[function].reference(*(np.asarray(v) for v in values))
+    return None

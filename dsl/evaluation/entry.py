@@ -1,0 +1,313 @@
+"""Builds of whole functions and tests: parameters become those of a Graph, dimension names its symbols."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from intarsia.dsl import ast
+from intarsia.dsl.evaluation.builder import Builder
+from intarsia.dsl.evaluation.calls import bind_signature
+from intarsia.dsl.evaluation.nodes import not_yet_format, region_of
+from intarsia.dsl.files import SourceFile
+from intarsia.dsl.semantics.bounds import Bounds
+from intarsia.dsl.semantics.scope import File, Scope
+from intarsia.dsl.semantics.signature import ParameterInfo, Signature, read_signature
+from intarsia.dsl.semantics.types import StructPattern, TensorPattern, leaves, named_format, struct_fields
+from intarsia.dsl.semantics.unify import Equation, Unifier, unknown
+from intarsia.dsl.semantics.values import Format, FormatTensor, Item, Poisoned, Struct, StructList, describe, tensor_of
+from intarsia.ir.dtypes import BOOL, F32, I32, DType
+from intarsia.ir.errors import CompileError
+from intarsia.ir.graph import Graph, Module, Parameter, Value
+from intarsia.ir.sizes import Size
+from intarsia.ir.types import ListType, TensorType, Type
+
+REPRESENTATIVES: dict[str, DType] = {"float": F32, "int": I32, "number": F32, "any": F32}
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A function with its generics and the ranks of its packs decided.
+
+    unifier: every dimension name stands for itself, `..S` for `S_0`, `S_1`, …  known: the values of names that have
+    one. labels: the tensors that are given, or None for all. statics: the values of static parameters.
+    """
+
+    signature: Signature
+    unifier: Unifier
+    known: Mapping[str, Size]
+    labels: frozenset[str] | None = None
+    statics: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        """All names, those of packs after the others."""
+        packs = (n for dims in self.unifier.packs.values() for d in dims if (n := d.as_name) is not None)
+        return (*self.signature.dimensions, *packs)
+
+
+def bind_types(
+    signature: Signature,
+    types: Mapping[str, Type] | None,
+    dims: Mapping[str, int],
+    statics: Mapping[str, object] | None = None,
+) -> Instance:
+    """Decide generics, packs and sizes by the types of arguments. Raises CompileError where they do not fit."""
+    found = Unifier(Bounds(), signature.classes)
+    for name, number in dims.items():
+        if name in signature.dimensions:
+            equation = Equation(Size.of(unknown(name)), Size.of(number), f"{name}={number}", None)
+            found.equations.append(equation)
+    for label, pattern, length in signature.tensors():
+        given = types.get(label) if types is not None else None
+        if given is not None:
+            _match_leaf(found, label, pattern, length, given)
+    found.solve()
+    known = {
+        name: size
+        for name in signature.dimensions
+        if (size := found.sizes.get(unknown(name))) is not None and size.constant is not None
+    }
+    packs: dict[str, tuple[Size, ...]] = {}
+    for pack, sizes in found.packs.items():
+        names = [_pack_dimension(pack, position, signature) for position in range(len(sizes))]
+        packs[pack] = tuple(Size.of(name) for name in names)
+        known |= {n: s for name, size in zip(names, sizes) for n, s in ((name, size),) if s.constant is not None}
+    known |= {
+        name: Size.of(number) for name, number in dims.items() if name in {str(d) for p in packs.values() for d in p}
+    }
+    unifier = Unifier(Bounds(), signature.classes, _own_names(signature), packs=packs, elements=dict(found.elements))
+    labels = None if types is None else frozenset(types)
+    return Instance(signature, unifier, known, labels, statics or {})
+
+
+def _match_leaf(unifier: Unifier, label: str, pattern: TensorPattern, length: Size | None, given: Type) -> None:
+    where = f"`{label}`"
+    if isinstance(given, ListType) != (length is not None):
+        wanted = f"a list of {pattern}" if length is not None else str(pattern)
+        raise CompileError("E0304", f"{where} is {given}, and {wanted} is wanted")
+    if isinstance(given, ListType):
+        assert length is not None
+        unifier.equations.append(Equation(length, given.length, f"the length of {where}", None))
+        given = given.element
+    unifier.match_tensor(pattern, given, where, None)
+
+
+def _own_names(signature: Signature) -> dict[str, Size]:
+    return {unknown(name): Size.of(name) for name in signature.dimensions}
+
+
+def _pack_dimension(pack: str, position: int, signature: Signature) -> str:
+    """`S_0`, or with more underscores where the signature has such a name."""
+    name = f"{pack}_{position}"
+    while name in signature.dimensions:
+        name = f"{name}_"
+    return name
+
+
+def representative(signature: Signature) -> Instance | None:
+    """The instance on which a function is checked alone; None where a static parameter has no default."""
+    if any(p.pattern is None and p.declaration.default is None for p in signature.parameters):
+        return None
+    elements: dict[str, DType | Format] = {}
+    for name, kind in signature.classes.items():
+        example = named_format("mxfp4", None) if kind == "format" else REPRESENTATIVES[kind]
+        assert example is not None
+        elements[name] = example
+    packs = {p: tuple(Size.of(_pack_dimension(p, n, signature)) for n in range(2)) for p in signature.packs}
+    unifier = Unifier(Bounds(), signature.classes, _own_names(signature), packs=packs, elements=elements)
+    return Instance(signature, unifier, {})
+
+
+# ---------------------------------------------------------------------- building
+
+
+def build_function(builder: Builder, instance: Instance) -> Module:
+    """The Graph of an instance. Raises CompileError with everything that is wrong."""
+    signature = instance.signature
+    bounds = builder.bounds
+    bounds.dimensions = dict.fromkeys(instance.dimensions)
+    bounds.known = dict(instance.known)
+    instance.unifier.bounds = bounds
+    scope = Scope(signature.file)
+    bind_signature(signature, instance.unifier, scope)
+    parameters: list[Parameter] = []
+    try:
+        for info in signature.parameters:
+            _bind_parameter(builder, instance, info, scope, parameters)
+        item = builder.function_body(signature, instance.unifier, scope, None)
+        results = _results(builder, item, signature)
+    except Poisoned:
+        results = []
+    except CompileError as error:
+        builder.report(error)
+    if builder.diagnostics:
+        raise CompileError.of(builder.diagnostics)
+    body = region_of(parameters, builder.regions[0], results)
+    return Module(Graph(signature.name, body, instance.dimensions), header=_header(signature.file))
+
+
+def _bind_parameter(
+    builder: Builder, instance: Instance, info: ParameterInfo, scope: Scope, parameters: list[Parameter]
+) -> None:
+    """Bind a parameter to graph parameters or to a static value; one that is left out gets its default later."""
+    name, declaration = info.name, info.declaration
+    if info.pattern is None:
+        if name in instance.statics:
+            scope.bind(name, static_item(instance.statics[name], name), declaration.name.span)
+        elif declaration.default is None:
+            raise CompileError("E0315", f"the static parameter `{name}` is not given", declaration.span)
+        return
+    labels = [label for label, _, _ in leaves(name, info.pattern)]
+    missing = [label for label in labels if instance.labels is not None and label not in instance.labels]
+    if missing:
+        if declaration.default is not None and len(missing) == len(labels):
+            return
+        raise CompileError("E0315", f"`{missing[0]}` is not given", declaration.span)
+    scope.bind(
+        name, _parameter_item(builder, instance, info, name, info.pattern, None, parameters), declaration.name.span
+    )
+
+
+def _parameter_item(
+    builder: Builder,
+    instance: Instance,
+    info: ParameterInfo,
+    label: str,
+    pattern: TensorPattern | StructPattern | object,
+    length: Size | None,
+    parameters: list[Parameter],
+) -> Item:
+    """A parameter of the graph for each tensor of a parameter of the function."""
+    span = info.declaration.span
+    if isinstance(pattern, StructPattern):
+        sizes = instance.unifier.struct(pattern)
+        inner = length if pattern.length is None else sizes.length
+        fields: dict[str, Item] = {}
+        for struct_field, found in struct_fields(pattern):
+            own = f"{label}.{struct_field.name}"
+            fields[struct_field.name.text] = _parameter_item(builder, instance, info, own, found, inner, parameters)
+        struct = Struct(pattern.declaration, sizes.dims, fields)
+        return struct if sizes.length is None else StructList(struct, sizes.length)
+    assert isinstance(pattern, TensorPattern)
+    element = pattern.element
+    if isinstance(element, Format) or isinstance(instance.unifier.elements.get(element.name), Format):
+        found_format = element if isinstance(element, Format) else instance.unifier.elements[element.name]
+        assert isinstance(found_format, Format)
+        if not builder.representative:
+            raise not_yet_format(found_format, span)
+        return FormatTensor(found_format, instance.unifier.shape(pattern))
+    type_: Type = instance.unifier.tensor(pattern)
+    assert isinstance(type_, TensorType)
+    _note_sizes(builder, type_.shape)
+    if length is not None:
+        type_ = ListType(length, type_)
+        _note_sizes(builder, (length,))
+    parameter = Parameter(label, type_, info.declaration.const, span=span)
+    parameters.append(parameter)
+    return parameter.value
+
+
+def _note_sizes(builder: Builder, sizes: Iterable[Size]) -> None:
+    """A declared size is at least 0: `N - 1` says that N is at least 1."""
+    builder.bounds.facts += [s for s in sizes if s.as_name is None and s.constant is None]
+
+
+def static_item(value: object, name: str) -> Item:
+    """A Python value as a static item: numbers, texts, None, dtypes, sizes and tuples of these."""
+    if isinstance(value, (list, tuple)):
+        return tuple(static_item(v, name) for v in value)
+    if value is None or isinstance(value, (bool, int, float, str, DType, Size, Format)):
+        return value
+    raise CompileError(
+        "E0321", f"`{name}` cannot be {value!r}", hint="static values are numbers, texts, none and tuples"
+    )
+
+
+def _results(builder: Builder, item: Item, signature: Signature) -> list[Value]:
+    items = item if isinstance(item, tuple) else (item,)
+    span = signature.function.name.span
+    for result in items:
+        if isinstance(result, (Struct, StructList)) or result is None or isinstance(result, (str, DType, tuple)):
+            hint = "results are tensors, or several tensors separated by commas"
+            raise CompileError("E0310", f"{signature.name} returns {describe(result)}", span, hint=hint)
+    return [builder.as_value(result, span) for result in items]
+
+
+def _header(file: File) -> tuple[str, ...]:
+    if not isinstance(file, SourceFile):
+        return ()
+    meshes = [d for d in file.program.declarations if isinstance(d, ast.Mesh)]
+    return tuple(f"mesh {m.name}({', '.join(f'{a.name}={_number(a.value)}' for a in m.axes)})" for m in meshes)
+
+
+def _number(value: ast.Expression) -> str:
+    return value.text if isinstance(value, ast.Number) else "?"
+
+
+def build_test(builder: Builder, test: ast.Test, file: SourceFile, name: str) -> Module:
+    """The Graph of a test: its results are what it asserts. Raises CompileError."""
+    scope = Scope(file)
+    results: list[Value] = []
+    for statement in test.body:
+        if isinstance(statement, ast.Assert):
+            builder.attempt(statement, scope, lambda s=statement: results.append(_asserted(builder, s, scope)))  # type: ignore[misc]
+        else:
+            builder.run([statement], scope)
+    if builder.diagnostics:
+        raise CompileError.of(builder.diagnostics)
+    return Module(Graph(name, region_of((), builder.regions[0], results)), header=_header(file))
+
+
+def _asserted(builder: Builder, statement: ast.Assert, scope: Scope) -> Value:
+    item = builder.evaluate(statement.condition, scope)
+    found = tensor_of(item)
+    if not isinstance(item, bool) and (found is None or found.rank or found.dtype != BOOL):
+        hint = "all(…) of a tensor is a scalar" if found is not None and found.rank else "compare: x == y"
+        message = f"assert wants a scalar bool, and this is {describe(item)}"
+        raise CompileError("E0507", message, statement.condition.span, hint=hint)
+    return builder.as_value(item, statement.condition.span)
+
+
+# ---------------------------------------------------------------------- checking
+
+
+def check_function(function: ast.Function, file: File, builder: Builder) -> None:
+    """Report what is wrong with a function."""
+    try:
+        instance = representative(read_signature(function, file))
+        if instance is not None:
+            build_function(builder, instance)
+    except CompileError as error:
+        builder.report(error)
+
+
+def check_test(test: ast.Test, file: SourceFile, builder: Builder) -> None:
+    """Report what is wrong with a test."""
+    try:
+        build_test(builder, test, file, "test")
+    except CompileError as error:
+        builder.report(error)
+
+
+def call_order(files: Iterable[SourceFile]) -> list[tuple[ast.Function, File]]:
+    """All functions, each after those that it calls, so that a mistake is found where it is made."""
+    order: dict[ast.Function, File] = {}
+    seen: set[ast.Function] = set()
+    for file in files:
+        for function in file.functions.values():
+            stack: list[tuple[ast.Function, File, bool]] = [(function, file, False)]
+            while stack:
+                current, home, ready = stack.pop()
+                if ready:
+                    order.setdefault(current, home)
+                    continue
+                if current in seen:
+                    continue
+                seen.add(current)
+                stack.append((current, home, True))
+                for node in ast.walk(current):
+                    found = home.function(node.function.text) if isinstance(node, ast.Call) else None
+                    if found is not None:
+                        stack.append((*found, False))
+    return list(order.items())

@@ -1,0 +1,172 @@
+"""How far an index runs where its binder does not say: as far as the dimension that it subscripts alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from intarsia.dsl import ast
+from intarsia.dsl.evaluation.operators import sharing_hint
+from intarsia.dsl.semantics.scope import Scope
+from intarsia.dsl.semantics.values import Item, ListElement, Poisoned, Struct, StructList, tensor_of
+from intarsia.ir.dtypes import dtype
+from intarsia.ir.errors import CompileError, Span
+from intarsia.ir.graph import Value
+from intarsia.ir.sizes import ZERO, Size
+
+if TYPE_CHECKING:
+    from intarsia.dsl.evaluation.builder import Builder
+
+
+@dataclass
+class Extents:
+    """The extent of each index, and those of each pack of indices."""
+
+    sizes: dict[str, Size] = field(default_factory=dict)
+    packs: dict[str, tuple[Size, ...]] = field(default_factory=dict)
+    origins: dict[str, Span] = field(default_factory=dict)
+
+
+def find_extents(
+    builder: Builder,
+    names: Sequence[str],
+    bodies: Sequence[ast.Node],
+    scope: Scope,
+    targets: Sequence[tuple[Value, Sequence[ast.Node]]] = (),
+) -> Extents:
+    """Look for the dimensions that the indices `names` subscript alone. Raises E0402 where two of them differ."""
+    found = Extents()
+    wanted = set(names)
+    for value, items in targets:
+        _note(builder, found, wanted, value.tensor.shape, items)
+    for body in bodies:
+        for node in ast.walk(body):
+            if isinstance(node, ast.Subscript) and _mentions(node.items, wanted):
+                shape = _shape(builder, node.value, scope, wanted)
+                if shape is not None:
+                    _note(builder, found, wanted, shape, node.items)
+    return found
+
+
+def _mentions(items: Sequence[ast.Node], wanted: set[str]) -> bool:
+    return any(isinstance(item, (ast.Name, ast.Pack)) and item.name in wanted for item in items)
+
+
+def _note(
+    builder: Builder, found: Extents, wanted: set[str], shape: tuple[Size, ...], items: Sequence[ast.Node]
+) -> None:
+    """Note the dimensions that bare indices among subscripts stand for."""
+    packs = sum(isinstance(item, ast.Pack) for item in items)
+    plain = len(items) - packs
+    for position, extents in _dimensions(items, shape, found):
+        item = items[position]
+        if isinstance(item, ast.Pack) and item.name in wanted:
+            first = found.packs.setdefault(item.name, extents)
+            if len(first) != len(extents) or any(builder.bounds.compare(a, b) is False for a, b in zip(first, extents)):
+                message = f"..{item.name} stands for [{_list(first)}] and for [{_list(extents)}]"
+                raise CompileError("E0402", message, item.span)
+        elif isinstance(item, ast.Name) and item.name in wanted and (packs or plain == len(shape)):
+            _note_size(builder, found, item, extents[0])
+
+
+def _note_size(builder: Builder, found: Extents, item: ast.Name, extent: Size) -> None:
+    first = found.sizes.setdefault(item.name, extent)
+    origin = found.origins.setdefault(item.name, item.span)
+    if builder.bounds.compare(first, extent) is False:
+        show = builder.bounds.show
+        message = f"the index `{item.name}` runs over dimensions {show(first)} and {show(extent)}, which differ"
+        hint = sharing_hint(first, extent) or f"state its range, as in [{item.name} < {first}]"
+        notes = [(f"{item.name} runs to {show(first)} here", origin)]
+        raise CompileError("E0402", message, item.span, hint=hint, notes=notes)
+
+
+def _dimensions(
+    items: Sequence[ast.Node], shape: tuple[Size, ...], found: Extents
+) -> Iterator[tuple[int, tuple[Size, ...]]]:
+    """The dimensions of each subscript: one, or what is left for a pack. Of several packs, all but one are known."""
+    unknown = [p for p, item in enumerate(items) if isinstance(item, ast.Pack) and item.name not in found.packs]
+    known = sum(len(found.packs[i.name]) if isinstance(i, ast.Pack) else 1 for i in items if not _in(i, items, unknown))
+    if len(unknown) > 1 or known > len(shape):
+        return
+    start = 0
+    for position, item in enumerate(items):
+        if position in unknown:
+            count = len(shape) - known
+        else:
+            count = len(found.packs[item.name]) if isinstance(item, ast.Pack) else 1
+        if start + count > len(shape):
+            return
+        yield position, shape[start : start + count]
+        start += count
+
+
+def _in(item: ast.Node, items: Sequence[ast.Node], positions: list[int]) -> bool:
+    return any(items[p] is item for p in positions)
+
+
+def _list(sizes: tuple[Size, ...]) -> str:
+    return ", ".join(map(str, sizes))
+
+
+def _shape(builder: Builder, node: ast.Expression, scope: Scope, wanted: set[str]) -> tuple[Size, ...] | None:
+    """The shape of what is subscripted, or None where it cannot be said here; a list has its length."""
+    item = _path(node, scope)
+    if item is None and not isinstance(node, (ast.Name, ast.Field)) and _is_closed(node, scope, wanted):
+        item = evaluate_base(builder, node, scope)
+    if isinstance(item, StructList):
+        return (item.length,)
+    found = tensor_of(item)
+    return found.shape if found is not None else None
+
+
+def _path(node: ast.Expression, scope: Scope) -> Item:
+    """What a name with fields and list subscripts is, whatever the subscripts are; None for other expressions."""
+    match node:
+        case ast.Name(name):
+            try:
+                binding = scope.lookup(name)
+            except Poisoned:
+                return None
+            return None if binding is None else binding.item
+        case ast.Field(value, name):
+            inner = _path(value, scope)
+            return inner.fields.get(name.text) if isinstance(inner, Struct) else None
+        case ast.Subscript(value, (_,)):
+            inner = _path(value, scope)
+            return inner.element.at(ZERO) if isinstance(inner, StructList) else None
+    return None
+
+
+def _is_closed(node: ast.Expression, scope: Scope, wanted: set[str]) -> bool:
+    """Does an expression use no index, neither of those that are being bound nor one bound further in?"""
+    inside = {
+        (b.name if isinstance(b, ast.Pack) else b.name.text)
+        for n in ast.walk(node)
+        if isinstance(n, ast.Comprehension)
+        for b in n.binders
+    }
+    for n in ast.walk(node):
+        if isinstance(n, ast.Name) and n.name not in inside:
+            binding = scope.find(n.name)
+            if n.name in wanted or (binding is not None and binding.kind == "index"):
+                return False
+            if binding is None and scope.file.constant(n.name) is None and not _is_type(n.name):
+                return False
+    return True
+
+
+def _is_type(name: str) -> bool:
+    return dtype(name) is not None
+
+
+def evaluate_base(builder: Builder, node: ast.Expression, scope: Scope) -> Item:
+    """The value of an expression that is subscripted in index notation; it is evaluated once if it uses no index."""
+    if isinstance(node, (ast.Name, ast.Field, ast.Subscript)):
+        return builder.evaluate(node, scope)
+    if node not in scope.memo:
+        item = builder.evaluate(node, scope)
+        if not isinstance(item, (Value, ListElement)):
+            return item
+        scope.memo[node] = item
+    return scope.memo[node]

@@ -1,0 +1,169 @@
+"""`loop` and `scan`: state that is carried from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from intarsia.dsl import ast
+from intarsia.dsl.evaluation.calls import fit
+from intarsia.dsl.evaluation.nodes import region_of
+from intarsia.dsl.semantics.scope import Scope
+from intarsia.dsl.semantics.values import Item, describe, tensor_of
+from intarsia.ir.dtypes import BOOL
+from intarsia.ir.errors import CompileError, Span
+from intarsia.ir.graph import Parameter, Region, Value
+from intarsia.ir.ops import Loop
+from intarsia.ir.sizes import ZERO, Size, maximum
+
+if TYPE_CHECKING:
+    from intarsia.dsl.evaluation.builder import Builder
+
+
+def loop(builder: Builder, node: ast.LoopExpr, scope: Scope) -> Item:
+    """The last states of a loop, and what a scan stacks."""
+    initial = [_initial(builder, state, scope) for state in node.states]
+    names = [state.name.text for state in node.states]
+    if len(set(names)) < len(names):
+        raise CompileError("E0314", "two states have one name", node.states[-1].span)
+    lower = ZERO if node.lower is None else _bound(builder, node.lower, scope)
+    upper = _bound(builder, node.upper, scope)
+    if node.kind == "scan":
+        upper = _require_scan(builder, node, lower, upper)
+    counter = builder.counter_symbol(node.counter.text, builder.counters_used)
+    builder.bounds.counters[counter] = (lower, upper)
+    try:
+        body, stacked = _body(builder, node, initial, counter, scope)
+        condition = _condition(builder, node, initial, counter, scope)
+    finally:
+        del builder.bounds.counters[counter]
+    bounds, scalars = builder.canonical([lower, upper])
+    made = Loop(counter, bounds[0], bounds[1], scalars, tuple(initial), body, condition, stacked, span=node.span)
+    values = builder.add(made).values
+    return values[0] if len(values) == 1 else values
+
+
+def _initial(builder: Builder, state: ast.State, scope: Scope) -> Value:
+    item = builder.evaluate(state.value, scope)
+    if state.type is not None:
+        item = builder.declared(item, state.type, scope, f"`{state.name}`", state.value.span)
+    return builder.as_value(item, state.value.span)
+
+
+def _bound(builder: Builder, expression: ast.Expression, scope: Scope) -> Size:
+    return builder.integer(builder.evaluate(expression, scope), expression.span, "a bound of a loop")
+
+
+def _require_scan(builder: Builder, node: ast.LoopExpr, lower: Size, upper: Size) -> Size:
+    """The upper bound of a scan: a size, and no condition."""
+    if node.condition is not None:
+        hint = "a loop has `while`; a scan stacks a fixed number of results"
+        raise CompileError("E0506", "a scan has no `while`", node.condition.span, hint=hint)
+    if lower.opaques or upper.opaques:
+        hint = "its number of steps is the size of what it stacks: use a dimension, or a loop"
+        raise CompileError("E0506", "the steps of a scan depend on data", node.upper.span, hint=hint)
+    return upper if builder.bounds.holds(upper - lower) is not False else maximum(lower, upper)
+
+
+def _body(
+    builder: Builder, node: ast.LoopExpr, initial: Sequence[Value], counter: str, scope: Scope
+) -> tuple[Region, int]:
+    """The region of one step, and how many values it emits."""
+    inner = _step_scope(builder, node, counter, scope)
+    parameters = _bind_states(node, initial, inner)
+    with builder.region() as nodes:
+        statements, yielded, emitted = _parts(node)
+        builder.run(statements, inner)
+        results = _yielded(builder, yielded, node, initial, inner)
+        stacked = _emitted(builder, emitted, inner)
+        return region_of(parameters, nodes, [*results, *stacked]), len(stacked)
+
+
+def _step_scope(builder: Builder, node: ast.LoopExpr, counter: str, scope: Scope) -> Scope:
+    """The scope of a step. No index of index notation around the loop may be used in it."""
+    inner = Scope(scope.file, {}, scope, None, scope.memo)
+    inner.bind(node.counter.text, Size.of(counter), node.counter.span, "counter")
+    return inner
+
+
+def _bind_states(node: ast.LoopExpr, initial: Sequence[Value], scope: Scope) -> list[Parameter]:
+    parameters = [Parameter(s.name.text, v.type, span=s.span) for s, v in zip(node.states, initial)]
+    for state, parameter in zip(node.states, parameters):
+        scope.bind(state.name.text, parameter.value, state.name.span)
+    return parameters
+
+
+def _parts(node: ast.LoopExpr) -> tuple[Sequence[ast.Statement], ast.Yield, ast.Emit | None]:
+    """The assignments of a body, its `yield` and its `emit`. Raises E0503 and E0506."""
+    statements = list(node.body)
+    ending: list[ast.Statement] = []
+    while statements and isinstance(statements[-1], (ast.Yield, ast.Emit)):
+        ending.append(statements.pop())
+    yields = [s for s in ending if isinstance(s, ast.Yield)]
+    emits = [s for s in ending if isinstance(s, ast.Emit)]
+    if len(yields) != 1:
+        text = "a body ends with one `yield`" if not yields else "a second `yield`"
+        names = ", ".join(str(s.name) for s in node.states)
+        where = yields[0].span if yields else node.span
+        raise CompileError("E0503", text, where, hint=f"it gives the next value of {names}")
+    if node.kind == "loop" and emits:
+        raise CompileError("E0506", "a loop has no `emit`", emits[0].span, hint="a scan stacks what it emits")
+    if node.kind == "scan" and len(emits) != 1:
+        hint = "a scan emits what it stacks; without that it is a loop"
+        raise CompileError("E0506", "a scan has one `emit`", node.span, hint=hint)
+    return statements, yields[0], emits[0] if emits else None
+
+
+def _yielded(
+    builder: Builder, node: ast.Yield, parent: ast.LoopExpr, initial: Sequence[Value], scope: Scope
+) -> list[Value]:
+    """The next states, of the types of the first ones."""
+    items = builder.values(node.values, scope)
+    if len(items) != len(initial):
+        names = ", ".join(str(s.name) for s in parent.states)
+        count = "1 value is" if len(items) == 1 else f"{len(items)} values are"
+        raise CompileError("E0505", f"{count} yielded for the states {names}", node.span)
+    spans = [v.span for v in node.values] if len(node.values) == len(items) else [node.span] * len(items)
+    results: list[Value] = []
+    for state, item, first, span in zip(parent.states, items, initial, spans):
+        results.append(_next(builder, state, item, first, span))
+    return results
+
+
+def _next(builder: Builder, state: ast.State, item: Item, first: Value, span: Span) -> Value:
+    wanted = first.tensor
+    found = tensor_of(item)
+    if found is not None and (found.dtype != wanted.dtype or found.rank != wanted.rank):
+        hint = "a state keeps its dtype and shape"
+        if found.dtype != wanted.dtype:
+            hint += f": give it a type, ({state.name}: {found} = …), or cast what is yielded"
+        raise CompileError(
+            "E0504", f"the state `{state.name}` is {wanted}, and {describe(item)} is yielded", span, hint=hint
+        )
+    return builder.as_value(fit(builder, item, wanted, f"the state `{state.name}`", span), span)
+
+
+def _emitted(builder: Builder, node: ast.Emit | None, scope: Scope) -> list[Value]:
+    if node is None:
+        return []
+    items = builder.values(node.values, scope)
+    spans = [v.span for v in node.values] if len(node.values) == len(items) else [node.span] * len(items)
+    return [builder.as_value(item, span) for item, span in zip(items, spans)]
+
+
+def _condition(
+    builder: Builder, node: ast.LoopExpr, initial: Sequence[Value], counter: str, scope: Scope
+) -> Region | None:
+    """The region of a `while`, with states of its own."""
+    if node.condition is None:
+        return None
+    inner = _step_scope(builder, node, counter, scope)
+    parameters = _bind_states(node, initial, inner)
+    with builder.region() as nodes:
+        item = builder.evaluate(node.condition, inner)
+        found = tensor_of(item)
+        if not isinstance(item, bool) and (found is None or found.rank or found.dtype != BOOL):
+            message = f"the condition of `while` is {describe(item)}, not a scalar bool"
+            hint = "any(…) and all(…) of a tensor are scalars" if found is not None and found.rank else ""
+            raise CompileError("E0506", message, node.condition.span, hint=hint)
+        return region_of(parameters, nodes, [builder.as_value(item, node.condition.span)])

@@ -1,0 +1,51 @@
+"""Static functions: what is known of a tensor when the program is compiled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from intarsia.dsl.primitives.arguments import Arguments, Primitive
+from intarsia.dsl.semantics.scope import Scope
+from intarsia.dsl.semantics.values import Item, tensor_of
+from intarsia.ir.errors import Span
+from intarsia.ir.sizes import product
+from intarsia.ir.types import TensorType
+
+if TYPE_CHECKING:
+    from intarsia.dsl.evaluation.builder import Builder
+
+
+def _type_of(arguments: Arguments) -> TensorType:
+    found = tensor_of(arguments.item("x"))
+    if found is None:
+        raise arguments.wrong("x", "a tensor")
+    return found
+
+
+def _extent(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -> Item:
+    """The number of elements along some dimensions, all by default."""
+    found = _type_of(arguments)
+    return product(found.shape[axis] for axis in arguments.axes("axis", found.rank))
+
+
+def _rank(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -> Item:
+    """The number of dimensions."""
+    return _type_of(arguments).rank
+
+
+def _dtype_of(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -> Item:
+    """The dtype of the elements."""
+    return _type_of(arguments).dtype
+
+
+def _accumulator(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -> Item:
+    """The dtype in which sums over elements of a dtype are formed."""
+    return arguments.dtype("dtype").accumulator
+
+
+QUERIES = (
+    Primitive("extent", "x; axis=none", _extent),
+    Primitive("rank", "x", _rank),
+    Primitive("dtype_of", "x", _dtype_of),
+    Primitive("accumulator", "dtype", _accumulator),
+)

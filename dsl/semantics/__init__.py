@@ -1,0 +1,1 @@
+"""What names, types and sizes of a program mean, before anything is built from them."""

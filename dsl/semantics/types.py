@@ -1,0 +1,272 @@
+"""Types as written: what a type expression says once its names are looked up, before its dimensions are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from intarsia.dsl import ast
+from intarsia.dsl.semantics.scope import File, suggest
+from intarsia.dsl.semantics.values import Format
+from intarsia.ir.dtypes import ALL_NAMES, DType, dtype
+from intarsia.ir.errors import CompileError, Span
+from intarsia.ir.sizes import Size
+from intarsia.ir.types import TensorType
+
+if TYPE_CHECKING:
+    pass
+
+GENERIC_CLASSES = ("float", "int", "number", "any", "format", "dim")
+BUILT_IN_FORMATS = ("mxfp8", "mxfp6", "mxfp4", "mxint8", "nvfp4", "nf4")
+
+
+@dataclass(frozen=True)
+class GenericDType:
+    """A dtype that the call decides: `T` in `fn relu[T: float]`."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class PackName:
+    """`..S` before it is known which dimensions it stands for."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class TensorPattern:
+    """`T[..S, 2*D]`. Sizes are over the names that `Namespace.size` gave."""
+
+    element: DType | GenericDType | Format
+    dims: tuple[Size | PackName, ...]
+    sharding: tuple[str, ...] = ()
+    annotation: str = ""
+
+    def __str__(self) -> str:
+        name = self.element.name
+        if not self.dims:
+            return name
+        dims = (f"..{d.name}" if isinstance(d, PackName) else str(d) for d in self.dims)
+        return f"{name}[{', '.join(dims)}]".replace("?", "")
+
+
+@dataclass(frozen=True)
+class StructPattern:
+    """`Linear(N, K)`, or with a length a list of them. `file` is where the struct is declared."""
+
+    declaration: ast.Struct
+    file: File
+    dims: tuple[Size, ...]
+    length: Size | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.declaration.name}({', '.join(map(str, self.dims))})"
+        return (text if self.length is None else f"{text}[{self.length}]").replace("?", "")
+
+
+@dataclass(frozen=True)
+class TuplePattern:
+    items: tuple[Pattern, ...]
+
+    def __str__(self) -> str:
+        return f"({', '.join(map(str, self.items))})"
+
+
+Pattern: TypeAlias = TensorPattern | StructPattern | TuplePattern
+
+
+class Namespace(Protocol):
+    """What the names in a type stand for where it is written."""
+
+    @property
+    def file(self) -> File: ...
+
+    def size(self, name: str, span: Span) -> Size:
+        """A dimension. Raises CompileError."""
+
+    def pack(self, name: str, span: Span) -> tuple[Size | PackName, ...]:
+        """The dimensions of a pack, or the pack itself. Raises CompileError."""
+
+    def element(self, name: str) -> DType | GenericDType | Format | None:
+        """A dtype of the language is found before this is asked."""
+
+    def visible(self) -> list[str]:
+        """The names that `element` knows, for suggestions."""
+
+
+def read_type(expression: ast.TypeExpression, names: Namespace) -> Pattern:
+    """Look up the names of a type. Raises CompileError for those that are none."""
+    match expression:
+        case ast.TensorTypeExpr():
+            return _tensor(expression, names)
+        case ast.StructTypeExpr(name, dims, length):
+            return _struct(name, dims, length, names)
+        case ast.TupleTypeExpr(items):
+            return TuplePattern(tuple(read_type(item, names) for item in items))
+
+
+def read_element(name: str, span: Span, names: Namespace) -> DType | GenericDType | Format:
+    """The element type called `name`. Raises CompileError E0302."""
+    found = dtype(name) or names.element(name)
+    if found is None:
+        hint = suggest(name, [*ALL_NAMES, *names.visible()])
+        raise CompileError("E0302", f"no type is named `{name}`", span, hint=hint)
+    return found
+
+
+def _tensor(expression: ast.TensorTypeExpr, names: Namespace) -> TensorPattern:
+    name = expression.name
+    if dtype(name.text) is None and names.file.struct(name.text):
+        declared = names.file.struct(name.text)
+        assert declared is not None
+        example = ", ".join(str(d) for d in declared[0].dims)
+        hint = f"the dimensions of a struct stand in parentheses: {name.text}({example})"
+        raise CompileError("E0302", f"`{name.text}` is a struct", name.span, hint=hint)
+    element = read_element(name.text, name.span, names)
+    dims: list[Size | PackName] = []
+    marks: list[str] = []
+    for dim in expression.dims:
+        match dim:
+            case ast.Pack(pack):
+                found = names.pack(pack, dim.span)
+                dims += found
+                marks += [""] * len(found)
+            case ast.Dim(size, sharding):
+                dims.append(read_size(size, names))
+                marks.append(sharding_text(sharding) if sharding else "")
+    if sum(isinstance(d, ast.Pack) for d in expression.dims) > 1:
+        raise CompileError("E0303", "a type has at most one pack", expression.span)
+    replicated = ", ".join(map(str, expression.replicated))
+    annotation = f"replicated: {replicated}" if replicated else ""
+    return TensorPattern(element, tuple(dims), tuple(marks) if any(marks) else (), annotation)
+
+
+def sharding_text(sharding: ast.Sharding) -> str:
+    """The text after `@`, as the Graph keeps it."""
+    axes = [*map(str, sharding.axes), *(["?"] if sharding.open else [])]
+    text = "_" if not axes else axes[0] if len(axes) == 1 else f"({', '.join(axes)})"
+    return text if sharding.priority is None else f"{text}!{sharding.priority}"
+
+
+def _struct(
+    name: ast.Identifier, dims: tuple[ast.TypeDim, ...], length: ast.DimExpression | None, names: Namespace
+) -> StructPattern:
+    found = names.file.struct(name.text)
+    if found is None:
+        if dtype(name.text):
+            hint = f"the dimensions of a tensor stand in brackets: {name.text}[…]"
+            raise CompileError("E0302", f"`{name.text}` is a dtype, not a struct", name.span, hint=hint)
+        hint = suggest(name.text, names.file.names())
+        raise CompileError("E0302", f"no struct is named `{name.text}`", name.span, hint=hint)
+    declaration, file = found
+    sizes: list[Size] = []
+    for dim in dims:
+        if isinstance(dim, ast.Pack):
+            raise CompileError("E0303", "a struct has no packs", dim.span)
+        sizes.append(read_size(dim.size, names))
+    if len(sizes) != len(declaration.dims):
+        wanted = ", ".join(map(str, declaration.dims))
+        message = f"{declaration.name}({wanted}) has {len(declaration.dims)} dimensions, and {len(sizes)} are given"
+        raise CompileError("E0303", message, name.span)
+    return StructPattern(declaration, file, tuple(sizes), None if length is None else read_size(length, names))
+
+
+def read_size(dim: ast.DimExpression, names: Namespace) -> Size:
+    """A dimension as a size."""
+    match dim:
+        case ast.DimNumber(value):
+            return Size.of(value)
+        case ast.DimName(name):
+            return names.size(name, dim.span)
+        case ast.DimBinary(operator, left, right):
+            a, b = read_size(left, names), read_size(right, names)
+            match operator:
+                case "+":
+                    return a + b
+                case "-":
+                    return a - b
+                case "*":
+                    return a * b
+                case "//":
+                    return a // b
+                case "%":
+                    return a % b
+
+
+@dataclass(frozen=True)
+class StructNames:
+    """The names in the fields of a struct: its own dimensions, with the sizes that its type gives them."""
+
+    file: File
+    sizes: Mapping[str, Size]
+
+    def size(self, name: str, span: Span) -> Size:
+        if name in self.sizes:
+            return self.sizes[name]
+        match self.file.constant(name):
+            case (ast.Const(_, ast.Number(_, int() as value)), _):
+                return Size.of(value)
+        hint = suggest(name, self.sizes) or "a struct lists its dimensions after its name"
+        raise CompileError("E0302", f"no dimension is named `{name}`", span, hint=hint)
+
+    def pack(self, name: str, span: Span) -> tuple[Size | PackName, ...]:
+        raise CompileError("E0303", "a struct has no packs", span)
+
+    def element(self, name: str) -> DType | GenericDType | Format | None:
+        declared = self.file.format(name)
+        return named_format(name, declared)
+
+    def visible(self) -> list[str]:
+        return []
+
+
+def named_format(name: str, declared: ast.Format | None) -> Format | None:
+    """A declared or built-in format."""
+    return Format(name, declared) if declared is not None or name in BUILT_IN_FORMATS else None
+
+
+def struct_fields(pattern: StructPattern) -> Iterator[tuple[ast.StructField, Pattern]]:
+    """The fields of one record, with their types in terms of the sizes of the record's type."""
+    sizes = {str(name): size for name, size in zip(pattern.declaration.dims, pattern.dims)}
+    names = StructNames(pattern.file, sizes)
+    for field in pattern.declaration.fields:
+        yield field, read_type(field.type, names)
+
+
+def leaves(label: str, pattern: Pattern) -> Iterator[tuple[str, TensorPattern, Size | None]]:
+    """The tensors of a parameter: dotted name, type, and the length of the list that it is in."""
+    match pattern:
+        case TensorPattern():
+            yield label, pattern, None
+        case StructPattern():
+            for field, inner in struct_fields(pattern):
+                for name, leaf, length in leaves(f"{label}.{field.name}", inner):
+                    if length is not None and pattern.length is not None:
+                        message = f"{label}.{field.name} is a list within a list"
+                        raise CompileError("E0901", message, field.span, hint="use one list of one struct")
+                    yield name, leaf, length if length is not None else pattern.length
+        case TuplePattern():
+            raise AssertionError("a parameter is no tuple")
+
+
+def accepts(kind: str, element: DType) -> bool:
+    """Is a dtype in a class of generics?"""
+    match kind:
+        case "float":
+            return element.is_float and not element.is_narrow
+        case "int":
+            return element.is_integer
+        case "number":
+            return element.kind != "bool" and not element.is_narrow
+        case "any":
+            return True
+    return False
+
+
+def concrete(pattern: TensorPattern) -> TensorType:
+    """A type without generics and packs."""
+    assert isinstance(pattern.element, DType)
+    dims = tuple(d for d in pattern.dims if isinstance(d, Size))
+    return TensorType(pattern.element, dims, pattern.sharding, pattern.annotation)

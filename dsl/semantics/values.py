@@ -1,0 +1,168 @@
+"""What an expression of a program can be while the Graph is built.
+
+Static values are Python's own: `None`, `bool`, `int`, `float`, `str`, tuples, a `DType`, and a `Size` for what is made
+of dimension names, indices and loop counters. `int`, `float` and `Size` are weak: they take the dtype that is asked of
+them.
+A tensor is a graph `Value`; an element inside index notation, or a scalar that needs no tensor, is an `Expr`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from intarsia.dsl import ast
+from intarsia.ir.dtypes import DType
+from intarsia.ir.graph import Value
+from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load
+from intarsia.ir.sizes import Size
+from intarsia.ir.types import ListType, TensorType
+
+EXPRESSIONS = (Const, Index, Load, Apply, Cast, Bitcast)
+"""The classes of `Expr`, for isinstance."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A block-quantised storage format that a `format` declaration names."""
+
+    name: str
+    declaration: ast.Format | None
+
+
+@dataclass(frozen=True)
+class FormatTensor:
+    """A tensor whose elements are stored in a format: known by its type only."""
+
+    format: Format
+    shape: tuple[Size, ...]
+
+    def __str__(self) -> str:
+        return f"{self.format.name}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class PackDims:
+    """The dimensions that a pack `..S` stands for."""
+
+    dims: tuple[Size, ...]
+
+
+@dataclass(frozen=True)
+class PackIndices:
+    """The indices that `..i` stands for in index notation."""
+
+    indices: tuple[Size, ...]
+
+
+@dataclass(frozen=True)
+class ListElement:
+    """The tensor at `index` of a list; a graph node only where it is used as a whole tensor."""
+
+    source: Value
+    index: Size
+
+    @property
+    def tensor(self) -> TensorType:
+        found = self.source.type
+        assert isinstance(found, ListType)
+        return found.element
+
+
+@dataclass(frozen=True)
+class Struct:
+    """A record of tensors, and the sizes that its type was given."""
+
+    declaration: ast.Struct
+    dims: tuple[Size, ...]
+    fields: Mapping[str, Item]
+
+    def __str__(self) -> str:
+        return f"{self.declaration.name}({', '.join(map(str, self.dims))})"
+
+    def at(self, index: Size) -> Struct:
+        """One record of a list of records, whose fields hold lists."""
+        return Struct(self.declaration, self.dims, {name: _at(field, index) for name, field in self.fields.items()})
+
+
+def _at(field: Item, index: Size) -> Item:
+    match field:
+        case Struct():
+            return field.at(index)
+        case Value():
+            return ListElement(field, index)
+    raise AssertionError(f"{field} in a list of structs")
+
+
+@dataclass(frozen=True)
+class StructList:
+    """`Layer(D, F)[L]`: the leaves of `element` are lists of tensors."""
+
+    element: Struct
+    length: Size
+
+    def __str__(self) -> str:
+        return f"{self.element}[{self.length}]"
+
+
+@dataclass(frozen=True)
+class Poison:
+    """The value of a name whose definition was wrong: its uses are not reported again."""
+
+
+class Poisoned(Exception):
+    """An expression uses what was already reported as wrong."""
+
+
+Item: TypeAlias = (
+    "bool | int | float | str | DType | Size | Value | Expr | TensorType | Format | FormatTensor | PackDims"
+    " | PackIndices | ListElement | Struct | StructList | Poison | tuple[Item, ...] | None"
+)
+
+
+def is_weak(item: Item) -> bool:
+    """A number without a dtype of its own: it takes the one that is asked of it."""
+    return isinstance(item, (int, float, Size))
+
+
+def tensor_of(item: Item) -> TensorType | None:
+    """The type of a tensor, or of an element as a scalar; None for everything else."""
+    match item:
+        case Value():
+            return item.tensor if isinstance(item.type, TensorType) else None
+        case ListElement():
+            return item.tensor
+        case Const() | Index() | Load() | Apply() | Cast() | Bitcast():
+            return TensorType(item.dtype)
+    return None
+
+
+def describe(item: Item) -> str:
+    """What an item is, for messages."""
+    if (found := tensor_of(item)) is not None:
+        return str(found)
+    match item:
+        case None:
+            return "none"
+        case bool():
+            return "true" if item else "false"
+        case int():
+            return f"the integer {item}"
+        case float():
+            return f"the number {item}"
+        case str():
+            return f'the text "{item}"'
+        case Size():
+            return f"the integer {item}"
+        case DType() | TensorType():
+            return f"the type {item}"
+        case Format():
+            return f"the format {item.name}"
+        case tuple():
+            return f"a tuple of {len(item)}"
+        case PackDims() | PackIndices():
+            return "a pack"
+        case Struct() | StructList() | FormatTensor():
+            return str(item)
+    return "a value"
