@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-MODULES: tuple[str, ...] = ("specialize", "cse", "dce", "fuse", "lower")
+MODULES: tuple[str, ...] = ("specialize", "canonicalize", "cse", "dce", "fuse", "lower")
 """Every module that defines passes; importing it registers them."""
 
 

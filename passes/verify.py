@@ -19,10 +19,10 @@ from intarsia.ir.dtypes import F64, Array, DType
 from intarsia.ir.errors import CompileError, Remarks, Source
 from intarsia.ir.graph import Module
 from intarsia.ir.interpreter import evaluate
-from intarsia.ir.kernel_verifier import verify_kernel
 from intarsia.ir.ops import Call
 from intarsia.ir.text import print_module, read_module
 from intarsia.ir.tolerance import Expected, expected
+from intarsia.ir.verifier import verify_module
 from intarsia.passes.instruments import module_diff
 from intarsia.passes.pipeline import Context, Instrument, Pass, PassError
 from intarsia.passes.specialize import Specialize, specialize
@@ -51,8 +51,7 @@ class VerifyTypes(Instrument):
         if new is old:
             return
         try:
-            for kernel in new.kernels:
-                verify_kernel(kernel)
+            verify_module(new)
         except AssertionError as error:
             raise PassError(pass_, str(error), module_diff(old, new)) from None
 
