@@ -196,8 +196,8 @@ class Emitter(Expressions):
     # ------------------------------------------------------------------ loops
 
     def loop(self, loop: For) -> None:
-        facts = self.facts
-        self.facts = facts.within(loop.axis, loop.lower, loop.upper)
+        outside = self.open_loops
+        self.open_loops = (*outside, loop)
         match self.analysis.modes[loop.axis]:
             case "parallel":
                 parallel.emit(self, loop)
@@ -213,7 +213,7 @@ class Emitter(Expressions):
             case "sequential":
                 self.sequential(loop, self.number(loop.lower), self.number(loop.upper))
         self.axes.pop(loop.axis, None)
-        self.facts = facts
+        self.open_loops = outside
 
     def lane_of(self, loop: For) -> Lane:
         count = trip_count(loop)
@@ -251,30 +251,32 @@ class Emitter(Expressions):
     def written_places(self, body: tuple[Statement, ...]) -> Iterator[Place]:
         """The registers that statements write, but for those of buffers that they allocate."""
         own = {s.buffer.name for s in statements(body) if isinstance(s, Alloc)}
-        return (p for p in self._written(body) if p.buffer not in own)
+        wanted = {s.buffer for s in statements(body) if isinstance(s, Put) and self.registers.holds(s.buffer)} - own
+        return self._written(body, wanted)
 
-    def _written(self, body: tuple[Statement, ...]) -> Iterator[Place]:
+    def _written(self, body: tuple[Statement, ...], wanted: set[str]) -> Iterator[Place]:
         for statement in body:
             match statement:
                 case For():
-                    yield from self._written_in_loop(statement)
+                    if any(isinstance(s, Put) and s.buffer in wanted for s in statements(statement.body)):
+                        yield from self._written_in_loop(statement, wanted)
                 case If(_, then, otherwise):
-                    yield from self._written((*then, *otherwise))
-                case Put(buffer, indices) if self.registers.holds(buffer):
+                    yield from self._written((*then, *otherwise), wanted)
+                case Put(buffer, indices) if buffer in wanted:
                     yield from self.registers.written(buffer, self.positions(indices), self.lanes)
 
-    def _written_in_loop(self, loop: For) -> Iterator[Place]:
+    def _written_in_loop(self, loop: For, wanted: set[str]) -> Iterator[Place]:
         match self.analysis.modes[loop.axis]:
             case "unrolled":
                 for i in range(int(self.number(loop.lower)), int(self.number(loop.upper)), loop.step):
                     self.axes[loop.axis] = i
-                    yield from self._written(loop.body)
+                    yield from self._written(loop.body, wanted)
             case "lanes":
                 self.lane = Lane(loop.axis, loop.lower.constant or 0, loop.step, trip_count(loop) or 1)
-                yield from self._written(loop.body)
+                yield from self._written(loop.body, wanted)
                 self.lane = None
             case _:
-                yield from self._written(loop.body)
+                yield from self._written(loop.body, wanted)
 
     # ------------------------------------------------------------------ branches
 

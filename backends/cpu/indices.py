@@ -26,7 +26,8 @@ from intarsia.backends.cpu.values import (
 )
 from intarsia.ir.dtypes import BOOL, I64, DType
 from intarsia.ir.dtypes import dtype as named_dtype
-from intarsia.ir.proofs import Facts
+from intarsia.ir.kernel import For
+from intarsia.ir.proofs import Facts, ranges
 from intarsia.ir.scalar import Expr, Mask
 from intarsia.ir.sizes import Atom, Extremum, Opaque, Quotient, Remainder, Size
 from intarsia.ir.target import Target
@@ -69,7 +70,18 @@ class Indices:
         self.axes: dict[str, Operand] = {}
         self.lane: Lane | None = None
         self.multiples: dict[str, int] = {}
-        self.facts = Facts(names=frozenset(sizes))
+        self.sizes = frozenset(sizes)
+        self.open_loops: tuple[For, ...] = ()
+        self._facts: dict[tuple[str, ...], Facts] = {}
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of the axes of the loops that are open."""
+        key = tuple(loop.axis for loop in self.open_loops)
+        if key not in self._facts:
+            bounds = {loop.axis: (loop.lower, loop.upper) for loop in self.open_loops}
+            self._facts[key] = ranges(bounds, Facts(names=self.sizes))
+        return self._facts[key]
 
     @abstractmethod
     def value(self, expression: Expr) -> Value:

@@ -78,7 +78,7 @@ class Memory(Indices):
         self.wrote_nontemporal = False
         self._known: dict[tuple[str, str], Value] = {}
         self._flat: dict[tuple[str, tuple[Size, ...]], Size] = {}
-        self._proved: dict[tuple[int, str, tuple[Size, ...]], bool] = {}
+        self._proved: dict[tuple[str, str, tuple[Size, ...]], bool] = {}
 
     # ------------------------------------------------------------------ addresses
 
@@ -234,7 +234,7 @@ class Memory(Indices):
 
     def _in_bounds(self, load: Load) -> bool:
         """Is the element inside its buffer wherever the loops lead, whatever masks say?"""
-        key = (id(self.facts), load.buffer, load.indices)
+        key = (self.open_loops[-1].axis if self.open_loops else "", load.buffer, load.indices)
         if key not in self._proved:
             pairs = zip(load.indices, self.buffers[load.buffer].extents)
             self._proved[key] = not any(i.opaques for i in load.indices) and all(

@@ -101,7 +101,7 @@ def _write_chunk(emitter: Emitter, loop: For, name: str, captures: Sequence[tupl
         inner.axes[axis] = renamed.get(operand, operand) if isinstance(operand, str) else operand
     inner.size_operands = {renamed[o] for o in emitter.size_operands if o in renamed}
     inner.operand_multiples = {renamed[o]: m for o, m in emitter.operand_multiples.items() if o in renamed}
-    inner.multiples, inner.facts = dict(emitter.multiples), emitter.facts
+    inner.multiples, inner.open_loops = dict(emitter.multiples), emitter.open_loops
     inner.pointers = {n: renamed[p] for n, p in emitter.pointers.items() if p in renamed}
     heap = [b.name for b in inner.large_temporaries(loop.body)]
     pointer = "ptr" if emitter.aliasing else "ptr noalias"

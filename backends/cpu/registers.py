@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
 from typing import TypeAlias
 
 from intarsia.backends.cpu.analysis import Layout
@@ -63,41 +62,47 @@ class Registers:
             found.append((Place(buffer, tuple(subscripts)), position))
         return found
 
+    def whole(self, buffer: str, index: tuple[Position, ...], lanes: int) -> Place | None:
+        """The register whose lanes are, in order, those of the access; None if there is no such one."""
+        layout = self.layouts[buffer]
+        steps = [step for _, step in index]
+        if layout.private or not any(steps):
+            return self.places(buffer, index, 1)[0][0] if layout.private or layout.lanes == 1 else None
+        aligned = layout.dimension is not None and index[layout.dimension][0] % layout.lanes == 0
+        in_order = aligned and steps[layout.dimension or 0] == 1 and sum(map(abs, steps)) == 1
+        return self.places(buffer, index, 1)[0][0] if in_order and lanes == layout.lanes else None
+
     def read(self, buffer: str, index: tuple[Position, ...], lanes: int) -> Value:
         """The elements that an access touches: a scalar if all lanes touch the same one."""
-        if self.layouts[buffer].private:
-            value = self.current(self.places(buffer, index, 1)[0][0])
-            return value if self.only_lane is None else extract(self.function, value, self.only_lane)
-        if all(step == 0 for _, step in index):
-            lanes = 1
-        places = self.places(buffer, index, lanes)
-        if lanes == 1:
+        place = self.whole(buffer, index, lanes)
+        if place is not None:
+            value = self.current(place)
+            one = self.layouts[buffer].private and self.only_lane is not None
+            return extract(self.function, value, self.only_lane or 0) if one else value
+        places = self.places(buffer, index, lanes if any(step for _, step in index) else 1)
+        if len(places) == 1:
             return extract(self.function, self.current(places[0][0]), places[0][1])
         return self._gather([(self.current(p), lane) for p, lane in places])
 
     def write(self, buffer: str, index: tuple[Position, ...], lanes: int, value: Value) -> None:
         """Replace the elements that an access touches."""
         layout = self.layouts[buffer]
-        if all(step == 0 for _, step in index):
-            lanes = 1
-        places = self.places(buffer, index, lanes)
-        if layout.private and self.only_lane is not None:
-            whole = self.current(places[0][0])
-            self.values[places[0][0]] = insert(self.function, whole, self.only_lane, value)
-            return
-        whole_register = all(p == places[0][0] for p, _ in places)
-        in_order = lanes == layout.lanes and [lane for _, lane in places] == list(range(lanes))
-        if whole_register and (layout.private or in_order):
-            self.values[places[0][0]] = widen(self.function, value, layout.lanes)
-            return
-        for lane, (place, position) in enumerate(places):
-            element = extract(self.function, value, lane) if value.lanes > 1 else value
-            whole = self.current(place)
-            self.values[place] = insert(self.function, whole, position, element) if whole.lanes > 1 else element
+        place = self.whole(buffer, index, lanes)
+        if place is not None and layout.private and self.only_lane is not None:
+            self.values[place] = insert(self.function, self.current(place), self.only_lane, value)
+        elif place is not None:
+            self.values[place] = widen(self.function, value, layout.lanes)
+        else:
+            count = lanes if any(step for _, step in index) else 1
+            for lane, (other, position) in enumerate(self.places(buffer, index, count)):
+                element = extract(self.function, value, lane) if value.lanes > 1 else value
+                old = self.current(other)
+                self.values[other] = insert(self.function, old, position, element) if old.lanes > 1 else element
 
     def written(self, buffer: str, index: tuple[Position, ...], lanes: int) -> Iterator[Place]:
         """The registers that a write would change."""
-        return (p for p, _ in self.places(buffer, index, lanes))
+        place = self.whole(buffer, index, lanes)
+        return iter((place,)) if place else (p for p, _ in self.places(buffer, index, lanes))
 
     # ------------------------------------------------------------------ moving lanes
 
@@ -169,8 +174,3 @@ def _exchange(n: int, block: int, group: int, distance: int) -> tuple[list[int],
         return low, high
     parts = [list(range(s, s + group)) for s in range(0, 2 * n, group)]
     return [i for p in parts[::2] for i in p], [i for p in parts[1::2] for i in p]
-
-
-def all_indices(shape: tuple[int, ...]) -> Iterator[Key]:
-    """Every subscript of an array."""
-    return product(*(range(n) for n in shape))
