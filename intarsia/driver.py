@@ -139,7 +139,7 @@ class Compilation:
         """The compiled program, ready to call or to keep."""
         from intarsia.executable import Executable
 
-        return Executable.of(self.plan, self.code.object_code)
+        return Executable.of(self.plan, self.code)
 
     def text(self, stage: str, debug_info: bool = False) -> str:
         """The text of one of `STAGES`."""

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from intarsia.ir.dtypes import Array, DType, dtype
 from intarsia.ir.errors import CompileError
@@ -16,6 +16,9 @@ from intarsia.ir.sizes import Size
 from intarsia.runtime import buffers
 from intarsia.runtime.native import NativeFunction
 from intarsia.signature import size_of
+
+if TYPE_CHECKING:
+    from intarsia.backends.cpu.compile import Compiled
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Executable:
     checks: tuple[CheckText, ...] = ()
 
     @staticmethod
-    def of(plan: Plan, object_code: bytes, checks: Sequence[CheckText] = ()) -> Executable:
+    def of(plan: Plan, code: Compiled, checks: Sequence[CheckText] = ()) -> Executable:
         """From a plan and its code; the layouts are those of its input and output slots."""
 
         def layouts(place: str) -> tuple[TensorLayout, ...]:
@@ -79,7 +82,13 @@ class Executable:
             return tuple(TensorLayout(s.name, s.dtype, s.shape, s.length) for s in slots)
 
         return Executable(
-            plan.name, object_code, layouts("input"), layouts("output"), plan.sizes, plan.workspace_bytes, tuple(checks)
+            code.entry,
+            code.object_code,
+            layouts("input"),
+            layouts("output"),
+            plan.sizes,
+            plan.workspace_bytes,
+            tuple(checks),
         )
 
     def to_bytes(self) -> bytes:

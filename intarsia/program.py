@@ -88,7 +88,7 @@ class Program:
 
     def remember(self, kind: str, key: str, content: Mapping[str, Any] | bytes) -> None:
         """Keep something in the cache, valid as long as the imported files stay as they are."""
-        imports = [[str(p), _digest_of(p)] for p in self.library.imported_paths]
+        imports = [[f.source.name, _digest_of(Path(f.source.name))] for f in self.library.files[1:]]
         head = json.dumps(imports).encode()
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.cache.put(kind, key, len(head).to_bytes(4, "little") + head + body)
@@ -172,7 +172,7 @@ class Function:
     def arrange(
         self, positional: Sequence[object], named: Mapping[str, object]
     ) -> tuple[dict[str, object], dict[str, int]]:
-        """Arguments by parameter, defaults filled in, and sizes given by keyword."""
+        """Arguments by parameter, and sizes given by keyword. What has a default may be missing."""
         free = [p for p in self.form.parameters if p.name not in self.bound]
         if len(positional) > len(free):
             message = f"{self.form.function} takes {len(free)} arguments, {len(positional)} are given"
@@ -187,10 +187,7 @@ class Function:
             if name in given and name not in self.bound:
                 raise CompileError("E0615", f"{self.form.function}: the argument {name} is given twice")
             given[name] = value
-        for parameter in self.form.parameters:
-            if parameter.has_default and parameter.name not in given:
-                given[parameter.name] = parameter.default
-        missing = [p.name for p in self.form.parameters if p.name not in given]
+        missing = [p.name for p in self.form.parameters if p.name not in given and not p.has_default]
         if missing:
             raise CompileError("E0613", f"{self.form.function}: no argument for {', '.join(missing)}")
         return given, dims
@@ -200,6 +197,8 @@ class Function:
         statics: dict[str, object] = {}
         tensors: Tensors = {}
         for parameter in self.form.parameters:
+            if parameter.name not in given:
+                continue
             value = given[parameter.name]
             if parameter.is_static:
                 statics[parameter.name] = value
@@ -264,15 +263,16 @@ class Function:
 
     def compilation_of_types(
         self,
-        types: Mapping[str, Type],
+        types: Mapping[str, Type] | None,
         statics: Mapping[str, object],
         dims: Mapping[str, int],
         options: Options | None = None,
     ) -> Compilation:
+        """The compilation for these types; for None, the types are those of the signature, sizes as names."""
         library = self.program.library
 
         def build() -> Compilation:
-            sizes = library.bind_sizes(self.name, types, dims)
+            sizes = dims if types is None else library.bind_sizes(self.name, types, dims)
             module = library.build(self.name, types=types, dims=sizes, statics=statics)
             return Compilation(module, sizes, options or self.program.options)
 

@@ -38,10 +38,8 @@ class TensorForm:
 
 @dataclass(frozen=True)
 class ParameterForm:
-    """One parameter. A static one has no tensors; a struct has one for each leaf.
-
-    `default` is a literal; `has_default` tells `none` from no default.
-    """
+    """One parameter. A static one has no tensors; a struct has one for each leaf. One with a default may be left out:
+    the compiler then puts the default in its place."""
 
     name: str
     tensors: tuple[TensorForm, ...]
@@ -49,7 +47,6 @@ class ParameterForm:
     is_static: bool = False
     is_constant: bool = False
     has_default: bool = False
-    default: Any = None
 
     @property
     def leaves(self) -> list[Leaf]:
@@ -80,11 +77,7 @@ class SignatureForm:
     def from_json(data: Mapping[str, Any]) -> SignatureForm:
         parameters = tuple(
             ParameterForm(
-                **{
-                    **p,
-                    "tensors": tuple(TensorForm(**{**t, "dims": tuple(t["dims"])}) for t in p["tensors"]),
-                    "default": tuple(p["default"]) if isinstance(p["default"], list) else p["default"],
-                }
+                **{**p, "tensors": tuple(TensorForm(**{**t, "dims": tuple(t["dims"])}) for t in p["tensors"])}
             )
             for p in data["parameters"]
         )

@@ -22,6 +22,7 @@ from intarsia.arguments import (
 from intarsia.files import Weights, read_weights
 from intarsia.ir.dtypes import F32, I64, Array
 from intarsia.ir.errors import CompileError
+from intarsia.ir.sizes import Size
 from intarsia.ir.types import ListType, TensorType, Type
 from intarsia.program import Function, Tensors, type_of
 from intarsia.signature import ParameterForm, TensorForm, known_sizes, size_of
@@ -74,9 +75,7 @@ def bind(
         if parameter.is_static:
             if parameter.name in specs:
                 statics[parameter.name] = _static(specs[parameter.name], parameter)
-            elif parameter.has_default:
-                statics[parameter.name] = parameter.default
-            else:
+            elif not parameter.has_default:
                 missing.append(parameter.name)
             continue
         given = {t.label: specs[t.label] for t in parameter.tensors if t.label in specs}
@@ -86,11 +85,11 @@ def bind(
         for tensor in parameter.tensors:
             if tensor.label in given:
                 pending[tensor.label] = (given[tensor.label], tensor)
-            elif tensor.label not in tensors and parameter.has_default:
-                pending[tensor.label] = (Number(parameter.default), tensor)
-            elif tensor.label not in tensors and fill:
+            elif tensor.label in tensors or parameter.has_default:
+                continue
+            elif fill:
                 pending[tensor.label] = (random_fill(tensor.dtype or F32), tensor)
-            elif tensor.label not in tensors:
+            else:
                 missing.append(tensor.label)
     if missing:
         check_names([n for n in [p.name for p in form.parameters] if n not in missing], missing)
@@ -102,7 +101,7 @@ def bind(
 class BoundTypes:
     """The types of one compilation: what `emit` needs instead of arrays."""
 
-    types: dict[str, Type]
+    types: dict[str, Type] | None
     statics: dict[str, object]
     dims: dict[str, int]
 
@@ -127,9 +126,8 @@ def bind_types(
     types: dict[str, Type] = {}
     statics: dict[str, object] = {}
     for parameter in form.parameters:
-        if parameter.is_static:
-            given = specs.get(parameter.name)
-            statics[parameter.name] = parameter.default if given is None else _static(given, parameter)
+        if parameter.is_static and (given := specs.get(parameter.name)) is not None:
+            statics[parameter.name] = _static(given, parameter)
         for name, file in files:
             if name == parameter.name or (name is None and _has(file, parameter)):
                 types.update((label, type_of(value)) for label, value in _from_weights(parameter, file).items())
@@ -144,7 +142,18 @@ def bind_types(
     if required and open_names:
         hint = f"give {' '.join(f'--dim {n}=…' for n in open_names)}"
         raise CompileError("E0614", f"{form.function}: nothing decides {', '.join(open_names)}", hint=hint)
-    return BoundTypes(types, statics, known)
+    if types or required:
+        for parameter in form.parameters:
+            for tensor in parameter.tensors:
+                if tensor.label not in types and not parameter.has_default:
+                    types[tensor.label] = _declared(form.function, tensor, known)
+    return BoundTypes(types or None, statics, known)
+
+
+def _declared(function: str, tensor: TensorForm, known: Mapping[str, int]) -> Type:
+    """The type of the signature with the sizes that are known; a generic element is f32."""
+    element = TensorType.of(tensor.dtype or F32, *_wanted_shape(function, tensor, known))
+    return element if tensor.length is None else ListType(Size.of(size_of(tensor.length).evaluate(known)), element)
 
 
 def _has(weights: Weights, parameter: ParameterForm) -> bool:

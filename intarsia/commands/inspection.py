@@ -151,17 +151,10 @@ def _launches(compilation: Compilation) -> dict[str, int]:
 def _time_kernel(compilation: Compilation, kernel: Kernel) -> tuple[float, int]:
     """Median seconds of one kernel, and the bytes of its arguments."""
     from intarsia.backends.cpu.compile import compile_plan
-    from intarsia.ir.plan import Invoke, Plan, Reference, Slot
-    from intarsia.ir.sizes import ZERO
+    from intarsia.backends.cpu.plan import kernel_plan
 
-    slots = tuple(
-        Slot(b.name, b.dtype, b.shape, "input" if b.role == "in" else "output", _position(kernel, b.name))
-        for b in kernel.parameters
-    )
-    arguments = tuple(Reference(b.name) for b in kernel.parameters)
-    zeros = tuple(ZERO for _ in kernel.sizes)
-    plan = Plan(f"profile_{kernel.name}", slots, (Invoke(kernel.name, arguments, zeros),), (kernel,), (), ZERO)
-    code = with_deep_stack(lambda: compile_plan(plan, compilation.target)).object_code
+    plan = kernel_plan(kernel)
+    code = with_deep_stack(lambda: compile_plan(plan, compilation.target))
     executable = Executable.of(plan, code)
     rng = np.random.default_rng(0)
     inputs = [
@@ -173,13 +166,6 @@ def _time_kernel(compilation: Compilation, kernel: Kernel) -> tuple[float, int]:
     median, _ = median_and_spread(measure(lambda: executable.run(inputs, {}), seconds=0.2))
     layouts = (*executable.inputs, *executable.outputs)
     return median, sum(int(np.prod(t.concrete_shape({}))) * t.dtype.bytes for t in layouts)
-
-
-def _position(kernel: Kernel, name: str) -> int:
-    """The place of a buffer among the inputs or the outputs."""
-    buffer = next(b for b in kernel.parameters if b.name == name)
-    same = [b for b in kernel.parameters if (b.role == "in") == (buffer.role == "in")]
-    return same.index(buffer)
 
 
 def report_trace(function: Function, bound: Bound, name: str) -> int:

@@ -74,7 +74,8 @@ def compile_options(function: F) -> F:
         "--threads": {"type": click.IntRange(1), "help": "Threads to use  [default: all cores]"},
     }
     for name, settings in reversed(options.items()):
-        function = click.option(name, **settings)(function)  # type: ignore[arg-type]
+        names = (name, "dims") if name == "--dim" else (name,)
+        function = click.option(*names, **settings)(function)  # type: ignore[arg-type]
     return function
 
 
