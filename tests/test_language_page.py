@@ -29,7 +29,7 @@ def code_blocks() -> list[Source]:
 def inline_statements() -> list[str]:
     """What stands between backquotes in the text and is an assignment, a `return`, a `yield` or an `emit`."""
     text = re.sub(r"^```.*?^```$", "", PAGE.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
-    statement = r"[\w, ]+(\[[^\]]*\])? (=|\+=) [^…]+|(return|yield|emit) [^…]+"
+    statement = r"(?!update )\w+(, \w+)*(\[[^\]]*\])? (=|\+=) [^…]+|(return|yield|emit) [^…]+"
     return [code for code in re.findall(r"`([^`\n]+)`", text) if re.fullmatch(statement, code)]
 
 
