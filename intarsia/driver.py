@@ -18,6 +18,7 @@ from intarsia.ir.plan import Plan
 from intarsia.ir.target import TARGETS, Target
 from intarsia.ir.text import print_module
 from intarsia.passes.pipeline import Context, Instrument, Pipeline, default_pipeline
+from intarsia.passes.specialize import Specialize
 
 if TYPE_CHECKING:
     from intarsia.backends.cpu.compile import Compiled
@@ -89,10 +90,10 @@ class Compilation:
     def pipeline(self) -> Pipeline:
         """Specialise first, then the chosen passes; the kernels are scheduled as pinned."""
         sizes = {n: v for n, v in self.sizes.items() if n not in self.options.dynamic}
-        default = default_pipeline(sizes)
         if self.options.passes is None:
-            return default
-        return Pipeline((*default.first(1).passes, *Pipeline.parse(self.options.passes).passes))
+            return default_pipeline(sizes)
+        own = Pipeline.parse(self.options.passes)
+        return Pipeline((Specialize(tuple(sizes.items())), *own.passes))
 
     def _upto(self, name: str) -> Pipeline:
         return self.pipeline.before(name)
