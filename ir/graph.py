@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 from intarsia.ir.dtypes import Array, DType
-from intarsia.ir.errors import Span
+from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.space import Space
 from intarsia.ir.types import TensorType, Type
@@ -74,6 +74,15 @@ class Node:
     @abstractmethod
     def infer(self) -> tuple[Type, ...]:
         """The types of the results. Raises CompileError, blaming `self.span`, if the operands do not fit."""
+
+    def reference(self, *arrays: Array) -> tuple[Array, ...]:
+        """The meaning in NumPy, written by hand for every op that has a name: the check of what is derived."""
+        raise NotImplementedError(self.name)
+
+    def require(self, condition: bool, message: str) -> None:
+        """Raise E1508 unless `condition` holds: what only a text of the Graph can get wrong."""
+        if not condition:
+            raise CompileError("E1508", f"{self.name}: {message}", self.span)
 
     @property
     def value(self) -> Value:
@@ -157,10 +166,6 @@ class Structured(Node):
     @abstractmethod
     def space(self) -> Space:
         """The meaning, with operands as `a0`, `a1`, … in the order of `operands`."""
-
-    def reference(self, *arrays: Array) -> tuple[Array, ...]:
-        """The meaning in NumPy, written by hand where the op has a name: the check of its space."""
-        raise NotImplementedError(self.name)
 
 
 @dataclass(frozen=True, eq=False)

@@ -156,7 +156,7 @@ class ModuleReader(PartReader):
         return self._check(Constant(literal, self._dtype(head, token), **head.spans), head)
 
     def _elementwise(self, function: str, token: Token) -> Elementwise:
-        arguments = self._uses()
+        arguments = self._tensors()
         head = self._head(token)
         return self._check(Elementwise(function, arguments, **head.spans), head)
 
@@ -267,7 +267,7 @@ class ModuleReader(PartReader):
         cls = OPS.get(name.text)
         if cls is None or cls is Parameter:
             raise self.unknown(name, [*OPS, *FUNCTIONS])
-        operands = list(self._uses()) if self.token.kind == "value" else []
+        operands = list(self._tensors())
         hints = _field_types(cls)
         values: dict[str, Any] = {}
         for field, hint in hints.items():
@@ -346,6 +346,16 @@ class ModuleReader(PartReader):
             if not self.accept(","):
                 break
         return tuple(found)
+
+    def _tensors(self) -> tuple[Value, ...]:
+        """The same, none of them a list."""
+        start = self.token
+        found = self._uses()
+        for value in found:
+            if isinstance(value.type, ListType):
+                hint = "list_get takes one tensor of a list"
+                raise self.error("E1504", f"{value.type} stands where a tensor is wanted", start, hint)
+        return found
 
     def buffer(self, token: Token) -> tuple[str, DType]:
         """A load in a space reads an operand, which takes the next position when it is read first."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Node, Parameter, Region, Value
 from intarsia.ir.sizes import Size
 from intarsia.ir.space import arrange, rename_size_buffers, size_loads
@@ -45,12 +44,10 @@ class Loop(Node):
     def infer(self) -> tuple[Type, ...]:
         states = self.body.results[: len(self.initial)]
         emitted = self.body.results[len(self.initial) :]
-        if len(emitted) != self.stacked or len(self.body.parameters) != len(self.initial):
-            raise CompileError("E1508", "a loop yields one value for each state", self.span)
+        fits = len(emitted) == self.stacked and len(self.body.parameters) == len(self.initial) == len(states)
+        self.require(fits, "a step yields one value for each state")
         for state, initial in zip(states, self.initial):
-            if state.type != initial.type:
-                message = f"a state of the loop over {self.counter} is {initial.type} but becomes {state.type}"
-                raise CompileError("E1508", message, self.span)
+            self.require(state.type == initial.type, f"a state is {initial.type} but becomes {state.type}")
         steps = self.upper - self.lower
         return (
             *(s.type for s in states),
@@ -80,8 +77,8 @@ class ListGet(Node):
 
     def infer(self) -> tuple[Type, ...]:
         source = self.source.type
-        if not isinstance(source, ListType):
-            raise CompileError("E1508", f"list_get of {source}, which is no list", self.span)
+        self.require(isinstance(source, ListType), f"{source} is no list")
+        assert isinstance(source, ListType)
         return (source.element,)
 
 

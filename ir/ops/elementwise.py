@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from intarsia.ir.dtypes import DType
+import numpy as np
+
+from intarsia.ir.conversion import convert, reinterpret
+from intarsia.ir.dtypes import Array, DType
 from intarsia.ir.errors import CompileError
 from intarsia.ir.functions import FUNCTIONS
 from intarsia.ir.graph import Structured, Value
@@ -65,13 +68,25 @@ class Elementwise(Structured):
         loads = tuple(broadcast_load(p, a, axes) for p, a in enumerate(self.arguments))
         return Space(axes, Apply(self.function, loads), self.value.dtype)
 
+    def reference(self, *arrays: Array) -> tuple[Array, ...]:
+        dtype = self.arguments[-1].dtype
+        if dtype.is_float and dtype.bits == 16 and self.function != "where":  # in f32, and rounded once
+            result = np.asarray(FUNCTIONS[self.function].reference(*(a.astype(np.float32) for a in arrays)))
+            return (result.astype(self.value.dtype.numpy),)
+        return (np.asarray(FUNCTIONS[self.function].reference(*arrays)),)
+
 
 @dataclass(frozen=True, eq=False)
 class Cast(Structured):
-    """Every element converted to `dtype`."""
+    """Every element converted to `dtype`.
+
+    An `optional` rounding stands for arithmetic in a type that the target lacks: an op that goes on in the wider type
+    may take x itself. A conversion that the program asks for is never optional.
+    """
 
     x: Value
     dtype: DType
+    optional: bool = False
 
     def infer(self) -> tuple[Type, ...]:
         return (self.x.tensor.with_dtype(self.dtype),)
@@ -80,6 +95,9 @@ class Cast(Structured):
     def space(self) -> Space:
         axes = axes_for(self.x.tensor.shape)
         return Space(axes, CastExpr(self.dtype, broadcast_load(0, self.x, axes)), self.dtype)
+
+    def reference(self, *arrays: Array) -> tuple[Array, ...]:
+        return (convert(arrays[0], self.x.dtype, self.dtype),)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +118,9 @@ class BitcastOp(Structured):
         axes = axes_for(self.x.tensor.shape)
         return Space(axes, Bitcast(self.dtype, broadcast_load(0, self.x, axes)), self.dtype)
 
+    def reference(self, *arrays: Array) -> tuple[Array, ...]:
+        return (reinterpret(arrays[0], self.x.dtype, self.dtype),)
+
 
 @dataclass(frozen=True, eq=False)
 class Constant(Structured):
@@ -118,3 +139,6 @@ class Constant(Structured):
     @property
     def space(self) -> Space:
         return Space((), Const(self.literal, self.dtype), self.dtype)
+
+    def reference(self, *arrays: Array) -> tuple[Array, ...]:
+        return (np.asarray(self.literal).astype(self.dtype.numpy),)

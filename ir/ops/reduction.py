@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from intarsia.ir.dtypes import I64, DType
+import numpy as np
+
+from intarsia.ir.dtypes import BF16, I64, Array, DType
 from intarsia.ir.errors import CompileError
 from intarsia.ir.functions import COMBINERS
 from intarsia.ir.graph import Node, Structured, Value
@@ -45,6 +48,9 @@ class Reduce(Structured):
 
     def infer(self) -> tuple[Type, ...]:
         x = self.x.tensor
+        self.require(self.combiner in COMBINERS, f"there is no reduction '{self.combiner}'")
+        distinct = len(set(self.axes)) == len(self.axes) and all(0 <= d < x.rank for d in self.axes)
+        self.require(distinct, f"{self.axes} are not different dimensions of {x}")
         domain = COMBINERS[self.combiner].domain
         if (domain == "boolean") != (x.dtype.kind == "bool") and self.combiner in ("any", "all"):
             raise CompileError("E0202", f"{self.combiner} of {x}: the elements are not bool", self.span)
@@ -59,27 +65,31 @@ class Reduce(Structured):
     @property
     def space(self) -> Space:
         x = self.x.tensor
-        kept = [(d, s) for d, s in enumerate(x.shape) if d not in self.axes]
-        indices: list[Size] = [ZERO] * x.rank
-        axes: list[Axis] = []
-        position = 0
-        for d, s in enumerate(x.shape):
-            if d in self.axes:
-                if self.keepdims:
-                    axes.append(Axis.of(f"i{position}", ONE))
-                    position += 1
-                continue
-            axes.append(Axis.of(f"i{position}", s))
-            indices[d] = Size.of(f"i{position}")
-            position += 1
-        assert len(axes) == len(kept) + (len(self.axes) if self.keepdims else 0)
+        axes = axes_for(self.value.tensor.shape)
+        names = iter(axes)
+        indices: list[Size] = []
+        for d in range(x.rank):
+            axis = next(names) if self.keepdims or d not in self.axes else None
+            indices.append(Size.of(f"r{d}" if d in self.axes or axis is None else axis.name))
         reduced = tuple(Axis.of(f"r{d}", x.shape[d]) for d in self.axes)
-        for d in self.axes:
-            indices[d] = Size.of(f"r{d}")
         body, dtype = accumulated(self.combiner, Load(operand(0), tuple(indices), x.dtype))
         if not reduced:
-            return Space(tuple(axes), cast(dtype, body), dtype)
-        return Space(tuple(axes), body, dtype, reduced, self.combiner)
+            return Space(axes, cast(dtype, body), dtype)
+        return Space(axes, body, dtype, reduced, self.combiner)
+
+    def reference(self, *arrays: Array) -> tuple[Array, ...]:
+        _, dtype = accumulated(self.combiner, Load("a0", (), self.x.dtype))
+        wide = self.x.dtype.accumulator.numpy if self.x.dtype.is_float else dtype.numpy
+        x = arrays[0].astype(wide if self.combiner in ("sum", "prod") else arrays[0].dtype)
+        match self.combiner:
+            case "max":
+                result = np.max(x, axis=self.axes, keepdims=self.keepdims, initial=self.x.dtype.least)
+            case "min":
+                result = np.min(x, axis=self.axes, keepdims=self.keepdims, initial=self.x.dtype.greatest)
+            case _:
+                reduce: dict[str, Any] = {"sum": np.sum, "prod": np.prod, "any": np.any, "all": np.all}
+                result = reduce[self.combiner](x, axis=self.axes, keepdims=self.keepdims)
+        return (np.asarray(result).astype(dtype.numpy),)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,9 +102,16 @@ class ArgReduce(Node):
 
     def infer(self) -> tuple[Type, ...]:
         x = self.x.tensor
+        self.require(self.which in ("argmax", "argmin"), f"'{self.which}' is neither argmax nor argmin")
+        self.require(0 <= self.axis < x.rank, f"{x} has no dimension {self.axis}")
         if x.shape[self.axis].constant == 0:
             raise CompileError("E0207", f"{self.which} over no elements: axis {self.axis} of {x} is empty", self.span)
         return (TensorType(I64, tuple(s for d, s in enumerate(x.shape) if d != self.axis)),)
+
+    def reference(self, *arrays: Array) -> tuple[Array, ...]:
+        x = arrays[0].astype(np.float32) if self.x.dtype == BF16 else arrays[0]
+        pick = np.argmax if self.which == "argmax" else np.argmin
+        return (np.asarray(pick(x, axis=self.axis)).astype(np.int64),)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,3 +155,8 @@ class Matmul(Structured):
         right = Load(operand(1), (*batch(b), Size.of("k"), *column), b.dtype)
         body, dtype = accumulated("sum", Apply("mul", (left, right)))
         return Space(axes, body, dtype, (k,), "sum")
+
+    def reference(self, *arrays: Array) -> tuple[Array, ...]:
+        wide = self.lhs.dtype.accumulator.numpy
+        result = np.matmul(arrays[0].astype(wide), arrays[1].astype(wide))
+        return (np.asarray(result).astype(self.value.dtype.numpy),)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from intarsia.ir.dtypes import DType
+import numpy as np
+
+from intarsia.ir.dtypes import Array, DType
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Structured, Value
 from intarsia.ir.ops.elementwise import axes_for, broadcast, broadcast_load
 from intarsia.ir.proofs import Facts, simplify
 from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, apply, where
-from intarsia.ir.sizes import ZERO, Size, product, row_major_strides
-from intarsia.ir.space import Axis, Space, operand
+from intarsia.ir.sizes import ONE, ZERO, Size, product, row_major_strides
+from intarsia.ir.space import Space, operand
 from intarsia.ir.types import TensorType, Type
 
 
@@ -42,6 +44,9 @@ class Reshape(Structured):
         indices = reshape_indices(tuple(Size.of(a.name) for a in axes), self.shape, self.x.tensor.shape, facts)
         return Space(axes, Load(operand(0), indices, self.x.dtype), self.x.dtype)
 
+    def reference(self, *arrays: Array) -> tuple[Array, ...]:
+        return (arrays[0].reshape([int(s) for s in self.shape]),)
+
 
 def reshape_indices(
     indices: tuple[Size, ...], shape: tuple[Size, ...], source: tuple[Size, ...], facts: Facts
@@ -65,7 +70,7 @@ class Transpose(Structured):
 
     def infer(self) -> tuple[Type, ...]:
         x = self.x.tensor
-        assert sorted(self.axes) == list(range(x.rank)), f"transpose of {x} by {self.axes}"
+        self.require(sorted(self.axes) == list(range(x.rank)), f"{self.axes} does not order the dimensions of {x}")
         return (TensorType(x.dtype, tuple(x.shape[a] for a in self.axes)),)
 
     @property
@@ -75,6 +80,9 @@ class Transpose(Structured):
         for axis, source in zip(axes, self.axes):
             indices[source] = Size.of(axis.name)
         return Space(axes, Load(operand(0), tuple(indices), self.x.dtype), self.x.dtype)
+
+    def reference(self, *arrays: Array) -> tuple[Array, ...]:
+        return (arrays[0].transpose(self.axes),)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +103,9 @@ class BroadcastTo(Structured):
         axes = axes_for(self.shape)
         return Space(axes, broadcast_load(0, self.x, axes), self.x.dtype)
 
+    def reference(self, *arrays: Array) -> tuple[Array, ...]:
+        return (np.broadcast_to(arrays[0], [int(s) for s in self.shape]),)
+
 
 @dataclass(frozen=True, eq=False)
 class Slice(Structured):
@@ -107,6 +118,12 @@ class Slice(Structured):
     dropped: tuple[int, ...] = ()
 
     def infer(self) -> tuple[Type, ...]:
+        ranks = {len(self.starts), len(self.extents), len(self.steps), self.x.tensor.rank}
+        self.require(len(ranks) == 1, f"a start, an extent and a step for each dimension of {self.x.type}")
+        self.require(
+            all(self.extents[d] == ONE for d in self.dropped if 0 <= d < self.x.tensor.rank),
+            "a dropped dimension has extent 1",
+        )
         kept = tuple(e for d, e in enumerate(self.extents) if d not in self.dropped)
         return (TensorType(self.x.dtype, kept),)
 
@@ -119,6 +136,12 @@ class Slice(Structured):
             for d, (start, step) in enumerate(zip(self.starts, self.steps))
         )
         return Space(axes, Load(operand(0), indices, self.x.dtype), self.x.dtype)
+
+    def reference(self, *arrays: Array) -> tuple[Array, ...]:
+        picked = arrays[0]
+        for d, (start, extent, step) in enumerate(zip(self.starts, self.extents, self.steps)):
+            picked = np.take(picked, [int(start) + k * step for k in range(int(extent))], axis=d)
+        return (picked.squeeze(self.dropped),)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +159,8 @@ class Pad(Structured):
 
     def infer(self) -> tuple[Type, ...]:
         x = self.x.tensor
+        fits = len(self.before) == len(self.after) == x.rank
+        self.require(fits, f"elements before and after each dimension of {x}")
         return (TensorType(x.dtype, tuple(b + s + a for b, s, a in zip(self.before, x.shape, self.after))),)
 
     @property
@@ -156,6 +181,11 @@ class Pad(Structured):
             body = where(inside, body, Const(self.literal, self.x.dtype))
         return Space(axes, body, self.x.dtype)
 
+    def reference(self, *arrays: Array) -> tuple[Array, ...]:
+        result = np.full([int(s) for s in self.value.tensor.shape], self.literal, self.x.dtype.numpy)
+        result[tuple(slice(int(b), int(b) + n) for b, n in zip(self.before, arrays[0].shape))] = arrays[0]
+        return (result,)
+
 
 @dataclass(frozen=True, eq=False)
 class Concat(Structured):
@@ -165,7 +195,9 @@ class Concat(Structured):
     axis: int
 
     def infer(self) -> tuple[Type, ...]:
+        self.require(bool(self.parts), "nothing to put together")
         first = self.parts[0].tensor
+        self.require(0 <= self.axis < first.rank, f"{first} has no dimension {self.axis}")
         for part in self.parts[1:]:
             same = part.tensor.rank == first.rank and all(
                 d == self.axis or a == b for d, (a, b) in enumerate(zip(part.tensor.shape, first.shape))
@@ -197,7 +229,5 @@ class Concat(Structured):
             body = where(apply("lt", Index(along), Index(offsets[position + 1])), element(position), body)
         return Space(axes, body, dtype)
 
-
-def axis_names(axes: tuple[Axis, ...]) -> tuple[Size, ...]:
-    """The axes as subscripts."""
-    return tuple(Size.of(a.name) for a in axes)
+    def reference(self, *arrays: Array) -> tuple[Array, ...]:
+        return (np.concatenate(arrays, axis=self.axis),)
