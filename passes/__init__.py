@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from importlib import import_module
 
-MODULES: tuple[str, ...] = ("specialize", "canonicalize", "cse", "dce", "fuse", "lower")
+MODULES: tuple[str, ...] = (
+    "specialize",
+    "canonicalize",
+    "cse",
+    "dce",
+    "legalize_dtype",
+    "fuse",
+    "skip_rounding",
+    "lower",
+)
 """Every module that defines passes; importing it registers them."""
 
 

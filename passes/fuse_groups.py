@@ -54,7 +54,7 @@ class Search:
         views = []
         for node in self.nodes:
             group = self.group_of[node]
-            if group.members and group.members[0].only_moves:
+            if group.members and (group.members[0].only_moves or is_free(group.members[0])):
                 views.append(node)  # it joins what reads it; what is left of views then joins what they read
             elif group.members:
                 self._grow(node)
@@ -184,7 +184,7 @@ def sink_views(region: Region) -> tuple[Region, Mapping[Node, Node]]:
     """Give every reader of a plain view, or of a value made of nothing, a copy of its own: reading through a view costs
     nothing, so it should not tie its readers together. Also gives the node that each copy was made from."""
     fusible = {node: member for node in region.nodes if (member := Member.of(node)) is not None}
-    free = {node for node, member in fusible.items() if _is_free(member)}
+    free = {node for node, member in fusible.items() if is_free(member)}
     kept = {v.node for v in region.results} | {v.node for n in region.nodes if n not in fusible for v in n.inputs}
     origin: dict[Node, Node] = {}
     values: dict[Value, Value] = {}
@@ -213,7 +213,7 @@ def sink_views(region: Region) -> tuple[Region, Mapping[Node, Node]]:
     return Region(region.parameters, tuple(nodes), tuple(values.get(v, v) for v in region.results)), origin
 
 
-def _is_free(member: Member) -> bool:
+def is_free(member: Member) -> bool:
     """May every reader compute it again? A view, a cast to something not narrower, a value made of no data."""
     if not member.reads:
         return not member.is_reduced and member.work <= CHEAP

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from intarsia.ir.graph import Node, Structured, Value
-from intarsia.ir.ops import ArgReduce, Elementwise, Reduce, Update
+from intarsia.ir.ops import ArgReduce, Cast, Elementwise, Reduce, Update
 from intarsia.ir.ops.elementwise import axes_for
-from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Load, loads
+from intarsia.ir.scalar import Apply, Bitcast, Const, Expr, Load, loads
+from intarsia.ir.scalar import Cast as CastExpr
 from intarsia.ir.sizes import ONE, Size
 from intarsia.ir.space import Axis, Space, operand, operand_position
 from intarsia.passes.lower_uses import work
@@ -63,7 +64,10 @@ class Member:
 
     @cached_property
     def work(self) -> int:
-        """Scalar work on data at one point of the space."""
+        """Scalar work on data at one point of the space. Casts that will be skipped are free."""
+        match self.node:
+            case Cast(optional=True) | Cast(Value(Cast(optional=True))):
+                return 0
         return work(self.space.body)
 
     @property
@@ -78,7 +82,7 @@ class Member:
     def is_plain(self) -> bool:
         """One element, perhaps cast: what the loads of a contraction can take in."""
         body = self.space.body
-        while isinstance(body, (Cast, Bitcast)):
+        while isinstance(body, (CastExpr, Bitcast)):
             body = body.value
         return isinstance(body, Load) and not self.is_reduced and isinstance(self.node, Structured)
 
@@ -119,7 +123,7 @@ def is_contraction(space: Space) -> bool:
     Without such reuse (a row-wise dot product, a matrix times a vector) it is a reduction like any other.
     """
     body = space.body
-    while isinstance(body, Cast):
+    while isinstance(body, CastExpr):
         body = body.value
     match body:
         case Apply("mul", (left, right)) if space.combiner == "sum":

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from intarsia.ir.graph import Module, Node, Region, Value
-from intarsia.ir.ops import Constant, Fused, Loop
+from intarsia.ir.ops import Cast, Constant, Fused, Loop
 from intarsia.ir.sizes import ZERO, Size
 from intarsia.ir.types import TensorType
 from intarsia.passes.fuse_members import Member
@@ -47,6 +47,8 @@ def title(node: Node) -> str:
             return title(body.results[0].node)
         case Loop(stacked=stacked):
             return "scan" if stacked else "loop"
+        case Cast(x, _, True):
+            return title(x.node)
     member = Member.of(node)
     return member.title if member else node.name
 

@@ -130,7 +130,7 @@ class Pipeline:
         return ",".join(map(str, self.passes))
 
 
-DEFAULT = "canonicalize,cse,dce,legalize-dtype,canonicalize,cse,fuse,dce,lower,schedule"
+DEFAULT = "canonicalize,cse,dce,legalize-dtype,canonicalize,cse,fuse,skip-rounding,dce,lower,schedule"
 
 
 def default_pipeline(sizes: Mapping[str, int] | None = None) -> Pipeline:

@@ -1,0 +1,176 @@
+"""Element types that the target does not compute with are computed in wider ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from intarsia.ir.dtypes import BF16, BOOL, F16, F32, U8, DType
+from intarsia.ir.errors import CompileError
+from intarsia.ir.functions import FUNCTIONS
+from intarsia.ir.graph import Module, Node, Region, Value
+from intarsia.ir.kernel import PUT_FUNCTIONS
+from intarsia.ir.ops import ArgReduce, Cast, Compute, Constant, Elementwise, Reduce, Update
+from intarsia.ir.target import Target
+from intarsia.ir.types import ListType, Type
+from intarsia.passes.legalize_scalar import legal_body, rounded, widened
+from intarsia.passes.pipeline import Context, Pass
+
+_BOOL_FUNCTIONS = {"maximum": "or", "minimum": "and"}
+_BOOL_COMBINERS = {"max": "any", "min": "all"}
+
+
+@dataclass(frozen=True)
+class LegalizeDtype(Pass):
+    """Compute f16 and bf16 in f32 where the target has no such arithmetic, and order bools as bits.
+
+    Before:  %0 = add %x, %y : bf16[4]       After:  %0 = cast %x : f32[4]
+                                                     %1 = cast %y : f32[4]
+                                                     %2 = add %0, %1 : f32[4]
+                                                     %3 = cast %2 optional=true : bf16[4]
+
+    Every op rounds its result, as the language says; but the roundings are `optional`: `skip-rounding` leaves out those
+    between ops of one kernel. Within one body, only the result is rounded. Reductions run in f32 and round once.
+    Moving, comparing for equality of bits, and storing need no arithmetic and stay.
+
+    Keeps: values within the tolerance. Needs: nothing. Leaves: no arithmetic on f16, bf16 that the target lacks, and
+    no comparison, minimum or maximum of bools.
+
+    Raises CompileError E0901: elements of 7 bits or fewer, or floats of 8, which no back end computes with yet.
+    """
+
+    name: ClassVar[str] = "legalize-dtype"
+    exact: ClassVar[bool] = False
+
+    def run(self, module: Module, context: Context) -> Module:
+        for parameter in module.graph.parameters:
+            _refuse_narrow(parameter, parameter.results)
+        for node in module.graph.body.walk():
+            _refuse_narrow(node, node.results)
+        body = _Legalizer(frozenset({F16, BF16}) - native(context.target)).region(module.graph.body, {})
+        return module if body is module.graph.body else module.with_body(body)
+
+
+def native(target: Target) -> frozenset[DType]:
+    """The 16-bit floats that a target computes with."""
+    if target.kind == "gpu":
+        return frozenset({F16, BF16})
+    return frozenset({F16}) if {"avx512fp16", "fullfp16"} & set(target.features) else frozenset()
+
+
+def _refuse_narrow(node: Node, types: Iterable[Type]) -> None:
+    for type_ in types:
+        dtype = type_.element.dtype if isinstance(type_, ListType) else type_.dtype
+        if dtype.is_narrow:
+            raise CompileError(
+                "E0901",
+                f"elements of type {dtype} cannot be compiled yet",
+                node.span,
+                hint="the target `reference` runs them; or hold the data in i8 or f16",
+            )
+
+
+@dataclass
+class _Legalizer:
+    """Rewrites regions. `slow` are the dtypes that have no arithmetic; `nodes` those of the region at hand."""
+
+    slow: frozenset[DType]
+    nodes: list[Node] = field(default_factory=list)
+
+    def region(self, region: Region, outer: Mapping[Value, Value]) -> Region:
+        values = dict(outer)
+        inner = _Legalizer(self.slow)
+        for node in region.nodes:
+            new = node.with_operands(values)
+            changed: dict[str, Any] = {n: found for n, r in _regions(new) if (found := self.region(r, {})) is not r}
+            new = dataclasses.replace(new, **changed) if changed else new
+            results = inner.legal(new)
+            if results != node.values:
+                values.update(zip(node.values, results))
+        if len(inner.nodes) == len(region.nodes) and all(a is b for a, b in zip(inner.nodes, region.nodes)):
+            return region
+        return Region(region.parameters, tuple(inner.nodes), tuple(values.get(v, v) for v in region.results))
+
+    def add(self, node: Node) -> Value:
+        self.nodes.append(node)
+        return node.value
+
+    def legal(self, node: Node) -> tuple[Value, ...]:
+        """Emit a node in types that the target computes with, and give its results."""
+        match node:
+            case Elementwise(arguments=arguments) if arguments[-1].dtype in self.slow and self._computes(node):
+                return (self._elementwise(node),)
+            case Elementwise(function, arguments) if arguments[-1].dtype == BOOL and _orders(function):
+                if function in _BOOL_FUNCTIONS:
+                    return (self.add(dataclasses.replace(node, function=_BOOL_FUNCTIONS[function])),)
+                bits = tuple(self.add(Cast(a, U8, span=node.span)) for a in arguments)
+                return (self.add(dataclasses.replace(node, arguments=bits)),)
+            case Reduce(x, "max" | "min" as combiner) if x.dtype == BOOL:
+                return (self.add(dataclasses.replace(node, combiner=_BOOL_COMBINERS[combiner])),)
+            case Reduce(x) if x.dtype in self.slow:
+                wide = self.add(dataclasses.replace(node, x=self.wide(x, node)))
+                return (self.add(Cast(wide, x.dtype, optional=True, span=node.span)),)
+            case ArgReduce(x) if x.dtype in self.slow:
+                return (self.add(dataclasses.replace(node, x=self.wide(x, node))),)
+            case ArgReduce(x) if x.dtype == BOOL:
+                return (self.add(dataclasses.replace(node, x=self.add(Cast(x, U8, span=node.span)))),)
+            case Compute():
+                return (self.add(self._compute(node)),)
+            case Update():
+                return (self._update(node),)
+        self.nodes.append(node)
+        return node.values
+
+    def wide(self, value: Value, origin: Node) -> Value:
+        """A value in f32: exact."""
+        if isinstance(value.node, Constant):
+            return self.add(Constant(rounded(value.node.literal, value.dtype), F32, span=origin.span))
+        return self.add(Cast(value, F32, span=origin.span))
+
+    def _computes(self, node: Elementwise) -> bool:
+        """Does it do arithmetic? A `where` only moves, but between ops it had better stay in the wide type."""
+        if node.function != "where":
+            return True
+        return any(isinstance(a.node, Cast) and a.node.optional for a in node.arguments[1:])
+
+    def _elementwise(self, node: Elementwise) -> Value:
+        arguments = tuple(self.wide(a, node) if a.dtype in self.slow else a for a in node.arguments)
+        result = self.add(dataclasses.replace(node, arguments=arguments))
+        if result.dtype == node.value.dtype:
+            return result
+        return self.add(Cast(result, node.value.dtype, optional=True, span=node.span))
+
+    def _compute(self, node: Compute) -> Compute:
+        space = node.definition
+        body = legal_body(space.body, self.slow)
+        combiner = space.combiner
+        if combiner is not None and body.dtype in self.slow:
+            body = widened(space.body, self.slow)
+        if combiner in _BOOL_COMBINERS and body.dtype == BOOL:
+            combiner = _BOOL_COMBINERS[combiner]
+        if body == space.body and combiner == space.combiner:
+            return node
+        return dataclasses.replace(node, definition=dataclasses.replace(space, body=body, combiner=combiner))
+
+    def _update(self, node: Update) -> Value:
+        """An update that accumulates does so in f32: base and result are cast."""
+        if node.operator == "=" or node.base.dtype not in self.slow:
+            body = legal_body(node.body, self.slow)
+            return self.add(node if body == node.body else dataclasses.replace(node, body=body))
+        assert node.operator in PUT_FUNCTIONS
+        body = widened(node.body, self.slow, wide_buffer="a0")
+        base = self.wide(node.base, node)
+        arguments = node.arguments
+        result = self.add(Update(base, arguments, node.axes, node.targets, node.operator, body, span=node.span))
+        return self.add(Cast(result, node.base.dtype, optional=True, span=node.span))
+
+
+def _orders(function: str) -> bool:
+    """Is it a function of bools that is neither logic nor a selection?"""
+    return function in (*_BOOL_FUNCTIONS, "eq", "ne", "lt", "le", "gt", "ge") and function in FUNCTIONS
+
+
+def _regions(node: Node) -> Iterable[tuple[str, Region]]:
+    return ((f.name, r) for f in dataclasses.fields(node) if isinstance(r := getattr(node, f.name), Region))

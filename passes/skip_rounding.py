@@ -1,0 +1,72 @@
+"""Roundings between the ops of one kernel are left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
+
+from intarsia.ir.graph import Module, Node, Region, Value
+from intarsia.ir.ops import Cast, Fused
+from intarsia.passes.dce import prune
+from intarsia.passes.pipeline import Context, Pass
+
+
+@dataclass(frozen=True)
+class SkipRounding(Pass):
+    """Within a fused group, an op takes the wide value that an optional cast would round.
+
+    Before:  %1 = cast %0 optional=true : bf16[4]           After:  %3 = mul %0, %0 : f32[4]
+             %2 = cast %1 : f32[4]
+             %3 = mul %2, %2 : f32[4]
+
+    Between groups the rounded value goes through memory, which it halves.
+
+    Keeps: values, or makes them more exact. Needs: `fuse`. Leaves: no such pair of casts in a group.
+    """
+
+    name: ClassVar[str] = "skip-rounding"
+    exact: ClassVar[bool] = False
+
+    def run(self, module: Module, context: Context) -> Module:
+        body = _region(module.graph.body)
+        return module if body is module.graph.body else module.with_body(body)
+
+
+def _region(region: Region) -> Region:
+    """The region with every group inside it changed."""
+    values: dict[Value, Value] = {}
+    nodes: list[Node] = []
+    for node in region.nodes:
+        new = node.with_operands(values)
+        change = _skip if isinstance(new, Fused) else _region
+        changed: dict[str, Any] = {
+            f.name: r
+            for f in fields(new)
+            if isinstance(old := getattr(new, f.name), Region) and (r := change(old)) is not old
+        }
+        new = replace(new, **changed) if changed else new
+        if new is not node:
+            values.update(zip(node.values, new.values))
+        nodes.append(new)
+    if all(a is b for a, b in zip(nodes, region.nodes)):
+        return region
+    return Region(region.parameters, tuple(nodes), tuple(values.get(v, v) for v in region.results))
+
+
+def _skip(group: Region) -> Region:
+    """The group with values taken before their optional roundings."""
+    values: dict[Value, Value] = {}
+    nodes: list[Node] = []
+    for node in group.nodes:
+        match node:
+            case Cast(Value(Cast(x, _, True) as rounding), dtype) if rounding in group.nodes and x.dtype == dtype:
+                values[node.value] = values.get(x, x)
+                continue
+        new = node.with_operands(values)
+        if new is not node:
+            values.update(zip(node.values, new.values))
+        nodes.append(new)
+    if len(nodes) == len(group.nodes):
+        return group
+    results = tuple(values.get(v, v) for v in group.results)
+    return prune(Region(group.parameters, tuple(nodes), results), results)
