@@ -69,9 +69,8 @@ def _conversions() -> list[Node]:
 
 
 def _reductions() -> list[Node]:
-    found: list[Node] = [Reduce(_x(F32, 4, 5), combiner, (1,)) for combiner in ("sum", "prod", "max", "min")] + [
-        Reduce(_x(BOOL, 4, 5), combiner, (0,)) for combiner in ("any", "all", "sum")
-    ]
+    found: list[Node] = [Reduce(_x(F32, 4, 5), combiner, (1,)) for combiner in ("sum", "prod", "max", "min")]
+    found += [Reduce(_x(BOOL, 4, 5), combiner, (0,)) for combiner in ("any", "all", "sum")]
     for dtype_ in (BF16, F16, I8, U8, I64):
         found.append(Reduce(_x(dtype_, 3, 4, 5), "sum", (0, 2), keepdims=True))
     found += [Reduce(_x(F32, 4, 5), "max", ()), Reduce(_x(F32, 4, 0), "min", (1,)), Reduce(_x(F32, 4), "sum", (0,))]

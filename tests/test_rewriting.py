@@ -281,7 +281,7 @@ BROKEN = {
     "twice": (twice, "occurs twice"),
     "result": (missing_result, "gives the result of a elementwise that is not made in it"),
     "dimension": (lambda: module_of([], [y4.value], y4), "N is no dimension here"),
-    "state": (state_type, "a state of the loop over t is f32[4] but becomes f32[N]"),
+    "state": (state_type, "a state is f32[4] but becomes f32[N]"),
     "counter": (counter_twice, "the counter t is not the only one"),
     "kernel": (unknown_kernel, "there is no kernel k"),
     "call": (call_rank, "does not fit a: f32[4, 4]"),
