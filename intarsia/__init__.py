@@ -1,8 +1,55 @@
-"""Intarsia: a compiler for tensor programs, from one line of index notation to machine code."""
+"""Intarsia: a compiler for tensor programs, from one line of index notation to machine code.
+
+import intarsia
+
+layers = intarsia.load("layers.ita")            # a file; or intarsia.compile("fn …")
+y = layers.mlp(x, w1, b1, w2)                   # NumPy or anything with DLPack in, the same kind out
+kernel = layers.mlp.lower(x, w1, b1, w2)        # for these types, with every stage
+print(kernel.asm["graph"], kernel.asm["llvm"])
+relu = intarsia.jit("fn relu(x: f32[N]) -> f32[N] { return maximum(x, 0.0) }")
+"""
+
+from __future__ import annotations
 
 from pathlib import Path as _Path
+from typing import TYPE_CHECKING, Any
 
 if (_Path(__file__).parent.parent / "pyproject.toml").is_file():
     __path__.append(str(_Path(__file__).parent.parent))  # a checkout keeps dsl/, ir/, ... one level up
 
+if TYPE_CHECKING:
+    from intarsia.api import compile as compile
+    from intarsia.api import jit as jit
+    from intarsia.api import load as load
+    from intarsia.driver import Options as Options
+    from intarsia.files import read_weights as read_weights
+    from intarsia.ir.errors import CompileError as CompileError
+    from intarsia.program import Function as Function
+    from intarsia.program import Program as Program
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "CompileError": "intarsia.ir.errors",
+    "Function": "intarsia.program",
+    "Options": "intarsia.driver",
+    "Program": "intarsia.program",
+    "compile": "intarsia.api",
+    "jit": "intarsia.api",
+    "load": "intarsia.api",
+    "read_weights": "intarsia.files",
+}
+__all__ = ["CompileError", "Function", "Options", "Program", "compile", "jit", "load", "read_weights"]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported on first use, so that `intarsia --help` loads nothing that it does not need."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'intarsia' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from intarsia.commands.options import read_source
+from intarsia.commands.options import read_text
 
 
 @click.command("fmt")
@@ -19,7 +19,7 @@ def command(files: tuple[str, ...], check: bool) -> int:
 
     status = 0
     for name in files:
-        source = read_source(name)
+        source = read_text(name)
         formatted = format_program(source)
         if name == "-":
             click.echo(formatted, nl=False)

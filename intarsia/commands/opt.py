@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from intarsia.commands.options import read_source
+from intarsia.commands.options import read_text
 from intarsia.deep_stack import with_deep_stack
 from intarsia.ir.errors import CompileError, Remarks, Source
 
@@ -100,7 +100,7 @@ def command(
                 note(f"{place}{remark.pass_name}: {remark.message}")
         return print_module(result, debug_info)
 
-    whole = read_source(file)
+    whole = read_text(file)
     texts = _split(whole) if split_input_file else [whole]
     results: list[str] = []
     mistakes: list[CompileError] = []

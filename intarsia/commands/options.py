@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any, TypeVar
 import click
 
 from intarsia.driver import Options, schedule_text
-from intarsia.ir.errors import CompileError, Source
+from intarsia.files import decode_source, read_source
+from intarsia.ir.errors import Source
 
 INTERPRETERS = ("reference", "kernels", "plan")
 """Targets that run a stage with NumPy in place of machine code."""
@@ -19,21 +19,9 @@ INTERPRETERS = ("reference", "kernels", "plan")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def read_source(name: str) -> Source:
-    """The text of a program or IR file; `-` is standard input. Raises CompileError E0701 with the reason."""
-    try:
-        if name == "-":
-            return Source("<stdin>", sys.stdin.buffer.read().decode("utf-8-sig"))
-        return Source(name, Path(name).read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise CompileError("E0702", f"{name} is not UTF-8 text: byte {error.start} cannot be decoded") from None
-    except OSError as error:
-        hint = ""
-        folder = Path(name).parent
-        if folder.is_dir():
-            near = difflib.get_close_matches(Path(name).name, [p.name for p in folder.iterdir()], 1)
-            hint = f"did you mean {folder / near[0]}?" if near else ""
-        raise CompileError("E0701", f"cannot read {name}: {error.strerror or error}", hint=hint) from None
+def read_text(name: str) -> Source:
+    """The text of a program or IR file; `-` is standard input. Raises CompileError E0701 or E0702."""
+    return decode_source("<stdin>", sys.stdin.buffer.read()) if name == "-" else read_source(name)
 
 
 def split_function(name: str) -> tuple[str, str | None]:
@@ -57,7 +45,7 @@ def open_program(file: str | None, text: str | None) -> tuple[Source, str | None
     if file is None:
         raise click.UsageError("give a FILE, or a program with -e")
     path, function = split_function(file)
-    return read_source(path), function
+    return read_text(path), function
 
 
 def compile_options(function: F) -> F:
