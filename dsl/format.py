@@ -5,6 +5,7 @@ Comments, parentheses and single blank lines stay as they are; all else follows 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -49,6 +50,11 @@ def level(node: ast.Expression) -> int:
         case ast.Unary(operator):
             return _NOT if operator == "not" else _NEGATION
     return _ATOM
+
+
+def _is_short(node: ast.Expression) -> bool:
+    """Whether an operand is a name or a number, and the other stays on its line."""
+    return isinstance(node, (ast.Name, ast.Number))
 
 
 class Printer:
@@ -144,7 +150,7 @@ class Printer:
             case ast.Define(name, binders, value):
                 return (name.text, self.items("[", binders, "]"), " = ", self.expression(value))
             case ast.If(condition, then, otherwise):
-                head = ("if ", self.expression(condition, _OR), " ", self.block(then))
+                head = ("if ", self.unbroken(condition, _OR), " ", self.block(then))
                 if is_chained(node):
                     return (*head, " else ", self.statement(otherwise[0]))
                 return (*head, " else ", self.block(otherwise)) if otherwise else head
@@ -157,19 +163,22 @@ class Printer:
     # Lists in brackets
 
     def items(self, opening: str, nodes: Sequence[ast.Node], closing: str) -> Document:
-        """A list on one line, or with a line for each item and a comma after the last."""
+        """A list on the line of its brackets, else on one of its own, else with a line for each item and a comma after
+        the last."""
         if not nodes:
             return opening + closing
         broken = any(self.comments.of(node) for node in nodes)
-        parts: list[Document] = [HARD if broken else SOFT]
+        parts: list[Document] = []
         for node in nodes:
             document = self.item(node)
             comma: Document = "," if node is not nodes[-1] else IfBroken(",")
             parts.append(self.commented(node, document, comma) if broken else (document, comma))
             if node is not nodes[-1]:
                 parts.append(HARD if broken else SPACE)
-        behind = self.line_ends(self.comments.before, nodes[0])
-        return Group((opening, *behind, Indent(tuple(parts)), SOFT, closing))
+        if broken:
+            behind = self.line_ends(self.comments.before, nodes[0])
+            return Group((opening, *behind, Indent((HARD, *parts)), HARD, closing))
+        return Group((opening, Indent((SOFT, Group(tuple(parts)))), SOFT, closing))
 
     def commented(self, node: ast.Node, document: Document, comma: Document) -> Document:
         """An item of a list with its comments, the comma before the one at the end of its line."""
@@ -324,15 +333,23 @@ class Printer:
             first = first.left
             if own in (_POWER, _COMPARISON):
                 break
+        if len(rest) == 3 and {_is_short(node.left), _is_short(node.right)} == {True, False}:
+            rest[1] = " "  # 0.5 * (…): the brackets break
         tail = tuple(reversed(rest))
         # Of a power the left side, and of a comparison both, bind more than it does.
         head = self.expression(first, own + 1)
         return Group((head, Indent(tail) if hang else tail))
 
+    def unbroken(self, node: ast.Expression, minimum: int) -> Document:
+        """An expression on one line, unless it is long: there is a better place to break before it."""
+        document = self.expression(node, minimum)
+        text = render(document, sys.maxsize)
+        return text if len(text) < WIDTH // 2 and "\n" not in text else document
+
     def loop(self, node: ast.LoopExpr) -> Document:
         head = (node.kind, " ", self.items("(", node.states, ")"), " for ")
         counted = self.binder(node.counter, node.lower, node.upper)
-        condition = (" while ", self.expression(node.condition, _OR)) if node.condition is not None else ()
+        condition = (" while ", self.unbroken(node.condition, _OR)) if node.condition is not None else ()
         return (*head, counted, *condition, " ", self.block(node.body))
 
     def parenthesised(self, node: ast.Expression | ast.DimExpression) -> bool:
