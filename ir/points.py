@@ -66,6 +66,7 @@ class Points:
         self._indices: dict[str, Array] = {}
         self._memo: dict[tuple[Expr, int], Array] = {}
         self._guards: list[Array] = [self.active]
+        self._by_data: set[str] = set()  # axes whose bounds depend on data
         self.count = 1
         for axis in axes:
             self._append(axis, (within or {}).get(axis.name), limit)
@@ -76,6 +77,8 @@ class Points:
 
     def _append(self, axis: Axis, within: tuple[int, int] | None, limit: int | None) -> None:
         lower, upper = self.size(axis.lower), self.size(axis.upper)
+        if self._depends_on_data(axis.lower) or self._depends_on_data(axis.upper):
+            self._by_data.add(axis.name)
         low, high = self._extreme(lower, np.minimum), self._extreme(upper, np.maximum)
         if within is not None:
             low, high = max(low, within[0]), min(high, within[1])
@@ -236,12 +239,16 @@ class Points:
             outside = (position < 0) | (position >= extent)
             if outside.any():
                 wrong = outside & self.active
-                if index.opaques and self.context.checks:
+                by_data = self._depends_on_data(index)
+                if by_data and self.context.checks:
                     self.report(wrong, position, f"subscript {{}} of dimension {d} is outside 0..{extent}")
-                assert index.opaques or not wrong.any(), f"{load} is outside dimension {d} of extent {extent}"
+                assert by_data or not wrong.any(), f"{load} is outside dimension {d} of extent {extent}"
                 position = np.clip(position, 0, extent - 1)
             found.append(position)
         return tuple(found)
+
+    def _depends_on_data(self, size: Size) -> bool:
+        return bool(size.opaques) or bool(size.symbols & self._by_data)
 
     # ------------------------------------------------------------------ checks
 
