@@ -52,7 +52,7 @@ def command(
     program = Program(source, options, use_cache=use_cache)
     function = program.entry(name)
     if stage == "ast":
-        from intarsia.dsl.ast import show
+        from intarsia.dsl.show import show
 
         _write(output, show(program.library.program))
         return

@@ -170,7 +170,7 @@ def _time_kernel(compilation: Compilation, kernel: Kernel) -> tuple[float, int]:
 
 def report_trace(function: Function, bound: Bound, name: str) -> int:
     """Print every value that is assigned to `name`, in order of execution."""
-    from intarsia.dsl.ast import assignments
+    from intarsia.dsl.show import assignments
 
     spans = assignments(function.program.library.program, name)
     if not spans:
