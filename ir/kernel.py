@@ -136,7 +136,8 @@ Statement: TypeAlias = For | Put | If | Alloc | Prefetch | Check | Call
 class Kernel:
     """A function over buffers. `sizes` are names (dynamic dimensions, loop counters) passed as i64 arguments.
 
-    Parameters come inputs first, then results (role `out`) and in-place ones (role `inout`), all `global`.
+    Parameters come inputs first, then results (role `out`) and in-place ones (role `inout`), then, in a plan, scratch
+    memory (role `temp`), all `global`.
     """
 
     name: str

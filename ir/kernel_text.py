@@ -13,9 +13,9 @@
       }
     }
 
-Lines mean nothing; every statement begins with a keyword or with `name[`. Parameters are inputs unless `out` or `inout`
-stands before them, temporaries are `global` unless another memory is named. Errors are E1502 to E1504, as for
-`ir/scalar_text.py`.
+Lines mean nothing; every statement begins with a keyword or with `name[`. Parameters are inputs unless `out`, `inout`
+or `temp` stands before them, temporaries are `global` unless another memory is named. Errors are E1502 to E1504, as
+for `ir/scalar_text.py`.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from intarsia.ir.sizes import Size
 
 _KINDS: dict[str, LoopKind] = {"for" if kind == "seq" else kind: kind for kind in get_args(LoopKind)}
 _MEMORIES: tuple[Memory, ...] = get_args(Memory)
+_ROLES: tuple[Role, ...] = ("out", "inout", "temp")
 _OPERATORS: dict[tuple[str, ...], PutOperator] = {
     ("=",): "=",
     ("+=",): "+=",
@@ -160,10 +161,11 @@ class KernelReader(ScalarReader):
 
     def _parameter(self) -> Buffer:
         role: Role = "in"
-        for word in ("out", "inout"):
+        for word in _ROLES:
             if self.at(word) and self.peek().kind == "name":
                 self.next()
-                role = "out" if word == "out" else "inout"
+                role = word
+                break
         return self._buffer("global", role)
 
     def _buffer(self, memory: Memory, role: Role) -> Buffer:

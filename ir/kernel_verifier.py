@@ -52,8 +52,8 @@ def _names(kernel: Kernel) -> Iterator[str]:
         if count > 1:
             yield f"the name {name} is used {count} times"
     for buffer in kernel.parameters:
-        if buffer.memory != "global" or buffer.role == "temp":
-            yield f"parameter {buffer.name} is {buffer.memory} {buffer.role}"
+        if buffer.memory != "global":
+            yield f"parameter {buffer.name} is {buffer.memory}"
         if buffer.length is not None and buffer.role != "in":
             yield f"list {buffer.name} is written"
 
