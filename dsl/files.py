@@ -121,7 +121,7 @@ class Prelude:
 
 def load_prelude(cache_dir: Path | None = None) -> Prelude:
     """The standard library, not yet parsed."""
-    return Prelude(read_source(PRELUDE), cache_dir)
+    return Prelude(Source(PRELUDE.name, PRELUDE.read_text("utf-8")), cache_dir)
 
 
 def load_files(source: Source, cache_dir: Path | None = None) -> list[SourceFile]:

@@ -7,8 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+
+from intarsia.dsl.library import load
+from intarsia.ir.dtypes import of_numpy
+from intarsia.ir.errors import Source
+from intarsia.ir.interpreter import evaluate
+from intarsia.ir.sizes import Size
+from intarsia.ir.types import ListType, TensorType, Type
+from intarsia.ir.verifier import verify_module
 
 EXPECTED = "# ===== expected\n"
 
@@ -45,3 +55,36 @@ class Golden:
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Golden:
     return Golden(update=bool(request.config.getoption("--update-golden")))
+
+
+def run_program(text: str, *arrays: Any, function: str | None = None, **options: Any) -> Any:
+    """Build a program for arrays, verify the Graph and evaluate it; one result alone, several as a tuple.
+
+    An argument may be None, a parameter that is left out, or a list of arrays. `options` are dimensions (`N=64`) and
+    static values. Scalars are given as NumPy scalars.
+    """
+    library = load(Source("program.ita", text))
+    entry = library.signature(function)
+    types: dict[str, Type] = {}
+    inputs: list[Any] = []
+    for parameter, array in zip(entry.parameters, arrays):
+        if array is None:
+            continue
+        items = array if isinstance(array, list) else [array]
+        found = of_numpy(np.asarray(items[0]).dtype)
+        assert found is not None
+        tensor = TensorType.of(found, *np.shape(items[0]))
+        types[parameter.label] = ListType(Size.of(len(items)), tensor) if isinstance(array, list) else tensor
+        inputs.append(array)
+    dims = {name: value for name, value in options.items() if name in entry.explicit_dims}
+    statics = {name: value for name, value in options.items() if name not in dims}
+    module = library.build(function, types, dims, statics)
+    verify_module(module)
+    results = evaluate(module, inputs, library.bind_sizes(function, types, dims))
+    return results[0] if len(results) == 1 else results
+
+
+@pytest.fixture
+def run() -> Any:
+    """See `run_program`."""
+    return run_program

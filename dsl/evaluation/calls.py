@@ -186,6 +186,7 @@ def call_function(builder: Builder, function: ast.Function, file: File, node: as
     positional, keywords = _positional(builder, node, scope), _keywords(builder, node, scope)
     sizes = {name: keywords.pop(name) for name in signature.explicit if name in keywords}
     given = _assign_parameters(signature, positional, keywords, node)
+    sizes |= _static_sizes(builder, signature, given)
     unifier = _unify(builder, signature, given, sizes, node.span)
     opened = scope.frame if any(_is_open(a.argument.item, scope) for a in given) else None
     body = Scope(file, frame=opened)
@@ -259,6 +260,17 @@ def _unify(
                 "E0309", f"no argument decides the dimension {name} of {signature.name}", span, hint=hint
             )
     return unifier
+
+
+def _static_sizes(builder: Builder, signature: Signature, given: list[Given]) -> dict[str, Argument]:
+    """The static parameters that stand in types."""
+    found = {e.parameter.name: e.argument for e in given if e.parameter.name in signature.static_sizes}
+    for parameter in signature.parameters:
+        default = parameter.declaration.default
+        if parameter.name in signature.static_sizes and parameter.name not in found and default is not None:
+            item = builder.evaluate(default, Scope(signature.file))
+            found[parameter.name] = Argument(item, default.span)
+    return found
 
 
 def _named(entry: Given) -> str:

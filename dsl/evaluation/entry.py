@@ -38,12 +38,14 @@ class Instance:
     known: Mapping[str, Size]
     labels: frozenset[str] | None = None
     statics: Mapping[str, object] = field(default_factory=dict)
+    untyped: Mapping[str, TensorType] = field(default_factory=dict)
 
     @property
     def dimensions(self) -> tuple[str, ...]:
         """All names, those of packs after the others."""
         packs = (n for dims in self.unifier.packs.values() for d in dims if (n := d.as_name) is not None)
-        return (*self.signature.dimensions, *packs)
+        own = (s.as_name or "" for t in self.untyped.values() for s in t.shape)
+        return (*self.signature.dimensions, *packs, *own)
 
 
 def bind_types(
@@ -77,8 +79,25 @@ def bind_types(
         name: Size.of(number) for name, number in dims.items() if name in {str(d) for p in packs.values() for d in p}
     }
     unifier = Unifier(Bounds(), signature.classes, _own_names(signature), packs=packs, elements=dict(found.elements))
+    for name, value in (statics or {}).items():
+        if name in signature.static_sizes and isinstance(value, int):
+            unifier.sizes[unknown(name)] = Size.of(value)
     labels = None if types is None else frozenset(types)
-    return Instance(signature, unifier, known, labels, statics or {})
+    untyped = {p.name: _untyped(p.name, types, known) for p in signature.parameters if _is_untyped(p, types)}
+    return Instance(signature, unifier, known, labels, statics or {}, untyped)
+
+
+def _is_untyped(parameter: ParameterInfo, types: Mapping[str, Type] | None) -> bool:
+    return parameter.pattern is None and types is not None and isinstance(types.get(parameter.name), TensorType)
+
+
+def _untyped(name: str, types: Mapping[str, Type] | None, known: dict[str, Size]) -> TensorType:
+    """The type of a tensor for a static parameter, with names `mask_0`, `mask_1`, … for its sizes."""
+    given = types[name] if types is not None else None
+    assert isinstance(given, TensorType)
+    names = [f"{name}_{position}" for position in range(given.rank)]
+    known.update(zip(names, given.shape))
+    return TensorType(given.dtype, tuple(Size.of(n) for n in names))
 
 
 def _match_leaf(unifier: Unifier, label: str, pattern: TensorPattern, length: Size | None, given: Type) -> None:
@@ -128,6 +147,7 @@ def build_function(builder: Builder, instance: Instance) -> Module:
     bounds = builder.bounds
     bounds.dimensions = dict.fromkeys(instance.dimensions)
     bounds.known = dict(instance.known)
+    bounds.untyped = {n for t in instance.untyped.values() for s in t.shape for n in s.symbols}
     instance.unifier.bounds = bounds
     scope = Scope(signature.file)
     bind_signature(signature, instance.unifier, scope)
@@ -153,7 +173,11 @@ def _bind_parameter(
     """Bind a parameter to graph parameters or to a static value; one that is left out gets its default later."""
     name, declaration = info.name, info.declaration
     if info.pattern is None:
-        if name in instance.statics:
+        if name in instance.untyped:
+            parameter = Parameter(name, instance.untyped[name], declaration.const, span=declaration.span)
+            parameters.append(parameter)
+            scope.bind(name, parameter.value, declaration.name.span)
+        elif name in instance.statics:
             scope.bind(name, static_item(instance.statics[name], name), declaration.name.span)
         elif declaration.default is None:
             raise CompileError("E0315", f"the static parameter `{name}` is not given", declaration.span)

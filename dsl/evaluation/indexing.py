@@ -20,6 +20,7 @@ from intarsia.dsl.semantics.values import (
     Struct,
     StructList,
     describe,
+    is_weak,
 )
 from intarsia.ir.dtypes import DType
 from intarsia.ir.errors import CompileError, Span
@@ -49,6 +50,8 @@ def subscript(builder: Builder, node: ast.Subscript, scope: Scope) -> Item:
         case FormatTensor():
             hint = "dequantize(w) gives its values; slices of a format come with building it"
             raise CompileError("E0901", f"subscripts of {base} are not built yet", node.span, hint=hint)
+    if (is_weak(base) or isinstance(base, EXPRESSIONS)) and not evaluate_positions(builder, node.items, scope):
+        return base  # a pack of no dimensions
     hint = "index notation subscripts tensors" if isinstance(base, EXPRESSIONS) else ""
     raise CompileError("E0406", f"{describe(base)} has no subscripts", node.span, hint=hint)
 

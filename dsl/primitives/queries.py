@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from intarsia.dsl.primitives.arguments import Arguments, Primitive
+from intarsia.dsl.semantics.literals import default_dtype
 from intarsia.dsl.semantics.scope import Scope
-from intarsia.dsl.semantics.values import Item, tensor_of
+from intarsia.dsl.semantics.values import Item, is_weak, tensor_of
 from intarsia.ir.errors import Span
 from intarsia.ir.sizes import product
 from intarsia.ir.types import TensorType
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
 
 def _type_of(arguments: Arguments) -> TensorType:
-    found = tensor_of(arguments.item("x"))
+    item = arguments.item("x")
+    found = TensorType(default_dtype(item)) if is_weak(item) else tensor_of(item)
     if found is None:
         raise arguments.wrong("x", "a tensor")
     return found

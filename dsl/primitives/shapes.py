@@ -34,7 +34,7 @@ def _reshape(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -
         rest = product(s for position, s in enumerate(shape) if position != unknown[0])
         shape[unknown[0]] = _quotient(builder, x, rest, arguments, where)
     new = TensorType(x.dtype, tuple(shape))
-    if builder.bounds.compare(x.tensor.elements, new.elements) is False:
+    if builder.bounds.value(x.tensor.elements - new.elements):  # sizes of other names may be equal by value
         show = builder.bounds.show
         message = f"reshape of {x.type} to {new}: {show(x.tensor.elements)} elements are not {show(new.elements)}"
         raise CompileError("E0205", message, span)
@@ -98,11 +98,17 @@ def transposed(builder: Builder, x: Value, order: tuple[int, ...], span: Span) -
 
 
 def _move_axis(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -> Item:
-    x = arguments.tensor(builder, "x")
+    """`count` dimensions that begin at `source` moved so that they begin at `destination`."""
+    x, count = arguments.tensor(builder, "x"), arguments.integer("count")
     rank = x.tensor.rank
-    source, target = arguments.axis("source", rank), arguments.axis("destination", rank)
-    order = [d for d in range(rank) if d != source]
-    order.insert(target, source)
+    if count == 0:
+        return x
+    source, destination = arguments.axis("source", rank), arguments.axis("destination", rank)
+    if count < 0 or max(source, destination) + count > rank:
+        message = f"moveaxis of {x.type}: {count} dimensions from {source} do not fit at {destination}"
+        raise CompileError("E0209", message, arguments["count"].span)
+    order = [d for d in range(rank) if not source <= d < source + count]
+    order[destination:destination] = range(source, source + count)
     return transposed(builder, x, tuple(order), span)
 
 
@@ -232,7 +238,7 @@ def _tile(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -> I
 SHAPES = (
     Primitive("reshape", "x; shape", _reshape),
     Primitive("transpose", "x; axes=none", _transpose),
-    Primitive("moveaxis", "x; source, destination", _move_axis),
+    Primitive("moveaxis", "x; source, destination, count=1", _move_axis),
     Primitive("broadcast_to", "x; shape", _broadcast_to),
     Primitive("concat", "tensors; axis=0", _concat),
     Primitive("stack", "tensors; axis=0", _stack),

@@ -23,6 +23,7 @@ class Bounds:
     known: dict[str, Size] = field(default_factory=dict)
     counters: dict[str, tuple[Size, Size]] = field(default_factory=dict)
     facts: list[Size] = field(default_factory=list)
+    untyped: set[str] = field(default_factory=set)  # sizes of tensors without a declared type: compared by value only
 
     def at_hand(self, size: Size) -> Size:
         """The size with the known names replaced."""
@@ -45,10 +46,11 @@ class Bounds:
         difference = left - right
         if difference.constant is not None:
             return difference.constant == 0
-        if not (_is_compound(left) or _is_compound(right)):
-            return False
-        if left.symbols and right.symbols and left.symbols.isdisjoint(right.symbols):
-            return False
+        if self.untyped.isdisjoint(left.symbols | right.symbols):
+            if not (_is_compound(left) or _is_compound(right)):
+                return False
+            if left.symbols and right.symbols and left.symbols.isdisjoint(right.symbols):
+                return False
         difference = self.at_hand(difference)
         if difference.constant is not None:
             return difference.constant == 0

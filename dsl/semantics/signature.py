@@ -31,7 +31,7 @@ class Signature:
     """What a function takes and gives.
 
     dimensions: every dimension name, in order of binding. explicit: those that only a keyword can give.
-    packs: the names of packs. classes: the generic dtypes and formats, with their classes.
+    static_sizes: static parameters that stand in types. packs: the names of packs. classes: the generic dtypes and formats, with their classes.
     """
 
     function: ast.Function
@@ -40,6 +40,7 @@ class Signature:
     result: Pattern | None
     dimensions: tuple[str, ...]
     explicit: tuple[str, ...]
+    static_sizes: tuple[str, ...]
     packs: tuple[str, ...]
     classes: dict[str, str]
 
@@ -80,14 +81,14 @@ def read_signature(function: ast.Function, file: File) -> Signature:
         if pattern is not None:
             list(leaves(name, pattern))
         parameters[name] = ParameterInfo(parameter, pattern)
-    for name, span in names.dimensions.items():
-        if name in parameters or name in classes:
-            raise CompileError("E0314", f"`{name}` is a dimension here, and declared as something else too", span)
     bound = {*names.dimensions, *explicit}
     packs = tuple(names.packs)
     result = None if function.result is None else read_type(function.result, names)
+    static = {name for name, parameter in parameters.items() if parameter.pattern is None}
     for name, span in names.dimensions.items():
-        if name not in bound:
+        if name in classes or (name in parameters and name not in static):
+            raise CompileError("E0314", f"`{name}` is a dimension here, and declared as something else too", span)
+        if name not in bound and name not in static:
             hint = f"no parameter has it; declare it after the name: fn {function.name}[{name}: dim](…)"
             raise CompileError("E0309", f"no argument decides the dimension {name}", span, hint=hint)
     for name, span in names.packs.items():
@@ -95,8 +96,10 @@ def read_signature(function: ast.Function, file: File) -> Signature:
             raise CompileError("E0309", f"no argument decides the dimensions ..{name}", span)
     found = _determined(parameters)
     explicit_only = tuple(n for n in explicit if n not in found)
-    dimensions = (*names.dimensions, *(n for n in explicit if n not in names.dimensions))
-    return Signature(function, file, tuple(parameters.values()), result, dimensions, explicit_only, packs, classes)
+    dimensions = tuple(n for n in (*names.dimensions, *explicit) if n not in static)
+    sizes = tuple(n for n in names.dimensions if n in static)
+    listed = tuple(parameters.values())
+    return Signature(function, file, listed, result, tuple(dict.fromkeys(dimensions)), explicit_only, sizes, packs, classes)
 
 
 def _determined(parameters: dict[str, ParameterInfo]) -> set[str]:
