@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -37,15 +38,18 @@ class Reshape(Structured):
 
     @property
     def space(self) -> Space:
-        axes = axes_for(self.shape)
-        facts = Facts(names=frozenset(n for s in (*self.shape, *self.x.tensor.shape) for n in s.symbols))
-        for axis in axes:
-            facts = facts.within(axis.name, 0, axis.upper).given(axis.upper - 1)
-        indices = reshape_indices(tuple(Size.of(a.name) for a in axes), self.shape, self.x.tensor.shape, facts)
-        return Space(axes, Load(operand(0), indices, self.x.dtype), self.x.dtype)
+        indices = _reshape_subscripts(self.shape, self.x.tensor.shape)
+        return Space(axes_for(self.shape), Load(operand(0), indices, self.x.dtype), self.x.dtype)
 
-    def reference(self, *arrays: Array) -> tuple[Array, ...]:
-        return (arrays[0].reshape([int(s) for s in self.shape]),)
+
+@lru_cache(maxsize=1024)
+def _reshape_subscripts(shape: tuple[Size, ...], source: tuple[Size, ...]) -> tuple[Size, ...]:
+    """`reshape_indices` for the axes of a result of `shape`: proofs about open sizes take long, shapes come again."""
+    axes = axes_for(shape)
+    facts = Facts(names=frozenset(n for s in (*shape, *source) for n in s.symbols))
+    for axis in axes:
+        facts = facts.within(axis.name, 0, axis.upper).given(axis.upper - 1)
+    return reshape_indices(tuple(Size.of(a.name) for a in axes), shape, source, facts)
 
 
 def reshape_indices(
