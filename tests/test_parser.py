@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lark import Lark, UnexpectedToken
+from lark import Token as LarkToken
+from lark.lexer import Lexer as LarkLexer
 
 from intarsia.dsl import ast, tables
-from intarsia.dsl.lexer import DECLARATION_WORDS, Lexer
+from intarsia.dsl.automaton import Automaton
+from intarsia.dsl.lexer import DECLARATION_WORDS, Lexer, Token, Tokens
 from intarsia.dsl.parser import (
     decode_source,
     parse_declaration,
@@ -352,3 +356,42 @@ def test_random_characters(text: str) -> None:
         parse_expression(Source("test", text))
     except CompileError as error:
         assert str(error)
+
+
+@pytest.fixture(scope="module")
+def lark_parser() -> Lark:
+    class Unused(LarkLexer):
+        def __init__(self, *_: object) -> None: ...
+        def lex(self, *_: object) -> None: ...  # type: ignore[override]
+
+    return Lark(tables.GRAMMAR.read_text("utf-8"), parser="lalr", lexer=Unused, start=list(tables.STARTS), strict=True)
+
+
+def lark_accepts(parser: Lark, tokens: list[Token]) -> bool:
+    """Whether lark's own automaton reads the tokens to the end."""
+    run = parser.parse_interactive("", "program")
+    soft = {word.upper() for word in DECLARATION_WORDS}
+    try:
+        for token in tokens:
+            is_name = token.kind in soft and token.kind not in run.choices()  # type: ignore[no-untyped-call]
+            run.feed_token(LarkToken("NAME" if is_name else token.kind, token.text))
+    except UnexpectedToken:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_lark_reads_the_same_programs(lark_parser: Lark, seed: int) -> None:
+    """The automaton against lark's, on the tokens of a program with a few of them exchanged."""
+    chance = random.Random(seed)
+    grammar = tables.load_tables()
+    source = Source("test.ita", VALID)
+    whole = Lexer(grammar.terminals).tokens(source, 0, len(VALID))
+    items = list(whole.items)
+    for _ in range(seed % 4):
+        index = chance.randrange(len(items) - 1)
+        items[index : index + chance.randint(0, 1)] = chance.choices(items[:-1], k=chance.randint(0, 1))
+    automaton = Automaton(grammar, Tokens(source, items, {}, (), True), TreeBuilder(source))
+    end = grammar.ends["program"]
+    automaton.states = [grammar.starts["program"]]
+    assert (automaton.advance(0, end) == len(items)) == lark_accepts(lark_parser, items)
