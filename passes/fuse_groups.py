@@ -10,7 +10,7 @@ from intarsia.ir.graph import Node, Region, Value
 from intarsia.ir.ops import Argsort, Cumulative, Loop, Sort
 from intarsia.ir.types import TensorType
 from intarsia.passes.fuse_members import Member
-from intarsia.passes.fuse_rows import Refusal, refusal, stages_of
+from intarsia.passes.fuse_rows import CONTRACTIONS, Refusal, refusal, stages_of
 from intarsia.passes.lower_uses import CHEAP
 
 TYPICAL = 64
@@ -43,6 +43,7 @@ class Search:
         self.results = frozenset(results)
         self.users: dict[Value, list[Node]] = {}
         self.group_of: dict[Node, Group] = {}
+        self._refused: dict[tuple[Group, Group], Refusal | None] = {}
         for node in nodes:
             member = Member.of(node)
             self.group_of[node] = Group([node], [member] if member else [])
@@ -82,9 +83,16 @@ class Search:
     def refuse(self, edge: Edge) -> Refusal | None:
         """Why the groups on the two sides of an edge do not merge, or None if they may."""
         producer, consumer = self.group_of[edge.value.node], self.group_of[edge.user]
+        if (producer, consumer) not in self._refused:
+            self._refused[producer, consumer] = self._refuse(edge, producer, consumer)
+        return self._refused[producer, consumer]
+
+    def _refuse(self, edge: Edge, producer: Group, consumer: Group) -> Refusal | None:
         for node, group in ((edge.user, consumer), (edge.value.node, producer)):
             if not group.members:
                 return _refuse_op(node)
+        if all(any(m.is_contraction for m in g.members) for g in (producer, consumer)):
+            return CONTRACTIONS
         if self._meets_elsewhere(producer, consumer):
             return Refusal("cycle", "what lies between them would need the group and be needed by it")
         members = self._joined(producer, consumer)

@@ -92,6 +92,16 @@ class Member:
         return not self.is_reduced and isinstance(self.node, Structured) and only_moves(self.space.body)
 
     @cached_property
+    def extents(self) -> Mapping[str, Size]:
+        """The extents of all axes, reduced ones too."""
+        return {a.name: a.extent for a in self.space.all_axes}
+
+    @cached_property
+    def dimensions(self) -> tuple[tuple[Node, str, Size], ...]:
+        """The axes of the result: node, name, extent."""
+        return tuple((self.node, a.name, a.extent) for a in self.space.axes)
+
+    @cached_property
     def wide_axes(self) -> tuple[Axis, ...]:
         """The axes of the result that are more than one element long."""
         return wide(self.space.axes)
@@ -157,13 +167,14 @@ class Point:
     @property
     def is_affine(self) -> bool:
         """Are the subscripts sums of axes, names and numbers, without quotients and data?"""
-        names = [a.name for a in self.stage.space.all_axes]
-        return all(i.is_affine_in(names) and all(isinstance(a, str) for a in i.atoms()) for i in self.indices)
+        return all(
+            i.is_affine_in(self.stage.extents) and all(isinstance(a, str) for a in i.atoms()) for i in self.indices
+        )
 
     @property
     def repeats(self) -> bool:
         """May several points of the stage read one element? Then computing it there computes it several times."""
-        axes = {a.name: a.extent for a in wide(self.stage.space.all_axes)}
+        axes = {name: extent for name, extent in self.stage.extents.items() if extent != ONE}
         seen: set[str] = set()
         for index in self.indices:
             own = {name: extent for name, extent in axes.items() if name in index.symbols}

@@ -34,6 +34,9 @@ class Refusal:
         return f"{self.rule}: {self.detail}"
 
 
+CONTRACTIONS = Refusal("contraction-contraction", "a kernel holds one matrix product or convolution")
+
+
 @dataclass(frozen=True)
 class Stages:
     """How a group is computed.
@@ -106,7 +109,7 @@ def refusal(members: Sequence[Member], stages: Stages) -> Refusal | None:
         return Refusal("update", "an update is the only stored value of its kernel")
     contractions = [s for s in stages.stages if s.is_contraction]
     if len(contractions) > 1:
-        return Refusal("contraction-contraction", "a kernel holds one matrix product or convolution")
+        return CONTRACTIONS
     return _refuse_rows(stages, contractions[0] if contractions else None)
 
 
@@ -217,7 +220,7 @@ class _SameAxes:
     def __init__(self, stages: Stages) -> None:
         self._class: dict[AxisOf, set[AxisOf]] = {}
         for stored, point in stages.internal():
-            self._join([(stored.node, a.name, a.extent) for a in stored.space.axes], point, optional=False)
+            self._join(stored.dimensions, point, optional=False)
         read = [(node.value, point) for node, points in stages.places.items() for point in points]
         for value, point in (*read, *((v, p) for v, points in stages.reads.items() for p in points)):
             if isinstance(value.type, TensorType) and len(point.indices) == value.type.rank:
@@ -228,7 +231,7 @@ class _SameAxes:
         self.conflicts = frozenset(n for numbers in lists for n in numbers if numbers.count(n) > 1)
 
     def _join(self, dimensions: Sequence[tuple[object, str, Size]], point: Point, optional: bool) -> None:
-        extents = {a.name: a.extent for a in point.stage.space.all_axes}
+        extents = point.stage.extents
         for (holder, name, extent), index in zip(dimensions, point.indices):
             if index.as_name is not None and extents.get(index.as_name) == extent:
                 own, other = self._get((holder, name)), self._get((point.stage.node, index.as_name))
