@@ -95,6 +95,8 @@ def stages_of(members: Sequence[Member], outputs: frozenset[Value]) -> Stages:
 
 def at(member: Member, place: Point) -> Iterable[tuple[Value, tuple[Size, ...]]]:
     """What a member reads, and at which subscripts, when it is computed at a place."""
+    if place.stage is member and all(i.as_name == a.name for i, a in zip(place.indices, member.space.axes)):
+        return member.reads
     names = {axis.name: index for axis, index in zip(member.space.axes, place.indices)}
     return ((value, tuple(i.substitute(names) for i in indices)) for value, indices in member.reads)
 
@@ -115,6 +117,9 @@ def refusal(members: Sequence[Member], stages: Stages) -> Refusal | None:
 
 def _refuse_inlining(member: Member, place: Point) -> Refusal | None:
     """What is computed inside of a contraction is computed again for every element that shares it."""
+    reshapes = isinstance(member.node, Reshape) or isinstance(place.stage.node, Reshape)
+    if not reshapes and not place.stage.is_contraction:
+        return None
     affine = all(Point(place.stage, indices).is_affine for _, indices in at(member, place))
     user = place.stage.title
     if (isinstance(member.node, Reshape) and not affine) or (
