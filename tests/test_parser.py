@@ -289,7 +289,7 @@ def test_long_programs_parse_in_linear_time() -> None:
         return time.process_time() - start
 
     seconds(10)
-    assert seconds(10_000) < max(30 * seconds(1000), 1.0)
+    assert seconds(5_000) < max(15 * seconds(1000), 1.0)
 
 
 def test_tables_come_from_the_cache(tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ def test_any_text_gives_a_program_or_errors(chance: random.Random) -> None:
             assert diagnostic.code.startswith("E01")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.text(max_size=40))
 def test_random_characters(text: str) -> None:
     try:
