@@ -25,6 +25,7 @@ EXPECTED = "# ===== expected\n"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite golden files with what the tests give now")
+    parser.addoption("--run-mypy", action="store_true", help="check the types of the whole package too")
 
 
 def check_golden(path: Path, actual: str, update: bool) -> None:
