@@ -53,7 +53,7 @@ class Diff(Instrument):
 
 @dataclass
 class Timing(Instrument):
-    """Wall-clock seconds of every pass, without those of other instruments if it is the last of them."""
+    """Wall-clock seconds of every pass, without those of other instruments where it is the last of them."""
 
     clock: Callable[[], float] = time.perf_counter
     seconds: list[tuple[str, float]] = field(default_factory=list)

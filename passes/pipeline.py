@@ -85,7 +85,10 @@ class PassError(Exception):
 
 
 class Instrument:
-    """Watches a pipeline. Subclasses override what they need; `index` counts the passes from 0."""
+    """Watches a pipeline. Subclasses override what they need; `index` counts the passes from 0.
+
+    Of several, the last one is nearest to the pass: its `before` is the last to run, its `after` the first.
+    """
 
     def before(self, pass_: Pass, index: int, module: Module, context: Context) -> None:
         """Called before each pass."""
@@ -112,7 +115,7 @@ class Pipeline:
             for instrument in instruments:
                 instrument.before(pass_, index, module, context)
             new = pass_.run(module, context)
-            for instrument in instruments:
+            for instrument in reversed(instruments):
                 instrument.after(pass_, index, module, new, context)
             module = new
         return module

@@ -44,7 +44,7 @@ def command(
     bound = bind_types(function, arguments, weights, settings["dims"], required=about in ("memory", "schedule"))
     compilation = function.compilation_of_types(bound.types, bound.statics, bound.dims)
     if about == "fusion":
-        from intarsia.passes.fuse_report import pass_report
+        from intarsia.passes.fuse.report import pass_report
 
         with_deep_stack(lambda: compilation.fused)
         _show(compilation.remarks.items, about)

@@ -16,7 +16,7 @@ from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, as_size, cast, t
 from intarsia.ir.sizes import ONE, ZERO, Size
 from intarsia.ir.space import Axis, Space
 from intarsia.ir.types import TensorType
-from intarsia.passes.canonicalize_scalar import simplified
+from intarsia.passes.canonicalize.scalar import simplified
 
 
 class Spans(TypedDict):

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from intarsia.ir.errors import Span
 from intarsia.ir.graph import Module, Node, Region, Value
 from intarsia.ir.ops import Call, Constant, Fused, ListGet, Loop, Reshape
-from intarsia.passes.fuse_groups import Group, Search, sink_views
-from intarsia.passes.fuse_report import saving, title
+from intarsia.passes.fuse.groups import Group, Search, sink_views
+from intarsia.passes.fuse.report import saving, title
 from intarsia.passes.pipeline import Context, Pass
 
 
@@ -27,7 +27,7 @@ class Fuse(Pass):
              } : f32[N]
 
     Producers join consumers through views, broadcasts and reductions. All stored values of a group have rows in common
-    (see `fuse_rows`): a softmax or layer norm is one group. A contraction takes views and casts of its operands in,
+    (see `fuse/rows.py`): a softmax or layer norm is one group. A contraction takes views and casts of its operands in,
     and pointwise work on its result. At most one contraction, and at most `max-ops` nodes, are in a group; what is dear
     is not computed twice; loops hold groups inside and are in none. Every edge that stays between groups leaves a
     remark that names the rule.

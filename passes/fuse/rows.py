@@ -16,7 +16,7 @@ from intarsia.ir.graph import Node, Value
 from intarsia.ir.ops import Reshape, Update
 from intarsia.ir.sizes import Size
 from intarsia.ir.types import TensorType
-from intarsia.passes.fuse_members import Member, Point
+from intarsia.passes.fuse.members import Member, Point
 from intarsia.passes.lower_uses import CHEAP
 
 AxisOf: TypeAlias = tuple[object, str]

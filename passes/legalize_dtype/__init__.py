@@ -15,7 +15,7 @@ from intarsia.ir.kernel import PUT_FUNCTIONS
 from intarsia.ir.ops import ArgReduce, Cast, Compute, Constant, Elementwise, Reduce, Update
 from intarsia.ir.target import Target
 from intarsia.ir.types import ListType, Type
-from intarsia.passes.legalize_scalar import legal_body, rounded, widened
+from intarsia.passes.legalize_dtype.scalar import legal_body, rounded, widened
 from intarsia.passes.pipeline import Context, Pass
 
 _BOOL_FUNCTIONS = {"maximum": "or", "minimum": "and"}

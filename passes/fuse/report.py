@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from intarsia.ir.graph import Module, Node, Region, Value
-from intarsia.ir.ops import Cast, Constant, Fused, Loop
+from intarsia.ir.ops import Cast, Constant, Fused, Loop, Reshape
 from intarsia.ir.sizes import ZERO, Size
 from intarsia.ir.types import TensorType
-from intarsia.passes.fuse_members import Member
-from intarsia.passes.fuse_rows import passes_over, stages_of
+from intarsia.passes.fuse.members import Member
+from intarsia.passes.fuse.rows import passes_over, stages_of
 
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
@@ -38,6 +38,47 @@ def pass_counts(module: Module) -> list[PassCount]:
                 before = sum(value in n.operands for n in node.body.nodes)
                 found.append(PassCount(node, value, before, passes_over(value, stages)))
     return found
+
+
+def pass_report(before: Module, after: Module) -> str:
+    """`pass_counts` of a module after fusion as text: a paragraph for each group, with the user's line, and the number
+    of kernels with an op each and now."""
+    labels = {p.value: p.label for p in after.graph.parameters}
+    lines = [f"kernels: {_kernels(before)} one by one, {_kernels(after)} fused", ""]
+    counts = pass_counts(after)
+    for group in dict.fromkeys(c.group for c in counts):
+        members = [m for n in group.body.nodes if (m := Member.of(n)) is not None]
+        ops = ", ".join(m.title for m in members if m.work or m.is_reduced) or "views"
+        lines.append(f"{group.span or after.graph.name}: {ops}")
+        for count in counts:
+            if count.group is group:
+                name = labels.get(count.value, f"{title(count.value.node)} {count.value.type}")
+                lines.append(f"    {name}: read {_times(count.before)} one by one, {_times(count.after)} fused")
+        inner = [n for n in group.body.nodes if n.value not in group.body.results and not isinstance(n, Constant)]
+        if inner:
+            lines.append(f"    {len(inner)} values in between are no longer written and read")
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _kernels(module: Module) -> int:
+    """The nodes that compute something: one kernel each."""
+    count = 0
+    for node in _outside_groups(module.graph.body):
+        count += isinstance(node, Fused) or (Member.of(node) is not None and not isinstance(node, (Constant, Reshape)))
+    return count
+
+
+def _outside_groups(region: Region) -> Iterator[Node]:
+    """The nodes of a region and of the loops in it, each group as one node."""
+    for node in region.nodes:
+        yield node
+        if not isinstance(node, Fused):
+            for inner in node.regions:
+                yield from _outside_groups(inner)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else "twice" if count == 2 else f"{count} times"
 
 
 def title(node: Node) -> str:

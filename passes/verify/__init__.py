@@ -26,8 +26,8 @@ from intarsia.ir.verifier import verify_module
 from intarsia.passes.instruments import module_diff
 from intarsia.passes.pipeline import Context, Instrument, Pass, PassError
 from intarsia.passes.specialize import Specialize, specialize
-from intarsia.passes.verify_inputs import Operand, check_sizes, random_inputs, work
-from intarsia.passes.verify_reduce import reduced
+from intarsia.passes.verify.inputs import Operand, check_sizes, random_inputs, work
+from intarsia.passes.verify.reduce import reduced
 
 Level = Literal["types", "text", "exec"]
 

@@ -7,19 +7,14 @@ from typing import ClassVar
 
 from intarsia.ir.graph import Module
 from intarsia.ir.rewriting import rewrite
-from intarsia.passes import (
-    canonicalize_elementwise,
-    canonicalize_reductions,
-    canonicalize_spaces,
-    canonicalize_views,
-)
+from intarsia.passes.canonicalize import elementwise, reductions, spaces, views
 from intarsia.passes.pipeline import Context, Pass
 
 RULES = (
-    *canonicalize_elementwise.RULES,
-    *canonicalize_views.RULES,
-    *canonicalize_reductions.RULES,
-    *canonicalize_spaces.RULES,
+    *elementwise.RULES,
+    *views.RULES,
+    *reductions.RULES,
+    *spaces.RULES,
 )
 
 

@@ -10,8 +10,8 @@ from intarsia.ir.ops.elementwise import broadcast
 from intarsia.ir.scalar import Apply, Bitcast, Const, Expr, Load
 from intarsia.ir.scalar import Cast as CastExpr
 from intarsia.ir.sizes import Size
-from intarsia.passes.canonicalize_scalar import simplified
-from intarsia.passes.canonicalize_values import is_smaller, with_shape
+from intarsia.passes.canonicalize.scalar import simplified
+from intarsia.passes.canonicalize.values import is_smaller, with_shape
 
 DEPTH = 3
 """How many ops deep the scalar rules look."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from intarsia.ir.graph import Node, Region, Value
 from intarsia.ir.ops import Argsort, Cumulative, Loop, Sort
 from intarsia.ir.types import TensorType
-from intarsia.passes.fuse_members import Member
-from intarsia.passes.fuse_rows import CONTRACTIONS, Refusal, refusal, stages_of
+from intarsia.passes.fuse.members import Member
+from intarsia.passes.fuse.rows import CONTRACTIONS, Refusal, refusal, stages_of
 from intarsia.passes.lower_uses import CHEAP
 
 TYPICAL = 64

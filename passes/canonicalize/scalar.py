@@ -1,7 +1,7 @@
 """Algebra of scalar expressions: rules that hold bit for bit, NaN, infinities and the sign of zero included.
 
 Each rule takes an expression whose parts are already simple and gives a better one, or None. The same rules serve the
-bodies of spaces and whole tensors (`canonicalize_elementwise`). What rounds differently, x ** 2 as x * x, is marked.
+bodies of spaces and whole tensors (`canonicalize/elementwise.py`). What rounds differently, x ** 2 as x * x, is marked.
 """
 
 from __future__ import annotations
