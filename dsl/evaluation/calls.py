@@ -150,7 +150,7 @@ def _guarded_where(builder: Builder, node: ast.Call, scope: Scope) -> Item:
     frame = scope.frame
     assert frame is not None
     condition = builder.evaluate(node.positional[0], scope)
-    holds, fails = guards_of(condition)
+    holds, fails = guards_of(builder, condition, frame)
     items = [condition]
     for branch, guards in zip(node.positional[1:], (holds, fails)):
         count = len(frame.guards)

@@ -294,7 +294,7 @@ def _arg_of_range(
 # ---------------------------------------------------------------------- conditions
 
 
-def guards_of(condition: Item) -> tuple[list[Guard], list[Guard]]:
+def guards_of(builder: Builder, condition: Item, frame: Frame) -> tuple[list[Guard], list[Guard]]:
     """What holds where a condition does, and where it does not: comparisons of integers that it joins by `and`."""
     if not isinstance(condition, EXPRESSIONS):
         return [], []
@@ -305,20 +305,20 @@ def guards_of(condition: Item) -> tuple[list[Guard], list[Guard]]:
             case Apply("and", (left, right)):
                 stack += [right, left]
             case other:
-                if facts := _facts(other, False):
+                if facts := _facts(builder, other, False, frame):
                     holds.append(Guard(other, facts))
-    fails = _facts(condition, True)
+    fails = _facts(builder, condition, True, frame)
     return holds, [Guard(Apply("not", (condition,)), fails)] if fails else []
 
 
 _OPPOSITE = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
 
 
-def _facts(condition: Expr, negated: bool) -> tuple[Size, ...]:
+def _facts(builder: Builder, condition: Expr, negated: bool, frame: Frame) -> tuple[Size, ...]:
     """Sizes that are at least 0 where a comparison of integers holds (or does not)."""
     match condition:
         case Apply("not", (inner,)):
-            return _facts(inner, not negated)
+            return _facts(builder, inner, not negated, frame)
         case Apply(name, (left, right)) if name in _OPPOSITE and left.dtype.is_integer:
             a, b = to_size(left), to_size(right)
             match _OPPOSITE[name] if negated else name:
@@ -332,4 +332,6 @@ def _facts(condition: Expr, negated: bool) -> tuple[Size, ...]:
                     return (a - b,)
                 case "eq":
                     return (a - b, b - a)
+                case "ne":  # at the end of a range, different is less or greater
+                    return next(((d - 1,) for d in (a - b, b - a) if builder.bounds.proves(d, frame)), ())
     return ()

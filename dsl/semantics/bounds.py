@@ -69,6 +69,10 @@ class Bounds:
                 return True
         return False if self.decided((size, *own)) else None
 
+    def proves(self, size: Size, frame: Frame) -> bool:
+        """Is `size >= 0` wherever the frame's body is evaluated in its own op?"""
+        return self._prove(size, frame.free_facts())
+
     def _prove(self, size: Size, own: Iterable[Size]) -> bool:
         """Try first what the indices in `size` say themselves, then everything."""
         size = self.at_hand(size)

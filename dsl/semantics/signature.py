@@ -30,8 +30,9 @@ class ParameterInfo:
 class Signature:
     """What a function takes and gives.
 
-    dimensions: every dimension name, in order of binding. explicit: those that only a keyword can give.
-    static_sizes: static parameters that stand in types. packs: the names of packs. classes: the generic dtypes and formats, with their classes.
+    dimensions: every dimension name, in order of binding. explicit: those that only a keyword can give. static_sizes:
+    static parameters that stand in types. packs: the names of packs. classes: the generic dtypes and formats, with
+    their classes.
     """
 
     function: ast.Function
@@ -98,8 +99,17 @@ def read_signature(function: ast.Function, file: File) -> Signature:
     explicit_only = tuple(n for n in explicit if n not in found)
     dimensions = tuple(n for n in (*names.dimensions, *explicit) if n not in static)
     sizes = tuple(n for n in names.dimensions if n in static)
-    listed = tuple(parameters.values())
-    return Signature(function, file, listed, result, tuple(dict.fromkeys(dimensions)), explicit_only, sizes, packs, classes)
+    return Signature(
+        function=function,
+        file=file,
+        parameters=tuple(parameters.values()),
+        result=result,
+        dimensions=tuple(dict.fromkeys(dimensions)),
+        explicit=explicit_only,
+        static_sizes=sizes,
+        packs=packs,
+        classes=classes,
+    )
 
 
 def _determined(parameters: dict[str, ParameterInfo]) -> set[str]:
