@@ -59,50 +59,73 @@ class _Obligation:
 
 def check_space(group: GroupLowering, node: Node, space: Space, checks: Checks) -> None:
     """Write the checks of a structured op."""
+    reader = _Reader(node.operands, space.all_axes)
     for position, axis in enumerate(space.all_axes):
         for bound in (axis.lower, axis.upper):
-            _write(group, node, space.all_axes[:position], _of_size(bound, node.operands, ()), checks)
-    _write(group, node, space.all_axes, _of(space.body, node.operands, ()), checks)
+            _write(group, node, space.all_axes[:position], reader.size(bound, ()), checks)
+    _write(group, node, space.all_axes, reader.expression(space.body, ()), checks)
 
 
 def check_update(group: GroupLowering, node: Update, checks: Checks) -> None:
     """Write the checks of an update: of its body, its targets, and of `=` that each is written once."""
-    extents = node.base.tensor.shape
-    own = [o for t in node.targets for o in _of_size(t, node.operands, ())]
-    own += [_within(t, n, ()) for t, n in zip(node.targets, extents) if t.opaques]
-    _write(group, node, node.axes, [*_of(node.body, node.operands, ()), *own], checks)
+    reader = _Reader(node.operands, node.axes)
+    own = [o for t in node.targets for o in reader.size(t, ())]
+    own += [_within(t, n, ()) for t, n in zip(node.targets, node.base.tensor.shape) if reader.depends_on_data(t)]
+    _write(group, node, node.axes, [*reader.expression(node.body, ()), *own], checks)
     if node.operator == "=" and any(t.opaques for t in node.targets):
         _write_once(group, node, checks)
 
 
-def _of(e: Expr, operands: Sequence[Value], path: Path) -> Iterator[_Obligation]:
-    """What the evaluation of an expression asks for."""
-    match e:
-        case Load(buffer, indices):
-            extents = value_extents(operands[operand_position(buffer)])
-            for index, extent in zip(indices, extents):
-                yield from _of_size(index, operands, path)
-                if index.opaques:
-                    yield _within(index, extent, path)
-        case Index(size):
-            yield from _of_size(size, operands, path)
-        case Apply("where", (condition, then, otherwise)):
-            yield from _of(condition, operands, path)
-            yield from _of(then, operands, (*path, condition))
-            yield from _of(otherwise, operands, (*path, apply("not", condition)))
-        case Apply("floordiv" | "mod", (_, divisor)) if divisor.dtype.is_integer:
-            for argument in e.arguments:
-                yield from _of(argument, operands, path)
-            if not (isinstance(divisor, Const) and divisor.value != 0):
-                yield _Obligation(apply("ne", divisor, constant(0, divisor.dtype)), (), path)
-        case _:
-            for child in e.children:
-                yield from _of(child, operands, path)
+def describe(check: Check) -> tuple[str, str]:
+    """The code of the error that a failed check becomes, and its message with a `{}` for each recorded value."""
+    match len(check.values):
+        case 2:
+            return "E0801", "subscript {} is outside 0..{}"
+        case 0:
+            return "E0802", "integer division by zero"
+    return "E0803", "more than one value is written to element {}"
 
 
-def _of_size(size: Size, operands: Sequence[Value], path: Path) -> Iterator[_Obligation]:
-    for value in size.opaques:
-        yield from _of(value, operands, path)
+class _Reader:
+    """Finds what the evaluation of expressions over `operands` and `axes` asks for."""
+
+    def __init__(self, operands: Sequence[Value], axes: Sequence[Axis]) -> None:
+        self.operands = operands
+        self.by_data: set[str] = set()
+        for axis in axes:
+            if self.depends_on_data(axis.lower) or self.depends_on_data(axis.upper):
+                self.by_data.add(axis.name)
+
+    def depends_on_data(self, size: Size) -> bool:
+        """Does a value depend on data, itself or by the range of an axis?"""
+        return bool(size.opaques) or not self.by_data.isdisjoint(size.symbols)
+
+    def expression(self, e: Expr, path: Path) -> Iterator[_Obligation]:
+        match e:
+            case Load(buffer, indices):
+                extents = value_extents(self.operands[operand_position(buffer)])
+                for index, extent in zip(indices, extents):
+                    yield from self.size(index, path)
+                    if self.depends_on_data(index):
+                        yield _within(index, extent, path)
+            case Index(size):
+                yield from self.size(size, path)
+            case Apply("where", (condition, then, otherwise)):
+                yield from self.expression(condition, path)
+                yield from self.expression(then, (*path, condition))
+                yield from self.expression(otherwise, (*path, apply("not", condition)))
+            case Apply("floordiv" | "mod", (_, divisor)) if divisor.dtype.is_integer:
+                for argument in e.arguments:
+                    yield from self.expression(argument, path)
+                if not (isinstance(divisor, Const) and divisor.value != 0):
+                    yield _Obligation(apply("ne", divisor, constant(0, divisor.dtype)), (), path)
+            case _:
+                for child in e.children:
+                    yield from self.expression(child, path)
+
+    def size(self, size: Size, path: Path) -> Iterator[_Obligation]:
+        for value in size.opaques:
+            yield from self.expression(value, path)
 
 
 def _within(index: Size, extent: Size, path: Path) -> _Obligation:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from intarsia.ir.functions import FUNCTIONS
 from intarsia.ir.graph import Node, Parameter, Structured, Value
-from intarsia.ir.ops import ArgReduce, Compute, Cumulative, Elementwise, ListGet
+from intarsia.ir.ops import ArgReduce, Compute, Cumulative, Elementwise, ListGet, Reduce
 from intarsia.ir.scalar import Apply, Expr, walk
 from intarsia.ir.sizes import Size
+from intarsia.ir.space import Space
 from intarsia.ir.types import ListType
 
 
@@ -33,8 +34,8 @@ def buffer_label(value: Value) -> str:
 
 
 def op_label(node: Node) -> str:
-    """A word for what a node does: the combiner of a reduction (`dot` for a sum of products), the dearest function of a
-    pointwise one, `copy` where nothing is computed."""
+    """A word for what a node does: its name, or the combiner of a reduction; for one without a name `dot` if it sums
+    products, else its dearest function, `copy` where nothing is computed."""
     match node:
         case Elementwise(function):
             return function
@@ -42,12 +43,13 @@ def op_label(node: Node) -> str:
             return f"cum{combiner}"
         case ArgReduce(_, which):
             return which
-        case Structured():
-            space = node.space
-            if space.combiner is not None:
-                is_product = isinstance(space.body, Apply) and space.body.function == "mul"
-                return "dot" if space.combiner == "sum" and is_product else space.combiner
-            return _dearest(space.body) or ("copy" if isinstance(node, Compute) else node.name)
+        case Reduce(_, combiner):
+            return combiner
+        case Compute(_, Space(body=body, combiner=combiner)):
+            if combiner is None:
+                return _dearest(body) or "copy"
+            is_product = isinstance(body, Apply) and body.function == "mul"
+            return "dot" if combiner == "sum" and is_product else combiner
     return node.name
 
 
