@@ -107,9 +107,17 @@ def share(program: Program, remarks: Remarks) -> Sharing:
     for index, move in enumerate(program.results):
         sharing.groups[move.target].place = InOutput(index)
         if not sharer.join(move):
-            why = "an input" if sharing.groups[move.source].is_fixed else "needed elsewhere too"
-            sharer.remark(f"result {index} is copied: its value is {why}", None, done=False)
+            why = _why_copied(sharing.groups[move.source])
+            sharer.remark(f"result {index} is copied: {why}", None, done=False)
     return sharing
+
+
+def _why_copied(group: Group) -> str:
+    if group.is_fixed:
+        return "its value is an input"
+    if isinstance(group.place, InState):
+        return "which buffer of the loop holds it depends on the number of steps"
+    return "its value is another result too"
 
 
 class _Sharer:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from intarsia.ir.dtypes import F32, I64
-from intarsia.ir.errors import Source
+from intarsia.ir.errors import Remarks, Source
 from intarsia.ir.graph import Graph, Module, Parameter, Region, Value
 from intarsia.ir.interpreter import evaluate
 from intarsia.ir.kernel_text import print_kernel, read_kernel
@@ -17,10 +18,12 @@ from intarsia.ir.kernel_verifier import verify_kernel
 from intarsia.ir.ops import BroadcastTo, Constant, Elementwise, Fused, ListGet, Loop, Reduce, Reshape, Update
 from intarsia.ir.plan_interpreter import run_plan
 from intarsia.ir.plan_liveness import moments, plan_report, slot_bytes, verify_plan
+from intarsia.ir.plan_text import print_plan
 from intarsia.ir.scalar import Load, apply
 from intarsia.ir.sizes import ZERO, Size
 from intarsia.ir.space import Axis
 from intarsia.ir.target import TARGETS
+from intarsia.ir.text import read_module
 from intarsia.ir.types import ListType, TensorType
 from intarsia.passes.dce import Dce
 from intarsia.passes.lower import Lower
@@ -240,3 +243,19 @@ def test_the_report_counts_live_bytes() -> None:
     assert (int(report.inputs), int(report.outputs), report.peak_live) == (64, 64, 128)
     assert [int(total) for _, total in report.live] == [64, 128, 128]
     assert str(report).splitlines()[2].split() == ["64", "run", "f_exp(x,", "exp)"]
+
+
+FOLDER = Path(__file__).parent / "golden" / "plan-memory"
+SEPARATOR = "# -----\n"
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ir")), ids=lambda p: p.stem)
+def test_golden(path: Path, golden: Any) -> None:
+    """Graphs after `fuse`, and their plans with the remarks."""
+    outputs = []
+    for text in golden.input(path).split(SEPARATOR):
+        remarks = Remarks()
+        made = plan(lower(read_module(Source(path.name, text))), remarks)
+        verify_plan(made)
+        outputs.append("\n".join([print_plan(made, kernels=False), *(f"# {r.message}" for r in remarks.items), ""]))
+    golden.check(path, SEPARATOR.join(outputs))
