@@ -85,8 +85,15 @@ def _prove(e: Size, facts: Facts, budget: list[int], depth: int) -> bool:
         arguments, every = split
         results = (_prove(a, facts, budget, depth + 1) for a in arguments)
         return all(results) if every else any(results)
-    own = _facts_of_atoms(e)
+    own = [*_facts_of_atoms(e), *_facts_of_remainders(e, facts, budget, depth)]
     for monomial, coefficient in _by_hardness(e):
+        match monomial:
+            case (Quotient(n, d),) if d.constant is None and abs(coefficient) == 1:
+                if _prove(d - 1, facts, budget, depth + 1):
+                    # q >= k says n >= d*k, and q <= k says n < d*(k + 1).
+                    rest = e - Size(((monomial, coefficient),))
+                    whole = n + d * rest if coefficient > 0 else d * (rest + 1) - 1 - n
+                    return _prove(whole, facts, budget, depth + 1)
         for fact in (*facts.nonnegative, *own, *facts.of_atoms):
             c = next((c for m, c in fact.terms if m == monomial), 0)
             if c == 0 or (c > 0) != (coefficient > 0):
@@ -153,8 +160,17 @@ def _facts_of_atoms(e: Size) -> Iterable[Size]:
     return found
 
 
+def _facts_of_remainders(e: Size, facts: Facts, budget: list[int], depth: int) -> Iterable[Size]:
+    """n % d is in 0..d-1 for a d that is proved to be positive."""
+    for monomial, _ in e.terms:
+        match monomial:
+            case (Remainder(_, d) as atom,) if d.constant is None and _prove(d - 1, facts, budget, depth + 1):
+                rest = Size((((atom,), 1),))
+                yield from (rest, d - 1 - rest)
+
+
 def simplify(expression: Size, facts: Facts) -> Size:
-    """Drop quotients and remainders that the facts make trivial: (64*h + d) // 768 is 0 where 64*h + d < 768."""
+    """Drop what the facts make trivial: (64*h + d) // 768 is 0 where 64*h + d < 768; 64 * (i // 64) + i % 64 is i."""
     if all(isinstance(a, str) for a in expression.atoms()):
         return expression
     total = ZERO
@@ -163,7 +179,7 @@ def simplify(expression: Size, facts: Facts) -> Size:
         for atom in monomial:
             factor = factor * _simplify_atom(atom, facts)
         total = total + factor
-    return total
+    return _join_digits(total, facts)
 
 
 def _simplify_atom(atom: Atom, facts: Facts) -> Size:
@@ -173,10 +189,10 @@ def _simplify_atom(atom: Atom, facts: Facts) -> Size:
             quotient = isinstance(atom, Quotient)
             if facts.proves(n) and facts.proves_below(n, d):
                 return ZERO if quotient else n
-            whole, rest = _whole_part(n, d, facts)
-            if whole.terms:
-                return whole + _simplify_atom(Quotient(rest, d), facts) if quotient else rest % d
-            return n // d if quotient else n % d
+            if (better := _in_units(n, d, facts)) is not None:
+                return better[0 if quotient else 1]
+            result = n // d if quotient else n % d
+            return result if result.terms == (((atom,), 1),) else simplify(result, facts)
         case Extremum(name, arguments):
             kept = [simplify(a, facts) for a in arguments]
             sign = 1 if name == "min" else -1
@@ -190,21 +206,88 @@ def _simplify_atom(atom: Atom, facts: Facts) -> Size:
             return Size.of(atom)
 
 
-def _whole_part(n: Size, d: Size, facts: Facts) -> tuple[Size, Size]:
-    """n = d * whole + rest for a product d of names (N * (i*M + j)) // N; needs d > 0."""
-    if d.constant is not None or len(d.terms) != 1 or not facts.proves(d - 1):
+def _in_units(n: Size, d: Size, facts: Facts) -> tuple[Size, Size] | None:
+    """Quotient and remainder of n = d * whole + rest, or of n = u * a + r and d = u * b where 0 <= r < u: a // b and
+    u * (a % b) + r; None if n has no such form. For d > 0."""
+    if not facts.proves(d - 1):
+        return None
+    whole, rest = _multiples(n, d)
+    if whole.terms:
+        return whole + simplify(rest // d, facts), simplify(rest % d, facts)
+    for unit in _units(n, d):
+        a, r = _multiples(n, unit)
+        if facts.proves(r) and facts.proves_below(r, unit):
+            b, _ = _multiples(d, unit)
+            return simplify(a // b, facts), simplify(a % b, facts) * unit + r
+    return None
+
+
+def _join_digits(e: Size, facts: Facts) -> Size:
+    """d * (n // d) + n % d -> n, and d * ((n // d) % m) + n % d -> n % (d*m), for d > 0, until nothing fits."""
+    coefficients = dict(e.terms)
+    for monomial, c in e.terms:
+        for position, atom in enumerate(monomial):
+            if not isinstance(atom, Remainder) or not facts.proves(atom.denominator - 1):
+                continue
+            others = monomial[:position] + monomial[position + 1 :]
+            n, d = atom.numerator, atom.denominator
+            for high, joined in ((n // d, n), *_higher_digits(n, d, e)):
+                upper = Size(((others, c),)) * high * d
+                if all(coefficients.get(m) == k for m, k in upper.terms):
+                    low = Size(((monomial, c),))
+                    return _join_digits(simplify(e - upper - low + Size(((others, c),)) * joined, facts), facts)
+    return e
+
+
+def _higher_digits(n: Size, d: Size, e: Size) -> Iterable[tuple[Size, Size]]:
+    """The remainders of n // d in e, each with what it makes together with n % d."""
+    for monomial, _ in e.terms:
+        for atom in monomial:
+            match atom:
+                case Remainder(high, m) if high == n // d:
+                    yield Size((((atom,), 1),)), n % (d * m)
+
+
+def _multiples(n: Size, d: Size) -> tuple[Size, Size]:
+    """n = d * whole + rest for a d of one term: N * (i*M + j) + k is N times (i*M + j), and k."""
+    if len(d.terms) != 1:
         return ZERO, n
     (divisor, unit), whole, rest = d.terms[0], ZERO, ZERO
     for monomial, coefficient in n.terms:
-        left = list(monomial)
-        fits = coefficient % unit == 0
-        for atom in divisor:
-            if atom in left:
-                left.remove(atom)
-            else:
-                fits = False
-        if fits:
-            whole = whole + Size(((tuple(left), coefficient // unit),))
+        left = _without(monomial, divisor)
+        if left is not None and not monomial:
+            whole, rest = whole + coefficient // unit, rest + coefficient % unit
+        elif left is not None and coefficient % unit == 0:
+            whole = whole + Size(((left, coefficient // unit),))
         else:
             rest = rest + Size(((monomial, coefficient),))
     return whole, rest
+
+
+def _without(monomial: Monomial, atoms: Monomial) -> Monomial | None:
+    """A product without some of its factors, or None if it lacks one."""
+    left = list(monomial)
+    for atom in atoms:
+        if atom not in left:
+            return None
+        left.remove(atom)
+    return tuple(left)
+
+
+def _units(n: Size, d: Size) -> list[Size]:
+    """What d, of one term, has in common with a term of n: in such a unit n // d may be simpler."""
+    if len(d.terms) != 1:
+        return []
+    divisor, unit = d.terms[0]
+    found: dict[Size, None] = {}
+    for monomial, coefficient in n.terms:
+        left = list(monomial)
+        common: list[Atom] = []
+        for atom in divisor:
+            if atom in left:
+                left.remove(atom)
+                common.append(atom)
+        factor = Size(((tuple(common), math.gcd(unit, coefficient)),))
+        if monomial and factor not in (ONE, d):
+            found[factor] = None
+    return list(found)

@@ -8,6 +8,7 @@ section 5).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -147,17 +148,39 @@ class Size:
     def _divide(self, denominator: Size) -> tuple[Size, Size]:
         """Floor quotient and remainder: (d*a + b) // d = a + b // d for a constant d > 0."""
         d = denominator.constant
-        if d == 0:
+        if d == 0 or not self.terms:
             return ZERO, ZERO
         if d is not None and d > 0:
             whole = Size._collect((m, c // d) for m, c in self.terms)
             rest = Size._collect((m, c % d) for m, c in self.terms)
             if rest.constant is not None:  # r is below d, so it adds nothing to the quotient
                 return whole, rest
-            return whole + _atom(Quotient(rest, denominator)), _atom(Remainder(rest, denominator))
+            quotient, remainder = rest._divide_rest(d)
+            return whole + quotient, remainder
         if (n := self.constant) is not None and d is not None:
             return Size.of(n // d), Size.of(n % d)
         return _atom(Quotient(self, denominator)), _atom(Remainder(self, denominator))
+
+    def _divide_rest(self, d: int) -> tuple[Size, Size]:
+        """The same for coefficients in 0..d-1, not all of them of the constant.
+
+        (g*a + r) // (g*e) = a // e for r < g; (a // c + k) // d = (a + c*k) // (c*d); and of a % (d*c), the remainder
+        by d is a % d, the quotient (a // d) % c.
+        """
+        common = math.gcd(d, *(c for m, c in self.terms if m))
+        if common > 1:
+            low = self.offset % common
+            quotient, remainder = Size(tuple((m, c // common) for m, c in (self - low).terms))._divide(
+                Size.of(d // common)
+            )
+            return quotient, remainder * common + low
+        quotient, remainder = _atom(Quotient(self, Size.of(d))), _atom(Remainder(self, Size.of(d)))
+        match (self - self.offset).terms:
+            case (((Quotient(a, Size(constant=int() as c)),), 1),) if c > 0:
+                quotient = (a + self.offset * c) // (c * d)
+            case (((Remainder(a, Size(constant=int() as c)),), 1),) if c > 0 and c % d == 0 and not self.offset:
+                return (a // d) % (c // d), a % d
+        return quotient, remainder
 
     # ------------------------------------------------------------------ looking
 

@@ -56,7 +56,7 @@ def reshape_indices(
     indices: tuple[Size, ...], shape: tuple[Size, ...], source: tuple[Size, ...], facts: Facts
 ) -> tuple[Size, ...]:
     """Subscripts into an array of shape `source` for the element at `indices` of the same elements in `shape`."""
-    flat = sum((i * s for i, s in zip(indices, row_major_strides(shape))), ZERO)
+    flat = sum((i * s for i, s, extent in zip(indices, row_major_strides(shape), shape) if extent != ONE), ZERO)
     facts = facts.given(*(s - 1 for s in source))
     result: list[Size] = []
     for position, (stride, extent) in enumerate(zip(row_major_strides(source), source)):
