@@ -29,7 +29,7 @@ from intarsia.passes.dce import Dce
 from intarsia.passes.lower import Lower
 from intarsia.passes.pipeline import Context
 from intarsia.passes.plan_memory import plan
-from intarsia.passes.plan_memory_offsets import Piece, aligned, peak, place
+from intarsia.passes.plan_memory.offsets import Piece, aligned, peak, place
 
 LENGTHS = (3, 17)
 i = Size.of("i")

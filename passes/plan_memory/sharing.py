@@ -14,7 +14,7 @@ from typing import TypeAlias
 from intarsia.ir.errors import Remark, Remarks, Span
 from intarsia.ir.ops import Loop
 from intarsia.ir.sizes import Size
-from intarsia.passes.plan_memory_program import CallStep, Cell, LoopState, LoopStep, Move, Program, Stack, Step
+from intarsia.passes.plan_memory.program import CallStep, Cell, LoopState, LoopStep, Move, Program, Stack, Step
 
 Interval: TypeAlias = "tuple[int, int]"
 

@@ -20,11 +20,11 @@ from intarsia.ir.ops.elementwise import axes_for
 from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, apply, constant
 from intarsia.ir.sizes import ZERO, Size, row_major_strides
 from intarsia.ir.space import Axis, Space, operand_position
-from intarsia.passes.lower_names import value_extents
-from intarsia.passes.lower_stages import Scope, subscripts
+from intarsia.passes.lower.names import value_extents
+from intarsia.passes.lower.stages import Scope, subscripts
 
 if TYPE_CHECKING:
-    from intarsia.passes.lower_kernel import GroupLowering
+    from intarsia.passes.lower.kernel import GroupLowering
 
 Path: TypeAlias = "tuple[Expr, ...]"
 """Conditions that hold where a sub-expression counts."""

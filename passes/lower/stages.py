@@ -13,7 +13,7 @@ from intarsia.ir.proofs import Facts
 from intarsia.ir.scalar import Expr, Load, transform
 from intarsia.ir.sizes import Size
 from intarsia.ir.space import Axis
-from intarsia.passes.lower_access import Guard
+from intarsia.passes.lower.access import Guard
 
 
 class Names:

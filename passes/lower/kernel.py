@@ -22,13 +22,13 @@ from intarsia.ir.scalar import Const, Expr, Index, Load, apply, as_size, cast, l
 from intarsia.ir.sizes import Size
 from intarsia.ir.space import Axis, Space, operand, operand_position
 from intarsia.ir.types import ListType
-from intarsia.passes.lower_access import clamp
-from intarsia.passes.lower_checks import Checks, check_space
-from intarsia.passes.lower_names import buffer_label, op_label, value_extents
-from intarsia.passes.lower_rows import lower_cumulative, lower_sort
-from intarsia.passes.lower_stages import StageWriter, subscripts, symbols
-from intarsia.passes.lower_update import lower_update
-from intarsia.passes.lower_uses import CHEAP, Uses, work
+from intarsia.passes.lower.access import clamp
+from intarsia.passes.lower.checks import Checks, check_space
+from intarsia.passes.lower.names import buffer_label, op_label, value_extents
+from intarsia.passes.lower.rows import lower_cumulative, lower_sort
+from intarsia.passes.lower.stages import StageWriter, subscripts, symbols
+from intarsia.passes.lower.update import lower_update
+from intarsia.passes.lower.uses import CHEAP, Uses, work
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from intarsia.ir.ops import Update
 from intarsia.ir.ops.elementwise import axes_for
 from intarsia.ir.scalar import Load, loads
 from intarsia.ir.space import operand_position
-from intarsia.passes.lower_checks import check_update
-from intarsia.passes.lower_stages import subscripts
+from intarsia.passes.lower.checks import check_update
+from intarsia.passes.lower.stages import subscripts
 
 if TYPE_CHECKING:
-    from intarsia.passes.lower_kernel import GroupLowering
+    from intarsia.passes.lower.kernel import GroupLowering
 
 
 def lower_update(group: GroupLowering, node: Update) -> None:

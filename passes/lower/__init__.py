@@ -23,10 +23,10 @@ from intarsia.ir.proofs import Facts
 from intarsia.ir.scalar import Expr, Load, as_size, transform
 from intarsia.ir.sizes import Size
 from intarsia.ir.space import operand, operand_position
-from intarsia.passes.lower_checks import Checks
-from intarsia.passes.lower_kernel import GroupLowering
-from intarsia.passes.lower_names import kernel_label
-from intarsia.passes.lower_stages import Names, rename_buffers
+from intarsia.passes.lower.checks import Checks
+from intarsia.passes.lower.kernel import GroupLowering
+from intarsia.passes.lower.names import kernel_label
+from intarsia.passes.lower.stages import Names, rename_buffers
 from intarsia.passes.pipeline import Context, Pass
 
 

@@ -12,7 +12,7 @@ from intarsia.ir.scalar import Apply, Bitcast, Cast, Expr, Index, Load, loads
 from intarsia.ir.sizes import Size, product
 from intarsia.ir.space import Axis, operand_position
 from intarsia.ir.types import TensorType
-from intarsia.passes.lower_access import affine_conditions
+from intarsia.passes.lower.access import affine_conditions
 
 CHEAP = 4
 """Work, in additions, up to which a value is computed again at each use rather than kept."""

@@ -11,10 +11,10 @@ from intarsia.ir.ops.elementwise import axes_for
 from intarsia.ir.ops.reduction import accumulated
 from intarsia.ir.scalar import Const, Load, cast
 from intarsia.ir.sizes import Size
-from intarsia.passes.lower_stages import Scope, subscripts
+from intarsia.passes.lower.stages import Scope, subscripts
 
 if TYPE_CHECKING:
-    from intarsia.passes.lower_kernel import GroupLowering
+    from intarsia.passes.lower.kernel import GroupLowering
 
 
 def lower_cumulative(group: GroupLowering, node: Cumulative) -> None:

@@ -1,12 +1,13 @@
 """From a lowered module to a plan: where every tensor is, when, and which copies are left.
 
-    %1 = call f_exp(%x)           plan f(…) {                  workspace: %1 and %2 are never needed at the same time
-    %2 = call f_sum(%1)       =>    run f_exp(x, exp)          as %3, and %3 is written straight into the result
-    %3 = call f_div(%1, %2)         run f_sum(exp, sum)
-    return %3                       run f_div(exp, sum, result) }
+    %1 = call @f_exp(%x)         plan f workspace 128 bytes {
+    %2 = call @f_neg(%1)           run f_exp(x, exp)           exp and neg are needed at the same time, the value
+    %3 = call @f_exp(%2)     =>    run f_neg(exp, neg)         after them lies where exp was, and the last one is
+    %4 = call @f_neg(%3)           run f_exp(neg, exp.1)       written straight into the result
+    return %4                      run f_neg(exp.1, result) }
 
-The order of execution is that of the nodes. `plan_memory_program` says when each tensor is needed,
-`plan_memory_sharing` what is in place, `plan_memory_offsets` where the rest lies. See docs/lowering.md.
+The order of execution is that of the nodes. `program` says when each tensor is needed, `sharing` what is in place,
+`offsets` where the rest lies. See docs/lowering.md.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from intarsia.ir.scalar import Expr, Load, as_size, transform
 from intarsia.ir.sizes import Size, maximum, minimum
 from intarsia.ir.space import operand_position
 from intarsia.ir.types import ListType
-from intarsia.passes.lower_stages import Names
-from intarsia.passes.plan_memory_offsets import Piece, place
-from intarsia.passes.plan_memory_program import (
+from intarsia.passes.lower.stages import Names
+from intarsia.passes.plan_memory.offsets import Piece, place
+from intarsia.passes.plan_memory.program import (
     CallStep,
     Cell,
     LoopState,
@@ -36,7 +37,7 @@ from intarsia.passes.plan_memory_program import (
     linearise,
     with_scratch_parameters,
 )
-from intarsia.passes.plan_memory_sharing import Group, InOutput, InRow, InState, Sharing, share
+from intarsia.passes.plan_memory.sharing import Group, InOutput, InRow, InState, Sharing, share
 
 
 def plan(module: Module, remarks: Remarks | None = None) -> Plan:
