@@ -41,6 +41,9 @@ class Reshape(Structured):
         indices = _reshape_subscripts(self.shape, self.x.tensor.shape)
         return Space(axes_for(self.shape), Load(operand(0), indices, self.x.dtype), self.x.dtype)
 
+    def reference(self, *arrays: Array) -> tuple[Array, ...]:
+        return (arrays[0].reshape([int(s) for s in self.shape]),)
+
 
 @lru_cache(maxsize=1024)
 def _reshape_subscripts(shape: tuple[Size, ...], source: tuple[Size, ...]) -> tuple[Size, ...]:
