@@ -24,10 +24,11 @@ def value_extents(value: Value) -> tuple[Size, ...]:
 
 
 def buffer_label(value: Value) -> str:
-    """The name of a parameter of a kernel: the user's where the value has one."""
+    """The name of a parameter of a kernel: the user's where the value has one, of a field its own name alone, for
+    other layers may share the kernel."""
     match value.node:
         case Parameter(label):
-            return re.sub(r"\W", "_", label).strip("_") or "x"
+            return re.sub(r"\W", "_", label.rpartition(".")[2]).strip("_") or "x"
         case ListGet(source):
             return buffer_label(source)
     return "x"

@@ -21,8 +21,13 @@ _SLOW = {"div": 8, "sqrt": 8, "rsqrt": 10, "floordiv": 8, "mod": 8}
 """Functions whose one instruction takes as long as that many additions."""
 
 
+_GATHER = 4
+"""Work of a load whose subscript depends on data."""
+
+
 def work(expression: Expr) -> int:
-    """Work of one evaluation, in additions. Subscripts are free, and so are conditions on them: they become masks."""
+    """Work of one evaluation, in additions, more than a load of the value would be. Affine subscripts are free, and so
+    are conditions on them: they become masks."""
     seen: set[Expr] = set()
 
     def of(e: Expr) -> int:
@@ -38,12 +43,13 @@ def work(expression: Expr) -> int:
             case Cast(_, value) | Bitcast(_, value):
                 return of(value) + 1
             case Load(_, indices):
-                return sum(of(o) for i in indices for o in i.opaques)
+                data = [o for i in indices for o in i.opaques]
+                return 1 + sum(map(of, data)) + (_GATHER if data else 0)
             case Index(size):
                 return sum(map(of, size.opaques))
         return 0
 
-    return of(expression)
+    return of(expression) - 1
 
 
 @dataclass
