@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from intarsia.backends.cpu.conversion import bitcast, convert
 from intarsia.backends.cpu.memory import Memory
-from intarsia.backends.cpu.values import Value, constant
+from intarsia.backends.cpu.values import Value, constant, select, widen
 from intarsia.ir.approximations import expand
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load
+
+_COSTLY = 60
+"""Parts of an expression beyond which evaluating it for nothing costs more than a branch that is guessed wrong."""
 
 
 class Expressions(Memory):
@@ -37,11 +40,45 @@ class Expressions(Memory):
                 return convert(self.function, self.value(inner), dtype)
             case Bitcast(dtype, inner):
                 return bitcast(self.function, self.value(inner), dtype)
+            case Apply("where", (condition, then, otherwise)) if _is_costly(then):
+                return self._where_needed(condition, then, otherwise)
             case Apply():
                 basic = expand(expression)
-                return self._apply(basic) if isinstance(basic, Apply) else self.value(basic)
+                return self._apply(expression) if basic is expression else self.value(basic)
         raise AssertionError(expression)
+
+    def _where_needed(self, condition: Expr, then: Expr, otherwise: Expr) -> Value:
+        """A selection whose first side is left out where no lane needs it."""
+        chosen, other = self.value(condition), self.value(otherwise)
+        some = self.arithmetic.reduce_lanes("or", chosen)
+        values, known = self._values, self.known_loads()
+        results: list[Value] = []
+
+        def with_first_side() -> None:
+            self._values = dict(values)
+            results.append(select(self.function, chosen, self.value(then), other))
+
+        def without() -> None:
+            results.append(widen(self.function, other, results[0].lanes))
+
+        ends = self.function.fork(some.text, with_first_side, without)
+        self._values = values
+        self.restore_loads(known, ())
+        text = self.function.phi(results[0].type, [(r.text, end) for r, end in zip(results, ends)])
+        return Value(text, results[0].dtype, results[0].lanes)
 
     def _apply(self, expression: Apply) -> Value:
         # Products and sums are not fused here: sqrt(x*x - y*y) must not become NaN where x == y.
         return self.arithmetic.apply(expression.function, tuple(self.value(a) for a in expression.arguments))
+
+
+def _is_costly(expression: Expr) -> bool:
+    """Has the expression so many different parts that a branch is cheaper?"""
+    seen: set[Expr] = set()
+    stack = [expression]
+    while stack and len(seen) <= _COSTLY:
+        e = stack.pop()
+        if e not in seen:
+            seen.add(e)
+            stack.extend(e.children)
+    return len(seen) > _COSTLY
