@@ -73,6 +73,11 @@ class Library:
     def root(self) -> SourceFile:
         return self.files[0]
 
+    @property
+    def program(self) -> ast.Program:
+        """The syntax tree of the file itself."""
+        return self.root.program
+
     @cached_property
     def functions(self) -> dict[str, ast.Function]:
         """The functions of the file itself, in order; then those that it imports."""
@@ -123,7 +128,7 @@ class Library:
         return FunctionEntry(
             function.name.text,
             tuple(entries),
-            signature.dimensions,
+            tuple(signature.dimensions),
             signature.explicit,
             signature.classes,
             result,

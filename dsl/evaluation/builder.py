@@ -14,7 +14,7 @@ from intarsia.dsl.semantics.scope import File, Scope, suggest
 from intarsia.dsl.semantics.signature import Signature, read_signature
 from intarsia.dsl.semantics.types import TensorPattern, concrete, named_format, read_type
 from intarsia.dsl.semantics.unify import Unifier
-from intarsia.dsl.semantics.values import Item, Poison, Poisoned, Struct, StructList, describe, tensor_of
+from intarsia.dsl.semantics.values import FormatTensor, Item, Poison, Poisoned, Struct, StructList, describe, tensor_of
 from intarsia.ir.dtypes import dtype
 from intarsia.ir.errors import CompileError, Diagnostic, Span
 from intarsia.ir.graph import Value
@@ -135,6 +135,8 @@ class Builder(NodeMaker):
         if scope.file.function(name) or calls.is_built_in(self, name):
             raise CompileError("E0301", f"`{name}` is a function", span, hint=f"call it: {name}(…)")
         hint = suggest(name, [*scope.visible(), *scope.file.names()])
+        if not hint and scope.frame is not None:
+            hint = f"an index is bound on the left, or by a reduction: sum[{name}](…)"
         raise CompileError("E0301", f"no value is named `{name}`", span, hint=hint)
 
     def constant(self, declaration: ast.Const, file: File) -> Item:
@@ -173,6 +175,10 @@ class Builder(NodeMaker):
     def _matmul(self, left: Item, right: Item, node: ast.Binary | ast.Compare, scope: Scope) -> Item:
         for item, operand in ((left, node.left), (right, node.right)):
             found = tensor_of(item)
+            if isinstance(item, FormatTensor):
+                hint = "a format is storage: dequantize(…) gives its values as f32"
+                message = f"matrix product of {describe(left)} and {describe(right)}"
+                raise CompileError("E0202", message, operand.span, hint=hint)
             if found is None or not found.rank:
                 message = f"matrix product of {describe(left)} and {describe(right)}: {describe(item)} has no dimension"
                 raise CompileError("E0203", message, operand.span, hint="a product with a scalar is written with `*`")

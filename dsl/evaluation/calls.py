@@ -277,7 +277,8 @@ def _named(entry: Given) -> str:
     """The argument as it is written where that is short, for messages."""
     span = entry.argument.span
     text = span.source.text[span.start : span.end]
-    return f"`{text}`" if text.replace("_", "").replace(".", "").isalnum() else entry.where
+    is_name = text.replace("_", "").replace(".", "").isalnum() and text not in ("none", "true", "false")
+    return f"`{text}`" if is_name else entry.where
 
 
 def _match_weak(unifier: Unifier, entry: Given, weak: list[Given]) -> None:
@@ -306,9 +307,9 @@ def _match_weak(unifier: Unifier, entry: Given, weak: list[Given]) -> None:
 def bind_signature(signature: Signature, unifier: Unifier, scope: Scope) -> None:
     """Bind the dimensions, packs and generics of a signature in the scope of the body."""
     span = signature.function.name.span
-    for name in signature.dimensions:
+    for name, place in signature.dimensions.items():
         if (size := unifier.sizes.get(unknown(name))) is not None:
-            scope.bind(name, size, span, "dimension")
+            scope.bind(name, size, place, "dimension")
     for name, dims in unifier.packs.items():
         scope.bind(name, PackDims(tuple(unifier.size(d) for d in dims)), span, "dimension")
     for name, element in unifier.elements.items():
@@ -365,7 +366,8 @@ def fit_results(
         return items
     patterns = signature.result.items if isinstance(signature.result, TuplePattern) else (signature.result,)
     if len(patterns) != len(items):
-        message = f"{signature.name} gives {signature.result}, and {len(items)} values are returned"
+        count = "1 value is" if len(items) == 1 else f"{len(items)} values are"
+        message = f"{signature.name} gives {signature.result}, and {count} returned"
         raise CompileError("E0505", message, spans[0].to(spans[-1]))
     fitted: list[Item] = []
     for number, (item, pattern, span) in enumerate(zip(items, patterns, spans)):

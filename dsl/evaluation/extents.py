@@ -25,6 +25,8 @@ class Extents:
 
     sizes: dict[str, Size] = field(default_factory=dict)
     packs: dict[str, tuple[Size, ...]] = field(default_factory=dict)
+    poisoned: bool = False  # a tensor that they subscript is known to be wrong
+    mismatch: CompileError | None = None  # a subscript of an index with too few or too many others
     origins: dict[str, Span] = field(default_factory=dict)
 
 
@@ -43,9 +45,14 @@ def find_extents(
     for body in bodies:
         for node in ast.walk(body):
             if isinstance(node, ast.Subscript) and _mentions(node.items, wanted):
-                shape = _shape(builder, node.value, scope, wanted)
+                try:
+                    shape = _shape(builder, node.value, scope, wanted)
+                except Poisoned:
+                    found.poisoned = True
+                    continue
                 if shape is not None:
                     _note(builder, found, wanted, shape, node.items)
+                    found.mismatch = found.mismatch or _mismatch(node, shape)
     return found
 
 
@@ -68,6 +75,23 @@ def _note(
                 raise CompileError("E0402", message, item.span)
         elif isinstance(item, ast.Name) and item.name in wanted and (packs or plain == len(shape)):
             _note_size(builder, found, item, extents[0])
+
+
+def _mismatch(node: ast.Subscript, shape: tuple[Size, ...]) -> CompileError | None:
+    """What is wrong with the number of subscripts, in case nothing else says how far an index runs."""
+    if len(node.items) == len(shape) or any(isinstance(i, (ast.Pack, ast.Slice, ast.Ellipsis)) for i in node.items):
+        return None
+    return wrong_count(node, len(node.items), shape)
+
+
+def wrong_count(node: ast.Subscript, count: int, shape: tuple[Size, ...]) -> CompileError:
+    """An element with too few or too many subscripts."""
+    text = node.span.source.text[node.span.start : node.span.end]
+    dims = "1 dimension" if len(shape) == 1 else f"{len(shape)} dimensions"
+    given = "1 subscript" if count == 1 else f"{count} subscripts"
+    hint = "in index notation every dimension has a subscript; a row is x[i, j] with j bound as well"
+    message = f"`{text}` has {given}, and the tensor has {dims}: [{_list(shape)}]"
+    return CompileError("E0406", message, node.span, hint=hint)
 
 
 def _note_size(builder: Builder, found: Extents, item: ast.Name, extent: Size) -> None:
@@ -112,7 +136,7 @@ def _list(sizes: tuple[Size, ...]) -> str:
 def _shape(builder: Builder, node: ast.Expression, scope: Scope, wanted: set[str]) -> tuple[Size, ...] | None:
     """The shape of what is subscripted, or None where it cannot be said here; a list has its length."""
     item = _path(node, scope)
-    if item is None and not isinstance(node, (ast.Name, ast.Field)) and _is_closed(node, scope, wanted):
+    if item is None and not isinstance(node, ast.Field) and _is_closed(node, scope, wanted):
         item = evaluate_base(builder, node, scope)
     if isinstance(item, StructList):
         return (item.length,)
@@ -126,10 +150,7 @@ def _path(node: ast.Expression, scope: Scope) -> Item:
     """What a name with fields and list subscripts is, whatever the subscripts are; None for other expressions."""
     match node:
         case ast.Name(name):
-            try:
-                binding = scope.lookup(name)
-            except Poisoned:
-                return None
+            binding = scope.lookup(name)
             return None if binding is None else binding.item
         case ast.Field(value, name):
             inner = _path(value, scope)
@@ -148,6 +169,8 @@ def _is_closed(node: ast.Expression, scope: Scope, wanted: set[str]) -> bool:
         if isinstance(n, ast.Comprehension)
         for b in n.binders
     }
+    if isinstance(node, ast.Name):
+        return node.name not in wanted  # a name that is not bound: its evaluation says so
     for n in ast.walk(node):
         if isinstance(n, ast.Name) and n.name not in inside:
             binding = scope.find(n.name)

@@ -12,7 +12,7 @@ from intarsia.dsl.primitives.reductions import require_reducible
 from intarsia.dsl.semantics.frames import Frame, Guard, IndexAxis, bound
 from intarsia.dsl.semantics.literals import to_size
 from intarsia.dsl.semantics.scope import Scope
-from intarsia.dsl.semantics.values import EXPRESSIONS, Item, PackIndices
+from intarsia.dsl.semantics.values import EXPRESSIONS, Item, PackIndices, Poisoned
 from intarsia.ir.dtypes import I64, DType
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.functions import COMBINERS
@@ -104,6 +104,8 @@ def bind_indices(
         name = _name(binder)
         if isinstance(binder, ast.Pack):
             if name not in extents.packs:
+                if extents.poisoned:
+                    raise Poisoned
                 message = f"the pack ..{name} subscripts no tensor"
                 raise CompileError("E0401", message, binder.span, hint=f"use it, as in x[..{name}]")
             symbols = []
@@ -115,6 +117,10 @@ def bind_indices(
             continue
         symbol = builder.axis_symbol(name, frame)
         alone = extents.sizes.get(name)
+        if alone is None and binder.upper is None and extents.poisoned:
+            raise Poisoned
+        if alone is None and binder.upper is None and extents.mismatch is not None:
+            raise extents.mismatch
         axis = _range(builder, binder, symbol, alone, scope, frame)
         frame.axes.append(axis)
         scope.bind(name, Size.of(symbol), binder.name.span, "index")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from intarsia.dsl import ast
-from intarsia.dsl.evaluation.extents import evaluate_base
+from intarsia.dsl.evaluation.extents import evaluate_base, wrong_count
 from intarsia.dsl.semantics.names import ScopeNames
 from intarsia.dsl.semantics.scope import Scope
 from intarsia.dsl.semantics.values import (
@@ -174,15 +174,11 @@ def _is_open(item: object, scope: Scope) -> bool:
 def _wrong_count(
     base: Value | ListElement, node: ast.Subscript, items: Sequence[Position], whole: bool
 ) -> CompileError:
-    rank = base.tensor.rank
-    what = f"`{node.span.source.text[node.span.start : node.span.end]}`"
     if whole:
+        what = f"`{node.span.source.text[node.span.start : node.span.end]}`"
         hint = "in index notation every dimension has an integer subscript; cut the tensor before, outside of it"
         return CompileError("E0406", f"{what} mixes an index with a slice, `...` or none", node.span, hint=hint)
-    dims = "1 dimension" if rank == 1 else f"{rank} dimensions"
-    count = "1 subscript" if len(items) == 1 else f"{len(items)} subscripts"
-    hint = "in index notation every dimension has a subscript; a row is x[i, j] with j bound as well"
-    return CompileError("E0406", f"{what} has {count}, and {base.tensor} has {dims}", node.span, hint=hint)
+    return wrong_count(node, len(items), base.tensor.shape)
 
 
 def element_at(

@@ -69,6 +69,8 @@ _ON_INTEGERS: dict[str, Callable[..., int]] = {
     "bit_not": operator.invert,
 }
 
+_FOR_TRUTH = "`and`, `or` and `not` are for truth values: compare first, or use bit_and, bit_or, bit_not"
+
 Part = tuple[Item, Span]
 
 
@@ -156,8 +158,11 @@ def _fold_sizes(name: str, items: list[Any]) -> Item:
 
 
 def _resolved(item: Item, name: str, span: Span) -> Item:
-    if isinstance(item, (int, float, Size, Value, ListElement, FormatTensor, *EXPRESSIONS)):
+    if isinstance(item, (int, float, Size, Value, ListElement, *EXPRESSIONS)):
         return item
+    if isinstance(item, FormatTensor):
+        hint = "a format is storage: dequantize(…) gives its values as f32"
+        raise CompileError("E0202", f"{_shown(name)} of {item}", span, hint=hint)
     hint = "a tuple is taken apart first: a, b = …" if isinstance(item, tuple) else ""
     raise CompileError("E0202", f"{_shown(name)} of {describe(item)}", span, hint=hint)
 
@@ -190,6 +195,8 @@ def _differ(name: str, parts: Sequence[Part], first: DType, other: DType, other_
     source = other_span.source.text[other_span.start : other_span.end]
     shown = source if len(source) <= 30 and "\n" not in source else "…"
     hint = f"nothing is converted unasked: cast one of them, as in {first}({shown})"
+    if FUNCTIONS[name].domain == "boolean":
+        hint = _FOR_TRUTH
     return CompileError("E0202", f"{_shown(name)} of {texts}: the dtypes differ", span, hint=hint)
 
 
@@ -204,7 +211,7 @@ def _require_accepted(name: str, dtype: DType, parts: Sequence[Part], span: Span
     elif name == "div" and dtype.is_integer:
         hint = "`//` divides integers, rounding down; or cast them: f32(a) / f32(b)"
     elif function.domain == "boolean":
-        hint = "`and`, `or` and `not` are for truth values: compare first, or use bit_and, bit_or, bit_not"
+        hint = _FOR_TRUTH
     elif dtype == BOOL:
         hint = "cast it first, as in f32(x) or i32(x)"
     elif function.domain == "float":
@@ -239,7 +246,7 @@ def _is_elementwise(scope: Scope, parts: Sequence[Part], span: Span) -> bool:
         text = own.source.text[own.start : own.end]
         name = text if text.isidentifier() else ""
         letters = ", ".join("ijklmn"[d % 6] for d in range(item.tensor.rank))
-        hint = f"write {name}[{letters}]: every tensor has one subscript for each dimension" if name else ""
+        hint = f"write {name or '(…)'}[{letters}]: every tensor has one subscript for each dimension"
         what = f"`{name}`" if name else "this"
         raise CompileError("E0404", f"{what} is {item.tensor}, beside elements of index notation", own, hint=hint)
     return False
@@ -317,6 +324,8 @@ def align_batches(builder: Builder, left: Value, right: Value, span: Span, what:
 
 def sharing_hint(left: Size, right: Size) -> str:
     """What to do about two dimensions that differ."""
+    if not left.symbols.isdisjoint(right.symbols):
+        return ""
     a, b = left.as_name, right.as_name
     if a is not None and b is not None:
         return f"different names never match: if they are always equal, name both {a} where they are declared"

@@ -103,6 +103,7 @@ class Bounds:
         self, index: Size, extent: Size, what: str, dimension: int, shown: str, frame: Frame | None, span: Span
     ) -> None:
         """Prove 0 <= index < extent, or raise E0403. A subscript that depends on data is checked when it is run."""
+        self._require_in_scope(index, frame, span)
         if index.opaques or extent.opaques or self._depends_on_data(index, frame):
             return
         below, above = self.holds(index, frame), self.holds(extent - 1 - index, frame)
@@ -111,6 +112,15 @@ class Bounds:
         definite = self._is_outside(index, extent, frame)
         if definite or below is False or above is False:
             raise self._outside(index, extent, what, dimension, shown, frame, span, below is not True)
+
+    def _require_in_scope(self, index: Size, frame: Frame | None, span: Span) -> None:
+        """Raise E0409 for an index of index notation in the subscript of a whole tensor."""
+        own = frame.names() if frame is not None else set()
+        for name in sorted(index.symbols - own):
+            if name not in self.dimensions and name not in self.counters:
+                hint = "only elements are subscripted by an index: give every dimension a subscript"
+                message = f"the index {name} is used outside of index notation"
+                raise CompileError("E0409", message, span, hint=hint)
 
     def _depends_on_data(self, index: Size, frame: Frame | None) -> bool:
         """Is the index itself bounded by data only?"""
@@ -125,8 +135,9 @@ class Bounds:
             return False
         axes = [a for name in sorted(index.symbols) if frame is not None and (a := frame.axis(name)) is not None]
         nonempty = [a.axis.upper - a.axis.lower - 1 for a in axes]
+        nonempty += [b - a - 1 for n, (a, b) in self.counters.items() if n in index.symbols]
         assumed = self._assume((*self.facts, *nonempty, *(Size.of(n) - 1 for n in self.dimensions)))
-        most, least = bound(index, frame, True), bound(index, frame, False)
+        most, least = bound(index, frame, True, self.counters), bound(index, frame, False, self.counters)
         if most is not None and not most.opaques and assumed.proves(self.at_hand(most - extent)):
             return True
         return least is not None and not least.opaques and assumed.proves(self.at_hand(-least - 1))
@@ -142,7 +153,7 @@ class Bounds:
         span: Span,
         below: bool,
     ) -> CompileError:
-        least, most = bound(index, frame, False), bound(index, frame, True)
+        least, most = bound(index, frame, False, self.counters), bound(index, frame, True, self.counters)
         text = str(index)
         if least is not None and most is not None:
             low, high = self.show(least), self.show(most)
@@ -151,13 +162,13 @@ class Bounds:
         else:
             range_text = f"`{text}`"
         size = self.show(extent)
-        message = f"{what} can be read outside: {range_text}, dimension {dimension} of {shown} has size {size}"
-        names = [n for n in sorted(index.symbols) if frame is not None and frame.axis(n) is not None]
+        message = f"{what} can fall outside: {range_text}, dimension {dimension} of {shown} has size {size}"
+        names = [n for n in sorted(index.symbols) if n in self.counters or (frame is not None and frame.axis(n))]
         if names:
             condition = f"{text} >= 0" if below else f"{text} < {extent}"
             hint = f"give {names[0]} a smaller range, guard with where({condition}, …, …), or use pad"
-        elif below and least is not None and (self.value(least) or 0) < 0:
-            hint = "only a literal negative subscript counts from the end"
+        elif extent.constant is not None:
+            hint = f"from 0 to {extent - 1}; literal negative ones, from {-extent} to -1, count from the end"
         else:
             hint = f"a subscript of this dimension is at most {extent - 1}"
         return CompileError("E0403", message, span, hint=hint)

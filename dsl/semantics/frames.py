@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 from intarsia.ir.scalar import Apply, Expr, Index
@@ -113,8 +114,14 @@ class Frame:
         return found
 
 
-def bound(size: Size, frame: Frame | None, upper: bool) -> Size | None:
-    """The greatest (or least) value of `size` over the hulls of the indices in it, or None where it is not known."""
+Ranges = Mapping[str, tuple[Size, Size]]
+
+
+def bound(size: Size, frame: Frame | None, upper: bool, counters: Ranges = MappingProxyType({})) -> Size | None:
+    """The greatest (or least) value of `size` over the hulls of the indices in it, or None where it is not known.
+
+    `counters` has the half-open ranges of the loop counters that are to be taken to their ends too.
+    """
     total = ZERO
     for monomial, coefficient in size.terms:
         highest = upper == (coefficient > 0)
@@ -122,21 +129,15 @@ def bound(size: Size, frame: Frame | None, upper: bool) -> Size | None:
             case ():
                 part: Size | None = Size.of(1)
             case (str() as name,):
-                axis = frame.axis(name) if frame is not None else None
-                if axis is None:
-                    part = Size.of(name)
-                elif axis.hull is None:
-                    part = None
-                else:
-                    part = axis.hull[1] - 1 if highest else axis.hull[0]
+                part = _end_of(name, frame, highest, counters)
             case (Extremum(which, arguments),):
-                parts = [bound(a, frame, highest) for a in arguments]
+                parts = [bound(a, frame, highest, counters) for a in arguments]
                 known = [p for p in parts if p is not None]
                 part = None
                 if len(known) == len(parts) or (known and highest == (which == "min")):
                     part = minimum(*known) if which == "min" else maximum(*known)
             case (Quotient(n, d),) if not _varies(d, frame) and (d.constant is None or d.constant > 0):
-                inner = bound(n, frame, highest)
+                inner = bound(n, frame, highest, counters)
                 part = None if inner is None else inner // d
             case (Remainder(n, d),) if not _varies(d, frame) and _varies(n, frame):
                 part = d - 1 if highest else ZERO
@@ -148,6 +149,19 @@ def bound(size: Size, frame: Frame | None, upper: bool) -> Size | None:
             return None
         total = total + part * coefficient
     return total
+
+
+def _end_of(name: str, frame: Frame | None, highest: bool, counters: Ranges) -> Size | None:
+    """The last (or first) value of a name."""
+    axis = frame.axis(name) if frame is not None else None
+    if axis is not None:
+        return None if axis.hull is None else axis.hull[1] - 1 if highest else axis.hull[0]
+    if name not in counters:
+        return Size.of(name)
+    lower, upper = counters[name]
+    end = upper - 1 if highest else lower
+    outer = {n: r for n, r in counters.items() if n != name}
+    return None if end.opaques else bound(end, frame, highest, outer)
 
 
 def _varies(size: Size, frame: Frame | None) -> bool:

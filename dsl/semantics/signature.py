@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from intarsia.dsl import ast
@@ -10,7 +11,7 @@ from intarsia.dsl.semantics.scope import File
 from intarsia.dsl.semantics.types import GENERIC_CLASSES, Pattern, TensorPattern, TuplePattern, leaves, read_type
 from intarsia.dsl.semantics.unify import unknown
 from intarsia.ir.dtypes import dtype
-from intarsia.ir.errors import CompileError
+from intarsia.ir.errors import CompileError, Diagnostic, Span
 from intarsia.ir.sizes import Size
 
 
@@ -30,20 +31,20 @@ class ParameterInfo:
 class Signature:
     """What a function takes and gives.
 
-    dimensions: every dimension name, in order of binding. explicit: those that only a keyword can give. static_sizes:
-    static parameters that stand in types. packs: the names of packs. classes: the generic dtypes and formats, with
-    their classes.
+    dimensions: every dimension name, in order of binding, with the place where it first stands. explicit: those that
+    only a keyword can give. static_sizes: static parameters that stand in types. packs: the names of packs. classes:
+    the generic dtypes and formats, with their classes.
     """
 
     function: ast.Function
     file: File
     parameters: tuple[ParameterInfo, ...]
     result: Pattern | None
-    dimensions: tuple[str, ...]
+    dimensions: Mapping[str, Span]
     explicit: tuple[str, ...]
     static_sizes: tuple[str, ...]
     packs: tuple[str, ...]
-    classes: dict[str, str]
+    classes: Mapping[str, str]
 
     @property
     def name(self) -> str:
@@ -51,79 +52,124 @@ class Signature:
 
     def tensors(self) -> list[tuple[str, TensorPattern, Size | None]]:
         """The tensors of all typed parameters, flattened: label, type, and the length of a list."""
-        return [leaf for p in self.parameters if p.pattern is not None for leaf in leaves(p.name, p.pattern)]
+        return _tensors(self.parameters)
 
 
 def read_signature(function: ast.Function, file: File) -> Signature:
-    """Look up the names in a signature. Raises CompileError."""
-    classes: dict[str, str] = {}
-    explicit: dict[str, None] = {}
-    for generic in function.generics:
+    """Look up the names in a signature. Raises CompileError with all that is wrong."""
+    reader = _Reader(function, file)
+    signature = reader.read()
+    if reader.diagnostics:
+        raise CompileError.of(reader.diagnostics)
+    return signature
+
+
+class _Reader:
+    def __init__(self, function: ast.Function, file: File) -> None:
+        self.function = function
+        self.file = file
+        self.diagnostics: list[Diagnostic] = []
+        self.classes: dict[str, str] = {}
+        self.explicit: dict[str, Span] = {}
+        self.names = SignatureNames(file, self.classes)
+        self.parameters: dict[str, ParameterInfo] = {}
+
+    def report(self, code: str, message: str, span: Span, hint: str = "") -> None:
+        self.diagnostics.append(Diagnostic(code, message, span, hint))
+
+    def read(self) -> Signature:
+        for generic in self.function.generics:
+            self._generic(generic)
+        for parameter in self.function.parameters:
+            try:
+                self._parameter(parameter)
+            except CompileError as error:
+                self.diagnostics += error.diagnostics
+        of_parameters, packs = dict(self.names.dimensions), tuple(self.names.packs)
+        result = None
+        try:
+            if self.function.result is not None:
+                result = read_type(self.function.result, self.names)
+        except CompileError as error:
+            self.diagnostics += error.diagnostics
+        static = {name for name, parameter in self.parameters.items() if parameter.pattern is None}
+        dimensions = {n: s for n, s in (of_parameters | self.explicit).items() if n not in static}
+        solved = _determined(tuple(self.parameters.values()), static | self.explicit.keys())
+        if not self.diagnostics:
+            self._check(dimensions, static, packs, solved)
+        alone = _determined(tuple(self.parameters.values()), static)
+        return Signature(
+            function=self.function,
+            file=self.file,
+            parameters=tuple(self.parameters.values()),
+            result=result,
+            dimensions=dimensions,
+            explicit=tuple(n for n in self.explicit if n not in alone),
+            static_sizes=tuple(n for n in self.names.dimensions if n in static),
+            packs=packs,
+            classes=self.classes,
+        )
+
+    def _generic(self, generic: ast.Generic) -> None:
         name, kind = generic.name.text, generic.kind.text
         if kind not in GENERIC_CLASSES:
             hint = f"the classes are {', '.join(GENERIC_CLASSES)}"
-            raise CompileError("E0303", f"no class of types is named `{kind}`", generic.kind.span, hint=hint)
-        if name in classes or name in explicit or dtype(name):
-            raise CompileError("E0314", f"`{name}` is declared twice", generic.name.span)
-        if kind == "dim":
-            explicit[name] = None
+            self.report("E0303", f"no class of types is named `{kind}`", generic.kind.span, hint)
+            kind = "any"
+        if name in self.classes or name in self.explicit or dtype(name):
+            self.report("E0314", f"`{name}` is declared twice", generic.name.span)
+        elif kind == "dim":
+            self.explicit[name] = generic.name.span
         else:
-            classes[name] = kind
-    names = SignatureNames(file, classes)
-    parameters: dict[str, ParameterInfo] = {}
-    for parameter in function.parameters:
+            self.classes[name] = kind
+
+    def _parameter(self, parameter: ast.Parameter) -> None:
         name = parameter.name.text
-        if name in parameters or name in classes or name in explicit:
+        if name in self.parameters or name in self.classes or name in self.explicit:
             raise CompileError("E0314", f"`{name}` is declared twice", parameter.name.span)
-        pattern = None if parameter.type is None else read_type(parameter.type, names)
+        pattern = None if parameter.type is None else read_type(parameter.type, self.names)
         if isinstance(pattern, TuplePattern):
             hint = "give each tensor a parameter of its own"
             raise CompileError("E0303", "a parameter is no tuple", parameter.span, hint=hint)
         if pattern is not None:
-            list(leaves(name, pattern))
-        parameters[name] = ParameterInfo(parameter, pattern)
-    bound = {*names.dimensions, *explicit}
-    packs = tuple(names.packs)
-    result = None if function.result is None else read_type(function.result, names)
-    static = {name for name, parameter in parameters.items() if parameter.pattern is None}
-    for name, span in names.dimensions.items():
-        if name in classes or (name in parameters and name not in static):
-            raise CompileError("E0314", f"`{name}` is a dimension here, and declared as something else too", span)
-        if name not in bound and name not in static:
-            hint = f"no parameter has it; declare it after the name: fn {function.name}[{name}: dim](…)"
-            raise CompileError("E0309", f"no argument decides the dimension {name}", span, hint=hint)
-    for name, span in names.packs.items():
-        if name not in packs:
-            raise CompileError("E0309", f"no argument decides the dimensions ..{name}", span)
-    found = _determined(parameters)
-    explicit_only = tuple(n for n in explicit if n not in found)
-    dimensions = tuple(n for n in (*names.dimensions, *explicit) if n not in static)
-    sizes = tuple(n for n in names.dimensions if n in static)
-    return Signature(
-        function=function,
-        file=file,
-        parameters=tuple(parameters.values()),
-        result=result,
-        dimensions=tuple(dict.fromkeys(dimensions)),
-        explicit=explicit_only,
-        static_sizes=sizes,
-        packs=packs,
-        classes=classes,
-    )
+            list(leaves(name, pattern))  # the fields of a struct are looked up too
+        self.parameters[name] = ParameterInfo(parameter, pattern)
+
+    def _check(
+        self, dimensions: Mapping[str, Span], static: set[str], packs: tuple[str, ...], solved: set[str]
+    ) -> None:
+        """Every name in a type is bound, once."""
+        for name, span in self.names.dimensions.items():
+            if name in self.classes or (name in self.parameters and name not in static):
+                self.report("E0314", f"`{name}` is a dimension here, and declared as something else too", span)
+            elif name not in dimensions and name not in static:
+                call = f"fn {self.function.name}[{name}: dim](…)"
+                hint = f"use a name of a parameter's type, or let the caller give it: {call}"
+                self.report("E0309", f"no argument decides the dimension {name}", span, hint)
+            elif name not in solved:
+                hint = "it stands alone nowhere: let the caller give it, "
+                hint += f"fn {self.function.name}[{name}: dim](…), or add a parameter that has it"
+                self.report("E0309", f"the arguments do not decide the dimension {name}", span, hint)
+        for name, span in self.names.packs.items():
+            if name not in packs:
+                self.report("E0309", f"no argument decides the dimensions ..{name}", span)
 
 
-def _determined(parameters: dict[str, ParameterInfo]) -> set[str]:
-    """The names that stand in the types of parameters."""
-    found: set[str] = set()
-    for parameter in parameters.values():
-        if parameter.pattern is None:
-            continue
-        for _, leaf, length in leaves(parameter.name, parameter.pattern):
-            sizes = [d for d in leaf.dims if isinstance(d, Size)] + ([length] if length is not None else [])
-            found |= {s[1:] for size in sizes for s in size.symbols}
-    return found
+def _tensors(parameters: Sequence[ParameterInfo]) -> list[tuple[str, TensorPattern, Size | None]]:
+    return [leaf for p in parameters if p.pattern is not None for leaf in leaves(p.name, p.pattern)]
 
 
-def unknowns(signature: Signature) -> list[str]:
-    """The symbols of the dimensions of a signature."""
-    return [unknown(name) for name in signature.dimensions]
+def _determined(parameters: Sequence[ParameterInfo], given: set[str]) -> set[str]:
+    """The names that arguments decide: one that stands alone, or is the only unknown of a dimension linear in it."""
+    sizes = [d for _, leaf, _ in _tensors(parameters) for d in leaf.dims if isinstance(d, Size)]
+    sizes += [length for _, _, length in _tensors(parameters) if length is not None]
+    known = {unknown(name) for name in given}
+    progress = True
+    while progress:
+        progress = False
+        for size in sizes:
+            left = [n for n in size.symbols if n not in known]
+            if len(left) == 1 and size.substitute(dict.fromkeys(known, Size.of(2))).coefficient(left[0]):
+                known.add(left[0])
+                progress = True
+    return {name[1:] for name in known}

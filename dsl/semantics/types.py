@@ -111,7 +111,7 @@ def read_element(name: str, span: Span, names: Namespace) -> DType | GenericDTyp
     """The element type called `name`. Raises CompileError E0302."""
     found = dtype(name) or names.element(name)
     if found is None:
-        hint = suggest(name, [*ALL_NAMES, *names.visible()])
+        hint = suggest(name, [*ALL_NAMES[:13], *names.visible()])
         raise CompileError("E0302", f"no type is named `{name}`", span, hint=hint)
     return found
 

@@ -106,8 +106,10 @@ class Unifier:
         fixed = sum(isinstance(d, Size) for d in pattern.dims)
         has_pack = fixed < len(pattern.dims)
         if len(shape) < fixed or (len(shape) > fixed and not has_pack):
-            count = f"{fixed} or more dimensions" if has_pack else _count(fixed)
-            message = f"{where} is {found}, and {pattern} is wanted: it has {_count(len(shape))}, not {count}"
+            message = f"{where} is {found}, and {pattern} is wanted"
+            if shape and pattern.dims:
+                count = f"{fixed} or more" if has_pack else str(fixed)
+                message += f": it has {_count(len(shape))}, not {count}"
             raise CompileError("E0304", message, span)
         position = 0
         for dim in pattern.dims:
