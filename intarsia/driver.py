@@ -84,6 +84,7 @@ class Compilation:
             dynamic=frozenset(self.options.dynamic),
             checks=self.options.checks,
             unordered=self.options.unordered,
+            pinned_schedule=self.options.schedule,
         )
 
     @cached_property

@@ -13,6 +13,7 @@ MODULES: tuple[str, ...] = (
     "fuse",
     "skip_rounding",
     "lower",
+    "schedule.scheduling",
 )
 """Every module that defines passes; importing it registers them."""
 

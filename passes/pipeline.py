@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from intarsia.ir.errors import CompileError, Remark, Remarks, Span
 from intarsia.ir.graph import Module
+from intarsia.ir.schedule import Schedule
 from intarsia.ir.target import Target
 from intarsia.passes import all_passes
 
@@ -32,7 +33,8 @@ class Context:
     """What a compilation hands to every pass: the machine, where remarks go, and what the user asked for.
 
     dynamic: dimension names that stay run-time values. checks: subscripts and divisors are checked at run time.
-    unordered: float atomics are allowed.
+    unordered: float atomics are allowed. pinned_schedule: the text of schedules that the user pins. schedules: the one
+    that each kernel got, filled in by `schedule`.
     """
 
     target: Target
@@ -40,6 +42,8 @@ class Context:
     dynamic: frozenset[str] = frozenset()
     checks: bool = False
     unordered: bool = False
+    pinned_schedule: str | None = None
+    schedules: dict[str, Schedule] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
