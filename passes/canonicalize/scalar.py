@@ -15,7 +15,7 @@ from intarsia.ir.arithmetic import Arithmetic
 from intarsia.ir.conversion import is_exact
 from intarsia.ir.dtypes import BOOL, I64, DType
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, apply, as_size, cast, constant, where
-from intarsia.ir.sizes import Size, maximum, minimum
+from intarsia.ir.sizes import maximum, minimum
 
 ScalarRule = Callable[[Expr], "Expr | None"]
 
@@ -86,8 +86,13 @@ def index_arithmetic(e: Expr) -> Expr | None:
 
 
 def constant_right(e: Expr) -> Expr | None:
-    """c + x -> x + c, and likewise for * minimum maximum == != and or"""
+    """c + x -> x + c, and likewise for * == != and or, and minimum maximum of integers
+
+    Of zeros of both signs, which one a minimum gives depends on their order.
+    """
     match e:
+        case Apply("minimum" | "maximum", (left, _)) if left.dtype.is_float:
+            return None
         case Apply("add" | "mul" | "minimum" | "maximum" | "eq" | "ne" | "and" | "or", (Const() as c, x)):
             return None if isinstance(x, Const) else apply(e.function, x, c)
     return None
@@ -254,8 +259,3 @@ SCALAR_RULES: Sequence[ScalarRule] = (
     comparison,
     conversion,
 )
-
-
-def names_of(size: Size) -> frozenset[str]:
-    """The names that an integer expression holds."""
-    return size.symbols

@@ -62,10 +62,11 @@ def broadcast_of_expanded(node: Node) -> Node | None:
 
 
 def broadcast_without_copies(node: Node) -> Node | None:
-    """broadcast(x) -> reshape(x) where it only adds dimensions of extent 1"""
+    """broadcast(x) -> reshape(x) where it only adds dimensions of extent 1, and x is no literal"""
     match node:
-        case BroadcastTo(x, shape) if shape == (*[ONE] * (len(shape) - x.tensor.rank), *x.tensor.shape):
-            return Reshape(x, shape, span=node.span)
+        case BroadcastTo(x, shape) if not isinstance(x.node, Constant):
+            if shape == (*[ONE] * (len(shape) - x.tensor.rank), *x.tensor.shape):
+                return Reshape(x, shape, span=node.span)
     return None
 
 

@@ -57,7 +57,7 @@ class Fuse(Pass):
         """Remarks: what each group saves, and why other edges stay."""
         for group in groups:
             if len([n for n in group.nodes if not isinstance(n, Constant)]) > 1:
-                ops = ", ".join(m.title for m in group.members if m.work or m.is_reduced) or "views"
+                ops = ", ".join(m.title for m in group.members if m.work > 0 or m.is_reduced) or "views"
                 saved = saving(group.nodes, search.outputs(group.nodes))
                 self.remark(context, "fusion", f"one kernel for {ops}: saves {saved}", group.nodes[-1].span)
         refusals: dict[tuple[str, Span | None], None] = {}  # copies of a view say the same

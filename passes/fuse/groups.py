@@ -11,7 +11,7 @@ from intarsia.ir.ops import Argsort, Cumulative, Loop, Sort
 from intarsia.ir.types import TensorType
 from intarsia.passes.fuse.members import Member
 from intarsia.passes.fuse.rows import CONTRACTIONS, Refusal, refusal, stages_of
-from intarsia.passes.lower_uses import CHEAP
+from intarsia.passes.lower.uses import CHEAP
 
 TYPICAL = 64
 """What an extent without a number counts as where savings are compared."""

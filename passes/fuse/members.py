@@ -14,7 +14,7 @@ from intarsia.ir.scalar import Apply, Bitcast, Const, Expr, Load, loads
 from intarsia.ir.scalar import Cast as CastExpr
 from intarsia.ir.sizes import ONE, Size
 from intarsia.ir.space import Axis, Space, operand, operand_position
-from intarsia.passes.lower_uses import work
+from intarsia.passes.lower.uses import work
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,19 +44,23 @@ def pass_report(before: Module, after: Module) -> str:
     """`pass_counts` of a module after fusion as text: a paragraph for each group, with the user's line, and the number
     of kernels with an op each and now."""
     labels = {p.value: p.label for p in after.graph.parameters}
-    lines = [f"kernels: {_kernels(before)} one by one, {_kernels(after)} fused", ""]
+    lines = [
+        f"{_kernels(before)} kernels with one for each op, {_kernels(after)} fused; passes over what each reads:",
+        "",
+    ]
     counts = pass_counts(after)
     for group in dict.fromkeys(c.group for c in counts):
         members = [m for n in group.body.nodes if (m := Member.of(n)) is not None]
-        ops = ", ".join(m.title for m in members if m.work or m.is_reduced) or "views"
+        ops = ", ".join(m.title for m in members if m.work > 0 or m.is_reduced) or "views"
         lines.append(f"{group.span or after.graph.name}: {ops}")
         for count in counts:
             if count.group is group:
                 name = labels.get(count.value, f"{title(count.value.node)} {count.value.type}")
-                lines.append(f"    {name}: read {_times(count.before)} one by one, {_times(count.after)} fused")
+                lines.append(f"    {name}: {_passes(count.before)} with a kernel for each op, {count.after} fused")
         inner = [n for n in group.body.nodes if n.value not in group.body.results and not isinstance(n, Constant)]
         if inner:
-            lines.append(f"    {len(inner)} values in between are no longer written and read")
+            values = "value" if len(inner) == 1 else "values"
+            lines.append(f"    {len(inner)} {values} in between not written and read again")
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -77,8 +81,8 @@ def _outside_groups(region: Region) -> Iterator[Node]:
                 yield from _outside_groups(inner)
 
 
-def _times(count: int) -> str:
-    return "once" if count == 1 else "twice" if count == 2 else f"{count} times"
+def _passes(count: int) -> str:
+    return f"{count} pass{'es' if count != 1 else ''}"
 
 
 def title(node: Node) -> str:

@@ -17,7 +17,7 @@ from intarsia.ir.ops import Reshape, Update
 from intarsia.ir.sizes import Size
 from intarsia.ir.types import TensorType
 from intarsia.passes.fuse.members import Member, Point
-from intarsia.passes.lower_uses import CHEAP
+from intarsia.passes.lower.uses import CHEAP
 
 AxisOf: TypeAlias = tuple[object, str]
 """An axis of a stage by the node and the name, or a dimension of a value."""

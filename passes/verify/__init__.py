@@ -178,17 +178,40 @@ def breaks(pass_: Pass, module: Module, context: Context, sizes: Mapping[str, in
 
 
 def difference(before: Array, after: Array, dtype: DType, allowed: Expected | None, exact: bool) -> str | None:
-    """What is wrong with a result after a pass, or None: against `allowed`, else against the result before, bit for bit
-    (NaNs are alike) or, where there is no reference, within 64 units in the last place of the largest magnitude."""
-    if allowed is not None:
-        return allowed.mismatch(after)
+    """What is wrong with a result after a pass, or None.
+
+    The same bits are right (NaNs are alike). An exact pass gives no others. Else the result must fit the reference, as
+    the one before did: where that did not, because the program decides on last digits, this is no test of the pass.
+    Without a reference, a float may be off by 64 units in the last place of the largest magnitude.
+    """
     if before.shape != after.shape or before.dtype != after.dtype:
         return f"{after.dtype}{list(after.shape)} instead of {before.dtype}{list(before.shape)}"
-    if not exact and dtype.is_float:
-        value = convert(before, dtype, F64)
-        finite = np.abs(value[np.isfinite(value)])
-        bound = 64 * dtype.epsilon * float(finite.max(initial=0.0))
-        return Expected(value, np.full(value.shape, bound), dtype).mismatch(after)
+    changed = _changed_bits(before, after, dtype)
+    if changed is None or exact:
+        return changed
+    if dtype.is_float and (flipped := _flipped_zeros(before, after, dtype)):
+        return flipped
+    if allowed is not None:
+        return None if allowed.mismatch(before) else allowed.mismatch(after)
+    if not dtype.is_float:
+        return changed
+    value = convert(before, dtype, F64)
+    finite = np.abs(value[np.isfinite(value)])
+    bound = 64 * dtype.epsilon * float(finite.max(initial=0.0))
+    return Expected(value, np.full(value.shape, bound), dtype).mismatch(after)
+
+
+def _flipped_zeros(before: Array, after: Array, dtype: DType) -> str | None:
+    """Zeros whose sign changed: language.md, Numerics, keeps it also where last digits may change."""
+    a, b = convert(before, dtype, F64), convert(after, dtype, F64)
+    wrong = (a == 0) & (b == 0) & (np.signbit(a) != np.signbit(b))
+    if not wrong.any():
+        return None
+    place = tuple(int(k) for k in np.argwhere(wrong)[0])
+    return f"{int(wrong.sum())} of {wrong.size} elements have another sign of zero; first at {list(place)}"
+
+
+def _changed_bits(before: Array, after: Array, dtype: DType) -> str | None:
     wrong = codes(before, dtype) != codes(after, dtype)
     if dtype.is_float:
         wrong &= ~(np.isnan(convert(before, dtype, F64)) & np.isnan(convert(after, dtype, F64)))

@@ -27,8 +27,8 @@ SPECIAL = (np.nan, np.inf, -np.inf, 0.0, -0.0)
 
 
 def random_inputs(graph: Graph, sizes: Mapping[str, int], seed: int, special: bool = False) -> list[Operand]:
-    """An input for each parameter. Floats are normal, with NaN, infinities and zeros mixed in if `special`; integers
-    are small, since they may count steps or subscript."""
+    """An input for each parameter. Floats are normal; if `special`, an eighth of them, and one of each kind at least,
+    are NaN, infinities and zeros. Integers are small, since they may count steps or subscript."""
     generator = np.random.default_rng(seed)
     return [_input(p.type, sizes, generator, special) for p in graph.parameters]
 
@@ -45,8 +45,8 @@ def _array(type_: TensorType, sizes: Mapping[str, int], generator: np.random.Gen
     if dtype.is_float:
         values = np.asarray(generator.standard_normal(shape))
         if special:
-            chosen = generator.choice(np.array(SPECIAL), shape)
-            values = np.where(generator.random(shape) < 0.15, chosen, values)
+            places = generator.permutation(values.size)[: max(min(values.size // 2, len(SPECIAL)), values.size // 8)]
+            values.flat[places] = np.resize(generator.permutation(SPECIAL), places.shape)
         return convert(values, F64, dtype)
     least = -4 if dtype.kind == "int" else 0
     return convert(np.asarray(generator.integers(least, 9, shape)), I64, dtype)

@@ -1,0 +1,373 @@
+"""What passes promise: algebra that keeps every bit, groups that become one kernel, types that the target has."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from intarsia.dsl.library import load
+from intarsia.ir.dtypes import BF16, BOOL, F16, F32, I32, DType
+from intarsia.ir.errors import CompileError, Source
+from intarsia.ir.graph import Graph, Module, Node, Parameter, Region, Structured
+from intarsia.ir.interpreter import evaluate
+from intarsia.ir.ops import Compute, Fused, Loop, Reduce, Update
+from intarsia.ir.random_graphs import random_module
+from intarsia.ir.scalar import Apply, Cast, Const, Expr, Index, Load, walk
+from intarsia.ir.sizes import Size
+from intarsia.ir.space import Axis, Space
+from intarsia.ir.target import TARGETS
+from intarsia.ir.text import print_module, read_module
+from intarsia.ir.types import TensorType
+from intarsia.passes.canonicalize.spaces import facts_of, simplify_body
+from intarsia.passes.fuse.report import pass_counts, pass_report
+from intarsia.passes.pipeline import Context, Pipeline
+from intarsia.passes.verify import difference, verification
+
+GRAPH_PASSES = "canonicalize,cse,dce,legalize-dtype,canonicalize,cse,fuse,skip-rounding,dce"
+CPU = TARGETS["cpu:x86-avx2"]
+
+
+def context() -> Context:
+    return Context(CPU)
+
+
+def program(text: str) -> Module:
+    """The graph of a program of the language with one function."""
+    return load(Source("test.ita", text)).build(None)
+
+
+def run(module: Module, passes: str = GRAPH_PASSES) -> tuple[Module, Context]:
+    given = context()
+    return Pipeline.parse(passes).run(module, given, verification("exec")), given
+
+
+def kernels(module: Module) -> list[Node]:
+    """The nodes that become kernels."""
+    return [n for n in module.graph.body.walk() if isinstance(n, Fused)]
+
+
+# ---------------------------------------------------------------------- scalar algebra
+
+NUMBERS = (0, 1, -1, 2, 3, 8)
+AXIS = Axis.of("i", 64)
+
+
+class Expressions:
+    """Random scalar expressions over an axis i < 64 and two operands of each dtype."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+
+    def of(self, dtype: DType, depth: int) -> Expr:
+        pick = self.random.random()
+        if depth == 0 or pick < 0.1:
+            return self.leaf(dtype)
+        if dtype == BOOL:
+            return self.boolean(depth - 1)
+        if pick < 0.2:
+            other = self.random.choice([F32, I32, F16])
+            return Cast(dtype, self.of(other, depth - 1))
+        if pick < 0.3:
+            return Apply("where", (self.of(BOOL, depth - 1), self.of(dtype, depth - 1), self.of(dtype, depth - 1)))
+        if pick < 0.5:
+            name = self.random.choice(["neg", "abs"])
+            return Apply(name, (self.of(dtype, depth - 1),))
+        names = ["add", "sub", "mul", "maximum", "minimum"]
+        names += ["div"] if dtype.is_float else ["floordiv", "mod", "bit_and", "bit_or", "shift_left"]
+        left = self.of(dtype, depth - 1)
+        right = left if self.random.random() < 0.15 else self.of(dtype, depth - 1)
+        return Apply(self.random.choice(names), (left, right))
+
+    def boolean(self, depth: int) -> Expr:
+        name = self.random.choice(["not", "and", "or", "lt", "le", "eq", "ne", "where", "index"])
+        match name:
+            case "not":
+                return Apply("not", (self.of(BOOL, depth),))
+            case "and" | "or":
+                return Apply(name, (self.of(BOOL, depth), self.of(BOOL, depth)))
+            case "where":
+                return Apply("where", (self.of(BOOL, depth), self.of(BOOL, depth), self.of(BOOL, depth)))
+            case "index":
+                bound = Index(Size.of(self.random.choice([-1, 0, 5, 63, 64, 70])))
+                return Apply(self.random.choice(["lt", "ge", "le", "gt"]), (Index(Size.of("i")), bound))
+        dtype = self.random.choice([F32, I32])
+        return Apply(name, (self.of(dtype, depth), self.of(dtype, depth)))
+
+    def leaf(self, dtype: DType) -> Expr:
+        if self.random.random() < 0.4:
+            if dtype == BOOL:
+                return Const(self.random.random() < 0.5, BOOL)
+            number = self.random.choice([*NUMBERS, -0.0, 0.5] if dtype.is_float else NUMBERS)
+            return Const(float(number) if dtype.is_float else int(number), dtype)
+        position = [F32, I32, F16, BOOL].index(dtype)
+        return Load(f"a{2 * position + self.random.randrange(2)}", (Size.of("i"),), dtype)
+
+
+def special_inputs() -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    values = [0.0, -0.0, 1.0, -1.0, 0.5, 3.0, np.inf, -np.inf, np.nan, 1e-40, 3e38, 2.0**31, -5.0]
+    floats = [generator.choice(np.array(values, np.float32), 64) for _ in range(2)]
+    integers = [generator.choice(np.array([0, 1, -1, 7, 2**31 - 1, -(2**31)], np.int32), 64) for _ in range(2)]
+    with np.errstate(over="ignore"):
+        halves = [generator.choice(np.array(values, np.float16), 64) for _ in range(2)]
+    return [*floats, *integers, *halves, *(generator.random(64) < 0.5 for _ in range(2))]
+
+
+@pytest.mark.parametrize("dtype", [F32, I32, BOOL], ids=str)
+def test_algebra_keeps_every_bit(dtype: DType) -> None:
+    """NaN, infinities, subnormals, the sign of zero and the ends of the integers included."""
+    types = [TensorType.of(d, 64) for d in (F32, I32, F16, BOOL) for _ in range(2)]
+    parameters = tuple(Parameter(f"p{n}", t) for n, t in enumerate(types))
+    inputs = special_inputs()
+    bodies = [Expressions(seed).of(dtype, 5) for seed in range(250)]
+    better = [simplify_body(body, facts_of([AXIS])) for body in bodies]
+    assert sum(a != b for a, b in zip(bodies, better)) > 100
+    for body, simple in zip(bodies, better):
+        computes = [Compute(tuple(p.value for p in parameters), Space((AXIS,), e, dtype)) for e in (body, simple)]
+        region = Region(parameters, tuple(computes), tuple(c.value for c in computes))
+        before, after = evaluate(Module(Graph("f", region)), inputs)
+        assert difference(before, after, dtype, None, exact=True) is None, f"{body}\n-> {simple}"
+
+
+# ---------------------------------------------------------------------- random graphs
+
+
+@pytest.mark.parametrize("seed", range(2000, 2025))
+def test_random_graphs_keep_their_meaning(seed: int) -> None:
+    run(random_module(seed), f"{GRAPH_PASSES},lower")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, 1000, 100))
+def test_many_random_graphs_keep_their_meaning(first: int) -> None:
+    for seed in range(first, first + 100):
+        run(random_module(seed), f"{GRAPH_PASSES},lower")
+
+
+def test_passes_settle_and_repeat() -> None:
+    """Twice is the same as once, and so is another run."""
+    for seed in range(6):
+        once, _ = run(random_module(seed))
+        again = Pipeline.parse(GRAPH_PASSES).run(random_module(seed), context())
+        assert print_module(once) == print_module(again)
+        for name in ("canonicalize", "cse", "dce", "fuse", "legalize-dtype", "skip-rounding"):
+            twice, _ = run(once, name)
+            if name not in ("canonicalize", "cse"):  # which look into groups
+                assert print_module(twice) == print_module(once), name
+
+
+# ---------------------------------------------------------------------- fusion
+
+ONE_KERNEL = {
+    "gelu": "fn f(x: f32[N, M]) -> f32[N, M] { return gelu(x) * 2.0 }",
+    "gelu_tanh": "fn f(x: f32[N, M]) -> f32[N, M] { return gelu_tanh(x) }",
+    "softmax": "fn f(x: f32[N, M]) -> f32[N, M] { return softmax(x, axis=-1) }",
+    "log_softmax": "fn f(x: f32[N, M]) -> f32[N, M] { return log_softmax(x, axis=-1) }",
+    "masked softmax": "fn f(x: f32[N, M], m: bool[N, M]) -> f32[N, M] { return softmax(where(m, x, -inf)) }",
+    "layer_norm": "fn f(x: f32[N, M], g: f32[M], b: f32[M]) -> f32[N, M] { return layer_norm(x, g, b) }",
+    "rms_norm": "fn f(x: f32[N, M], g: f32[M]) -> f32[N, M] { return rms_norm(x, g) }",
+    "logsumexp": "fn f(x: f32[N, M]) -> f32[N] { return logsumexp(x, axis=-1) }",
+    "sum of rows": "fn f(x: f32[N, M]) -> f32[N] { return sum(tanh(x * x), axis=1) }",
+    "sum of columns": "fn f(x: f32[N, M]) -> f32[M] { return sum(tanh(x * x), axis=0) }",
+    "mean square": "fn f(x: f32[N, M], y: f32[N, M]) -> f32 { return mean((x - y) ** 2) }",
+    "variance": "fn f(x: f32[N, M]) -> f32[N] { return var(x, axis=1) }",
+    "bf16 softmax": "fn f(x: bf16[N, M]) -> bf16[N, M] { return softmax(x) }",
+    "residual norm": "fn f(x: f32[N, M], y: f32[N, M], g: f32[M]) -> (f32[N, M], f32[N, M]) "
+    "{ h = x + y; return h, rms_norm(h, g) }",
+    "linear gelu": "fn f(x: f32[N, K], w: f32[K, M], b: f32[M]) -> f32[N, M] { return gelu(x @ w + b) }",
+    "scatter": "fn f(x: f32[N], b: i64[N]) -> f32[8] { z = zeros(f32[8]); return update z[b[i]] += x[i] * x[i] }",
+    "blur": "fn f(x: f32[N]) -> f32[N - 2] { return (x[2:] + x[1:-1] + x[:-2]) / 3.0 }",
+    "index notation": "fn f(x: f32[N, M]) -> f32[N, M] "
+    "{ s[i] = sum[j](exp(x[i, j])); return tensor[i, j](exp(x[i, j]) / s[i]) }",
+}
+
+
+@pytest.mark.parametrize("name", ONE_KERNEL)
+def test_one_kernel(name: str) -> None:
+    text = (
+        ONE_KERNEL[name]
+        .replace("return update", "z = zeros(f32[8]); return update")
+        .replace("update zeros(f32[8])", "update z")
+    )
+    module, _ = run(program(text))
+    assert [n.name for n in module.graph.body.nodes if n.name != "reshape"] == ["fused"], print_module(module)
+
+
+@pytest.mark.parametrize("size", ["N=1 M=1", "N=1 M=5", "N=5 M=1", "N=0 M=3", "N=3 M=0"])
+def test_one_kernel_at_odd_sizes(size: str) -> None:
+    for name in ("softmax", "layer_norm", "sum of columns", "mean square"):
+        run(program(ONE_KERNEL[name]), f"specialize{{{size}}},{GRAPH_PASSES},lower")
+
+
+def test_an_attention_is_three_groups() -> None:
+    module, given = run(
+        program("""fn attend(q: f32[H, S, D], k: f32[H, T, D], v: f32[H, T, D]) -> f32[H, S, D] {
+            score[h, i, j] = sum[d](q[h, i, d] * k[h, j, d]) / sqrt(f32(D))
+            p = softmax(score, axis=-1)
+            return tensor[h, i, d](sum[j](p[h, i, j] * v[h, j, d]))
+        }""")
+    )
+    assert len([n for n in module.graph.body.nodes if isinstance(n, (Fused, Structured))]) <= 4
+    refused = [r for r in given.remarks.items if not r.done]
+    assert refused and all(r.span is not None for r in refused)
+    assert any("different rows" in r.message and r.span and r.span.line == 3 for r in refused)
+
+
+def test_loops_hold_groups() -> None:
+    module, given = run(
+        program("""fn f(x: f32[N], n: i64) -> f32[N] {
+            return loop (h = exp(x)) for t < n { yield tanh(h * 0.5 + x) }
+        }""")
+    )
+    loop = next(n for n in module.graph.body.nodes if isinstance(n, Loop))
+    assert [n.name for n in loop.body.nodes] == ["fused"]
+    assert any("loop boundary" in r.message for r in given.remarks.items)
+
+
+REASONS = {
+    "contraction-contraction": "fn f(x: f32[N, N]) -> f32[N, N] { return x @ x @ x }",
+    "different rows": "fn f(x: f32[N, M]) -> f32[N, M] { return softmax(x, axis=0) }",
+    "dear recompute": "fn f(x: f32[N, M], g: f32[M]) -> f32[N, M] { return x + tanh(g) }",
+    "multiple uses": "fn f(x: f32[N, N]) -> (f32[N, N], f32[N, N]) { h = exp(x); return h, h @ x }",
+    "cycle": "fn f(x: f32[N, N], w: f32[N, N]) -> f32[N, N] "
+    "{ h = exp(x); return h - max(h @ w, axis=1, keepdims=true) }",
+    "ordered op": "fn f(x: f32[N]) -> f32[N] { return sort(x * x) }",
+    "loop boundary": "fn f(x: f32[N]) -> f32[N] { return loop (h = x * x) for t < 3 { yield h * h } }",
+    "update": "fn f(x: f32[N]) -> f32[N] { y = update x[0] = 1.0; return y * y }",
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_every_edge_that_stays_says_why(reason: str) -> None:
+    _, given = run(program(REASONS[reason]))
+    refused = [r for r in given.remarks.items if r.about == "fusion" and not r.done]
+    assert any(f": {reason}: " in r.message for r in refused), [r.message for r in refused]
+    assert all(r.span is not None for r in refused)
+
+
+def test_groups_say_what_they_save() -> None:
+    module = program("fn f(x: f32[N, M]) -> f32[N, M] { return exp(x) * 2.0 }")
+    _, given = run(module, "specialize{N=256 M=1024},fuse")
+    saved = [r.message for r in given.remarks.items if r.done and r.about == "fusion"]
+    assert saved == ["one kernel for exp, mul: saves 2.0 MiB"]  # 1 MiB is not written, and not read again
+
+
+def test_passes_over_memory_are_counted() -> None:
+    softmax, _ = run(program(ONE_KERNEL["softmax"]))
+    assert [(c.before, c.after) for c in pass_counts(softmax)] == [(2, 1)]
+    norm, _ = run(program(ONE_KERNEL["layer_norm"]))
+    assert [(c.value.node.label, c.before, c.after) for c in pass_counts(norm)] == [  # type: ignore[attr-defined]
+        ("x", 2, 1),
+        ("g", 1, 1),
+        ("b", 1, 1),
+    ]
+    columns, _ = run(program("fn f(x: f32[N]) -> f32[N] { return x / sum(x) }"))
+    assert [(c.before, c.after) for c in pass_counts(columns)] == [(2, 2)]  # no rows: once a stage
+    assert "2 passes with a kernel for each op, 1 fused" in pass_report(program(ONE_KERNEL["softmax"]), softmax)
+
+
+def test_no_dear_value_is_computed_twice() -> None:
+    """A value that two kernels need is stored, not computed in both."""
+    module, _ = run(
+        program("fn f(x: f32[N, M]) -> (f32[M, N], f32[N]) { h = tanh(x); return transpose(h), sum(h, axis=1) }")
+    )
+    tanhs = [n for n in module.graph.body.walk() if getattr(n, "function", "") == "tanh"]
+    assert len(tanhs) == 1
+
+
+def test_max_ops_bounds_groups() -> None:
+    module, _ = run(program("fn f(x: f32[N]) -> f32[N] { return tanh(sin(cos(exp(x)))) }"), "fuse{max-ops=2}")
+    assert [len(n.body.nodes) for n in kernels(module) if isinstance(n, Fused)] == [2, 2]
+
+
+# ---------------------------------------------------------------------- dtypes
+
+
+def slow_arithmetic(module: Module, slow: frozenset[DType]) -> list[str]:
+    """Arithmetic on the given dtypes that is left in bodies and reductions."""
+    found: list[str] = []
+    for node in module.graph.body.walk():
+        spaces = [node.space] if isinstance(node, Structured) else []
+        bodies = [node.body] if isinstance(node, Update) else [s.body for s in spaces]
+        for e in (e for body in bodies for e in walk(body)):
+            if isinstance(e, Apply) and e.arguments[-1].dtype in slow and e.function != "where":
+                found.append(f"{node.name}: {e}")
+        found += [f"{node.name}: {s.combiner}" for s in spaces if s.reduced and s.body.dtype in slow]
+        if isinstance(node, Update) and node.operator != "=" and node.base.dtype in slow:
+            found.append(f"update {node.operator}")
+    return found
+
+
+HALVES = """fn f[T: float](x: T[N, M], y: T[M], i: i64[N]) -> (T[N, M], T[N], T[N, M], T[M], bool[N, M]) {
+    a[n, m] = where(x[n, m] > y[m], exp(x[n, m]) * y[m], x[n, m] - 1.0)
+    b = sum(x * y, axis=1)
+    c = update x[n, i[n]] += b[n]
+    return softmax(a), b, c, max(x, axis=0), x < y
+}
+fn main(x: HALF[N, M], y: HALF[M], i: i64[N]) -> (HALF[N, M], HALF[N], HALF[N, M], HALF[M], bool[N, M]) {
+    return f(x, y, i)
+}"""
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
+def test_no_slow_arithmetic_is_left(dtype: DType) -> None:
+    module = program(HALVES.replace("HALF", str(dtype)))
+    assert slow_arithmetic(module, frozenset({dtype}))
+    legal, _ = run(module)
+    assert slow_arithmetic(legal, frozenset({dtype})) == []
+    same, _ = run(module, "legalize-dtype")
+    assert [v.dtype for v in same.graph.results] == [v.dtype for v in module.graph.results]
+
+
+def test_native_types_stay() -> None:
+    module = program("fn f(x: bf16[N]) -> bf16[N] { return x * x }")
+    result = Pipeline.parse("legalize-dtype").run(module, Context(TARGETS["gpu:sm_90"]))
+    assert result is module
+
+
+def test_narrow_types_are_refused_with_the_users_line() -> None:
+    module = program("fn f(x: f32[N], w: i4[N]) -> f32[N] {\n    return x * f32(w)\n}")
+    with pytest.raises(CompileError) as caught:
+        run(module, "legalize-dtype")
+    assert caught.value.code == "E0901"
+    assert "i4" in str(caught.value) and "test.ita:1:17" in str(caught.value)
+
+
+def test_bools_are_ordered_as_bits() -> None:
+    module, _ = run(program("fn f(x: bool[N], y: bool[N]) -> (bool[N], bool) { return x < y, max(minimum(x, y)) }"))
+    for node in module.graph.body.walk():
+        if isinstance(node, Reduce):
+            assert node.combiner == "any"
+
+
+# ---------------------------------------------------------------------- sizes
+
+
+def test_dynamic_names_stay() -> None:
+    module = program("fn f(x: f32[N, M]) -> f32[N] { return sum(x, axis=1) }")
+    given = Context(CPU, dynamic=frozenset({"N"}))
+    result = Pipeline.parse("specialize{N=3 M=4}").run(module, given)
+    assert result.graph.dimensions == ("N",)
+    assert str(result.graph.parameters[0].type) == "f32[N, 4]"
+
+
+def test_cse_keeps_all_spans() -> None:
+    source = Source("test.ita", "fn f(x: f32[N]) -> f32[N] {\n    a = exp(x)\n    b = exp(x)\n    return a * b\n}")
+    module = load(source).build(None)
+    result = Pipeline.parse("cse").run(module, context())
+    exp = next(n for n in result.graph.body.nodes if getattr(n, "function", "") == "exp")
+    assert {s.line for s in (exp.span, *exp.more_spans) if s} == {2, 3}
+
+
+def test_dead_code_goes_but_parameters_stay() -> None:
+    text = """func @f(%x: f32[4], %unused: f32[4]) {
+      %0 = exp %x : f32[4]
+      %1 = neg %x : f32[4]
+      return %1
+    }"""
+    module = read_module(Source("test.ir", text))
+    result = Pipeline.parse("dce").run(module, context())
+    assert [n.name for n in result.graph.body.nodes] == ["elementwise"]
+    assert len(result.graph.parameters) == 2
