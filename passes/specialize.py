@@ -26,7 +26,7 @@ class Specialize(Pass):
     Keeps: values. Needs: nothing. Leaves: no name that it was given a number for.
 
     Raises CompileError: E1403 a name that the graph does not have or a number below 0, E0205 a reshape that does not
-    fit these sizes, E0208 a size below 0.
+    fit these sizes, E0311 a size below 0.
     """
 
     name: ClassVar[str] = "specialize"
@@ -101,7 +101,7 @@ def _check_type(new: Type, old: Type, span: Span | None, names: Mapping[str, Siz
     for size, written in zip(_extents(new), _extents(old)):
         if size.constant is not None and size.constant < 0:
             given = ", ".join(f"{n} = {names[n]}" for n in sorted(written.symbols & names.keys()))
-            raise CompileError("E0208", f"the size {written} of {old} is {size}, below 0, for {given}", span)
+            raise CompileError("E0311", f"the size {written} of {old} is {size}, which is negative, for {given}", span)
 
 
 def _extents(type_: Type) -> Iterable[Size]:
