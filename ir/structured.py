@@ -17,6 +17,7 @@ from intarsia.ir.errors import CompileError
 from intarsia.ir.functions import COMBINERS
 from intarsia.ir.kernel import PUT_FUNCTIONS, PutOperator
 from intarsia.ir.points import Context, Operand, Points, TooLarge
+from intarsia.ir.ranges import cut_ranges
 from intarsia.ir.scalar import Apply, Expr
 from intarsia.ir.sizes import Size
 from intarsia.ir.space import Axis, Space
@@ -32,8 +33,16 @@ Ranges = dict[str, tuple[int, int]]
 
 def evaluate_space(space: Space, operands: Mapping[str, Operand], context: Context) -> Array:
     """The tensor that a space describes; `operands` by the names that its loads use."""
+    if not context.checks:
+        space = cut_ranges(space, lambda name: _extents(operands[name]))
     value = _SpaceEvaluator(space, operands, context).box({})
     return context.arithmetic.cast(value, space.body.dtype, space.dtype)
+
+
+def _extents(operand: Operand) -> tuple[Size, ...]:
+    """One extent for each subscript; a list has one more, its length."""
+    shape = operand.shape if isinstance(operand, np.ndarray) else (len(operand), *operand[0].shape)
+    return tuple(map(Size.of, shape))
 
 
 @dataclass(frozen=True)

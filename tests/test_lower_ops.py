@@ -6,7 +6,7 @@ Inputs are small integers, so that sums are exact in any order and the levels ag
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ from intarsia.ir.ops import (
 )
 from intarsia.ir.plan_interpreter import run_plan
 from intarsia.ir.proofs import ranges
+from intarsia.ir.ranges import cut_ranges
 from intarsia.ir.scalar import Const, Expr, Index, Load, apply, where
 from intarsia.ir.sizes import ONE, ZERO, Size
 from intarsia.ir.space import Axis, Space
@@ -214,7 +215,7 @@ def triangular() -> Program:
 
 
 def sparse_rows() -> Program:
-    """A product with a matrix in CSR form: bounds and subscripts that depend on data."""
+    """A product with a matrix in CSR form: bounds, here partly outside, and subscripts that depend on data."""
     start, column = parameter("start", I64, 5), parameter("column", I32, 6)
     value, x = parameter("value", F32, 6), parameter("x", F32, 3)
     row = Axis("p", Size.opaque(load(0, I64, "i")), Size.opaque(load(0, I64, i + 1)))
@@ -224,7 +225,7 @@ def sparse_rows() -> Program:
     return program(
         [start, column, value, x],
         [node.value],
-        start=np.array([0, 2, 2, 5, 6]),
+        start=np.array([-2, 2, 2, 5, 9]),
         column=np.array([0, 2, 1, 9, -3, 0], np.int32),
     )
 
@@ -588,3 +589,13 @@ def test_checks_name_the_index() -> None:
         evaluate(lowered, case.inputs)
     fine = (case.inputs[0], np.array([0, 3, 1, 2], np.int32))
     assert_equal(evaluate(lowered, fine), evaluate(Module(case.graph), fine))
+
+
+def test_ranges_by_data_are_cut_where_they_are_always_read() -> None:
+    p = Axis("p", Size.opaque(load(0, I64)), Size.opaque(load(0, I64)) + 4)
+    always = Space((), load(1, F32, "p"), F32, (p,), "sum")
+    guarded = replace(always, body=where(apply("lt", Index(k), Index(i)), always.body, Const(1.0, F32)))
+    extents = {"a0": (), "a1": (Size.of(7),)}
+    (cut,) = cut_ranges(always, extents.__getitem__).reduced
+    assert str(cut) == "p in max(0, a0[])..min(7, a0[] + 4)"
+    assert cut_ranges(guarded, extents.__getitem__) == guarded

@@ -18,6 +18,7 @@ from intarsia.ir.kernel import COMBINER_OPERATORS, Buffer, Kernel, PutOperator, 
 from intarsia.ir.ops import ArgReduce, Argsort, Constant, Cumulative, Sort, Update
 from intarsia.ir.ops.elementwise import axes_for
 from intarsia.ir.proofs import Facts
+from intarsia.ir.ranges import cut_ranges
 from intarsia.ir.scalar import Const, Expr, Index, Load, apply, as_size, cast, loads, transform, where
 from intarsia.ir.sizes import Size
 from intarsia.ir.space import Axis, Space, operand, operand_position
@@ -221,7 +222,8 @@ class GroupLowering:
         assert all(a.lower == Size.of(0) for a in node.space.axes), "the axes of a result begin at 0"
         if self.checks is not None:
             check_space(self, node, node.space, self.checks)
-        space = self.inlined_space(node.space, node.operands)
+        cut = cut_ranges(node.space, self.extents(node.operands).__getitem__)
+        space = self.inlined_space(cut, node.operands)
         if space.reduced:
             self.reduce(node.value, space)
         else:
