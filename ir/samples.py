@@ -98,8 +98,8 @@ def _products() -> list[Node]:
 def _shapes() -> list[Node]:
     x = _x(F32, 4, 6)
     return [
-        Reshape(x, _sizes(3, 8)),
         Reshape(x, _sizes(24)),
+        Reshape(x, _sizes(3, 8)),
         Reshape(_x(I8, 2, 3, 4), _sizes(6, 1, 4)),
         Reshape(_x(F32), _sizes(1, 1)),
         Transpose(x, (1, 0)),

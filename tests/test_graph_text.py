@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,11 +15,13 @@ from intarsia.ir.errors import CompileError, Source
 from intarsia.ir.functions import FUNCTIONS
 from intarsia.ir.graph import OPS, Module
 from intarsia.ir.interpreter import evaluate
+from intarsia.ir.op_table import markdown
 from intarsia.ir.random_graphs import random_inputs, random_module, random_sizes
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load, mask_text
 from intarsia.ir.scalar_text import ScalarReader
 from intarsia.ir.sizes import Size, maximum, minimum
 from intarsia.ir.text import print_module, read_module
+from intarsia.ir.verifier import verify_module
 
 BUFFERS = {"x": F32, "col": I32, "start": I64, "%3#1": F64, "%p.up": BF16, "flag": BOOL, "q": I8}
 
@@ -69,7 +74,7 @@ def literals(t: DType) -> st.SearchStrategy[Expr]:
     return st.integers(int(t.least), int(t.greatest)).map(lambda v: Const(v, t))
 
 
-def expressions(t: DType, depth: int = 3) -> st.SearchStrategy[Expr]:
+def expressions(t: DType, depth: int = 2) -> st.SearchStrategy[Expr]:
     """Expressions of a dtype, of every kind of node."""
     leaves = [literals(t)]
     for name, own in BUFFERS.items():
@@ -103,13 +108,13 @@ def expressions(t: DType, depth: int = 3) -> st.SearchStrategy[Expr]:
     return st.one_of(kinds)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.sampled_from([F32, F64, BF16, I64, I32, I8, U64, BOOL]).flatmap(expressions))
 def test_expressions_read_back(e: Expr) -> None:
     assert read_expression(str(e)) == e
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(all_sizes, masks)
 def test_sizes_and_masks_read_back(size: Size, mask: tuple[Size, ...]) -> None:
     assert ScalarReader(Source("test.ir", str(size)), BUFFERS).size() == size
@@ -205,6 +210,20 @@ func @f(%x: f32[4] loc("mlp.ita":3:6)) {
     assert print_module(module, debug_info=True) == text
     assert "loc" not in print_module(module)
     assert str(module.graph.body.nodes[0].span) == "mlp.ita:4:17"
+
+
+PAGE = (Path(__file__).parent.parent / "docs" / "graph-ir.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("block", re.findall(r"```ir\n(.*?)```", PAGE, re.DOTALL))
+def test_the_examples_of_the_page_read_back(block: str) -> None:
+    printed = print_module(read(block))
+    verify_module(read(block))
+    assert printed.split("\n\n", 1)[1] == block.removeprefix("intarsia.ir 1\n\n")
+
+
+def test_the_tables_of_the_page_are_those_of_the_ops() -> None:
+    assert PAGE.endswith("<!-- ops -->\n\n" + markdown()), "write markdown() of ir/op_table.py at the end of the page"
 
 
 def test_labels_that_clash_or_are_no_names_become_others() -> None:
