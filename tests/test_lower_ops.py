@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from intarsia.ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U64, Array, DType
+from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Graph, Module, Parameter, Region, Value
 from intarsia.ir.interpreter import evaluate
 from intarsia.ir.kernel_interpreter import CheckFailed
@@ -48,6 +49,7 @@ from intarsia.ir.space import Axis, Space
 from intarsia.ir.target import TARGETS
 from intarsia.ir.types import ListType, TensorType
 from intarsia.passes.lower import Lower
+from intarsia.passes.lower.checks import check_messages
 from intarsia.passes.pipeline import Context
 from intarsia.passes.plan_memory import plan
 
@@ -582,13 +584,60 @@ def test_plans_give_what_the_graph_gives(name: str) -> None:
     assert_equal(run_plan(plan(lower(module)), case.inputs, case.sizes), expected)
 
 
-def test_checks_name_the_index() -> None:
-    case = gather(I32)
+def failed(case: Program) -> tuple[str, tuple[int, ...]]:
+    """The code of the first check that fails, and its values."""
     lowered = lower(Module(case.graph), checks=True)
-    with pytest.raises(CheckFailed, match="200, 4"):
+    messages = {m.number: m for m in check_messages(lowered.kernels)}
+    with pytest.raises(CheckFailed) as found:
         evaluate(lowered, case.inputs)
+    with pytest.raises(CompileError) as expected:
+        evaluate(Module(case.graph), case.inputs, checks=True)
+    assert messages[found.value.number].code == expected.value.code
+    assert messages[found.value.number].message.count("{}") == len(found.value.values)
+    return expected.value.code, found.value.values
+
+
+def test_checks_of_subscripts() -> None:
+    case = gather(I32)
+    assert failed(case) == ("E0801", (200, 4))
     fine = (case.inputs[0], np.array([0, 3, 1, 2], np.int32))
-    assert_equal(evaluate(lowered, fine), evaluate(Module(case.graph), fine))
+    assert_equal(evaluate(lower(Module(case.graph), checks=True), fine), evaluate(Module(case.graph), fine))
+
+
+def test_checks_of_ranges() -> None:
+    assert failed(sparse_rows()) == ("E0801", (-2, 6))
+
+
+def test_checks_count_only_where_the_value_does() -> None:
+    """A subscript in the arm of a `where` that is not taken may be anything."""
+    x, ids = parameter("x", F32, 3), parameter("ids", I64, 4)
+    index = Size.opaque(load(0, I64, "i"))
+    guarded = where(apply("ge", load(0, I64, "i"), Const(0, I64)), load(1, F32, index), Const(9.0, F32))
+    node = Compute((ids.value, x.value), Space((Axis.of("i", 4),), guarded, F32))
+    case = program([ids, x], [node.value], ids=np.array([0, -5, 2, 1]))
+    assert_equal(
+        evaluate(lower(Module(case.graph), checks=True), case.inputs), evaluate(Module(case.graph), case.inputs)
+    )
+    assert failed(replace(case, inputs=(np.array([0, -5, 3, 1]), case.inputs[1]))) == ("E0801", (3, 3))
+
+
+def test_checks_of_divisors() -> None:
+    x, y = parameter("x", I32, 3), parameter("y", I32, 3)
+    quotient = binary("floordiv", binary("mod", x.value, scalar(3, I32)), y.value)
+    case = program([x, y], [quotient], y=np.array([1, 0, 2], np.int32))
+    assert failed(case) == ("E0802", ())
+
+
+def test_checks_of_targets() -> None:
+    a, at = parameter("a", F32, 4, 3), parameter("at", I64, 3)
+    targets = (Size.opaque(load(1, I64, "i")), ONE)
+    node = update(a.value, (at.value,), (Axis.of("i", 3),), targets, "=", Const(1.0, F32))
+    assert failed(program([a, at], [node], at=np.array([0, 2, 0]))) == ("E0803", (1,))
+    assert failed(program([a, at], [node], at=np.array([0, 4, 1]))) == ("E0801", (4, 4))
+    case = program([a, at], [node], at=np.array([3, 0, 1]))
+    assert_equal(
+        evaluate(lower(Module(case.graph), checks=True), case.inputs), evaluate(Module(case.graph), case.inputs)
+    )
 
 
 def test_ranges_by_data_are_cut_where_they_are_always_read() -> None:

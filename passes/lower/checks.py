@@ -13,8 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from intarsia.ir.dtypes import I32
+from intarsia.ir.errors import Span
 from intarsia.ir.graph import Node, Value
-from intarsia.ir.kernel import Check, Statement
+from intarsia.ir.kernel import Check, Kernel, Statement, walk
 from intarsia.ir.ops import Update
 from intarsia.ir.ops.elementwise import axes_for
 from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, apply, constant
@@ -76,8 +77,29 @@ def check_update(group: GroupLowering, node: Update, checks: Checks) -> None:
         _write_once(group, node, checks)
 
 
-def describe(check: Check) -> tuple[str, str]:
-    """The code of the error that a failed check becomes, and its message with a `{}` for each recorded value."""
+@dataclass(frozen=True)
+class CheckMessage:
+    """What a failed check becomes: an error with a code, its message with a `{}` for each recorded value, and the
+    user's line."""
+
+    number: int
+    code: str
+    message: str
+    span: Span | None
+
+
+def check_messages(kernels: Iterable[Kernel]) -> tuple[CheckMessage, ...]:
+    """The checks in kernels, in the order of their numbers."""
+    found: dict[int, CheckMessage] = {}
+    for kernel in kernels:
+        for statement, _ in walk(kernel.body):
+            if isinstance(statement, Check):
+                code, message = _describe(statement)
+                found[statement.number] = CheckMessage(statement.number, code, message, statement.span)
+    return tuple(found[number] for number in sorted(found))
+
+
+def _describe(check: Check) -> tuple[str, str]:
     match len(check.values):
         case 2:
             return "E0801", "subscript {} is outside 0..{}"
