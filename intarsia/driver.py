@@ -139,9 +139,13 @@ class Compilation:
 
     def executable(self) -> Executable:
         """The compiled program, ready to call or to keep."""
-        from intarsia.executable import Executable
+        from intarsia.executable import CheckText, Executable
+        from intarsia.passes.lower.checks import check_messages
 
-        return Executable.of(self.plan, self.code)
+        found = check_messages(self.plan.kernels)
+        return Executable.of(
+            self.plan, self.code, [CheckText(m.code, m.message, str(m.span) if m.span else "") for m in found]
+        )
 
     def text(self, stage: str, debug_info: bool = False) -> str:
         """The text of one of `STAGES`."""
