@@ -226,6 +226,16 @@ def test_the_tables_of_the_page_are_those_of_the_ops() -> None:
     assert PAGE.endswith("<!-- ops -->\n\n" + markdown()), "write markdown() of ir/op_table.py at the end of the page"
 
 
+@pytest.mark.parametrize(
+    "page", sorted((Path(__file__).parent.parent / "docs" / "errors").glob("E15*.md")), ids=lambda p: p.stem
+)
+def test_the_error_pages_show_what_happens(page: Path) -> None:
+    example, message = re.findall(r"```text\n(.*?)```", page.read_text("utf-8"), re.DOTALL)[:2]
+    with pytest.raises(CompileError) as error:
+        read_module(Source("example.ir", example))
+    assert str(error.value) == message.rstrip() and message.startswith(f"error[{page.stem}]")
+
+
 def test_labels_that_clash_or_are_no_names_become_others() -> None:
     text = "func @f(%x: f32) { %0 = loop t in 0..3 (%x_1 = %x) { yield %x_1 } : f32 return %0 }"
     module = read(text)
