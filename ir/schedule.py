@@ -1,8 +1,8 @@
 """Schedules as data: steps that print, parse, compare and hash. `passes/schedule` applies them.
 
-A schedule is text such as `split m 64; reorder m.0 k m.1; accumulate c at k -> acc register set; vectorize j`. Steps are
-separated by `;` or newlines, `#` begins a comment. A step that makes loops names them after the one they come from: `i`
-gives `i.0`, `i.1`, … with the lowest numbers that are free, unless names are given after `->`.
+A schedule is text such as `split m 64; reorder m.0 k m.1; accumulate c at k -> acc register set; vectorize j`. Steps
+are separated by `;` or newlines, `#` begins a comment. A step that makes loops names them after the one they come from:
+`i` gives `i.0`, `i.1`, … with the lowest numbers that are free, unless names are given after `->`.
 
 In the pictures of the docstrings `…` stands for the rest of a body.
 """
@@ -357,7 +357,7 @@ class Accumulate(Step):
     mode: `add` as above; `set` writes `c = acc` and drops the statement that set c to the neutral element, which must
     be there; `first o` does so in the first iteration of the outer reduction loop o and adds in the others; `load`
     starts from c. Axes to `keep` stay dimensions of the tile, so that it holds partial results (also the loop itself).
-    A condition on a reduction axis becomes a choice between the value and the neutral element.
+    Conditions on axes of the tile move to where it is written back; elements beyond them hold anything.
     """
 
     buffer: str

@@ -8,9 +8,9 @@ from itertools import permutations
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, Buffer, For, If, Kernel, Put, Statement
 from intarsia.ir.kernel_access import accesses
-from intarsia.ir.scalar import Apply, Expr, Index, Load, Mask, apply, where
+from intarsia.ir.scalar import Expr, Load, Mask
 from intarsia.ir.schedule import Accumulate
-from intarsia.ir.sizes import ZERO, Size
+from intarsia.ir.sizes import Size
 from intarsia.passes.schedule.masks import neutral
 from intarsia.passes.schedule.storage import most_trips
 from intarsia.passes.schedule.tree import (
@@ -58,12 +58,7 @@ def accumulate(kernel: Kernel, step: Accumulate) -> Kernel:
         last = (If((outer.lower + 1 - outer.axis,), last, _nest(dims, add, names)),)
 
     def into_tile(statement: Statement) -> Statement | None:
-        if statement is not put:
-            return None
-        value = put.value
-        if reduction.conditions:
-            value = where(_condition(reduction.conditions), value, neutral(put.operator, value))
-        return replace(put, buffer=step.new, indices=place, value=value, mask=())
+        return replace(put, buffer=step.new, indices=place, mask=reduction.conditions) if statement is put else None
 
     inner = replace(loop, body=rewrite(loop.body, into_tile))
     return replace_loop(kernel, step.axis, lambda _: (Alloc(tile), *first, inner, *last))
@@ -98,15 +93,6 @@ def _find_reduction(step: Accumulate, loop: For) -> _Reduction:
     reduced = {inner.axis for inner in loops if inner.axis not in used}
     conditions = tuple(m for m in put.mask if m.symbols & reduced or m.opaques)
     return _Reduction(put, loops, dims, conditions)
-
-
-def _condition(mask: Mask) -> Expr:
-    result: Expr | None = None
-    for m in mask:
-        holds = apply("gt", Index(m), Index(ZERO))
-        result = holds if result is None else Apply("and", (result, holds))
-    assert result is not None
-    return result
 
 
 def _nest(dims: tuple[For, ...], put: Put, names: NameSource) -> Body:

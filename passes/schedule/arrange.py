@@ -1,0 +1,91 @@
+"""The first part of a default schedule: stages that share rows become one loop, temporaries shrink to one row."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from intarsia.ir.kernel import For, Kernel, Put, Statement
+from intarsia.ir.kernel_access import accesses
+from intarsia.ir.scalar import Const
+from intarsia.ir.schedule import Accumulate, Localize, Merge, Move
+from intarsia.passes.schedule.builder import Builder
+from intarsia.passes.schedule.dependence import carried_dependence
+from intarsia.passes.schedule.tree import Body, allocated_in, blocks, find_loop, loops_in
+
+
+def merge_rows(b: Builder, apart: set[str]) -> None:
+    """Merge loops that follow each other, from the outside inwards, as far as that is legal; not those of `apart`."""
+    done: set[str] = set()
+    while (name := _next_block(b.kernel, done, apart)) is not None:
+        done.add(name)
+        _hoist_initial(b, name)
+        axes = [s.axis for s in _block(b.kernel, name) if isinstance(s, For) and not _is_one(s, apart)]
+        while axes:
+            first, *rest = axes
+            axes = [axis for axis in rest if not _merge(b, first, axis, outermost=not name)]
+
+
+def _merge(b: Builder, first: str, second: str, outermost: bool) -> bool:
+    """Merge two loops if that is legal and, on the outside, does not keep iterations from running in parallel."""
+    apart = outermost and _is_parallel(b.kernel, first)
+    if not b.attempt(Merge((first, second))):
+        return False
+    if apart and not _is_parallel(b.kernel, first):
+        b.undo()
+        return False
+    return True
+
+
+def _is_parallel(kernel: Kernel, axis: str) -> bool:
+    return carried_dependence(kernel, *find_loop(kernel, axis), reductions=False) is None
+
+
+def _next_block(kernel: Kernel, done: set[str], apart: set[str]) -> str | None:
+    """A block with several loops that was not looked at yet, by the axis of its own loop, "" for the kernel."""
+    nests = [("", kernel.body)] + [(s.axis, s.body) for s in loops_in(s for s in kernel.body if not _is_one(s, apart))]
+    for name, block in nests:
+        if name not in done and sum(isinstance(s, For) and s.axis not in apart for s in block) > 1:
+            return name
+    return None
+
+
+def _is_one(statement: Statement, axes: set[str]) -> bool:
+    """Is it a loop over one of these axes?"""
+    return isinstance(statement, For) and statement.axis in axes
+
+
+def _block(kernel: Kernel, name: str) -> Body:
+    return find_loop(kernel, name)[0].body if name else kernel.body
+
+
+def _hoist_initial(b: Builder, name: str) -> None:
+    """Move writes of constants before the first loop of their block, so that they do not keep loops apart."""
+    body = _block(b.kernel, name)
+    first = next(s for s in body if isinstance(s, For))
+    for statement in body[body.index(first) + 1 :]:
+        if isinstance(statement, Put) and isinstance(statement.value, Const):
+            b.attempt(Move(statement.buffer, first.axis))
+
+
+def localize_all(b: Builder) -> None:
+    """Shrink each temporary to what one iteration of the innermost loop around its uses touches: a scalar goes into a
+    register, more into the cache."""
+    for name in allocated_in(b.kernel.body):
+        around = [[loop.axis for loop in a.loops] for a in accesses(b.kernel.body) if a.buffer == name]
+        common = [axes[0] for axes in zip(*around) if len(set(axes)) == 1]
+        for axis in reversed(common):
+            if b.attempt(Localize(name, axis, "register")):
+                if b.kernel.buffers()[name].shape:
+                    b.undo()
+                    b.take(Localize(name, axis, "cache"))
+                break
+
+
+def accumulate_rows(b: Builder) -> None:
+    """Let every reduction that starts right after its initial value run in a register, if its target is in memory."""
+    for block, _ in tuple(blocks(b.kernel)):
+        for setter, loop in pairwise(block):
+            if not isinstance(setter, Put) or not isinstance(loop, For) or setter.operator != "=":
+                continue
+            if b.kernel.buffers()[setter.buffer].memory != "register":
+                b.attempt(Accumulate(setter.buffer, loop.axis, b.fresh(setter.buffer), "register", "set"))

@@ -1,0 +1,100 @@
+"""A kernel under construction: steps are tried one by one, and kept if they are legal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from intarsia.ir.errors import Remark, ScheduleError, Span
+from intarsia.ir.kernel import For, Kernel
+from intarsia.ir.schedule import Schedule, Step, parse_step
+from intarsia.ir.target import Target
+from intarsia.passes.schedule.apply import apply_step
+from intarsia.passes.schedule.tree import NameSource, find_loop, loops_in
+
+SMALL = 20_000
+"""Nanoseconds of work, about, below which waking other threads does not pay."""
+
+SHARES = 4
+"""Iterations of a parallel loop that are wanted for each core, so that unequal ones even out."""
+
+
+class Builder:
+    """Applies steps to a kernel and remembers them.
+
+    `take` wants a step, `attempt` may do without it and leaves a remark that says why not.
+    """
+
+    def __init__(self, kernel: Kernel, target: Target) -> None:
+        self.kernel = kernel
+        self.target = target
+        self.steps: list[Step] = []
+        self._before: list[Kernel] = []
+        self.remarks: list[Remark] = []
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(tuple(self.steps))
+
+    def take(self, step: Step | str) -> None:
+        """Apply a step. Raises ScheduleError where it is not legal."""
+        step = parse_step(step) if isinstance(step, str) else step
+        new = apply_step(self.kernel, step)
+        self._before.append(self.kernel)
+        self.steps.append(step)
+        self.kernel = new
+
+    def undo(self) -> None:
+        """Take the last step back."""
+        self.kernel = self._before.pop()
+        self.steps.pop()
+
+    def attempt(self, step: Step | str, *, silent: bool = True) -> bool:
+        """Apply a step if it is legal; if not, say so in a remark unless `silent`."""
+        try:
+            self.take(step)
+        except ScheduleError as error:
+            if not silent:
+                self.remark(str(error), done=False)
+            return False
+        return True
+
+    def split(self, axis: str, factor: int, tail: str = "mask") -> tuple[str, str]:
+        """Split an axis; the names of the two that replace it."""
+        before = set(self.axes())
+        self.take(f"split {axis} {factor} {tail}")
+        outer = next(a for a in self.axes() if a not in before)
+        return outer, find_loop(self.kernel, outer)[0].body[0].axis  # type: ignore[union-attr]
+
+    def remark(self, message: str, *, done: bool = True, span: Span | None = None) -> None:
+        self.remarks.append(
+            Remark("schedule", "schedule", f"{self.kernel.name}: {message}", span or self.kernel.span, done)
+        )
+
+    def together(self, what: str, change: Callable[[], object]) -> bool:
+        """Take steps that belong together: where one is not legal, all are undone, and a remark says so."""
+        count = len(self.steps)
+        try:
+            change()
+        except ScheduleError as error:
+            while len(self.steps) > count:
+                self.undo()
+            self.remark(f"no {what}: {error}", done=False)
+            return False
+        return True
+
+    # ------------------------------------------------------------------ looking
+
+    def fresh(self, name: str) -> str:
+        """A name for something new, derived from that of something old."""
+        return NameSource(self.kernel).derived(name)
+
+    def loop(self, axis: str) -> For:
+        return find_loop(self.kernel, axis)[0]
+
+    def outermost(self) -> tuple[For, ...]:
+        """The loops that stand in no other."""
+        return tuple(s for s in self.kernel.body if isinstance(s, For))
+
+    def axes(self) -> list[str]:
+        """All axes, outer ones before inner ones."""
+        return [loop.axis for loop in loops_in(self.kernel.body)]

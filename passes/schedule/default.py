@@ -1,0 +1,76 @@
+"""A sound schedule for any naive kernel, by looking at it: no measuring, no search.
+
+Stages that share rows are merged, what passes between them shrinks to a row, loops over neighbouring elements become
+vectors, outer loops go to threads. A step that is refused is left out; what was not done is told in remarks.
+"""
+
+from __future__ import annotations
+
+from intarsia.ir.kernel import For, Kernel
+from intarsia.ir.kernel_access import trips
+from intarsia.ir.schedule import Nontemporal, Parallel, Schedule
+from intarsia.ir.target import Target
+from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, merge_rows
+from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
+from intarsia.passes.schedule.contraction import schedule_contraction
+from intarsia.passes.schedule.reductions import reduce_in_parts, sum_columns
+from intarsia.passes.schedule.shape import bytes_of, count, effort
+from intarsia.passes.schedule.vectors import vectorize_region
+
+
+def schedule_kernel(kernel: Kernel, target: Target) -> tuple[Schedule, Kernel]:
+    """The default schedule of a kernel for a target, and the kernel after it."""
+    b = build_schedule(kernel, target)
+    return b.schedule, b.kernel
+
+
+def build_schedule(kernel: Kernel, target: Target) -> Builder:
+    """The same, with the remarks."""
+    b = Builder(kernel, target)
+    done: set[str] = set()
+    for loop in b.outermost():
+        before = {s.axis for s in b.outermost()}
+        if loop.axis in before and schedule_contraction(b, loop):
+            done |= {s.axis for s in b.outermost()} - before
+    for loop in b.outermost():
+        start = reduce_in_parts(b, loop.axis)
+        before = {s.axis for s in b.outermost()}
+        if sum_columns(b, start):
+            done |= {s.axis for s in b.outermost()} - before
+    merge_rows(b, done)
+    localize_all(b)
+    accumulate_rows(b)
+    for loop in b.outermost():
+        if loop.axis not in done:
+            vectorize_region(b, loop.axis)
+    for loop in b.outermost():
+        if loop.kind == "seq" and loop.axis not in done:
+            parallelize(b, loop.axis)
+    bypass_caches(b)
+    return b
+
+
+def bypass_caches(b: Builder) -> None:
+    """Write results past the caches if they could not stay there anyway."""
+    last = b.target.caches[-1]
+    if sum(bytes_of(buffer) for buffer in b.kernel.parameters) < last // 2:
+        return
+    for buffer in b.kernel.outputs:
+        if bytes_of(buffer) >= last // 4:
+            b.attempt(Nontemporal(buffer.name))
+
+
+def parallelize(b: Builder, top: str) -> None:
+    """Give the iterations of an outer loop to threads, if there is enough to do."""
+    loop = b.loop(top)
+    if effort((loop,)) < SMALL:
+        return
+    wanted = SHARES * max(b.target.cores, 2)
+    candidates = [loop]
+    while len(inner := [s for s in candidates[-1].body if isinstance(s, For)]) == 1:
+        candidates.append(inner[0])
+    enough = [c for c in candidates if count(trips(c)) >= wanted and c.kind == "seq"]
+    for candidate in enough or sorted(candidates, key=lambda c: -count(trips(c))):
+        several = candidate.kind == "seq" and count(trips(candidate)) > 1
+        if several and b.attempt(Parallel((candidate.axis,)), silent=False):
+            return

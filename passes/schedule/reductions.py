@@ -1,0 +1,119 @@
+"""Default schedules of large reductions: few results from much data, and sums down the columns of a matrix."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from intarsia.ir.kernel import For, Put
+from intarsia.ir.kernel_access import trips
+from intarsia.ir.schedule import Accumulate, Peel, Reorder, Unroll, Vectorize
+from intarsia.passes.schedule.builder import Builder
+from intarsia.passes.schedule.shape import count, lanes_for, points, traffic, work
+from intarsia.passes.schedule.tree import loops_in, perfect_nest
+
+FEW = 16
+"""Independent results (vectors of them, where they are computed side by side) that are too few to share among cores."""
+
+CHUNKS = 64
+"""Parts of a reduction that has few results. Their number depends on sizes alone, and so do the results."""
+
+CHUNK_WORK = 50_000
+"""Scalar operations that a part has at least."""
+
+COLUMNS = 1024
+"""Columns that are summed at once: the sums stay in the nearest cache, the rows are read in long pieces."""
+
+ROWS = 8
+"""Rows that are added up in registers before a sum in the cache changes."""
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A perfect nest around one accumulating write, and along which axis memory is contiguous ("" if along none)."""
+
+    put: Put
+    kept: tuple[For, ...]
+    reduced: tuple[For, ...]
+    lane: str
+
+    @property
+    def is_across(self) -> bool:
+        """Do neighbouring lanes hold different results?"""
+        return self.lane in {loop.axis for loop in self.kept}
+
+
+def _stage(b: Builder, loop: For) -> _Stage | None:
+    nest, body = perfect_nest(loop)
+    if len(body) != 1 or not isinstance(put := body[0], Put) or put.operator == "=":
+        return None
+    used = frozenset().union(*(i.symbols for i in put.indices))
+    kept = tuple(inner for inner in nest if inner.axis in used)
+    reduced = tuple(inner for inner in nest if inner.axis not in used)
+    if not reduced or any(i.opaques for i in put.indices) or any(inner.step != 1 for inner in nest):
+        return None
+    along = {inner.axis: traffic(b.kernel, put, inner.axis) for inner in nest}
+    best = max((a for a in along if along[a].contiguous), key=lambda a: along[a].score, default="")
+    return _Stage(put, kept, reduced, best)
+
+
+def reduce_in_parts(b: Builder, axis: str) -> str:
+    """If a reduction has few results, compute partial ones in parallel, to be combined in order afterwards.
+
+    Returns the axis that now begins the nest.
+    """
+    stage = _stage(b, b.loop(axis))
+    if stage is None or work((b.loop(axis),)) < 2 * CHUNK_WORK:
+        return axis
+    lanes = 4 * lanes_for((stage.put,), b.target) if stage.is_across else 1
+    results = points(stage.kept) // lanes
+    first = stage.reduced[0]
+    if results >= FEW or (first.lower.symbols | first.upper.symbols) & {loop.axis for loop in stage.kept}:
+        return axis
+    per_step = work((first,)) // max(1, count(trips(first)))
+    length = max(-(-count(trips(first)) // CHUNKS), -(-CHUNK_WORK // max(1, per_step)))
+    length = 1 << math.ceil(math.log2(length))
+    part = b.fresh(first.axis)
+
+    def cut() -> None:
+        b.split(first.axis, length, "min")
+        if stage.kept:
+            b.take(Reorder((part, *(loop.axis for loop in stage.kept))))
+        b.take(Accumulate(stage.put.buffer, part, b.fresh(stage.put.buffer), "global", "add", (part,)))
+
+    return part if b.together("reduction in parts", cut) else axis
+
+
+def sum_columns(b: Builder, axis: str) -> bool:
+    """Reduce down the columns of a matrix: blocks of columns whose sums are in the cache, several rows at a time.
+
+    Returns whether the nest is of that kind and every step was legal.
+    """
+    stage = _stage(b, b.loop(axis))
+    if stage is None or not stage.is_across:
+        return False
+    lane = next(loop for loop in stage.kept if loop.axis == stage.lane)
+    lanes = lanes_for((stage.put,), b.target)
+    if count(trips(lane)) < 16 * lanes or points(stage.reduced) < 4 * ROWS:
+        return False
+    return b.together("sums of blocks of columns", lambda: _sum_columns(b, stage, lanes))
+
+
+def _sum_columns(b: Builder, stage: _Stage, lanes: int) -> None:
+    reduced = [loop.axis for loop in stage.reduced]
+    columns, inside = b.split(stage.lane, COLUMNS, "min")
+    block, two = b.split(inside, 2 * lanes)
+    vector, lane = b.split(two, lanes)
+    others = [loop.axis for loop in stage.kept if loop.axis != stage.lane]
+    b.take(Reorder((*others, columns, *reduced, block, vector, lane)))
+    b.take(Unroll((vector,)))
+    b.take(Vectorize((lane,)))
+    sums = b.fresh(stage.put.buffer)
+    b.take(Accumulate(stage.put.buffer, reduced[0], sums, "cache"))
+    _, row = b.split(reduced[-1], ROWS, "peel")
+    b.take(Reorder((block, row, vector, lane)))
+    b.take(Accumulate(sums, row, b.fresh(sums), "register"))
+    b.take(Unroll((row,)))
+    for loop in loops_in(b.loop(columns).body):
+        if loop.axis == block or loop.axis.startswith(f"{block}."):
+            b.attempt(Peel(loop.axis))

@@ -1,0 +1,118 @@
+"""What the default schedules look at: strides, extents, amounts of work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from intarsia.ir.functions import FUNCTIONS
+from intarsia.ir.kernel import Buffer, Check, For, Kernel, Put, Statement, walk
+from intarsia.ir.kernel_access import accesses, expressions, trips
+from intarsia.ir.scalar import Apply, Bitcast, Cast, Expr, Load
+from intarsia.ir.scalar import walk as walk_expression
+from intarsia.ir.sizes import ZERO, Size, row_major_strides
+from intarsia.ir.target import Target
+
+UNKNOWN = 1000
+"""What an extent counts as that is no number."""
+
+
+def count(size: Size) -> int:
+    """An extent as a number; `UNKNOWN` for each name in it."""
+    names = dict.fromkeys(size.symbols, UNKNOWN)
+    return max(0, size.evaluate(names, lambda _: UNKNOWN))
+
+
+def points(loops: Iterable[For]) -> int:
+    """How often a statement inside loops runs, about."""
+    return math.prod(count(trips(loop)) for loop in loops)
+
+
+def operations(expression: Expr) -> int:
+    """Scalar operations of an expression; a load counts as one."""
+    total = 0
+    for e in walk_expression(expression):
+        match e:
+            case Apply(function):
+                total += FUNCTIONS[function].operations
+            case Load() | Cast() | Bitcast():
+                total += 1
+    return total
+
+
+def work(body: Iterable[Statement]) -> int:
+    """Scalar operations of statements and all inside them, about."""
+    total = 0
+    for statement, loops in walk(tuple(body)):
+        if isinstance(statement, (Put, Check)):
+            total += points(loops) * (1 + sum(map(operations, expressions(statement))))
+    return total
+
+
+def effort(body: Iterable[Statement]) -> int:
+    """Time of statements and all inside them, in about as many nanoseconds: vectors do many operations at once."""
+    total = 0
+    for statement, loops in walk(tuple(body)):
+        if isinstance(statement, Put):
+            lanes = math.prod(count(trips(loop)) for loop in loops if loop.kind == "lane")
+            once = points(loops) * (1 + operations(statement.value))
+            total += once // (4 * lanes) if lanes > 1 else once
+    return total
+
+
+def stride(buffer: Buffer, indices: Sequence[Size], axis: str) -> int | None:
+    """Elements between neighbours along an axis: a number, or None where it is unknown or not constant."""
+    strides = row_major_strides(buffer.shape)
+    total = ZERO
+    for index, step in zip(indices[len(indices) - len(strides) :], strides):
+        coefficient = index.coefficient(axis)
+        if coefficient is None:
+            return None
+        total = total + step * coefficient
+    return total.constant
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """How a nest touches memory along one axis: accesses whose neighbours are 1 apart, the same, or elsewhere."""
+
+    contiguous: int = 0
+    repeated: int = 0
+    scattered: int = 0
+
+    @property
+    def score(self) -> int:
+        """The more, the better the axis suits the lanes of a vector."""
+        return 2 * self.contiguous + self.repeated - 2 * self.scattered
+
+
+def traffic(kernel: Kernel, statement: Statement, axis: str) -> Traffic:
+    """Traffic of one statement along an axis. A write counts twice."""
+    buffers = kernel.buffers()
+    counts = [0, 0, 0]
+    for access in dict.fromkeys(accesses((statement,))):
+        if buffers[access.buffer].memory != "register":
+            step = stride(buffers[access.buffer], access.indices, axis)
+            counts[0 if step == 1 else 1 if step == 0 else 2] += 2 if access.writes else 1
+    return Traffic(*counts)
+
+
+def widest(body: Iterable[Statement]) -> int:
+    """Bits of the widest element that statements compute with; 32 for shorter floats, which are computed in f32."""
+    values = [s.value for s, _ in walk(tuple(body)) if isinstance(s, Put)]
+    bits = 8
+    while values:
+        value = values.pop()
+        bits = max(bits, value.dtype.bits, 32 if value.dtype.is_float else 0)
+        values += value.children
+    return bits
+
+
+def lanes_for(body: Iterable[Statement], target: Target) -> int:
+    """Lanes in which statements compute, so that the widest element fills a register."""
+    return max(1, target.lanes(widest(body)))
+
+
+def bytes_of(buffer: Buffer) -> int:
+    return math.prod(count(s) for s in buffer.shape) * buffer.dtype.bytes

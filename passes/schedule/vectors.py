@@ -1,0 +1,137 @@
+"""The second part of a default schedule: which axis becomes the lanes of a vector, and how its loop is split."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from intarsia.ir.kernel import Alloc, Call, Check, For, If, Put, Statement, walk
+from intarsia.ir.kernel_access import trips
+from intarsia.ir.schedule import Accumulate, Peel, Reorder, Unroll, Vectorize
+from intarsia.passes.schedule.builder import Builder
+from intarsia.passes.schedule.shape import count, lanes_for, operations, points, traffic
+from intarsia.passes.schedule.staging import stage_transposed
+from intarsia.passes.schedule.tree import blocks, find_loop, loops_in, perfect_nest, puts_in
+
+DEAR = 12
+"""Operations of one element from which on fewer vectors are worked on at once."""
+
+
+def vectorize_region(b: Builder, top: str) -> None:
+    """Vectorize a loop with all that is in it: along a row axis around everything, or each inner nest by itself."""
+    choice = _choose(b, b.loop(top))
+    if choice is None:
+        b.remark(f"{top} is not vectorized: along no axis do neighbours lie side by side", done=False)
+    elif stage_transposed(b, top, choice):
+        return
+    elif loops_in(b.loop(choice).body):
+        b.together(f"vectors along {choice}", lambda: _vectorize_around(b, choice))
+    else:
+        for leaf in [loop.axis for loop in loops_in((b.loop(top),)) if not loops_in(loop.body)]:
+            b.together(f"vectors along {leaf}", partial(_vectorize_leaf, b, leaf))
+
+
+def _choose(b: Builder, region: For) -> str | None:
+    """The axis along which the statement that does most of the work touches memory best; if it can be, it is made the
+    innermost."""
+    statements = [(s, loops) for s, loops in walk((region,)) if isinstance(s, Put) and loops]
+    if not statements:
+        return None
+    put, loops = max(statements, key=lambda pair: points(pair[1]) * (1 + operations(pair[0].value)))
+    found: dict[str, tuple[int, int]] = {}
+    for depth, loop in enumerate(loops):
+        along = traffic(b.kernel, put, loop.axis)
+        if along.contiguous and loop.step == 1 and count(trips(loop)) > 1 and _is_uniform(loop):
+            found[loop.axis] = (along.score, depth)
+    if not found:
+        return None
+    best = max(found, key=lambda axis: found[axis])
+    nest, body = perfect_nest(next(loop for loop in loops if loop.axis == best))
+    if len(nest) > 1 and all(isinstance(s, Put) for s in body):
+        b.attempt(Reorder((*(loop.axis for loop in nest[1:]), best)))
+    return best
+
+
+def _is_uniform(loop: For) -> bool:
+    """Do all iterations do the same, but for the elements they touch?"""
+    for statement, _ in walk(loop.body):
+        match statement:
+            case For(_, lower, upper):
+                if loop.axis in lower.symbols | upper.symbols:
+                    return False
+            case If() | Call() | Check():
+                return False
+            case Alloc(buffer):
+                if buffer.shape:
+                    return False
+    return True
+
+
+def _width(b: Builder, loop: For, vectors: int) -> tuple[int, int]:
+    """Lanes, and how many vectors are worked on at once: at most `vectors`, with little waste at the end."""
+    lanes = lanes_for(loop.body, b.target)
+    length = trips(loop).constant
+    if length is None:
+        return lanes, vectors
+    while lanes > 1 and lanes // 2 >= length:
+        lanes //= 2
+    needed = -(-length // lanes)
+    while vectors > 1 and (vectors > needed or -needed % vectors * 4 > needed):
+        vectors //= 2
+    return lanes, vectors
+
+
+def _vectorize_around(b: Builder, axis: str) -> None:
+    """Run iterations of a loop with all that is in it as lanes, of several vectors at once."""
+    lanes, vectors = _width(b, b.loop(axis), 4)
+    outer, inner = b.split(axis, lanes * vectors)
+    b.take(Vectorize((inner,)))
+    b.attempt(Peel(outer))
+
+
+def _vectorize_leaf(b: Builder, axis: str) -> None:
+    """Vectorize a loop without loops in it; what it reduces is kept in one lane for each residue, and combined after
+    the loop."""
+    loop = b.loop(axis)
+    puts = puts_in(loop.body)
+    if not puts or not traffic(b.kernel, puts[-1], axis).contiguous or not _is_uniform(loop):
+        b.remark(f"{axis} is not vectorized: its neighbours do not lie side by side", done=False)
+        return
+    dear = max(operations(p.value) for p in puts) > DEAR
+    lanes, vectors = _width(b, loop, 2 if dear else 4)
+    outer, inner = b.split(axis, lanes * vectors)
+    kept: tuple[str, ...] = (inner,)
+    if vectors > 1:
+        kept = b.split(inner, lanes)
+        b.take(Unroll(kept[:1]))
+    b.take(Vectorize(kept[-1:]))
+    for put in puts:
+        if put.operator != "=" and not any(axis in i.symbols for i in put.indices):
+            _keep_partial_results(b, put.buffer, outer, kept)
+    b.attempt(Peel(outer))
+
+
+def _keep_partial_results(b: Builder, buffer: str, axis: str, kept: tuple[str, ...]) -> None:
+    """Reduce into a vector (several of them), then these into one, then its lanes."""
+    put = next(p for p in puts_in((b.loop(axis),)) if p.buffer == buffer)
+    _, around = find_loop(b.kernel, axis)
+    for loop in reversed(around):
+        is_alone = len(loop.body) == 1
+        if not is_alone or any(loop.axis in i.symbols for i in put.indices):
+            break
+        axis = loop.axis
+    partial = b.fresh(buffer)
+    b.take(Accumulate(buffer, axis, partial, "register", "add", kept))
+    if len(kept) > 1:
+        combine = next(p for p in loops_in(_after(b, axis)))
+        lane = combine.body[0]
+        assert isinstance(lane, For)
+        b.take(Accumulate(buffer, combine.axis, b.fresh(buffer), "register", "add", (lane.axis,)))
+
+
+def _after(b: Builder, axis: str) -> tuple[Statement, ...]:
+    """The statements after a loop in its block."""
+    for body, _ in blocks(b.kernel):
+        for n, statement in enumerate(body):
+            if isinstance(statement, For) and statement.axis == axis:
+                return body[n + 1 :]
+    raise AssertionError(f"no loop {axis}")
