@@ -64,10 +64,14 @@ class WhileLoop(Loop):
 
 
 class Module:
-    """Functions, declarations and constants of one object file."""
+    """Functions, declarations and constants of one object file.
 
-    def __init__(self, triple: str, attributes: Sequence[str] = ()) -> None:
+    `openmp`: the number of threads is asked of the OpenMP runtime, not read from a variable.
+    """
+
+    def __init__(self, triple: str, attributes: Sequence[str] = (), *, openmp: bool = False) -> None:
         self.triple = triple
+        self.openmp = openmp
         self.attributes = ("nounwind", *attributes)
         self.functions: dict[str, str] = {}
         self._declarations: dict[str, str] = {}

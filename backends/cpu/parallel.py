@@ -2,9 +2,10 @@
 
 `@kernel.NAME.chunkN(captures…, i64 from, i64 to)` runs some iterations; `@kernel.NAME.workerN(ptr frame)` is what every
 thread of the team runs: it takes chunks until none is left. The team is opened by `GOMP_parallel` (libgomp, libomp)
-with as many threads as `@intarsia_thread_count` says at that moment; for one thread the worker is called directly.
-Chunks are taken in any order and by any thread, so a slow core holds nobody up; as iterations of a parallel loop are
-independent, no result depends on it. Temporaries of the body that do not fit the stack are allocated once per thread.
+with as many threads as `@intarsia_thread_count` says at that moment (in a C library: as many as the OpenMP runtime
+says); for one thread the worker is called directly. Chunks are taken in any order and by any thread, so a slow core
+holds nobody up; as iterations of a parallel loop are independent, no result depends on it. Temporaries of the body that
+do not fit the stack are allocated once per thread.
 """
 
 from __future__ import annotations
@@ -42,8 +43,7 @@ def emit(emitter: Emitter, loop: For) -> None:
     count = _iterations(function, lower, upper, loop.step)
 
     def run() -> None:
-        function.module.declare(THREAD_COUNT, f"@{THREAD_COUNT} = external global i32")
-        wanted = function.op(f"zext i32 {function.emit(f'load i32, ptr @{THREAD_COUNT}, align 4')} to i64")
+        wanted = function.op(f"zext i32 {_thread_count(function)} to i64")
         threads = function.minimum(wanted, count)
         chunks = function.minimum(function.multiply(threads, CHUNKS_PER_THREAD), count)
         single = function.compare("sle", threads, 1)
@@ -62,6 +62,14 @@ def emit(emitter: Emitter, loop: For) -> None:
 
     emitter.branch(function.compare("sgt", count, 0) if isinstance(count, str) else str(count > 0).lower(), (), run)
     emitter.forget(a.buffer for a in uses(loop.body) if a.is_write)
+
+
+def _thread_count(function: Function) -> str:
+    """How many threads to use now, an i32."""
+    if function.module.openmp:
+        return function.call("i32", "omp_get_max_threads", [], pure=False)
+    function.module.declare(THREAD_COUNT, f"@{THREAD_COUNT} = external global i32")
+    return function.emit(f"load i32, ptr @{THREAD_COUNT}, align 4")
 
 
 def _open_team(function: Function, worker: str, frame: str, team: str) -> None:

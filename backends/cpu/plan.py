@@ -17,7 +17,7 @@ from intarsia.backends.cpu.llvm import Function, Module
 from intarsia.backends.cpu.registers import Registers
 from intarsia.ir.kernel import Buffer, Check, Kernel
 from intarsia.ir.plan import Copy, Invoke, Plan, PlanStatement, Reference, Repeat, Slot, State
-from intarsia.ir.sizes import Size
+from intarsia.ir.sizes import Size, product
 from intarsia.ir.target import Target
 
 _PARAMETERS = tuple(("ptr", n) for n in ("inputs", "outputs", "sizes", "workspace", "record", "interrupt"))
@@ -30,25 +30,37 @@ def entry_name(plan: Plan) -> str:
 
 def emit_plan(plan: Plan, target: Target) -> str:
     """The LLVM IR of a plan: its kernels, each once, and the entry function."""
-    module = Module(target.triple, _attributes(target))
+    module = new_module(target)
+    add_plan(module, plan, target, entry_name(plan))
+    return module.text()
+
+
+def new_module(target: Target, *, openmp: bool = False) -> Module:
+    """An empty module. `openmp`: the number of threads comes from the OpenMP runtime, not from this package's."""
+    return Module(target.triple, _attributes(target), openmp=openmp)
+
+
+def add_plan(module: Module, plan: Plan, target: Target, entry: str, linkage: str = "") -> None:
+    """Add the functions of a plan to a module; that of the name `entry` is the entry function."""
     aliasing = _kernels_in_place(plan)
     for kernel in plan.kernels:
         emit_kernel(module, kernel, target, aliasing=kernel.name in aliasing)
-    _Entry(module, plan, target).whole()
-    return module.text()
+    _Entry(Function(module, entry, _PARAMETERS, "i32", linkage), plan, target).whole()
 
 
 def kernel_plan(kernel: Kernel) -> Plan:
     """The plan that runs one kernel on its parameters; in-place ones are results, and have to be filled before."""
+    places: dict[str, Literal["input", "output", "workspace"]] = {"in": "input", "temp": "workspace"}
     slots: list[Slot] = []
-    for is_result in (False, True):
-        chosen = [b for b in kernel.parameters if (b.role != "in") == is_result]
-        place: Literal["input", "output"] = "output" if is_result else "input"
-        slots += [Slot(b.name, b.dtype, b.shape, place, i, length=b.length) for i, b in enumerate(chosen)]
-    arguments = tuple(Reference(b.name) for b in kernel.parameters)
-    sizes = tuple(Size.of(s) for s in kernel.sizes)
-    call = Invoke(kernel.name, arguments, sizes, kernel.span)
-    return Plan(kernel.name, tuple(slots), (call,), (kernel,), kernel.sizes, Size.of(0))
+    workspace = Size.of(0)
+    for buffer in kernel.parameters:
+        place = places.get(buffer.role, "output")
+        index = sum(s.place == place for s in slots)
+        slots.append(Slot(buffer.name, buffer.dtype, buffer.shape, place, index, workspace, buffer.length))
+        if place == "workspace":
+            workspace = workspace + (product(buffer.shape) * buffer.dtype.bytes + 63) // 64 * 64
+    call = Invoke(kernel.name, tuple(Reference(b.name) for b in kernel.parameters), tuple(map(Size.of, kernel.sizes)))
+    return Plan(kernel.name, tuple(slots), (call,), (kernel,), kernel.sizes, workspace)
 
 
 def _attributes(target: Target) -> list[str]:
@@ -102,8 +114,7 @@ def _place(plan: Plan, reference: Reference, same: dict[str, str]) -> tuple[obje
 class _Entry(Expressions):
     """Writes the entry function. Slots and states are its buffers, so that sizes may read scalars from them."""
 
-    def __init__(self, module: Module, plan: Plan, target: Target) -> None:
-        function = Function(module, entry_name(plan), _PARAMETERS, result="i32")
+    def __init__(self, function: Function, plan: Plan, target: Target) -> None:
         self.known_buffers = {s.name: Buffer(s.name, s.dtype, s.shape, length=s.length) for s in plan.slots}
         registers = Registers(function, {}, self.known_buffers)
         super().__init__(function, target, plan.sizes, self.known_buffers, registers, aliasing=True)

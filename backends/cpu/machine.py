@@ -1,0 +1,62 @@
+"""This machine and its linker: what running compiled code needs, without what makes it.
+
+A program that is found in the cache loads no more of the back end than this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import llvmlite.binding as llvm
+
+from intarsia.ir.target import Target
+
+OPTIMISATION = 2
+"""The level (1 to 3) of LLVM's passes and of its code generation."""
+
+
+def host_target() -> Target:
+    """This machine."""
+    name, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features()
+    kept = tuple(sorted(n for n, on in features.items() if on))
+    triple = llvm.get_process_triple()
+    bits = 512 if features.get("avx512f") else 256 if features.get("avx2") else 128
+    return Target("cpu:host", "cpu", triple, name, kept, bits, 32 if bits == 512 or "aarch64" in triple else 16)
+
+
+@cache
+def initialise() -> None:
+    """Make every target of LLVM known to this process."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    llvm.initialize_native_asmparser()
+
+
+def machine(target: Target) -> llvm.TargetMachine:
+    """LLVM's description of a target, which generates its code."""
+    initialise()
+    features = ",".join(f if f[0] in "+-" else f"+{f}" for f in target.features)
+    return llvm.Target.from_triple(target.triple).create_target_machine(
+        cpu=target.cpu, features=features, opt=OPTIMISATION, reloc="pic", codemodel="small"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedFunction:
+    """A function in this process. `owner` keeps its code alive."""
+
+    address: int
+    owner: object
+
+
+def load(code: bytes, entry: str, symbols: Mapping[str, int]) -> LoadedFunction:
+    """Link object code into this process; `symbols` are addresses of names that it refers to besides libc and libm."""
+    initialise()
+    jit = llvm.create_lljit_compiler(use_jit_link=True)
+    builder = llvm.JITLibraryBuilder().add_object_img(code).export_symbol(entry).add_current_process()
+    for name, address in sorted(symbols.items()):
+        builder.import_symbol(name, address)
+    tracker = builder.link(jit, f"program {entry}")
+    return LoadedFunction(tracker[entry], (tracker, jit))
