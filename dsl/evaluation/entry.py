@@ -79,12 +79,25 @@ def bind_types(
         name: Size.of(number) for name, number in dims.items() if name in {str(d) for p in packs.values() for d in p}
     }
     unifier = Unifier(Bounds(), signature.classes, _own_names(signature), packs=packs, elements=dict(found.elements))
-    for name, value in (statics or {}).items():
-        if name in signature.static_sizes and isinstance(value, int):
-            unifier.sizes[unknown(name)] = Size.of(value)
+    for parameter in signature.parameters:
+        if parameter.name in signature.static_sizes:
+            value = _static_size(parameter, statics or {})
+            if value is not None:
+                unifier.sizes[unknown(parameter.name)] = Size.of(value)
     labels = None if types is None else frozenset(types)
     untyped = {p.name: _untyped(p.name, types, known) for p in signature.parameters if _is_untyped(p, types)}
     return Instance(signature, unifier, known, labels, statics or {}, untyped)
+
+
+def _static_size(parameter: ParameterInfo, statics: Mapping[str, object]) -> int | None:
+    """The integer that a static parameter is, given or by default."""
+    if parameter.name in statics:
+        value = statics[parameter.name]
+        return value if isinstance(value, int) else None
+    match parameter.declaration.default:
+        case ast.Number(_, int() as number):
+            return number
+    return None
 
 
 def _is_untyped(parameter: ParameterInfo, types: Mapping[str, Type] | None) -> bool:

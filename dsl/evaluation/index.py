@@ -161,7 +161,8 @@ def _range(
     axis = Axis(symbol, lower, upper)
     if frame.kind == "definition":
         _require_plain(builder, axis, name, binder, frame)
-    least, most = bound(lower, frame, False), bound(upper - 1, frame, True)
+    counters = builder.bounds.counters
+    least, most = bound(lower, frame, False, counters), bound(upper - 1, frame, True, counters)
     if most is None:
         return IndexAxis(axis, None if alone is None else (ZERO, alone), alone)
     return IndexAxis(axis, (ZERO if least is None else least, most + 1), alone)
@@ -178,6 +179,10 @@ def _require_plain(builder: Builder, axis: Axis, name: str, binder: ast.Binder, 
         raise CompileError(
             "E0407", f"the extent of `{name}` depends on the index `{others[0]}`", binder.span, hint=hint
         )
+    if counters := sorted(axis.upper.symbols & builder.bounds.counters.keys()):
+        message = f"the extent of `{name}` depends on the loop counter `{counters[0]}`"
+        hint = "a shape is known before the program runs: state the whole extent, and use where"
+        raise CompileError("E0407", message, binder.span, hint=hint)
     if axis.upper.opaques:
         hint = "a shape is known before the data: use a dimension that is large enough"
         raise CompileError("E0407", f"the extent of `{name}` depends on data", binder.span, hint=hint)

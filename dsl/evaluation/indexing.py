@@ -98,7 +98,7 @@ def _position(builder: Builder, item: Item, extent: Size, span: Span) -> Size:
     """A subscript; a literal negative one counts from the end."""
     if isinstance(item, int) and not isinstance(item, bool) and item < 0:
         return extent + item
-    return builder.integer(item, span, "a subscript")
+    return builder.as_data(builder.integer(item, span, "a subscript"))
 
 
 # ---------------------------------------------------------------------- tensors
@@ -290,6 +290,8 @@ def _slice(builder: Builder, item: _Slice, extent: Size) -> tuple[Size, Size, in
         return _backward(builder, item, extent, step)
     start = _bound(builder, item.start, ZERO, extent, item.span)
     stop = _bound(builder, item.stop, extent, extent, item.span)
+    if not builder.bounds.counters.keys().isdisjoint(start.symbols | stop.symbols):
+        return _moving(builder, start, stop, extent, step, item.span)
     if builder.bounds.holds(extent - stop) is not True:
         stop = minimum(stop, extent)
     length = stop - start
@@ -297,6 +299,22 @@ def _slice(builder: Builder, item: _Slice, extent: Size) -> tuple[Size, Size, in
     if value is not None and value < 0:
         start, length = ZERO, ZERO
     return start, length if step == 1 else (length + (step - 1)) // step, step
+
+
+def _moving(
+    builder: Builder, start: Size, stop: Size, extent: Size, step: int, span: Span
+) -> tuple[Size, Size, int]:
+    """A slice that a loop counter moves: its extent is the same in every step, and it lies inside."""
+    length = stop - start
+    if not builder.bounds.counters.keys().isdisjoint(length.symbols):
+        hint = "a shape is the same in every step: use index notation with a range, or where"
+        raise CompileError("E0406", f"the extent {length} of a slice depends on a loop counter", span, hint=hint)
+    data = builder.as_data(start)
+    if not data.opaques:
+        text = f"`{span.source.text[span.start : span.end]}`"
+        for end in (start, stop - 1):
+            builder.bounds.require_access(end, extent, f"the slice {text}", 0, "the tensor", None, span)
+    return data, length if step == 1 else (length + (step - 1)) // step, step
 
 
 def _backward(builder: Builder, item: _Slice, extent: Size, step: int) -> tuple[Size, Size, int]:
@@ -314,7 +332,10 @@ def _backward(builder: Builder, item: _Slice, extent: Size, step: int) -> tuple[
 def _bound(builder: Builder, item: Item, default: Size, extent: Size, span: Span) -> Size:
     if item is None:
         return default
-    size = _position(builder, item, extent, span)
+    if isinstance(item, int) and not isinstance(item, bool) and item < 0:
+        size = extent + item
+    else:
+        size = builder.integer(item, span, "a bound of a slice")
     if size.opaques:
         hint = "a shape is known before the data; use index notation with a range, or where"
         raise CompileError("E0406", "a bound of a slice depends on data", span, hint=hint)

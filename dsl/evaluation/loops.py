@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from intarsia.dsl import ast
@@ -10,11 +11,14 @@ from intarsia.dsl.evaluation.calls import fit
 from intarsia.dsl.evaluation.nodes import region_of
 from intarsia.dsl.semantics.scope import Scope
 from intarsia.dsl.semantics.values import Item, describe, tensor_of
-from intarsia.ir.dtypes import BOOL
+from intarsia.ir.dtypes import BOOL, I64
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.graph import Parameter, Region, Value
-from intarsia.ir.ops import Loop
+from intarsia.ir.ops import Compute, Loop
+from intarsia.ir.scalar import Index
 from intarsia.ir.sizes import ZERO, Size, maximum
+from intarsia.ir.space import Space
+from intarsia.ir.types import TensorType
 
 if TYPE_CHECKING:
     from intarsia.dsl.evaluation.builder import Builder
@@ -31,16 +35,52 @@ def loop(builder: Builder, node: ast.LoopExpr, scope: Scope) -> Item:
     if node.kind == "scan":
         upper = _require_scan(builder, node, lower, upper)
     counter = builder.counter_symbol(node.counter.text, builder.counters_used)
-    builder.bounds.counters[counter] = (lower, upper)
-    try:
+    with _counting(builder, counter, lower, upper):
         body, stacked = _body(builder, node, initial, counter, scope)
         condition = _condition(builder, node, initial, counter, scope)
-    finally:
-        del builder.bounds.counters[counter]
+        used = (v for r in (body, condition) if r is not None for v in r.captures)
+        if counter in builder.counter_values and builder.counter_values[counter] in used:
+            body, condition = _carry_counter(builder, counter, body, condition, len(initial))
+            initial.append(_scalar(builder, lower, node.span))
     bounds, scalars = builder.canonical([lower, upper])
     made = Loop(counter, bounds[0], bounds[1], scalars, tuple(initial), body, condition, stacked, span=node.span)
     values = builder.add(made).values
-    return values[0] if len(values) == 1 else values
+    results = (*values[: len(names)], *values[len(initial) :])
+    return results[0] if len(results) == 1 else results
+
+
+@contextmanager
+def _counting(builder: Builder, counter: str, lower: Size, upper: Size) -> Iterator[None]:
+    """The counter has its range inside; if that ends where data says, it has a value too, by which it subscripts."""
+    builder.bounds.counters[counter] = (lower, upper)
+    if lower.opaques or upper.opaques:
+        builder.counter_values[counter] = Parameter(counter, TensorType(I64)).value
+    try:
+        yield
+    finally:
+        del builder.bounds.counters[counter]
+        builder.counter_values.pop(counter, None)
+
+
+def _carry_counter(
+    builder: Builder, counter: str, body: Region, condition: Region | None, states: int
+) -> tuple[Region, Region | None]:
+    """The value of a counter as one more state of the loop."""
+    carried = builder.counter_values[counter]
+    assert isinstance(carried.node, Parameter)
+    following = Compute((), Space((), Index(Size.of(counter) + 1), I64))
+    results = (*body.results[:states], following.value, *body.results[states:])
+    body = Region((*body.parameters, carried.node), (*body.nodes, following), results)
+    if condition is not None:
+        own = Parameter(counter, TensorType(I64))
+        renamed = condition.rebuild({carried: own.value})
+        condition = Region((*condition.parameters, own), renamed.nodes, renamed.results)
+    return body, condition
+
+
+def _scalar(builder: Builder, size: Size, span: Span) -> Value:
+    """An integer as a scalar tensor."""
+    return builder.compute(Space((), Index(size), I64), span)
 
 
 def _initial(builder: Builder, state: ast.State, scope: Scope) -> Value:

@@ -19,7 +19,7 @@ from intarsia.ir.ops import Compute, Constant, ListGet, Reshape
 from intarsia.ir.scalar import Const, Expr, Load, loads, transform
 from intarsia.ir.sizes import Size
 from intarsia.ir.space import Space, operand
-from intarsia.ir.types import ListType, TensorType
+from intarsia.ir.types import ListType, TensorType, Type
 
 N = TypeVar("N", bound=Node)
 
@@ -34,15 +34,32 @@ class NodeMaker:
     buffer_names: dict[Value, str] = field(default_factory=dict)
     buffer_values: dict[str, Value] = field(default_factory=dict)
     axis_names: set[str] = field(default_factory=set)
+    # The value of each counter of a loop that ends where data says: what it subscripts depends on data.
+    counter_values: dict[str, Value] = field(default_factory=dict)
     user_span: Span | None = None  # the call of the user's, while a function of the prelude is evaluated
 
     def add(self, node: N) -> N:
-        """Append a node to the open region. Code of the prelude is shown at the user's call."""
+        """Append a node to the open region. Code of the prelude is shown at the user's call.
+
+        Raises:
+            CompileError: E0412, its shape depends on a loop counter or an index.
+        """
+        for found in node.results:
+            sizes = (found.length, *found.element.shape) if isinstance(found, ListType) else found.shape
+            for size in sizes:
+                if not size.symbols <= self.bounds.dimensions.keys():
+                    self._refuse_shape(found, size, node.span)
         if self.user_span is not None:
             more = (node.span,) if node.span is not None else ()
             node = dataclasses.replace(node, span=self.user_span, more_spans=more)
         self.regions[-1].append(node)
         return node
+
+    def _refuse_shape(self, found: Type, size: Size, span: Span | None) -> None:
+        name = min(size.symbols - self.bounds.dimensions.keys())
+        what = "loop counter" if name in self.bounds.counters else "index"
+        hint = "a shape is known before the program runs: use a dimension, and where or a range for what is left out"
+        raise CompileError("E0412", f"the shape of {found} depends on the {what} {name}", span, hint=hint)
 
     @contextmanager
     def region(self) -> Iterator[list[Node]]:
@@ -160,6 +177,12 @@ class NodeMaker:
         if isinstance(item, EXPRESSIONS):
             return item
         raise CompileError("E0310", f"{describe(item)} stands where a number is wanted", span)
+
+    def as_data(self, index: Size) -> Size:
+        """A subscript in which counters of loops that end where data says are loaded, so that it counts as data."""
+        if self.counter_values.keys().isdisjoint(index.symbols):
+            return index
+        return index.substitute({n: Size.opaque(self.load(v, ())) for n, v in self.counter_values.items()})
 
     def integer(self, item: Item, span: Span, what: str) -> Size:
         """An integer scalar as a size; one that depends on data is opaque. Raises E0310."""

@@ -137,7 +137,7 @@ def _place(
     if isinstance(item, int) and not isinstance(item, bool) and item < 0:
         place = extent + item
     else:
-        place = builder.integer(item, position.span, "a subscript")  # type: ignore[arg-type]
+        place = builder.as_data(builder.integer(item, position.span, "a subscript"))  # type: ignore[arg-type]
     what = f"the target `{position.span.source.text[position.span.start : position.span.end]}`"
     shown = f"{node.target} ({base.type})"
     builder.bounds.require_access(place, extent, what, dimension, shown, frame, position.span)

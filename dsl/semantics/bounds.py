@@ -103,6 +103,10 @@ class Bounds:
         self, index: Size, extent: Size, what: str, dimension: int, shown: str, frame: Frame | None, span: Span
     ) -> None:
         """Prove 0 <= index < extent, or raise E0403. A subscript that depends on data is checked when it is run."""
+        if frame is not None and (name := index.as_name) is not None and (axis := frame.axis(name)) is not None:
+            least = axis.axis.lower.constant
+            if axis.axis.upper == extent and least is not None and least >= 0 and axis.is_rectangular:
+                return  # the ordinary case: an index that runs over the dimension that it subscripts
         self._require_in_scope(index, frame, span)
         if index.opaques or extent.opaques or self._depends_on_data(index, frame):
             return
@@ -123,11 +127,11 @@ class Bounds:
                 raise CompileError("E0409", message, span, hint=hint)
 
     def _depends_on_data(self, index: Size, frame: Frame | None) -> bool:
-        """Is the index itself bounded by data only?"""
+        """Does an index in the subscript end where data says?"""
         if frame is None:
             return False
-        axes = [frame.axis(name) for name in index.symbols]
-        return any(axis is not None and (axis.axis.lower.opaques or axis.axis.upper.opaques) for axis in axes)
+        axes = [axis.axis for name in index.symbols if (axis := frame.axis(name)) is not None]
+        return any(axis.lower.opaques or axis.upper.opaques for axis in axes)
 
     def _is_outside(self, index: Size, extent: Size, frame: Frame | None) -> bool:
         """Is some access outside for all sizes for which there is one? Only where no condition guards it."""
