@@ -101,11 +101,11 @@ def report_time(function: Function, bound: Bound, call: Callable[[], object], fi
 
 def _work(compilation: Compilation) -> tuple[float, float]:
     """Scalar operations of the program, and the bytes of its arguments and results."""
-    from intarsia.ir.work import work_of
+    from intarsia.ir.work import region_work
 
     graph = compilation.graph.graph
     moved = sum(_bytes(v) for v in [*(p.value for p in graph.parameters), *graph.results])
-    return float(work_of(graph.body)), float(moved)
+    return float(region_work(graph.body, compilation.sizes).operations), float(moved)
 
 
 def _bytes(value: Value) -> int:
