@@ -122,8 +122,7 @@ class _Interpreter:
             case ListGet(source, index, scalars):
                 tensors = self.values[source]
                 assert isinstance(tensors, list)
-                position = self.integer(index, scalars, node)
-                return (tensors[max(0, min(position, len(tensors) - 1))],)
+                return (Points((), self.context(node), self.operands(scalars)).list_element(tensors, index),)
             case Fused(body):
                 return self.run(body)
             case Call():

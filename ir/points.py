@@ -188,7 +188,7 @@ class Points:
             return arithmetic.apply("where", [holds, value, arithmetic.constant(other)], [load.dtype] * 3)
         source, indices = self.operands[load.buffer], load.indices
         if isinstance(source, list):
-            source, indices = self._list_element(source, indices[0]), indices[1:]
+            source, indices = self.list_element(source, indices[0]), indices[1:]
             if not isinstance(source, np.ndarray):
                 source, indices = np.stack(source), load.indices
         if (view := self._view(source, indices)) is not None:
@@ -197,10 +197,18 @@ class Points:
             return np.zeros((1,) * self.rank, source.dtype)
         return np.asarray(source[self._gathered(load, source, indices)])
 
-    def _list_element(self, source: list[Array], index: Size) -> Operand:
+    def list_element(self, source: list[Array], index: Size) -> Operand:
         """The one tensor of a list that is read, or the whole list if the axes decide."""
         position = self.size(index)
-        return source[max(0, min(position, len(source) - 1))] if isinstance(position, int) else source
+        if not isinstance(position, int):
+            return source
+        if not 0 <= position < len(source):
+            if self.context.checks and index.opaques:
+                outside = np.ones((1,), np.bool_)
+                self.report(outside, np.asarray(position), f"subscript {{}} of a list is outside 0..{len(source)}")
+            assert index.opaques or not self.active.any(), f"{index} is outside a list of {len(source)}"
+            position = max(0, min(position, len(source) - 1))
+        return source[position]
 
     def _view(self, source: Array, indices: tuple[Size, ...]) -> Array | None:
         """A load whose every subscript is `c*axis + k` of its own axis, or a number, in bounds: a slice, no copy."""
@@ -258,13 +266,13 @@ class Points:
             where = self._place(wrong)
             raise CompileError("E0802", f"integer division by zero{where}", self.context.span)
 
-    def report(self, wrong: Array, position: Array, message: str, code: str = "E0801") -> None:
+    def report(self, wrong: Array, position: Array, message: str) -> None:
         """Raise the error of the first point where `wrong` holds, if there is one."""
         if not wrong.any():
             return
         first = tuple(np.argwhere(wrong)[0])
         value = np.broadcast_to(position, wrong.shape)[first]
-        raise CompileError(code, message.format(int(value)) + self._place(wrong), self.context.span)
+        raise CompileError("E0801", message.format(int(value)) + self._place(wrong), self.context.span)
 
     def _place(self, wrong: Array) -> str:
         """The values of the axes at the first point where `wrong` holds."""

@@ -170,6 +170,9 @@ class MeasuredArithmetic(DoubleArithmetic):
     def accumulate(self, combiner: str, array: Array, axis: int, dtype: DType) -> Array:
         if not dtype.is_float:
             return super().accumulate(combiner, array, axis, dtype)
+        if combiner == "sum":
+            value, bound, magnitudes = (np.cumsum(a, axis=axis) for a in (array.real, array.imag, np.abs(array.real)))
+            return _pair(value, bound + _rounding(magnitudes, dtype))
         moved = np.moveaxis(array, axis, 0)
         rows: list[Array] = []
         for row in moved:

@@ -310,6 +310,9 @@ def test_lists_are_subscripted_by_data_and_clamped() -> None:
     weights = [f32(1, 2), f32(3, 4)]
     one, every = run(text, weights, np.asarray(7))
     assert one.tolist() == [3, 4] and every.tolist() == [[1, 2], [3, 4]]
+    with pytest.raises(CompileError) as error:
+        run(text, weights, np.asarray(7), checks=True)
+    assert error.value.code == "E0801" and "subscript 7 of a list is outside 0..2" in str(error.value)
 
 
 # ---------------------------------------------------------------------- precision
