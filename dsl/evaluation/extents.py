@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Extents:
-    """The extent of each index, and those of each pack of indices."""
+    """The extent of each index, and those of each pack of indices. Those in `stated` have a range of their own."""
 
+    stated: frozenset[str] = frozenset()
     sizes: dict[str, Size] = field(default_factory=dict)
     packs: dict[str, tuple[Size, ...]] = field(default_factory=dict)
     poisoned: bool = False  # a tensor that they subscript is known to be wrong
@@ -32,14 +33,15 @@ class Extents:
 
 def find_extents(
     builder: Builder,
-    names: Sequence[str],
+    binders: Sequence[ast.BinderItem],
     bodies: Sequence[ast.Node],
     scope: Scope,
     targets: Sequence[tuple[Value, Sequence[ast.Node]]] = (),
 ) -> Extents:
-    """Look for the dimensions that the indices `names` subscript alone. Raises E0402 where two of them differ."""
-    found = Extents()
-    wanted = set(names)
+    """Look for the dimensions that indices subscript alone. Raises E0402 where two of them differ, unless the index has
+    a range of its own: then it is one of these."""
+    found = Extents(frozenset(binder_name(b) for b in binders if isinstance(b, ast.Binder) and b.upper is not None))
+    wanted = {binder_name(b) for b in binders}
     for value, items in targets:
         _note(builder, found, wanted, value.tensor.shape, items)
     for body in bodies:
@@ -54,6 +56,11 @@ def find_extents(
                     _note(builder, found, wanted, shape, node.items)
                     found.mismatch = found.mismatch or _mismatch(node, shape)
     return found
+
+
+def binder_name(binder: ast.BinderItem) -> str:
+    """The name that a binder binds, that of a pack without its points."""
+    return binder.name if isinstance(binder, ast.Pack) else binder.name.text
 
 
 def _mentions(items: Sequence[ast.Node], wanted: set[str]) -> bool:
@@ -97,7 +104,7 @@ def wrong_count(node: ast.Subscript, count: int, shape: tuple[Size, ...]) -> Com
 def _note_size(builder: Builder, found: Extents, item: ast.Name, extent: Size) -> None:
     first = found.sizes.setdefault(item.name, extent)
     origin = found.origins.setdefault(item.name, item.span)
-    if builder.bounds.compare(first, extent) is False:
+    if item.name not in found.stated and builder.bounds.compare(first, extent) is False:
         show = builder.bounds.show
         message = f"the index `{item.name}` runs over dimensions {show(first)} and {show(extent)}, which differ"
         hint = sharing_hint(first, extent) or f"state its range, as in [{item.name} < {first}]"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from intarsia.dsl import ast
-from intarsia.dsl.evaluation.extents import find_extents
+from intarsia.dsl.evaluation.extents import binder_name, find_extents
 from intarsia.dsl.primitives.reductions import require_reducible
 from intarsia.dsl.semantics.frames import Frame, Guard, IndexAxis, bound
 from intarsia.dsl.semantics.literals import to_size
@@ -99,9 +99,9 @@ def bind_indices(
     """
     for binder in binders:
         _require_new(binder, scope)
-    extents = find_extents(builder, [_name(b) for b in binders], bodies, scope, targets)
+    extents = find_extents(builder, binders, bodies, scope, targets)
     for binder in binders:
-        name = _name(binder)
+        name = binder_name(binder)
         if isinstance(binder, ast.Pack):
             if name not in extents.packs:
                 if extents.poisoned:
@@ -124,10 +124,6 @@ def bind_indices(
         axis = _range(builder, binder, symbol, alone, scope, frame)
         frame.axes.append(axis)
         scope.bind(name, Size.of(symbol), binder.name.span, "index")
-
-
-def _name(binder: ast.BinderItem) -> str:
-    return binder.name if isinstance(binder, ast.Pack) else binder.name.text
 
 
 def _require_new(binder: ast.BinderItem, scope: Scope) -> None:

@@ -301,9 +301,7 @@ def _slice(builder: Builder, item: _Slice, extent: Size) -> tuple[Size, Size, in
     return start, length if step == 1 else (length + (step - 1)) // step, step
 
 
-def _moving(
-    builder: Builder, start: Size, stop: Size, extent: Size, step: int, span: Span
-) -> tuple[Size, Size, int]:
+def _moving(builder: Builder, start: Size, stop: Size, extent: Size, step: int, span: Span) -> tuple[Size, Size, int]:
     """A slice that a loop counter moves: its extent is the same in every step, and it lies inside."""
     length = stop - start
     if not builder.bounds.counters.keys().isdisjoint(length.symbols):
