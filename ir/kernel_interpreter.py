@@ -256,6 +256,10 @@ class _Machine:
             view[...] = value
             return
         array, where = self.locate(put.buffer, put.indices, env, mask)
+        if not where:
+            value = value.reshape(-1) if mask is None else value[mask]
+            array[()] = value[-1] if value.size else array[()]
+            return
         # Of several values for one element the last stays, as NumPy promises for such an assignment.
         array[_select(where, value.shape, mask)] = value if mask is None else value[mask]
 
