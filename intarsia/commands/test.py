@@ -31,7 +31,7 @@ def command(file: str | None, text: str | None, target: str, pattern: str) -> in
         click.echo(f"{click.style('FAIL', fg='red') if wrong else click.style('ok', fg='green')}  {block.name.value}")
         for span in wrong:
             click.echo(
-                str(CompileError("E0803", f"an assertion of the test {block.name.value!r} is false", span)), err=True
+                str(CompileError("E0805", f"an assertion of the test {block.name.value!r} is false", span)), err=True
             )
     click.echo(f"{len(tests) - failures} passed, {failures} failed")
     return 1 if failures else 0
