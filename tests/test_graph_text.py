@@ -108,13 +108,13 @@ def expressions(t: DType, depth: int = 2) -> st.SearchStrategy[Expr]:
     return st.one_of(kinds)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.sampled_from([F32, F64, BF16, I64, I32, I8, U64, BOOL]).flatmap(expressions))
 def test_expressions_read_back(e: Expr) -> None:
     assert read_expression(str(e)) == e
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(all_sizes, masks)
 def test_sizes_and_masks_read_back(size: Size, mask: tuple[Size, ...]) -> None:
     assert ScalarReader(Source("test.ir", str(size)), BUFFERS).size() == size

@@ -172,7 +172,7 @@ def test_what_is_proved_holds(expression: Size, facts: Facts) -> None:
             assert expression.evaluate(names) >= 0, names
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(polynomials(), st.integers(1, 7), st.integers(1, 7), fact_sets)
 def test_simplification_keeps_the_value(expression: Size, d: int, m: int, facts: Facts) -> None:
     for e in (expression, expression // d, expression % d, (expression // d) % m, expression // Size.of("n")):
