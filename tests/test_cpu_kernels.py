@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pytest
+from guarded_memory import GuardedMemory
 
 from intarsia.backends.cpu.compile import compile_kernel, compile_plan, host_target, load
 from intarsia.backends.cpu.plan import kernel_plan
@@ -22,26 +21,6 @@ from intarsia.runtime.native import CheckFailure, NativeFunction, native_symbols
 from intarsia.runtime.threads import THREADS
 
 Arrays = Mapping[str, "Array | list[Array]"]
-
-PAGE = mmap.PAGESIZE
-
-
-class GuardedMemory:
-    """Arrays that end where a page without access begins."""
-
-    def __init__(self) -> None:
-        self._regions: list[mmap.mmap] = []
-
-    def array(self, values: Array) -> Array:
-        pages = -(-max(1, values.nbytes) // PAGE)
-        region = mmap.mmap(-1, (pages + 1) * PAGE)
-        start = ctypes.addressof(ctypes.c_char.from_buffer(region))
-        protect = ctypes.CDLL(None).mprotect
-        assert protect(ctypes.c_void_p(start + pages * PAGE), ctypes.c_size_t(PAGE), 0) == 0
-        self._regions.append(region)
-        copy = np.frombuffer(region, values.dtype, values.size, pages * PAGE - values.nbytes).reshape(values.shape)
-        copy[...] = values
-        return copy
 
 
 def random_array(shape: tuple[int, ...], d: DType, generator: np.random.Generator) -> Array:

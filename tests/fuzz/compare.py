@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from guarded_memory import GuardedMemory
 
+from intarsia.backends.cpu.compile import load as load_code
 from intarsia.driver import Compilation, Options
 from intarsia.dsl.library import load
 from intarsia.ir.errors import CompileError, Source
@@ -15,6 +17,7 @@ from intarsia.ir.interpreter import evaluate
 from intarsia.ir.plan_interpreter import run_plan
 from intarsia.ir.tolerance import Expected, expected
 from intarsia.program import type_of
+from intarsia.runtime.native import NativeFunction, address_of, native_symbols
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
@@ -68,7 +71,27 @@ def _run(
         case "plan":
             return run_plan(compilation.plan, inputs, sizes)
         case _:
-            return compilation.executable().run(inputs, {})
+            return _run_native(compilation, inputs)
+
+
+def _run_native(compilation: Compilation, inputs: list[npt.NDArray[np.generic]]) -> list[npt.NDArray[np.generic]]:
+    """Machine code on guarded memory: arguments, poisoned results and workspace each end at a page without access."""
+    plan, code = compilation.plan, compilation.code
+    loaded = load_code(code.object_code, code.entry, native_symbols())
+    memory = GuardedMemory()
+    outputs = [
+        memory.array(np.full(tuple(map(int, s.shape)), 85, s.dtype.numpy))
+        for s in sorted((s for s in plan.slots if s.place == "output"), key=lambda s: s.index)
+    ]
+    guarded = [memory.array(np.ascontiguousarray(a)) for a in inputs]
+    workspace = memory.array(np.full(-(-int(plan.workspace_bytes) // 64) * 64, 0x7F, np.uint8))
+    function = NativeFunction(loaded.address, len(guarded), len(outputs), owner=loaded)
+    addresses = ([address_of(a) for a in guarded], [address_of(a) for a in outputs])
+    status = function.call(*addresses, workspace=address_of(workspace))
+    assert status == 0, f"the entry function returned {status}"
+    for given, kept in zip(inputs, guarded):
+        assert given.tobytes() == kept.tobytes(), "an input was written"
+    return outputs
 
 
 def _mismatch(wanted: Sequence[Expected], results: Sequence[npt.NDArray[np.generic]]) -> str | None:

@@ -129,7 +129,7 @@ class Generator:
         operators = ["+", "-", "*", "minimum", "maximum"]
         if a.dtype in ("f32", "f64"):
             operators.append("/")
-        elif a.dtype != "bool":
+        elif not a.dtype.startswith(("f", "bf")):
             operators += ["//", "%"]
         operator = self.random.choice(operators)
         dims = self._broadcast(a.dims, b.dims)
