@@ -115,8 +115,8 @@ def load(position: int, dtype: DType, *indices: Any) -> Load:
     return Load(f"a{position}", tuple(Size.of(n) for n in indices), dtype)
 
 
-def lower(module: Module, checks: bool = False) -> Module:
-    return Lower().run(module, Context(TARGETS["cpu:x86-avx2"], checks=checks))
+def lower(module: Module, checks: bool = False, pointwise_loops: bool = True) -> Module:
+    return Lower(pointwise_loops).run(module, Context(TARGETS["cpu:x86-avx2"], checks=checks))
 
 
 # ---------------------------------------------------------------------- programs
@@ -480,6 +480,49 @@ def swaps() -> Program:
     return program([a, b], [*loop([x, y], lambda s, t: [t, s], 0, 3), *loop([x, x], lambda s, t: [s, x], 0, 0, "u")])
 
 
+def escape(dtype: DType) -> Program:
+    """A loop on each element by itself: states of two types, a value used by several, a dear one, a bound by data."""
+    c, n = parameter("c", dtype, 3, 1, 5), parameter("n", I64)
+    shape = c.value.tensor.shape
+    z = BroadcastTo(scalar(0, dtype), shape).value
+    count = BroadcastTo(scalar(0, I32), shape).value
+
+    def step(z: Value, count: Value) -> Sequence[Value]:
+        square = binary("mul", z, z)
+        inside = binary("le", binary("add", square, unary("abs", unary("neg", z))), scalar(6, dtype))
+        moved = binary("add", square, c.value)
+        return [Elementwise("where", (inside, moved, z)).value, binary("add", count, Cast(inside, I32).value)]
+
+    return program([c, n], loop([z, count], step, 0, Size.opaque(load(0, I64)), "t", [n.value]), n=np.array(7))
+
+
+def scalar_recurrence() -> Program:
+    """Numbers alone: no loop over elements is left."""
+    a, n = parameter("a", I64), parameter("n", I64)
+    upper = Size.opaque(load(0, I64))
+    states = loop([a.value, scalar(1, I64)], lambda p, q: [q, binary("add", p, q)], 0, upper, "t", [n.value])
+    return program([a, n], states, n=np.array(9))
+
+
+def emitted_rows() -> Program:
+    """Rows by the counter, which begins at 2; a state that stays, one that is a row, and no steps at all."""
+    x, h = parameter("x", F32, 7, 4), parameter("h", F32, 4)
+
+    def row(at: Size) -> Value:
+        space = Space((Axis.of("k", 4),), Load("a0", (at, Size.of("k")), F32), F32)
+        return Compute((x.value,), space).value
+
+    def step(s: Value, t: Value, u: Value) -> Sequence[Value]:
+        return [binary("add", binary("mul", s, row(Size.of("t"))), t), t, row(Size.of("t") - 2)]
+
+    def emit(s: Value, t: Value, u: Value) -> Sequence[Value]:
+        return [binary("sub", u, t), s]
+
+    some = loop([h.value, h.value, h.value], step, 2, 7, emit=emit)
+    none = loop([h.value], lambda s: [unary("neg", s)], 3, 3, "v", emit=lambda s: [s])
+    return program([x, h], [*some, *none])
+
+
 def layers() -> Program:
     """Weights in a list: one by the counter in a loop, one by data, and all of them in one sum."""
     w = Parameter("w", ListType(Size.of(3), TensorType.of(F32, 4, 4)))
@@ -541,13 +584,15 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
     },
     "cumsum bool": lambda: cumulative(BOOL, "sum", 1),
     **{f"sort {d}": lambda d=d: sort(d) for d in (F32, F16, I64, U8, BOOL)},
+    **{f"escape {d}": lambda d=d: escape(d) for d in (F32, F64, I16)},
     **{f"gather {d}": lambda d=d: gather(d) for d in (I64, I32, I8, U64)},
     **{
         f.__name__: f
         for f in (
             feed_forward, views, lone_views, convolution, triangular, sparse_rows, gather_from_nothing, index_values,
             arg_reduce_of_sum, cumulative_in_group, sort_in_group, updates, updates_in_group, shared_stages,
-            causal_scores, dynamic_rows, bits_and_casts, loops, scans, nested_loops, swaps, layers, empty_and_single,
+            causal_scores, dynamic_rows, bits_and_casts, loops, scans, nested_loops, swaps, scalar_recurrence,
+            emitted_rows, layers, empty_and_single,
         )
     },
 }  # fmt: skip
@@ -582,6 +627,8 @@ def test_plans_give_what_the_graph_gives(name: str) -> None:
     module = Module(case.graph)
     expected = evaluate(module, case.inputs, case.sizes)
     assert_equal(run_plan(plan(lower(module)), case.inputs, case.sizes), expected)
+    if any(isinstance(node, Loop) for node in case.graph.body.walk()):
+        assert_equal(run_plan(plan(lower(module, pointwise_loops=False)), case.inputs, case.sizes), expected)
 
 
 def failed(case: Program) -> tuple[str, tuple[int, ...]]:
@@ -648,3 +695,9 @@ def test_ranges_by_data_are_cut_where_they_are_always_read() -> None:
     (cut,) = cut_ranges(always, extents.__getitem__).reduced
     assert str(cut) == "p in max(0, a0[])..min(7, a0[] + 4)"
     assert cut_ranges(guarded, extents.__getitem__) == guarded
+
+
+@pytest.mark.parametrize(("name", "inside"), [("escape f32", 1), ("scalar_recurrence", 1), ("loops", 0), ("layers", 0)])
+def test_pointwise_loops_become_kernels(name: str, inside: int) -> None:
+    lowered = lower(Module(PROGRAMS[name]().graph))
+    assert sum(k.name.startswith(("f_loop", "f_scan")) for k in lowered.kernels) == inside

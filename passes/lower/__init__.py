@@ -24,7 +24,8 @@ from intarsia.ir.scalar import Expr, Load, as_size, transform
 from intarsia.ir.sizes import Size
 from intarsia.ir.space import operand, operand_position
 from intarsia.passes.lower.checks import Checks
-from intarsia.passes.lower.kernel import GroupLowering
+from intarsia.passes.lower.kernel import GroupLowering, LoweredGroup, literal_of, unwrapped
+from intarsia.passes.lower.loops import is_pointwise, lower_pointwise_loop, members_of
 from intarsia.passes.lower.names import kernel_label
 from intarsia.passes.lower.stages import Names, rename_buffers
 from intarsia.passes.pipeline import Context, Pass
@@ -32,8 +33,12 @@ from intarsia.passes.pipeline import Context, Pass
 
 @dataclass(frozen=True)
 class Lower(Pass):
-    """Groups become kernels. Needs a graph after `fuse`; leaves naive kernels, those that are equal shared."""
+    """Groups become kernels. Needs a graph after `fuse`; leaves naive kernels, those that are equal shared.
 
+    `pointwise_loops`: loops that work on each element by itself become kernels too (see `lower/loops.py`).
+    """
+
+    pointwise_loops: bool = True
     name = "lower"
     exact = False  # the order of a sum is that of the loops
 
@@ -41,7 +46,9 @@ class Lower(Pass):
         graph = module.graph
         kernels = Kernels(graph.name, module.kernels)
         scope = _Scope(graph.dimensions, Facts(names=frozenset(graph.dimensions)))
-        lowering = _RegionLowering(kernels, frozenset(graph.body.parameters), Checks() if context.checks else None)
+        checks = Checks() if context.checks else None
+        loops_inside = self.pointwise_loops and checks is None
+        lowering = _RegionLowering(kernels, frozenset(graph.body.parameters), checks, loops_inside)
         body = lowering.region(graph.body, scope, {})
         return replace(module.with_body(body), kernels=kernels.in_order)
 
@@ -87,11 +94,13 @@ class _Scope:
 
 @dataclass(frozen=True)
 class _RegionLowering:
-    """Lowers the nodes of a region and of those inside it. `fixed` are the parameters that nothing may change."""
+    """Lowers the nodes of a region and of those inside it. `fixed` are the parameters that nothing may change;
+    `loops_inside`: pointwise loops run inside of kernels."""
 
     kernels: Kernels
     fixed: frozenset[Node]
     checks: Checks | None
+    loops_inside: bool
 
     def region(self, region: Region, scope: _Scope, outer: Mapping[Value, Value]) -> Region:
         """The lowered region; `outer` gives the lowered values of the regions around it."""
@@ -103,7 +112,7 @@ class _RegionLowering:
 
     def is_owned(self, value: Value) -> bool:
         """Did the program make this value itself? Inputs are never changed."""
-        return value.node not in self.fixed and not isinstance(value.node, ListGet | Constant)
+        return value.node not in self.fixed and not isinstance(value.node, ListGet) and literal_of(value) is None
 
 
 class _Block:
@@ -117,20 +126,26 @@ class _Block:
 
     def value(self, old: Value) -> Value:
         """The value that stands for an old one; a literal that has to be in memory is written by a kernel."""
-        if old not in self.values and isinstance(old.node, Constant):
-            self._group((old.node,), (old,), old.node)
+        if old not in self.values and literal_of(old) is not None:
+            made = unwrapped(old)
+            self._group((made.node,), (made,), made.node)
+            self.values[old] = self.values[made]
         return self.values.get(old, old)
 
     def lower(self, node: Node) -> None:
         match node:
-            case Constant():
+            case Structured() if literal_of(node.value) is not None:
                 pass  # becomes part of what uses it
             case Fused(body):
-                self._group(body.nodes, body.results, node)
-            case Reshape(x) if not isinstance(x.node, Constant):
+                made = [v for v in body.results if literal_of(v) is None]
+                self._group(body.nodes, made, node)
+                self.values.update((Value(node, n), self.value(v)) for n, v in enumerate(body.results) if v in made)
+            case Reshape(x) if literal_of(x) is None:
                 self._append(node, replace(node, x=self.value(x)))
             case Structured() | Update() | ArgReduce() | Cumulative() | Sort() | Argsort():
                 self._group((node,), node.values, node)
+            case Loop() if self.lowering.loops_inside and is_pointwise(node):
+                self._pointwise_loop(node)
             case Loop():
                 self._append(node, self._loop(node))
             case ListGet():
@@ -144,26 +159,36 @@ class _Block:
         self.values.update(zip(old.values, new.values))
 
     def _group(self, members: Sequence[Node], results: Sequence[Value], node: Node) -> None:
-        """One kernel and its call; `results` of the group become those of `node`."""
+        """One kernel and its call, for those of `results` that the members compute."""
         inside = set(members)
         outputs = tuple(dict.fromkeys(v for v in results if v.node in inside))
         if outputs:
             lowering, scope = self.lowering, self.scope
             group = GroupLowering(members, outputs, scope.names, scope.facts, lowering.is_owned, lowering.checks)
-            lowered = group.run("", node.span)
-            kernel = lowering.kernels.add(lowered.kernel, kernel_label(members))
-            call = Call(
-                kernel.name,
-                tuple(map(self.value, lowered.arguments)),
-                tuple(v.type for v in lowered.results),
-                tuple(map(Size.of, kernel.sizes)),
-                span=node.span,
-                more_spans=node.more_spans,
-            )
-            self.nodes.append(call)
-            self.values.update(zip(lowered.results, call.values))
-        for new, old in zip(node.values, results):
-            self.values[new] = self.value(old)
+            self._call(group.run("", node.span), kernel_label(members), node)
+
+    def _pointwise_loop(self, loop: Loop) -> None:
+        """A loop that runs inside of one kernel."""
+        scope = self.scope
+        members = members_of(loop.body)
+        group = GroupLowering(members, loop.values, scope.names, scope.facts)
+        lower_pointwise_loop(group, loop)
+        words = ("scan" if loop.stacked else "loop", *((kernel_label(members),) if members else ()))
+        self._call(group.finish("", loop.span), "_".join(words), loop)
+
+    def _call(self, lowered: LoweredGroup, label: str, node: Node) -> None:
+        """Call a kernel; its results stand for what the group computes."""
+        kernel = self.lowering.kernels.add(lowered.kernel, label)
+        call = Call(
+            kernel.name,
+            tuple(map(self.value, lowered.arguments)),
+            tuple(v.type for v in lowered.results),
+            tuple(map(Size.of, kernel.sizes)),
+            span=node.span,
+            more_spans=node.more_spans,
+        )
+        self.nodes.append(call)
+        self.values.update(zip(lowered.results, call.values))
 
     def _loop(self, loop: Loop) -> Loop:
         (lower, upper), scalars = self._scalars((loop.lower, loop.upper), loop.scalars)

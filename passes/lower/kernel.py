@@ -15,11 +15,11 @@ from intarsia.ir.errors import Span
 from intarsia.ir.functions import COMBINERS
 from intarsia.ir.graph import Node, Structured, Value
 from intarsia.ir.kernel import COMBINER_OPERATORS, Buffer, Kernel, PutOperator, Role
-from intarsia.ir.ops import ArgReduce, Argsort, Constant, Cumulative, Sort, Update
+from intarsia.ir.ops import ArgReduce, Argsort, BroadcastTo, Constant, Cumulative, Fused, Sort, Update
 from intarsia.ir.ops.elementwise import axes_for
 from intarsia.ir.proofs import Facts
 from intarsia.ir.ranges import cut_ranges
-from intarsia.ir.scalar import Const, Expr, Index, Load, apply, as_size, cast, loads, transform, where
+from intarsia.ir.scalar import Const, Expr, Index, Load, apply, as_size, cast, constant, loads, transform, where
 from intarsia.ir.sizes import Size
 from intarsia.ir.space import Axis, Space, operand, operand_position
 from intarsia.ir.types import ListType
@@ -50,6 +50,23 @@ class Definition:
             case Load(buffer, indices) if indices == tuple(Size.of(a) for a in self.axes):
                 return buffer
         return None
+
+
+def literal_of(value: Value) -> Const | None:
+    """The number that every element of a value is, if the program says so: such a value is no memory."""
+    match unwrapped(value).node:
+        case Constant(literal, dtype):
+            return constant(literal, dtype)
+        case BroadcastTo(x):
+            return literal_of(x)
+    return None
+
+
+def unwrapped(value: Value) -> Value:
+    """A result of a group as the value inside that it is."""
+    while isinstance(value.node, Fused):
+        value = value.node.body.results[value.index]
+    return value
 
 
 def buffer_definition(buffer: Buffer) -> Definition:
@@ -97,8 +114,13 @@ class GroupLowering:
         self._stored: dict[_Key, Definition] = {}
 
     def run(self, name: str, span: Span | None) -> LoweredGroup:
+        """The kernel of the members."""
         for node in self.members:
             self._member(node)
+        return self.finish(name, span)
+
+    def finish(self, name: str, span: Span | None) -> LoweredGroup:
+        """The kernel of what has been written."""
         outs = [self.results[v] for v in self.outputs]
         body = tuple(self.writer.body)
         used = symbols(body, (*self.inputs.values(), *outs))
@@ -128,8 +150,9 @@ class GroupLowering:
     def definition(self, value: Value) -> Definition:
         """What a value is here: as its member was lowered, a literal, or a parameter of the kernel."""
         if value not in self.definitions:
-            if isinstance(value.node, Constant):
-                self.definitions[value] = Definition((), value.node.space.body)
+            if (literal := literal_of(value)) is not None:
+                axes = axes_for(value.tensor.shape)
+                self.definitions[value] = Definition(tuple(a.name for a in axes), literal)
             else:
                 self.definitions[value] = buffer_definition(self._input(value))
         return self.definitions[value]
@@ -165,6 +188,10 @@ class GroupLowering:
     def define_as(self, value: Value, buffer: Buffer) -> None:
         """From here on, a value is what a buffer holds."""
         self.definitions[value] = buffer_definition(buffer)
+
+    def define_at(self, value: Value, axes: Sequence[Axis], expression: Expr) -> None:
+        """From here on, a value is an expression over axes."""
+        self.definitions[value] = Definition(tuple(a.name for a in axes), expression)
 
     def own_temporary(self, value: Value) -> Buffer | None:
         """The temporary that holds a value, if no other value is read from it; it may then be overwritten."""
