@@ -51,7 +51,7 @@ class Pass:
     """A step from one module to the next. The fields of a subclass are its options.
 
     `name` is its name in text. `exact`: the results stay the same bit for bit, so `--verify-each=exec` compares them
-    without a tolerance. `keeps_sizes` is false for the pass that turns dimension names into numbers.
+    without a tolerance.
     """
 
     name: ClassVar[str]

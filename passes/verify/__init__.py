@@ -16,15 +16,18 @@ import numpy as np
 
 from intarsia.ir.conversion import codes, convert
 from intarsia.ir.dtypes import F64, Array, DType
-from intarsia.ir.errors import CompileError, Remarks, Source
+from intarsia.ir.errors import CompileError, Remarks, ScheduleError, Source
 from intarsia.ir.graph import Module
 from intarsia.ir.interpreter import evaluate
+from intarsia.ir.kernel import Kernel
 from intarsia.ir.ops import Call
 from intarsia.ir.text import print_module, read_module
 from intarsia.ir.tolerance import Expected, expected
 from intarsia.ir.verifier import verify_module
 from intarsia.passes.instruments import module_diff
 from intarsia.passes.pipeline import Context, Instrument, Pass, PassError
+from intarsia.passes.schedule.apply import apply
+from intarsia.passes.schedule.scheduling import ScheduleKernels
 from intarsia.passes.specialize import Specialize, specialize
 from intarsia.passes.verify.inputs import Operand, check_sizes, random_inputs, work
 from intarsia.passes.verify.reduce import reduced
@@ -85,11 +88,13 @@ class VerifyExec(Instrument):
     """The module after each pass computes what it did before.
 
     A module of more than `limit` points runs at check sizes: the one before `specialize` gets small numbers and goes
-    through the same passes. One that has no dimension names left is not run, and a remark says so.
+    through the same passes. One that has no dimension names left is not run, and a remark says so. `reduce` makes
+    reproducers small.
     """
 
     limit: int = LIMIT
     seed: int = 0
+    reduce: bool = True
     _real: Module | None = field(default=None, repr=False)
     _current: Module | None = field(default=None, repr=False)  # what runs in its place: at check sizes, or the same
     _small: bool = False
@@ -131,7 +136,13 @@ class VerifyExec(Instrument):
         if isinstance(pass_, Specialize):
             sizes = self._runs[0].sizes
             return specialize(module, {n: sizes[n] for n, _ in pass_.sizes if n not in context.dynamic})
-        return pass_.run(module, replace(context, remarks=Remarks()))
+        quiet = replace(context, remarks=Remarks(), schedules=dict(context.schedules))
+        if not isinstance(pass_, ScheduleKernels):
+            return pass_.run(module, quiet)
+        # Small kernels would be left alone: they get the schedules of the large ones where these fit.
+        new = pass_.run(module, quiet)
+        kernels = (_scheduled(old, context) or own for old, own in zip(module.kernels, new.kernels))
+        return replace(new, kernels=tuple(kernels))
 
     # ------------------------------------------------------------------ comparing
 
@@ -151,10 +162,19 @@ class VerifyExec(Instrument):
         self._results = results
 
     def _fail(self, pass_: Pass, old: Module, new: Module, message: str, context: Context) -> None:
-        quiet = replace(context, remarks=Remarks())
-        small = reduced(old, lambda m: breaks(pass_, m, quiet, self._runs[0].sizes, self.seed))
+        quiet, sizes = replace(context, remarks=Remarks()), self._runs[0].sizes
+        small = reduced(old, lambda m: breaks(pass_, m, quiet, sizes, self.seed)) if self.reduce else old
         text = f"# intarsia opt %s --passes {pass_} --verify-each=exec\n{print_module(small)}"
         raise PassError(pass_, message, module_diff(old, new), text)
+
+
+def _scheduled(kernel: Kernel, context: Context) -> Kernel | None:
+    """A small kernel under the schedule of its large likeness, or None where a step does not fit."""
+    schedule = context.schedules.get(kernel.name)
+    try:
+        return apply(kernel, schedule) if schedule else None
+    except ScheduleError:
+        return None
 
 
 def breaks(pass_: Pass, module: Module, context: Context, sizes: Mapping[str, int], seed: int) -> bool:

@@ -20,7 +20,7 @@ from intarsia.passes.specialize import specialize
 
 Operand: TypeAlias = "Array | list[Array]"
 
-CHECK_SIZES = (5, 3, 7, 2, 17, 4, 6, 1)
+CHECK_SIZES = (7, 17, 5, 3, 2, 6, 4, 1)
 """Small and distinct, so that no two dimensions agree by chance; 17 is one past a tile."""
 
 SPECIAL = (np.nan, np.inf, -np.inf, 0.0, -0.0)

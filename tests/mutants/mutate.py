@@ -1,0 +1,133 @@
+"""Mutants of a Python module: one small change each, made on its syntax tree."""
+
+from __future__ import annotations
+
+import ast
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
+    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
+}  # fmt: skip
+OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv,
+}  # fmt: skip
+WORDS = {
+    "add": "sub", "sub": "add", "mul": "add", "neg": "abs", "lt": "le", "le": "lt", "gt": "ge", "ge": "gt", "eq": "ne",
+    "ne": "eq", "and": "or", "or": "and", "max": "min", "min": "max", "maximum": "minimum", "minimum": "maximum",
+    "sum": "prod", "=": "+=", "+=": "=", "any": "all", "all": "any",
+}  # fmt: skip
+"""Names of scalar functions, combiners and writes, each with one that types let in its place."""
+
+Change = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of one module: its number in the order of the syntax tree, where it is, and what it does."""
+
+    path: str
+    number: int
+    line: int
+    change: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.change}"
+
+
+def mutants(path: str, source: str) -> list[Mutant]:
+    """Every mutant of a module."""
+    tree = ast.parse(source)
+    return [Mutant(path, n, line, text) for n, (line, text, _) in enumerate(_changes(tree))]
+
+
+def apply(mutant: Mutant, source: str) -> ast.Module:
+    """The syntax tree of the changed module."""
+    tree = copy.deepcopy(ast.parse(source))
+    for number, (_, _, change) in enumerate(_changes(tree)):
+        if number == mutant.number:
+            change()
+            return ast.fix_missing_locations(tree)
+    raise AssertionError(f"{mutant} is not in its module")
+
+
+def _changes(tree: ast.Module) -> Iterator[tuple[int, str, Change]]:
+    for node in list(_walk(tree)):
+        line = getattr(node, "lineno", 0)
+        for text, change in _changes_of(node):
+            yield line, text, change
+
+
+def _walk(node: ast.AST) -> Iterator[ast.AST]:
+    """Nodes that run: not annotations, decorators, documentation, assertions, nor what is raised."""
+    yield node
+    for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns", "decorator_list", "type_ignores", "type_params", "bases", "keywords_"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, (ast.Assert, ast.Raise, ast.Import, ast.ImportFrom)) or _is_text(child):
+                continue
+            if isinstance(child, ast.AST):
+                yield from _walk(child)
+
+
+def _is_text(node: object) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _changes_of(node: ast.AST) -> Iterator[tuple[str, Change]]:
+    match node:
+        case ast.Compare(ops=[op]) if type(op) in COMPARISONS:
+            other = COMPARISONS[type(op)]
+            yield f"{type(op).__name__} becomes {other.__name__}", lambda: _set(node, "ops", [other()])
+        case ast.BoolOp(values=values):
+            for n in range(len(values)):
+                yield f"condition {n + 1} of {len(values)} dropped", lambda n=n: _drop(node, "values", n)
+        case ast.BinOp(op=op) if type(op) in OPERATORS:
+            other_op = OPERATORS[type(op)]
+            yield f"{type(op).__name__} becomes {other_op.__name__}", lambda: _set(node, "op", other_op())
+        case ast.UnaryOp(op=ast.Not()):
+            yield "not dropped", lambda: _set(node, "op", ast.UAdd())
+        case ast.If(test=test) | ast.IfExp(test=test) | ast.While(test=test):
+            yield "condition negated", lambda: _set(node, "test", ast.UnaryOp(ast.Not(), test))
+        case ast.Constant(value=bool() as value):
+            yield f"{value} becomes {not value}", lambda: _set(node, "value", not value)
+        case ast.Constant(value=int() as value):
+            yield f"{value} becomes {value + 1}", lambda: _set(node, "value", value + 1)
+        case ast.Constant(value=str() as word) if word in WORDS:
+            yield f"{word!r} becomes {WORDS[word]!r}", lambda: _set(node, "value", WORDS[word])
+        case ast.Call(func=ast.Name("reversed"), args=[_]):
+            yield "reversed dropped", lambda: _set(node, "func", ast.Name("iter", ast.Load()))
+        case ast.Call(args=[first, second, *_]) if not isinstance(first, ast.Starred) and not _same(first, second):
+            yield "first two arguments swapped", lambda: _swap(node, "args")
+        case ast.Tuple(elts=elements, ctx=ast.Load()) | ast.List(elts=elements, ctx=ast.Load()) if len(elements) > 1:
+            yield "last element dropped", lambda: _drop(node, "elts", len(elements) - 1)
+            yield "first two elements swapped", lambda: _swap(node, "elts")
+    for name in ("body", "orelse"):
+        statements = getattr(node, name, None)
+        if isinstance(statements, list):
+            for n, statement in enumerate(statements):
+                if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+                    yield "call dropped", lambda s=statements, n=n: s.__setitem__(n, ast.Pass())
+
+
+def _same(a: ast.AST, b: ast.AST) -> bool:
+    return ast.dump(a) == ast.dump(b)
+
+
+def _set(node: ast.AST, name: str, value: object) -> None:
+    setattr(node, name, value)
+
+
+def _drop(node: ast.AST, name: str, position: int) -> None:
+    values = getattr(node, name)
+    if isinstance(node, ast.BoolOp) and len(values) == 2:
+        values.append(values[1 - position])  # a BoolOp has at least two
+    del values[position]
+
+
+def _swap(node: ast.AST, name: str) -> None:
+    values = getattr(node, name)
+    values[0], values[1] = values[1], values[0]
