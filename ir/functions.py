@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+
 from intarsia.ir.dtypes import BOOL, Array, DType
 
 Domain = Literal["float", "integer", "number", "boolean", "any", "integer or bool"]
