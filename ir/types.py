@@ -46,6 +46,11 @@ class TensorType:
     def with_dtype(self, dtype: DType) -> TensorType:
         return replace(self, dtype=dtype)
 
+    @property
+    def plain(self) -> TensorType:
+        """The type without what says where and how its elements lie."""
+        return TensorType(self.dtype, self.shape)
+
     def substitute(self, sizes: dict[str, Size]) -> TensorType:
         return replace(self, shape=tuple(s.substitute(sizes) for s in self.shape))
 

@@ -47,7 +47,8 @@ class Loop(Node):
         fits = len(emitted) == self.stacked and len(self.body.parameters) == len(self.initial) == len(states)
         self.require(fits, "a step yields one value for each state")
         for state, initial in zip(states, self.initial):
-            self.require(state.type == initial.type, f"a state is {initial.type} but becomes {state.type}")
+            same = state.tensor.plain == initial.tensor.plain  # how it lies may change
+            self.require(same, f"a state is {initial.type} but becomes {state.type}")
         steps = self.upper - self.lower
         return (
             *(s.type for s in states),
