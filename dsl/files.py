@@ -20,6 +20,7 @@ class SourceFile:
     """A parsed file. Its own declarations hide imported ones of the same name."""
 
     program: ast.Program
+    importer: SourceFile | None = None
     imports: list[SourceFile] = field(default_factory=list)
 
     is_prelude = False
@@ -79,6 +80,10 @@ class SourceFile:
                 return found
         return None
 
+    def mesh(self) -> ast.Mesh | None:
+        own = next((d for d in self.program.declarations if isinstance(d, ast.Mesh)), None)
+        return own if own is not None or self.importer is None else self.importer.mesh()
+
     def names(self) -> Iterable[str]:
         return self.visible
 
@@ -115,6 +120,9 @@ class Prelude:
     def format(self, name: str) -> ast.Format | None:
         return None
 
+    def mesh(self) -> ast.Mesh | None:
+        return None
+
     def names(self) -> Iterable[str]:
         return self.ranges
 
@@ -132,7 +140,7 @@ def load_files(source: Source, cache_dir: Path | None = None) -> list[SourceFile
             parser finds.
     """
     loader = _Loader(cache_dir)
-    loader.load(source, Path(source.name), None)
+    loader.load(source, Path(source.name))
     if loader.diagnostics:
         raise CompileError.of(loader.diagnostics)
     return list(loader.files.values())
@@ -145,18 +153,20 @@ class _Loader:
     open: list[Path] = field(default_factory=list)
     diagnostics: list[Diagnostic] = field(default_factory=list)
 
-    def load(self, source: Source, path: Path, importer: ast.Import | None) -> SourceFile | None:
-        """Parse one file, then what it imports. What is wrong is collected."""
+    def load(
+        self, source: Source, path: Path, line: ast.Import | None = None, importer: SourceFile | None = None
+    ) -> SourceFile | None:
+        """Parse one file, then what it imports; `line` is where `importer` does. What is wrong is collected."""
         key = path.resolve()
         try:
             program = parse_program(source, cache_dir=self.cache_dir)
         except CompileError as error:
-            note = [("imported from here", importer.span)] if importer is not None else []
+            note = [("imported from here", line.span)] if line is not None else []
             self.diagnostics += [
                 Diagnostic(d.code, d.message, d.span, d.hint, (*d.notes, *note)) for d in error.diagnostics
             ]
             return None
-        file = SourceFile(program)
+        file = SourceFile(program, importer)
         self.files[key] = file
         self.open.append(key)
         for declaration in program.declarations:
@@ -185,7 +195,7 @@ class _Loader:
             except CompileError as error:
                 self.diagnostics += error.diagnostics
                 return
-            if self.load(source, target, declaration) is None:
+            if self.load(source, target, declaration, file) is None:
                 return
         imported = self.files[key]
         if imported not in file.imports:

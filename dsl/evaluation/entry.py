@@ -272,10 +272,10 @@ def _results(builder: Builder, item: Item, signature: Signature) -> list[Value]:
 
 
 def _header(file: File) -> tuple[str, ...]:
-    if not isinstance(file, SourceFile):
+    mesh = file.mesh()
+    if mesh is None:
         return ()
-    meshes = [d for d in file.program.declarations if isinstance(d, ast.Mesh)]
-    return tuple(f"mesh {m.name}({', '.join(f'{a.name}={_number(a.value)}' for a in m.axes)})" for m in meshes)
+    return (f"mesh {mesh.name}({', '.join(f'{a.name}={_number(a.value)}' for a in mesh.axes)})",)
 
 
 def _number(value: ast.Expression) -> str:

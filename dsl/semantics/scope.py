@@ -33,6 +33,9 @@ class File(Protocol):
 
     def format(self, name: str) -> ast.Format | None: ...
 
+    def mesh(self) -> ast.Mesh | None:
+        """The device mesh of the program: an imported file uses that of its importer."""
+
     def names(self) -> Iterable[str]:
         """Every name that is visible, for suggestions."""
 

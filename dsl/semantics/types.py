@@ -136,11 +136,23 @@ def _tensor(expression: ast.TensorTypeExpr, names: Namespace) -> TensorPattern:
             case ast.Dim(size, sharding):
                 dims.append(read_size(size, names))
                 marks.append(sharding_text(sharding) if sharding else "")
+                _require_axes(sharding.axes if sharding else (), names.file)
     if sum(isinstance(d, ast.Pack) for d in expression.dims) > 1:
         raise CompileError("E0303", "a type has at most one pack", expression.span)
+    _require_axes(expression.replicated, names.file)
     replicated = ", ".join(map(str, expression.replicated))
     annotation = f"replicated: {replicated}" if replicated else ""
     return TensorPattern(element, tuple(dims), tuple(marks) if any(marks) else (), annotation)
+
+
+def _require_axes(axes: tuple[ast.Identifier, ...], file: File) -> None:
+    """Raise E0302 for an axis that the mesh of the program does not have; a mesh may also be given when it is run."""
+    mesh = file.mesh() if axes else None
+    known = [axis.name.text for axis in mesh.axes] if mesh is not None else []
+    for axis in axes:
+        if mesh is not None and axis.text not in known:
+            hint = suggest(axis.text, known) or f"{mesh.name} has {', '.join(known)}"
+            raise CompileError("E0302", f"the mesh has no axis `{axis}`", axis.span, hint=hint)
 
 
 def sharding_text(sharding: ast.Sharding) -> str:
