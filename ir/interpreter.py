@@ -6,9 +6,9 @@ an integer division by zero, E0803 two values written to one element.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from intarsia.ir.space import operand
 from intarsia.ir.structured import UpdateEvaluator, evaluate_space
 from intarsia.ir.types import ListType, TensorType, Type
 
+Observer: TypeAlias = Callable[[Node, Sequence[Operand]], None]
+
 
 def evaluate(
     module: Module,
@@ -33,14 +35,17 @@ def evaluate(
     sizes: Mapping[str, int] | None = None,
     checks: bool = False,
     precision: Literal["own", "f64"] = "own",
+    observe: Observer | None = None,
 ) -> tuple[Array, ...]:
     """The results of the graph for one input a parameter, a list of arrays for a list of tensors.
 
     `sizes` gives dimension names; those that the shapes of the inputs decide may be left out. With `precision="f64"`
-    all floats are f64 arrays, rounded only where the program converts. Raises CompileError under `checks`, see above.
+    all floats are f64 arrays, rounded only where the program converts. `observe` is handed every node that has been
+    evaluated, with its results, in order, those in loops once for each step. Raises CompileError under `checks`, see
+    above.
     """
     arithmetic = Arithmetic() if precision == "own" else DoubleArithmetic()
-    return evaluate_with(arithmetic, module, inputs, sizes, checks)
+    return evaluate_with(arithmetic, module, inputs, sizes, checks, observe)
 
 
 def evaluate_with(
@@ -49,11 +54,12 @@ def evaluate_with(
     inputs: Sequence[Operand],
     sizes: Mapping[str, int] | None = None,
     checks: bool = False,
+    observe: Observer | None = None,
 ) -> tuple[Array, ...]:
     """`evaluate` with a given arithmetic."""
     graph = module.graph
     names = bind_sizes(graph, inputs, sizes or {})
-    interpreter = _Interpreter(module, arithmetic, names, checks)
+    interpreter = _Interpreter(module, arithmetic, names, checks, observe)
     for parameter, given in zip(graph.parameters, inputs):
         interpreter.check_input(parameter.label, parameter.type, given)
         interpreter.values[parameter.value] = interpreter.lift(given, parameter.type)
@@ -95,12 +101,16 @@ class _Interpreter:
     arithmetic: Arithmetic
     names: dict[str, int]
     checks: bool
+    observe: Observer | None = None
     values: dict[Value, Operand] = field(default_factory=dict)
 
     def run(self, region: Region) -> tuple[Array, ...]:
         """The results of a region whose parameters and captures are bound."""
         for node in region.nodes:
-            self.values.update(zip(node.values, self.evaluate(node)))
+            results = self.evaluate(node)
+            self.values.update(zip(node.values, results))
+            if self.observe is not None:
+                self.observe(node, results)
         return tuple(self.array(v) for v in region.results)
 
     def array(self, value: Value) -> Array:
