@@ -31,24 +31,23 @@ def vectorize_region(b: Builder, top: str) -> None:
 
 
 def _choose(b: Builder, region: For) -> str | None:
-    """The axis along which the statement that does most of the work touches memory best; if it can be, it is made the
-    innermost."""
+    """The axis along which the statement that does most of the work, of those that touch memory along one, touches it
+    best; if it can be, it is made the innermost."""
     statements = [(s, loops) for s, loops in walk((region,)) if isinstance(s, Put) and loops]
-    if not statements:
-        return None
-    put, loops = max(statements, key=lambda pair: points(pair[1]) * (1 + operations(pair[0].value)))
-    found: dict[str, tuple[int, int]] = {}
-    for depth, loop in enumerate(loops):
-        along = traffic(b.kernel, put, loop.axis)
-        if along.contiguous and loop.step == 1 and count(trips(loop)) > 1 and _is_uniform(loop):
-            found[loop.axis] = (along.score, depth)
-    if not found:
-        return None
-    best = max(found, key=lambda axis: found[axis])
-    nest, body = perfect_nest(next(loop for loop in loops if loop.axis == best))
-    if len(nest) > 1 and all(isinstance(s, Put) for s in body):
-        b.attempt(Reorder((*(loop.axis for loop in nest[1:]), best)))
-    return best
+    statements.sort(key=lambda pair: -points(pair[1]) * (1 + operations(pair[0].value)))
+    for put, loops in statements:
+        found: dict[str, tuple[int, int]] = {}
+        for depth, loop in enumerate(loops):
+            along = traffic(b.kernel, put, loop.axis)
+            if along.contiguous and loop.step == 1 and count(trips(loop)) > 1 and _is_uniform(loop):
+                found[loop.axis] = (along.score, depth)
+        if found:
+            best = max(found, key=lambda axis: found[axis])
+            nest, body = perfect_nest(next(loop for loop in loops if loop.axis == best))
+            if len(nest) > 1 and all(isinstance(s, Put) for s in body):
+                b.attempt(Reorder((*(loop.axis for loop in nest[1:]), best)))
+            return best
+    return None
 
 
 def _is_uniform(loop: For) -> bool:
