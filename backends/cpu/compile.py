@@ -16,6 +16,7 @@ from intarsia.backends.cpu.machine import LoadedFunction as LoadedFunction
 from intarsia.backends.cpu.machine import host_target as host_target
 from intarsia.backends.cpu.machine import load as load
 from intarsia.backends.cpu.plan import emit_plan, entry_name, kernel_plan
+from intarsia.backends.cpu.workarounds import without_single_lane_stores
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.plan import Plan
 from intarsia.ir.target import Target
@@ -56,7 +57,9 @@ class Compiled:
         """LLVM's module after its passes."""
         module = parse(self.source)
         optimise(module, self.target)
-        return module
+        text = str(module)
+        mended = without_single_lane_stores(text)
+        return module if mended == text else parse(mended)
 
     @property
     def optimised(self) -> str:
