@@ -6,7 +6,7 @@ tensors in one place too early gives other numbers than the graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from intarsia.ir import kernel_interpreter
 from intarsia.ir.arithmetic import Arithmetic
 from intarsia.ir.dtypes import Array
-from intarsia.ir.kernel import Buffer
+from intarsia.ir.kernel import Buffer, Kernel
 from intarsia.ir.plan import Copy, Invoke, Plan, PlanStatement, Reference, Repeat
 from intarsia.ir.points import Context, Points
 from intarsia.ir.scalar import loads
@@ -27,19 +27,29 @@ Memory: TypeAlias = "Array | list[Array]"
 """A row of elements, or one for each tensor of a list."""
 
 
-def run_plan(plan: Plan, inputs: Sequence[Memory], sizes: Mapping[str, int] | None = None) -> tuple[Array, ...]:
+RunKernel: TypeAlias = Callable[[Kernel, Mapping[str, Memory], Mapping[str, int]], None]
+
+
+def run_plan(
+    plan: Plan,
+    inputs: Sequence[Memory],
+    sizes: Mapping[str, int] | None = None,
+    run_kernel: RunKernel = kernel_interpreter.run,
+) -> tuple[Array, ...]:
     """The results of a plan for one array for each input slot (a list of arrays for a list).
 
-    `sizes` gives the plan's sizes. Raises `kernel_interpreter.CheckFailed` where a run-time check does not hold.
+    `sizes` gives the plan's sizes. `run_kernel` runs each kernel in place of the interpreter, as a profiler does with
+    compiled ones. Raises `kernel_interpreter.CheckFailed` where a run-time check does not hold.
     """
-    return _Machine(plan, dict(sizes or {})).run(inputs)
+    return _Machine(plan, dict(sizes or {}), run_kernel).run(inputs)
 
 
 class _Machine:
     """Memory by name, and the values of sizes and counters."""
 
-    def __init__(self, plan: Plan, names: dict[str, int]) -> None:
+    def __init__(self, plan: Plan, names: dict[str, int], run_kernel: RunKernel) -> None:
         self.names = names
+        self.run_kernel = run_kernel
         self.plan = plan
         self.kernels = {k.name: k for k in plan.kernels}
         self.memory: dict[str, Memory] = {}
@@ -87,7 +97,7 @@ class _Machine:
                 array = arrays[buffer.name]
                 assert isinstance(array, np.ndarray)
                 array.reshape(-1).view(np.uint8)[...] = _NONSENSE
-        kernel_interpreter.run(kernel, arrays, sizes)
+        self.run_kernel(kernel, arrays, sizes)
 
     def argument(self, buffer: Buffer, reference: Reference, sizes: Mapping[str, int]) -> Memory:
         """What a kernel gets for a parameter."""
