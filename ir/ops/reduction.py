@@ -145,14 +145,15 @@ class Matmul(Structured):
         names = [Size.of(x.name) for x in axes]
         column = [names.pop()] if b.rank > 1 else []
         row = [names.pop()] if a.rank > 1 else []
-        k = Axis.of("k", a.shape[-1])
+        sizes = {symbol for size in (*a.shape, *b.shape) for symbol in size.symbols}
+        k = Axis.of("k" if "k" not in sizes else "r0", a.shape[-1])  # a dimension may be called k
 
         def batch(t: TensorType) -> list[Size]:
             own = names[len(names) - len(t.shape[:-2]) :] if t.rank > 2 else []
             return [ZERO if s == ONE else n for s, n in zip(t.shape[:-2], own)]
 
-        left = Load(operand(0), (*batch(a), *row, Size.of("k")), a.dtype)
-        right = Load(operand(1), (*batch(b), Size.of("k"), *column), b.dtype)
+        left = Load(operand(0), (*batch(a), *row, Size.of(k.name)), a.dtype)
+        right = Load(operand(1), (*batch(b), Size.of(k.name), *column), b.dtype)
         body, dtype = accumulated("sum", Apply("mul", (left, right)))
         return Space(axes, body, dtype, (k,), "sum")
 
