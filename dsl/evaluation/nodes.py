@@ -11,6 +11,7 @@ from typing import TypeVar
 from intarsia.dsl.semantics.bounds import Bounds
 from intarsia.dsl.semantics.frames import Frame
 from intarsia.dsl.semantics.literals import adapt, default_dtype, strong, to_size
+from intarsia.dsl.semantics.signature import RESERVED
 from intarsia.dsl.semantics.values import EXPRESSIONS, Format, FormatTensor, Item, ListElement, describe
 from intarsia.ir.dtypes import DType
 from intarsia.ir.errors import CompileError, Span
@@ -81,7 +82,8 @@ class NodeMaker:
 
     def counter_symbol(self, name: str, used: set[str]) -> str:
         """A symbol for a loop counter, unique in the graph."""
-        symbol = _first_free(name, lambda n: n in used or n in self.axis_names or n in self.bounds.dimensions)
+        names = used | self.axis_names | self.bounds.dimensions.keys()
+        symbol = _first_free(name, lambda n: n in names or RESERVED.fullmatch(n) is not None)
         used.add(symbol)
         return symbol
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,10 @@ from intarsia.dsl.semantics.unify import unknown
 from intarsia.ir.dtypes import dtype
 from intarsia.ir.errors import CompileError, Diagnostic, Span
 from intarsia.ir.sizes import Size
+
+
+RESERVED = re.compile(r"[ijr]\d+")
+"""Names that ops give to their axes, so that no size may have one of them."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,10 @@ class _Reader:
         self, dimensions: Mapping[str, Span], static: set[str], packs: tuple[str, ...], solved: set[str]
     ) -> None:
         """Every name in a type is bound, once."""
+        for name, span in dimensions.items():
+            if RESERVED.fullmatch(name):
+                hint = "give the dimension another name"
+                self.report("E0314", f"`{name}` is the name of an index in built-in operations", span, hint)
         for name, span in self.names.dimensions.items():
             if name in self.classes or (name in self.parameters and name not in static):
                 self.report("E0314", f"`{name}` is a dimension here, and declared as something else too", span)
