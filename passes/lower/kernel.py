@@ -41,7 +41,8 @@ class Definition:
 
     def at(self, indices: Sequence[Size]) -> Expr:
         """The value with subscripts for the axes."""
-        return transform(self.value, dict(zip(self.axes, indices, strict=True)))
+        changed = {a: i for a, i in zip(self.axes, indices, strict=True) if i.as_name != a}
+        return transform(self.value, changed) if changed else self.value
 
     @property
     def buffer(self) -> str | None:
@@ -259,7 +260,7 @@ class GroupLowering:
     def define(self, value: Value, axes: Sequence[Axis], expression: Expr) -> None:
         """A pointwise value: put into its uses, or stored where it leaves the group or is too dear to compute again."""
         definition = Definition(tuple(a.name for a in axes), expression)
-        dear = work(expression) > CHEAP and not self.uses.is_single(value)
+        dear = not self.uses.is_single(value) and work(expression) > CHEAP
         must = value in self.uses.stored and definition.buffer is None
         if value in self.outputs or dear or must:
             stored = self._store(value, axes, expression)
