@@ -162,8 +162,7 @@ def _exp_scaled(x: Term, power: float) -> Term:
     """e^x * 2^power, without overflow on the way."""
     c = _constants(x)
     n, r = _reduced(clamp(x, *c.exp_range))
-    p = fma(r * r, polynomial(r, c.exp), r) + 1.0
-    return ldexp(p, n + power if power else n)
+    return ldexp(polynomial(r, (1.0, 1.0, *c.exp)), n + power if power else n)
 
 
 def exp(x: Term) -> Term:
@@ -183,12 +182,16 @@ def _exp2_fraction(r: Term, c: _Constants) -> Term:
 
 
 def expm1(x: Term) -> Term:
-    """e^x - 1 = 2^n ((e^r - 1) + (1 - 2^-n))."""
     c = _constants(x)
-    n, r = _reduced(clamp(x, c.expm1_lowest, c.exp_range[1]))
-    p = fma(r * r, polynomial(r, c.exp), r)
-    result = ldexp(p + (1.0 - ldexp(x.like(1.0), -n)), n)
-    return where(abs(x) < c.tiny, x, result)
+    result = _expm1_inside(clamp(x, c.expm1_lowest, c.exp_range[1]))
+    return where(x.equals(0.0), x, result)
+
+
+def _expm1_inside(x: Term) -> Term:
+    """e^x - 1 = 2^n ((e^r - 1) + (1 - 2^-n)) where neither is far beyond the range; of any zero +0."""
+    n, r = _reduced(x)
+    p = fma(r * r, polynomial(r, _constants(x).exp), r)
+    return ldexp(p + (1.0 - ldexp(x.like(1.0), -n)), n)
 
 
 def sigmoid(x: Term) -> Term:
@@ -200,7 +203,7 @@ def sigmoid(x: Term) -> Term:
 def sinh(x: Term) -> Term:
     """Near 0 from e^x - 1; else half of e^x less its reciprocal."""
     magnitude = abs(x)
-    t = expm1(where(magnitude > 1.0, 1.0, magnitude))
+    t = _expm1_inside(where(magnitude > 1.0, 1.0, magnitude))
     near = (t + t / (t + 1.0)) * 0.5
     half = _exp_scaled(magnitude, -1.0)
     return copy_sign(where(magnitude > 1.0, half - 0.25 / half, near), x)
@@ -215,7 +218,7 @@ def tanh(x: Term) -> Term:
     """t / (t + 2) with t = e^2|x| - 1."""
     magnitude = abs(x)
     limit = _constants(x).tanh_one
-    t = expm1(where(magnitude > limit, limit, magnitude) * 2.0)
+    t = _expm1_inside(where(magnitude > limit, limit, magnitude) * 2.0)
     return copy_sign(t / (t + 2.0), x)
 
 

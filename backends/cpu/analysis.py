@@ -50,6 +50,11 @@ class Analysis:
     modes: dict[str, Mode]
     registers: dict[str, Layout]
 
+    @property
+    def is_scalar(self) -> bool:
+        """Has no schedule made vectors of any loop?"""
+        return "lanes" not in self.modes.values()
+
 
 def analyse(kernel: Kernel) -> Analysis:
     modes: dict[str, Mode] = {}

@@ -85,6 +85,7 @@ class Emitter(Expressions):
         super().__init__(function, target, kernel.sizes, buffers, registers, aliasing=aliasing)
         self.kernel = kernel
         self.analysis = analysis
+        function.plain_loops = analysis.is_scalar
         self.heap: list[str] = []
 
     def child(self, function: Function) -> Emitter:

@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from intarsia.backends.cpu.compile import Compiled
+from intarsia.backends.cpu.compile import Compiled, compile_module
 from intarsia.backends.cpu.emit import safe
 from intarsia.backends.cpu.expressions import Expressions
 from intarsia.backends.cpu.llvm import Function, Module
@@ -92,7 +92,7 @@ def library_code(plan: Plan, target: Target) -> Compiled:
     add_plan(module, plan, target, entry, linkage="internal")
     _write_workspace_size(module, plan, target, f"{prototype.name}_workspace_size")
     _write_wrapper(module, plan, prototype, entry)
-    return Compiled(module.text(), target, prototype.name)
+    return compile_module(module, target, prototype.name)
 
 
 def shared_library(plan: Plan, target: Target) -> bytes:

@@ -66,12 +66,14 @@ class WhileLoop(Loop):
 class Module:
     """Functions, declarations and constants of one object file.
 
-    `openmp`: the number of threads is asked of the OpenMP runtime, not read from a variable.
+    `openmp`: the number of threads is asked of the OpenMP runtime, not read from a variable. `has_plain_loops`: some
+    function has loops that are left to LLVM's passes.
     """
 
     def __init__(self, triple: str, attributes: Sequence[str] = (), *, openmp: bool = False) -> None:
         self.triple = triple
         self.openmp = openmp
+        self.has_plain_loops = False
         self.attributes = ("nounwind", *attributes)
         self.functions: dict[str, str] = {}
         self._declarations: dict[str, str] = {}
@@ -127,6 +129,8 @@ class Function:
         self.set_parameters(parameters)
         self._count = 0
         self._allocas: list[str] = []
+        self.plain_loops = False
+        """Are loops left to LLVM's passes, to be unrolled and vectorised as they see fit?"""
 
     def set_parameters(self, parameters: Sequence[tuple[str, str]]) -> None:
         """Give a function its parameters where they were not known when it was begun."""
@@ -251,7 +255,9 @@ class Function:
             following = self.emit(f"add nsw i64 {loop.index}, {step}")
             again = self.emit(f"icmp slt i64 {following}, {upper}")
             latch = self.label
-            self.terminate(f"br i1 {again}, label %{body_label}, label %{end_label}, !llvm.loop !1")
+            hint = "" if self.plain_loops else ", !llvm.loop !1"
+            self.module.has_plain_loops |= self.plain_loops
+            self.terminate(f"br i1 {again}, label %{body_label}, label %{end_label}{hint}")
             heads = [("i64", str(lower), loop.index, following)]
             heads += [(t, i, v, n) for (t, i), v, n in zip(carried, loop.values, loop.following)]
             body.lines[:0] = [f"{v} = phi {t} [ {i}, %{before} ], [ {n}, %{latch} ]" for t, i, v, n in heads]

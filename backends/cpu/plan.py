@@ -28,11 +28,11 @@ def entry_name(plan: Plan) -> str:
     return safe(plan.name)
 
 
-def emit_plan(plan: Plan, target: Target) -> str:
+def emit_plan(plan: Plan, target: Target) -> Module:
     """The LLVM IR of a plan: its kernels, each once, and the entry function."""
     module = new_module(target)
     add_plan(module, plan, target, entry_name(plan))
-    return module.text()
+    return module
 
 
 def new_module(target: Target, *, openmp: bool = False) -> Module:
