@@ -52,15 +52,26 @@ def lower_cumulative(group: GroupLowering, node: Cumulative) -> None:
 
 
 def lower_sort(group: GroupLowering, node: Sort | Argsort) -> None:
-    """`for i { call sort(x[i, :]) -> y[i, :] }`: the operand is stored, whole rows of it are sorted."""
+    """`for i { call sort(x[i, :]) -> y[i, :] }`: whole rows are sorted. An operand that no buffer holds, such as a
+    literal, is written to one first."""
     writer = group.writer
-    source = group.definition(node.x).buffer
-    assert source is not None, "the operand of a sort is stored"
+    definition = group.definition(node.x)
     axes = axes_for(node.x.tensor.shape)
     target = group.storage(node.value)
+    source = definition.buffer
+    if source is None:
+        alloc = writer.temporary("row", node.x.dtype, node.x.tensor.shape)
+        source = alloc.buffer.name
+        value = definition.at(subscripts(axes))
+
+        def copy(scope: Scope) -> tuple[Statement, ...]:
+            return (writer.put(scope, alloc.buffer.name, subscripts(axes), "=", value, node.span),)
+
+        writer.body += (alloc, *writer.loops(axes, copy))
+    rows = source
 
     def row(scope: Scope) -> tuple[Statement, ...]:
         where: tuple[Size, ...] = tuple(i.substitute(scope.names) for i in subscripts(axes[:-1]))
-        return (Call(node.name, ((source, where),), ((target.name, where),), axes[-1].extent),)
+        return (Call(node.name, ((rows, where),), ((target.name, where),), axes[-1].extent),)
 
     writer.body += writer.loops(axes[:-1], row)
