@@ -15,7 +15,8 @@ class Access:
     """One place in the text where elements of a buffer are read or written.
 
     `loops` are those around it, outermost first; `operator` is that of the `Put` for a write. An accumulating write
-    reads as well. The mask of a read in the value of a `Put` holds that of the `Put` too. A row access of a `Call` has one subscript less than its buffer.
+    reads as well. The mask of a read in the value of a `Put` holds that of the `Put` too. A row access of a `Call` has
+    one subscript less than its buffer.
     """
 
     buffer: str

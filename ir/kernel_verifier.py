@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from intarsia.ir.dtypes import BOOL
 from intarsia.ir.functions import FUNCTIONS
@@ -211,6 +211,8 @@ def _with_facts(body: tuple[Statement, ...], facts: Facts) -> Iterator[tuple[Sta
         match statement:
             case For(axis, lower, upper, inner, _, step):
                 known = facts.within(axis, lower, upper)
+                if facts.is_sum_of_nonnegative(lower):
+                    known = replace(known, names=facts.names | {axis})
                 if step > 1 and (last := _last(lower, upper, step)) is not None:
                     known = known.given(last - axis)
                 yield from _with_facts(inner, known)

@@ -42,9 +42,35 @@ class Facts:
         """What the quotients and remainders in the facts bring of their own."""
         return tuple(dict.fromkeys(f for fact in self.nonnegative for f in _facts_of_atoms(fact)))
 
+    @cached_property
+    def first_use(self) -> dict[Monomial, int]:
+        """Where each monomial is first spoken of; axes of inner loops come after those of outer ones."""
+        found: dict[Monomial, int] = {}
+        for position, fact in enumerate(self.nonnegative):
+            for monomial, _ in fact.terms:
+                found.setdefault(monomial, position)
+        return found
+
     def given(self, *facts: Size) -> Facts:
         """These facts and more expressions that are at least 0."""
-        return Facts((*self.nonnegative, *facts), self.names)
+        return Facts((*self.nonnegative, *(part for fact in facts for part in _parts(fact))), self.names)
+
+    def is_nonnegative(self, atom: Atom) -> bool:
+        """Is an atom at least 0 at first sight?"""
+        match atom:
+            case str():
+                return atom in self.names
+            case Quotient(n, d):
+                return (d.constant or 0) > 0 and self.is_sum_of_nonnegative(n)
+            case Remainder(_, d):
+                return (d.constant or 0) > 0
+            case Extremum(name, arguments):
+                return (all if name == "min" else any)(map(self.is_sum_of_nonnegative, arguments))
+        return False
+
+    def is_sum_of_nonnegative(self, e: Size) -> bool:
+        """Is an expression at least 0 at first sight, because nothing in it is negative?"""
+        return all(c >= 0 and all(map(self.is_nonnegative, monomial)) for monomial, c in e.terms)
 
     def within(self, name: str, lower: SizeLike, upper: SizeLike) -> Facts:
         """These facts and lower <= name < upper."""
@@ -70,13 +96,23 @@ def ranges(bounds: Mapping[str, tuple[SizeLike, SizeLike]], facts: Facts = Facts
     return facts
 
 
+def _parts(fact: Size) -> tuple[Size, ...]:
+    """A fact without extrema where it says the same of each argument: min(a, b) >= c is a >= c and b >= c."""
+    for monomial, coefficient in fact.terms:
+        match monomial:
+            case (Extremum(name, arguments),) if (name == "min") == (coefficient > 0):
+                rest = Size(tuple(t for t in fact.terms if t[0] != monomial))
+                return tuple(part for a in arguments for part in _parts(rest + a * coefficient))
+    return (fact,)
+
+
 def _prove(e: Size, facts: Facts, budget: list[int], depth: int) -> bool:
     if e.constant is not None:
         return e.constant >= 0
     common = math.gcd(*(c for m, c in e.terms if m))
     if common > 1:  # e is an integer: 4 * q - 3 >= 0 says that q - 1 >= 0
         e = Size(tuple((m, c // common) for m, c in e.terms if c // common))
-    if all(c >= 0 and all(isinstance(a, str) and a in facts.names for a in m) for m, c in e.terms):
+    if facts.is_sum_of_nonnegative(e):
         return True
     budget[0] -= 1
     if budget[0] < 0 or depth > 12:
@@ -86,7 +122,7 @@ def _prove(e: Size, facts: Facts, budget: list[int], depth: int) -> bool:
         results = (_prove(a, facts, budget, depth + 1) for a in arguments)
         return all(results) if every else any(results)
     own = [*_facts_of_atoms(e), *_facts_of_remainders(e, facts, budget, depth)]
-    for monomial, coefficient in _by_hardness(e):
+    for monomial, coefficient in _by_hardness(e, facts):
         match monomial:
             case (Quotient(n, d),) if d.constant is None and abs(coefficient) == 1:
                 if _prove(d - 1, facts, budget, depth + 1):
@@ -94,14 +130,11 @@ def _prove(e: Size, facts: Facts, budget: list[int], depth: int) -> bool:
                     rest = e - Size(((monomial, coefficient),))
                     whole = n + d * rest if coefficient > 0 else d * (rest + 1) - 1 - n
                     return _prove(whole, facts, budget, depth + 1)
-        for fact in (*facts.nonnegative, *own, *facts.of_atoms):
-            c = next((c for m, c in fact.terms if m == monomial), 0)
-            if c == 0 or (c > 0) != (coefficient > 0):
-                continue
+        for fact, c in _helpful(e, monomial, coefficient, (*facts.nonnegative, *own, *facts.of_atoms)):
             # e is an integer, so |c| * e > -|c| is enough: |c| - 1 of slack.
             if _prove(e * abs(c) - fact * abs(coefficient) + (abs(c) - 1), facts, budget, depth + 1):
                 return True
-        if coefficient > 0 and all(isinstance(a, str) and a in facts.names for a in monomial):
+        if coefficient > 0 and all(map(facts.is_nonnegative, monomial)):
             rest = Size(tuple(t for t in e.terms if t[0] != monomial))
             if _prove(rest, facts, budget, depth + 1):
                 return True
@@ -110,10 +143,26 @@ def _prove(e: Size, facts: Facts, budget: list[int], depth: int) -> bool:
     return False
 
 
-def _by_hardness(e: Size) -> list[tuple[Monomial, int]]:
-    """The monomial to eliminate first: compound atoms before names, longer products before shorter."""
+def _by_hardness(e: Size, facts: Facts) -> list[tuple[Monomial, int]]:
+    """The monomial to eliminate first: compound atoms before names, longer products before shorter, then what was
+    bounded last, as a bound speaks of names that were there before."""
     terms = [(m, c) for m, c in e.terms if m]
-    return sorted(terms, key=lambda t: (all(isinstance(a, str) for a in t[0]), -len(t[0])))
+    first = facts.first_use
+    return sorted(terms, key=lambda t: (all(isinstance(a, str) for a in t[0]), -len(t[0]), -first.get(t[0], -1)))
+
+
+def _helpful(e: Size, monomial: Monomial, coefficient: int, facts: Iterable[Size]) -> list[tuple[Size, int]]:
+    """Facts that can cancel a monomial, with its coefficient in them, first those that leave least."""
+    own = dict(e.terms)
+    found: list[tuple[int, Size, int]] = []
+    for fact in facts:
+        c = next((c for m, c in fact.terms if m == monomial), 0)
+        if c and (c > 0) == (coefficient > 0):
+            added = sum(m not in own for m, _ in fact.terms if m)
+            cancelled = sum(own.get(m, 0) * c == k * coefficient for m, k in fact.terms if m)
+            found.append((added - cancelled, fact, c))
+    found.sort(key=lambda t: t[0])
+    return [(fact, c) for _, fact, c in found]
 
 
 def _prove_product(e: Size, monomial: Monomial, coefficient: int, facts: Facts, budget: list[int], depth: int) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import permutations
 
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, Buffer, For, If, Kernel, Put, Statement
@@ -145,17 +144,32 @@ def _require_same(kernel: Kernel, step: Accumulate, initial: Statement, loops: t
     ):
         raise ScheduleError(f"the statement before it does not set {step.buffer} to the neutral element")
     conditions = {m for m in put.mask if m.symbols <= {loop.axis for loop in loops} | set(kernel.sizes)}
-    for order in permutations(own) if len(own) == len(loops) <= 6 else ():
-        names = {mine.axis: Size.of(theirs.axis) for mine, theirs in zip(order, loops)}
-        same_loops = all(
-            (mine.lower.substitute(names), mine.upper.substitute(names), mine.step)
+    names = {mine.axis: Size.of(theirs.axis) for mine, theirs in _matching(own, setter.indices, loops, put.indices)}
+    same_loops = len(own) == len(loops) == len(names) and all(
+        any(
+            Size.of(theirs.axis) == names[mine.axis]
+            and (mine.lower.substitute(names), mine.upper.substitute(names), mine.step)
             == (theirs.lower, theirs.upper, theirs.step)
-            for mine, theirs in zip(order, loops)
+            for theirs in loops
         )
-        if (
-            same_loops
-            and tuple(i.substitute(names) for i in setter.indices) == put.indices
-            and {m.substitute(names) for m in setter.mask} == conditions
-        ):
-            return
-    raise ScheduleError(f"what sets {step.buffer} runs over other elements than what is written back")
+        for mine in own
+    )
+    same_places = tuple(i.substitute(names) for i in setter.indices) == put.indices
+    if not same_loops or not same_places or {m.substitute(names) for m in setter.mask} != conditions:
+        raise ScheduleError(f"what sets {step.buffer} runs over other elements than what is written back")
+
+
+def _matching(
+    own: tuple[For, ...], indices: tuple[Size, ...], loops: tuple[For, ...], others: tuple[Size, ...]
+) -> list[tuple[For, For]]:
+    """Pairs of loops whose axes stand in the same places of the subscripts."""
+    left = list(loops)
+    pairs: list[tuple[For, For]] = []
+    for mine in own:
+        places = [index.coefficient(mine.axis) for index in indices]
+        for theirs in left:
+            if [index.coefficient(theirs.axis) for index in others] == places:
+                pairs.append((mine, theirs))
+                left.remove(theirs)
+                break
+    return pairs

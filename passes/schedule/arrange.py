@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from intarsia.ir.kernel import For, Kernel, Put, Statement
+from intarsia.ir.kernel import For, Kernel, Put
 from intarsia.ir.kernel_access import accesses
 from intarsia.ir.scalar import Const
 from intarsia.ir.schedule import Accumulate, Localize, Merge, Move
@@ -13,16 +13,29 @@ from intarsia.passes.schedule.dependence import carried_dependence
 from intarsia.passes.schedule.tree import Body, allocated_in, blocks, find_loop, loops_in
 
 
-def merge_rows(b: Builder, apart: set[str]) -> None:
-    """Merge loops that follow each other, from the outside inwards, as far as that is legal; not those of `apart`."""
+def merge_rows(b: Builder) -> None:
+    """Merge loops that follow each other, from the outside inwards, as far as that is legal; what is vectorized stays
+    as it is."""
     done: set[str] = set()
-    while (name := _next_block(b.kernel, done, apart)) is not None:
+    while (name := _next_block(b, done)) is not None:
         done.add(name)
         _hoist_initial(b, name)
-        axes = [s.axis for s in _block(b.kernel, name) if isinstance(s, For) and not _is_one(s, apart)]
+        axes = _axes(b, name)
         while axes:
             first, *rest = axes
             axes = [axis for axis in rest if not _merge(b, first, axis, outermost=not name)]
+
+
+def _axes(b: Builder, name: str) -> list[str]:
+    """The loops of a block that may be merged."""
+    waiting = b.waiting()
+    return [s.axis for s in _block(b.kernel, name) if isinstance(s, For) and (name or s in waiting)]
+
+
+def _next_block(b: Builder, done: set[str]) -> str | None:
+    """A block with several loops that was not looked at yet, by the axis of its own loop, "" for the kernel."""
+    names = ("", *(loop.axis for loop in loops_in(b.waiting())))
+    return next((name for name in names if name not in done and len(_axes(b, name)) > 1), None)
 
 
 def _merge(b: Builder, first: str, second: str, outermost: bool) -> bool:
@@ -38,20 +51,6 @@ def _merge(b: Builder, first: str, second: str, outermost: bool) -> bool:
 
 def _is_parallel(kernel: Kernel, axis: str) -> bool:
     return carried_dependence(kernel, *find_loop(kernel, axis), reductions=False) is None
-
-
-def _next_block(kernel: Kernel, done: set[str], apart: set[str]) -> str | None:
-    """A block with several loops that was not looked at yet, by the axis of its own loop, "" for the kernel."""
-    nests = [("", kernel.body)] + [(s.axis, s.body) for s in loops_in(s for s in kernel.body if not _is_one(s, apart))]
-    for name, block in nests:
-        if name not in done and sum(isinstance(s, For) and s.axis not in apart for s in block) > 1:
-            return name
-    return None
-
-
-def _is_one(statement: Statement, axes: set[str]) -> bool:
-    """Is it a loop over one of these axes?"""
-    return isinstance(statement, For) and statement.axis in axes
 
 
 def _block(kernel: Kernel, name: str) -> Body:

@@ -95,6 +95,10 @@ class Builder:
         """The loops that stand in no other."""
         return tuple(s for s in self.kernel.body if isinstance(s, For))
 
+    def waiting(self) -> tuple[For, ...]:
+        """Those of them in which nothing is vectorized yet."""
+        return tuple(s for s in self.outermost() if not any(loop.kind == "lane" for loop in loops_in((s,))))
+
     def axes(self) -> list[str]:
         """All axes, outer ones before inner ones."""
         return [loop.axis for loop in loops_in(self.kernel.body)]

@@ -15,6 +15,7 @@ from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
 from intarsia.passes.schedule.contraction import schedule_contraction
 from intarsia.passes.schedule.reductions import reduce_in_parts, sum_columns
 from intarsia.passes.schedule.shape import bytes_of, count, effort
+from intarsia.passes.schedule.tree import loops_in
 from intarsia.passes.schedule.vectors import vectorize_region
 
 
@@ -27,25 +28,18 @@ def schedule_kernel(kernel: Kernel, target: Target) -> tuple[Schedule, Kernel]:
 def build_schedule(kernel: Kernel, target: Target) -> Builder:
     """The same, with the remarks."""
     b = Builder(kernel, target)
-    done: set[str] = set()
     for loop in b.outermost():
-        before = {s.axis for s in b.outermost()}
-        if loop.axis in before and schedule_contraction(b, loop):
-            done |= {s.axis for s in b.outermost()} - before
-    for loop in b.outermost():
-        start = reduce_in_parts(b, loop.axis)
-        before = {s.axis for s in b.outermost()}
-        if sum_columns(b, start):
-            done |= {s.axis for s in b.outermost()} - before
-    merge_rows(b, done)
+        if loop in b.outermost():
+            schedule_contraction(b, loop)
+    for loop in b.waiting():
+        sum_columns(b, reduce_in_parts(b, loop.axis))
+    merge_rows(b)
     localize_all(b)
     accumulate_rows(b)
+    for loop in b.waiting():
+        vectorize_region(b, loop.axis)
     for loop in b.outermost():
-        if loop.axis not in done:
-            vectorize_region(b, loop.axis)
-    for loop in b.outermost():
-        if loop.kind == "seq" and loop.axis not in done:
-            parallelize(b, loop.axis)
+        parallelize(b, loop.axis)
     bypass_caches(b)
     return b
 
@@ -63,7 +57,7 @@ def bypass_caches(b: Builder) -> None:
 def parallelize(b: Builder, top: str) -> None:
     """Give the iterations of an outer loop to threads, if there is enough to do."""
     loop = b.loop(top)
-    if effort((loop,)) < SMALL:
+    if effort((loop,)) < SMALL or any(inner.kind == "parallel" for inner in loops_in((loop,))):
         return
     wanted = SHARES * max(b.target.cores, 2)
     candidates = [loop]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
 from intarsia.ir.kernel import For, Kernel
 from intarsia.ir.kernel_access import Access, accesses
 from intarsia.ir.scalar import loads
-from intarsia.ir.sizes import Size
-from intarsia.passes.schedule.tree import Body, allocated_in, facts_of, written_in
+from intarsia.ir.sizes import Extremum, Size
+from intarsia.passes.schedule.tree import Body, allocated_in, extreme, facts_of, written_in
 
 Order: TypeAlias = Literal["<", ">"]
 """How the iteration of the first access lies to that of the second along one axis: before or after it."""
@@ -46,6 +47,9 @@ def may_meet(
     for loop in second.loops:
         axis = renamed.get(loop.axis, loop.axis)
         loops[axis] = For(axis, loop.lower.substitute(names), loop.upper.substitute(names), (), "seq", loop.step)
+    differences = sorted((a - b for a, b in pairs), key=lambda d: len(d.terms))
+    if any(_is_never_zero(d, order, renamed, loops) for d in differences):
+        return False
     stable = tuple(m for m in masks if not _depends_on(m, volatile))
     facts = facts_of(loops.values(), stable, frozenset(kernel.sizes))
     for axis, relation in order.items():
@@ -53,12 +57,36 @@ def may_meet(
         distance = Size.of(renamed[axis]) - axis
         facts = facts.given((distance if relation == "<" else -distance) - loops[axis].step)
     # Short differences first: that they are 0 helps to compare the longer ones.
-    for difference in sorted((a - b for a, b in pairs), key=lambda d: len(d.terms)):
+    for difference in differences:
         if facts.proves(difference - 1) or facts.proves(-difference - 1):
             return False
         if difference.terms:
             facts = facts.given(difference, -difference)
     return True
+
+
+def _is_never_zero(
+    difference: Size, order: Mapping[str, Order], renamed: Mapping[str, str], loops: Mapping[str, For]
+) -> bool:
+    """Does a difference of subscripts keep clear of 0 for all values that its axes can take? A quick look, which knows
+    no masks: the axes are replaced by the ends of their ranges, inner ones first."""
+    distances: dict[str, For] = {}
+    for axis, relation in order.items():
+        distance = f"{axis}'' - {axis}"
+        distances[distance] = For(distance, Size.of(loops[axis].step), Size.of(1 << 60), ())
+        second = Size.of(axis) + distance if relation == "<" else Size.of(axis) - distance
+        difference = difference.substitute({renamed[axis]: second})
+    ranges = (*distances.values(), *(replace(loop, upper=_simple_bound(loop.upper)) for loop in loops.values()))
+    least, most = (extreme(difference, ranges, greatest) for greatest in (False, True))
+    return (least is not None and (least.constant or 0) > 0) or (most is not None and (most.constant or 0) < 0)
+
+
+def _simple_bound(upper: Size) -> Size:
+    """An upper bound without a minimum: one of its arguments, a number if there is one."""
+    match upper.terms:
+        case (((Extremum("min", arguments),), 1),):
+            return next((a for a in arguments if a.constant is not None), arguments[0])
+    return upper
 
 
 def _depends_on(size: Size, buffers: frozenset[str]) -> bool:

@@ -29,10 +29,10 @@ from intarsia.passes.schedule.tree import (
     allocated_in,
     change_loads,
     copy_body,
+    extreme,
     facts_for,
     find_buffer,
     find_loop,
-    last_value,
     loops_in,
     map_opaques,
     replace_loop,
@@ -121,24 +121,12 @@ def masks_in(body: Body) -> Iterator[Size]:
                 yield from load.mask
 
 
-def extreme(size: Size, loops: Sequence[For], greatest: bool) -> Size | None:
-    """The least or greatest value of an expression over the ranges of loops, inner ones first; None where unknown."""
-    for loop in reversed(loops):
-        coefficient = size.coefficient(loop.axis)
-        if coefficient is None:
-            return None
-        if coefficient:
-            end = last_value(loop) if (coefficient > 0) == greatest else loop.lower
-            size = size.substitute({loop.axis: end})
-    return size
-
-
 # ---------------------------------------------------------------------- steps
 
 
 def peel(kernel: Kernel, step: Peel) -> Kernel:
     """See `Peel`."""
-    loop, _ = find_loop(kernel, step.axis)
+    loop, around = find_loop(kernel, step.axis)
     limits: dict[Size, Size] = {}
     inner = loops_in(loop.body)
     for condition in masks_in(loop.body):
@@ -149,13 +137,13 @@ def peel(kernel: Kernel, step: Peel) -> Kernel:
             limits[condition] = (worst - Size.of(loop.axis) * slope - 1) // -slope + 1
     if not limits:
         raise ScheduleError("no mask ends with the axis")
-    facts = facts_for(kernel, ())
+    facts = facts_for(kernel, around)
     middle = loop.upper
     for limit in dict.fromkeys(limits.values()):
         middle = limit if facts.proves(middle - limit) else minimum(middle, limit)
+    main = replace(loop, upper=middle, body=drop_masks(loop.body, frozenset(limits)))
     if not facts.proves(middle - loop.lower):
         middle = maximum(loop.lower, middle)
-    main = replace(loop, upper=middle, body=drop_masks(loop.body, frozenset(limits)))
     once = (loop.upper - middle).constant == 1
     (rest,) = copy_body(kernel, (replace(loop, lower=middle, kind="seq" if once else loop.kind),))
     two = (*(() if (middle - loop.lower).constant == 0 else (main,)), rest)

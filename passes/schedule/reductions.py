@@ -9,7 +9,7 @@ from intarsia.ir.kernel import For, Put
 from intarsia.ir.kernel_access import trips
 from intarsia.ir.schedule import Accumulate, Peel, Reorder, Unroll, Vectorize
 from intarsia.passes.schedule.builder import Builder
-from intarsia.passes.schedule.shape import count, lanes_for, points, traffic, work
+from intarsia.passes.schedule.shape import count, is_contiguous, lanes_for, points, vector_cost, work
 from intarsia.passes.schedule.tree import loops_in, perfect_nest
 
 FEW = 16
@@ -52,8 +52,9 @@ def _stage(b: Builder, loop: For) -> _Stage | None:
     reduced = tuple(inner for inner in nest if inner.axis not in used)
     if not reduced or any(i.opaques for i in put.indices) or any(inner.step != 1 for inner in nest):
         return None
-    along = {inner.axis: traffic(b.kernel, put, inner.axis) for inner in nest}
-    best = max((a for a in along if along[a].contiguous), key=lambda a: along[a].score, default="")
+    lanes = lanes_for((put,), b.target)
+    axes = [inner.axis for inner in nest if is_contiguous(b.kernel, put, inner.axis)]
+    best = min(axes, key=lambda axis: vector_cost(b.kernel, put, nest, axis, lanes), default="")
     return _Stage(put, kept, reduced, best)
 
 

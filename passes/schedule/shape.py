@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from intarsia.ir.functions import FUNCTIONS
 from intarsia.ir.kernel import Buffer, Check, For, Kernel, Put, Statement, walk
@@ -18,10 +17,15 @@ UNKNOWN = 1000
 """What an extent counts as that is no number."""
 
 
+RAGGED = 16
+"""What an extent counts as that depends on data."""
+
+
 def count(size: Size) -> int:
-    """An extent as a number; `UNKNOWN` for each name in it."""
-    names = dict.fromkeys(size.symbols, UNKNOWN)
-    return max(0, size.evaluate(names, lambda _: UNKNOWN))
+    """An extent as a number; `UNKNOWN` for each name in it, `RAGGED` where it depends on data."""
+    if size.opaques:
+        return RAGGED
+    return max(1 if size.symbols else 0, size.evaluate(dict.fromkeys(size.symbols, UNKNOWN)))
 
 
 def points(loops: Iterable[For]) -> int:
@@ -73,29 +77,36 @@ def stride(buffer: Buffer, indices: Sequence[Size], axis: str) -> int | None:
     return total.constant
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """How a nest touches memory along one axis: accesses whose neighbours are 1 apart, the same, or elsewhere."""
+GATHER = 1.0
+"""Cost of one lane of an access whose neighbours lie apart, against a whole vector that is contiguous."""
 
-    contiguous: int = 0
-    repeated: int = 0
-    scattered: int = 0
-
-    @property
-    def score(self) -> int:
-        """The more, the better the axis suits the lanes of a vector."""
-        return 2 * self.contiguous + self.repeated - 2 * self.scattered
+COMBINE = 6.0
+"""Cost of combining the lanes of a vector, in the same unit."""
 
 
-def traffic(kernel: Kernel, statement: Statement, axis: str) -> Traffic:
-    """Traffic of one statement along an axis. A write counts twice."""
+def vector_cost(kernel: Kernel, put: Put, loops: tuple[For, ...], axis: str, lanes: int) -> float:
+    """What a statement costs with `axis` as lanes of a vector, in vector instructions; with "" as scalars."""
+    length = max(1, next((count(trips(loop)) for loop in loops if loop.axis == axis), 1))
+    filled = length / -(-length // lanes) if axis else 1.0
     buffers = kernel.buffers()
-    counts = [0, 0, 0]
-    for access in dict.fromkeys(accesses((statement,))):
-        if buffers[access.buffer].memory != "register":
-            step = stride(buffers[access.buffer], access.indices, axis)
-            counts[0 if step == 1 else 1 if step == 0 else 2] += 2 if access.writes else 1
-    return Traffic(*counts)
+    cost = (1 + operations(put.value)) / filled
+    for access in dict.fromkeys(accesses((put,))):
+        if buffers[access.buffer].memory == "register":
+            continue
+        step = stride(buffers[access.buffer], access.indices, axis) if axis else 1
+        cost += 1 / filled if step == 1 else 0.0 if step == 0 else GATHER
+    if axis and put.operator != "=" and not any(axis in i.symbols for i in put.indices):
+        cost += COMBINE / length
+    return cost * points(loops)
+
+
+def is_contiguous(kernel: Kernel, put: Put, axis: str) -> bool:
+    """Are the neighbours of some access of a statement along an axis next to each other in memory?"""
+    buffers = kernel.buffers()
+    return any(
+        buffers[a.buffer].memory != "register" and stride(buffers[a.buffer], a.indices, axis) == 1
+        for a in accesses((put,))
+    )
 
 
 def widest(body: Iterable[Statement]) -> int:

@@ -15,12 +15,13 @@ from intarsia.ir.scalar import Expr, Index, Load, Mask, apply, constant, loads, 
 from intarsia.ir.schedule import ROOT, Inline, Localize, Pack
 from intarsia.ir.sizes import ONE, ZERO, Extremum, Size, maximum, minimum
 from intarsia.passes.schedule.dependence import describe, may_meet
-from intarsia.passes.schedule.masks import extreme, join
+from intarsia.passes.schedule.masks import join
 from intarsia.passes.schedule.tree import (
     Body,
     NameSource,
     blocks,
     change_loads,
+    extreme,
     facts_for,
     find_buffer,
     find_loop,

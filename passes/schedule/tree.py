@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -88,13 +88,11 @@ def facts_for(kernel: Kernel, loops: Iterable[For], masks: Mask = ()) -> Facts:
 
 
 def facts_of(loops: Iterable[For], masks: Mask, sizes: frozenset[str]) -> Facts:
-    names = set(sizes)
-    known: list[Size] = []
+    facts = Facts(names=sizes)
     for loop in loops:
-        if (loop.lower.constant or 0) >= 0 and loop.lower.constant is not None:
-            names.add(loop.axis)
-        known += [Size.of(loop.axis) - loop.lower, last_value(loop) - loop.axis]
-    return Facts((*known, *(m - 1 for m in masks)), frozenset(names))
+        known = facts.given(Size.of(loop.axis) - loop.lower, last_value(loop) - loop.axis)
+        facts = replace(known, names=facts.names | {loop.axis}) if facts.is_sum_of_nonnegative(loop.lower) else known
+    return facts.given(*(m - 1 for m in masks))
 
 
 def last_value(loop: For) -> Size:
@@ -106,6 +104,18 @@ def last_value(loop: For) -> Size:
         if extent.constant is not None:
             return loop.lower + max(extent.constant - 1, 0) // loop.step * loop.step
     return loop.upper - 1
+
+
+def extreme(size: Size, loops: Sequence[For], greatest: bool) -> Size | None:
+    """The least or greatest value of an expression over the ranges of loops, inner ones first; None where unknown."""
+    for loop in reversed(loops):
+        coefficient = size.coefficient(loop.axis)
+        if coefficient is None:
+            return None
+        if coefficient:
+            end = last_value(loop) if (coefficient > 0) == greatest else loop.lower
+            size = size.substitute({loop.axis: end})
+    return size
 
 
 # ---------------------------------------------------------------------- rebuilding

@@ -8,9 +8,15 @@ from intarsia.ir.kernel import Alloc, Call, Check, For, If, Put, Statement, walk
 from intarsia.ir.kernel_access import trips
 from intarsia.ir.schedule import Accumulate, Peel, Reorder, Unroll, Vectorize
 from intarsia.passes.schedule.builder import Builder
-from intarsia.passes.schedule.shape import count, lanes_for, operations, points, traffic
+from intarsia.passes.schedule.shape import count, lanes_for, operations, points, vector_cost
 from intarsia.passes.schedule.staging import stage_transposed
 from intarsia.passes.schedule.tree import blocks, find_loop, loops_in, perfect_nest, puts_in
+
+WORTHWHILE = 0.8
+"""What vectors may cost against scalars."""
+
+SHORT = 4
+"""Iterations of a loop inside vectors that are written out."""
 
 DEAR = 12
 """Operations of one element from which on fewer vectors are worked on at once."""
@@ -20,7 +26,7 @@ def vectorize_region(b: Builder, top: str) -> None:
     """Vectorize a loop with all that is in it: along a row axis around everything, or each inner nest by itself."""
     choice = _choose(b, b.loop(top))
     if choice is None:
-        b.remark(f"{top} is not vectorized: along no axis do neighbours lie side by side", done=False)
+        b.remark(f"{top} is not vectorized: along no axis would that pay", done=False)
     elif stage_transposed(b, top, choice):
         return
     elif loops_in(b.loop(choice).body):
@@ -31,18 +37,21 @@ def vectorize_region(b: Builder, top: str) -> None:
 
 
 def _choose(b: Builder, region: For) -> str | None:
-    """The axis along which the statement that does most of the work, of those that touch memory along one, touches it
-    best; if it can be, it is made the innermost."""
-    statements = [(s, loops) for s, loops in walk((region,)) if isinstance(s, Put) and loops]
-    statements.sort(key=lambda pair: -points(pair[1]) * (1 + operations(pair[0].value)))
-    for put, loops in statements:
-        found: dict[str, tuple[int, int]] = {}
-        for depth, loop in enumerate(loops):
-            along = traffic(b.kernel, put, loop.axis)
-            if along.contiguous and loop.step == 1 and count(trips(loop)) > 1 and _is_uniform(loop):
-                found[loop.axis] = (along.score, depth)
-        if found:
-            best = max(found, key=lambda axis: found[axis])
+    """The axis along which vectors cost least, of those around the statement that does most of the work (or the next
+    one, where none of them pays); if it can be, it is made the innermost."""
+    puts = [(s, loops) for s, loops in walk((region,)) if isinstance(s, Put)]
+    puts.sort(key=lambda pair: -points(pair[1]) * (1 + operations(pair[0].value)))
+
+    def cost(axis: str, lanes: bool) -> float:
+        inside = [(p, around) for p, around in puts if any(loop.axis == axis for loop in around)]
+        most = min(lanes_for((p,), b.target) for p, _ in inside) if lanes else 1
+        return sum(vector_cost(b.kernel, p, around, axis if lanes else "", most) for p, around in inside)
+
+    for _, loops in puts:
+        usable = [loop for loop in loops if loop.step == 1 and count(trips(loop)) > 1 and _is_uniform(loop)]
+        costs = {loop.axis: (cost(loop.axis, True) / cost(loop.axis, False), -n) for n, loop in enumerate(usable)}
+        best = min(costs, key=lambda axis: costs[axis], default="")
+        if best and costs[best][0] <= WORTHWHILE:
             nest, body = perfect_nest(next(loop for loop in loops if loop.axis == best))
             if len(nest) > 1 and all(isinstance(s, Put) for s in body):
                 b.attempt(Reorder((*(loop.axis for loop in nest[1:]), best)))
@@ -70,7 +79,7 @@ def _width(b: Builder, loop: For, vectors: int) -> tuple[int, int]:
     lanes = lanes_for(loop.body, b.target)
     length = trips(loop).constant
     if length is None:
-        return lanes, vectors
+        return lanes, 1 if trips(loop).opaques else vectors
     while lanes > 1 and lanes // 2 >= length:
         lanes //= 2
     needed = -(-length // lanes)
@@ -85,6 +94,9 @@ def _vectorize_around(b: Builder, axis: str) -> None:
     outer, inner = b.split(axis, lanes * vectors)
     b.take(Vectorize((inner,)))
     b.attempt(Peel(outer))
+    for loop in loops_in((b.loop(inner),)):
+        if loop.kind == "seq" and count(trips(loop)) <= SHORT:
+            b.attempt(Unroll((loop.axis,)))
 
 
 def _vectorize_leaf(b: Builder, axis: str) -> None:
@@ -92,8 +104,10 @@ def _vectorize_leaf(b: Builder, axis: str) -> None:
     the loop."""
     loop = b.loop(axis)
     puts = puts_in(loop.body)
-    if not puts or not traffic(b.kernel, puts[-1], axis).contiguous or not _is_uniform(loop):
-        b.remark(f"{axis} is not vectorized: its neighbours do not lie side by side", done=False)
+    lanes = lanes_for(puts, b.target)
+    costs = [sum(vector_cost(b.kernel, p, (loop,), a, lanes) for p in puts) for a in (axis, "")]
+    if not puts or costs[0] > WORTHWHILE * costs[1] or not _is_uniform(loop):
+        b.remark(f"{axis} is not vectorized: that would not pay", done=False)
         return
     dear = max(operations(p.value) for p in puts) > DEAR
     lanes, vectors = _width(b, loop, 2 if dear else 4)
