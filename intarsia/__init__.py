@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from intarsia.api import compile as compile
     from intarsia.api import jit as jit
     from intarsia.api import load as load
-    from intarsia.driver import Options as Options
     from intarsia.files import read_weights as read_weights
+    from intarsia.function import Function as Function
     from intarsia.ir.errors import CompileError as CompileError
-    from intarsia.program import Function as Function
+    from intarsia.options import Options as Options
     from intarsia.program import Program as Program
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "CompileError": "intarsia.ir.errors",
-    "Function": "intarsia.program",
-    "Options": "intarsia.driver",
+    "Function": "intarsia.function",
+    "Options": "intarsia.options",
     "Program": "intarsia.program",
     "compile": "intarsia.api",
     "jit": "intarsia.api",

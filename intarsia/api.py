@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from intarsia.driver import Options
 from intarsia.files import read_source
+from intarsia.function import Function
 from intarsia.ir.errors import Source
-from intarsia.program import Function, Program
+from intarsia.options import Options
+from intarsia.program import Program
 
 
 def load(path: str | Path, options: Options | None = None, *, use_cache: bool = True) -> Program:

@@ -8,6 +8,7 @@ dimension names.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import math
@@ -23,7 +24,7 @@ import numpy as np
 
 from intarsia.files import SUFFIXES, StoredType, open_arrays
 from intarsia.ir.conversion import convert
-from intarsia.ir.dtypes import BOOL, F32, F64, I64, Array, DType, of_numpy
+from intarsia.ir.dtypes import BOOL, F32, F64, I64, Array, DType, dtype, of_numpy
 from intarsia.ir.errors import CompileError
 from intarsia.runtime.dlpack import Parameter, adapt
 
@@ -210,6 +211,43 @@ def parse_arguments(texts: Iterable[str]) -> dict[str, ArgumentSpec]:
             raise CompileError("E0610", f"argument '{name}' is given twice")
         arguments[name] = parse_argument(value)
     return arguments
+
+
+def parse_static(text: str) -> object:
+    """The VALUE of `--arg NAME=VALUE` for a static parameter: a literal, or an array of a file (`FromFile`).
+
+    A literal is a number, `true`, `false`, `none`, an element type, a text in double quotes, or a tuple of these in
+    parentheses. Raises CompileError E0616.
+    """
+    text = text.strip()
+    if text == "none":
+        return None
+    if (number := _number(text)) is not None:
+        return number
+    if (element := dtype(text)) is not None:
+        return element
+    if found := re.fullmatch(r'"([^"]*)"', text):
+        return found[1]
+    if text.startswith("(") and text.endswith(")"):
+        return tuple(parse_static(item) for item in _items(text[1:-1]))
+    with contextlib.suppress(CompileError):
+        if isinstance(found_array := parse_argument(text), FromFile):
+            return found_array
+    raise CompileError(
+        "E0616", f"'{text}' is no literal, as a static parameter wants", hint='as in -1, none, f32, "ij->ji", (2, 3)'
+    )
+
+
+def _items(text: str) -> list[str]:
+    """The parts between commas outside inner parentheses; a comma at the end counts for nothing."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [p for p in parts if p.strip()]
 
 
 def parse_dimensions(texts: Iterable[str]) -> dict[str, int]:

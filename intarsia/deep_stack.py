@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -14,10 +16,26 @@ _THREAD_NAME = "intarsia-compiler"
 T = TypeVar("T")
 
 
+class _Turn:
+    """The lock of the one thread with a deep stack: its size and the recursion limit belong to the whole process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        """A forked child has none of the parent's threads, so nobody would ever release an inherited lock."""
+        self.lock = threading.Lock()
+
+
+_TURN = _Turn()
+
+
 def with_deep_stack(work: Callable[[], T]) -> T:
     """Run `work` in a thread whose stack is deep enough for programs nested thousands of levels, and give its result.
 
-    Exceptions come through. An interrupt of the waiting thread ends the wait.
+    One at a time in a process. Exceptions come through. An interrupt of the waiting thread ends the work too.
     """
     if threading.current_thread().name == _THREAD_NAME:
         return work()
@@ -30,16 +48,27 @@ def with_deep_stack(work: Callable[[], T]) -> T:
         except BaseException as error:  # handed to the caller below
             failure.append(error)
 
-    old_size, old_limit = threading.stack_size(STACK_BYTES), sys.getrecursionlimit()
-    sys.setrecursionlimit(max(old_limit, RECURSION_LIMIT))
-    try:
-        thread = threading.Thread(target=target, name=_THREAD_NAME, daemon=True)
-        thread.start()
-        threading.stack_size(old_size)
-        thread.join()
-    finally:
-        threading.stack_size(old_size)
-        sys.setrecursionlimit(old_limit)
+    with _TURN.lock:
+        old_size, old_limit = threading.stack_size(STACK_BYTES), sys.getrecursionlimit()
+        sys.setrecursionlimit(max(old_limit, RECURSION_LIMIT))
+        try:
+            thread = threading.Thread(target=target, name=_THREAD_NAME, daemon=True)
+            thread.start()
+            threading.stack_size(old_size)
+            try:
+                thread.join()
+            except BaseException:
+                _interrupt(thread)
+                raise
+        finally:
+            threading.stack_size(old_size)
+            sys.setrecursionlimit(old_limit)
     if failure:
         raise failure[0]
     return outcome[0]
+
+
+def _interrupt(thread: threading.Thread) -> None:
+    """Raise KeyboardInterrupt in another thread, as soon as it runs Python code."""
+    if thread.ident is not None:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(KeyboardInterrupt))

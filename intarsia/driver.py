@@ -6,71 +6,50 @@ it is asked for, once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from intarsia.executable import CheckText, Executable, TensorLayout
 from intarsia.ir.errors import CompileError, Remarks
 from intarsia.ir.graph import Module
-from intarsia.ir.plan import Plan
-from intarsia.ir.target import TARGETS, Target
+from intarsia.ir.plan import Plan, Repeat
+from intarsia.ir.plan_text import print_plan
+from intarsia.ir.target import Target
 from intarsia.ir.text import print_module
+from intarsia.options import Options as Options
+from intarsia.options import resolve_target as resolve_target
+from intarsia.passes.lower.checks import check_messages
 from intarsia.passes.pipeline import Context, Instrument, Pipeline, default_pipeline
+from intarsia.passes.plan_memory import plan
 from intarsia.passes.specialize import Specialize
 
 if TYPE_CHECKING:
     from intarsia.backends.cpu.compile import Compiled
-    from intarsia.executable import Executable
 
-STAGES = ("graph", "fused", "kernels", "scheduled", "plan", "llvm", "llvm-opt", "asm")
-"""The stages that have a text, in order; the first four are valid input of `intarsia opt`."""
+MODULE_STAGES = ("graph", "fused", "kernels", "scheduled")
+"""The stages that are modules: their text is valid input of `intarsia opt`."""
 
-
-@dataclass(frozen=True)
-class Options:
-    """What a user may choose about a compilation.
-
-    target: a CPU target's name, or None for this machine. dynamic: dimension names kept as run-time values.
-    passes: the pipeline after `specialize` in place of the default one. schedule: a pinned schedule, as text.
-    verify_each: `types`, `text` or `exec`, checked after every pass.
-    """
-
-    target: str | None = None
-    dynamic: tuple[str, ...] = ()
-    passes: str | None = None
-    schedule: str | None = None
-    checks: bool = False
-    unordered: bool = False
-    verify_each: str | None = None
-
-    def resolve_target(self) -> Target:
-        return resolve_target(self.target)
-
-
-def resolve_target(name: str | None) -> Target:
-    """The target of a name such as `cpu`, `cpu:host` or `cpu:x86-avx2`. Raises CompileError E1701 for others."""
-    if name in (None, "cpu", "cpu:host"):
-        from intarsia.backends.cpu.compile import host_target
-
-        return host_target()
-    assert name is not None
-    if name not in TARGETS:
-        names = ", ".join(["cpu", *TARGETS])
-        raise CompileError("E1701", f"no target is named '{name}'", hint=f"targets: {names}, reference, kernels")
-    return TARGETS[name]
+STAGES = (*MODULE_STAGES, "plan", "llvm", "llvm-opt", "asm")
+"""The stages that have a text, in order."""
 
 
 @dataclass
 class Compilation:
-    """One program on its way to machine code. Every stage is a property, made on first use."""
+    """One program on its way to machine code. Every stage is a property, made on first use.
+
+    seconds: how long each stage took that was made, without those before it. remarks: the decisions of the passes.
+    """
 
     source_module: Module
     sizes: Mapping[str, int]
     options: Options
     instruments: Sequence[Instrument] = ()
     remarks: Remarks = field(default_factory=Remarks)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @cached_property
     def target(self) -> Target:
@@ -89,77 +68,105 @@ class Compilation:
 
     @cached_property
     def pipeline(self) -> Pipeline:
-        """Specialise first, then the chosen passes; the kernels are scheduled as pinned."""
+        """Specialise first, then the chosen passes."""
         sizes = {n: v for n, v in self.sizes.items() if n not in self.options.dynamic}
         if self.options.passes is None:
             return default_pipeline(sizes)
         own = Pipeline.parse(self.options.passes)
         return Pipeline((Specialize(tuple(sizes.items())), *own.passes))
 
-    def _upto(self, name: str) -> Pipeline:
-        return self.pipeline.before(name)
-
     @cached_property
     def graph(self) -> Module:
         """The program as written, dimensions as numbers."""
-        return self.pipeline.first(1).run(self.source_module, self.context, self.instruments)
+        return self._passes("graph", self.source_module, self.pipeline.first(1))
 
     @cached_property
     def fused(self) -> Module:
         """After the passes on the graph."""
-        rest = Pipeline(self._upto("lower").passes[1:])
-        return rest.run(self.graph, self.context, self.instruments)
+        return self._passes("fused", self.graph, self._between(1, "lower"))
 
     @cached_property
     def kernels(self) -> Module:
         """One naive kernel for each group."""
-        done = len(self._upto("lower").passes)
-        rest = Pipeline(self._upto("schedule").passes[done:])
-        return rest.run(self.fused, self.context, self.instruments)
+        done = len(self.pipeline.before("lower").passes)
+        return self._passes("kernels", self.fused, self._between(done, "schedule"))
 
     @cached_property
     def scheduled(self) -> Module:
         """The kernels tiled, vectorised and parallel."""
-        done = len(self._upto("schedule").passes)
-        return Pipeline(self.pipeline.passes[done:]).run(self.kernels, self.context, self.instruments)
+        done = len(self.pipeline.before("schedule").passes)
+        return self._passes("scheduled", self.kernels, Pipeline(self.pipeline.passes[done:]))
+
+    @cached_property
+    def schedules(self) -> dict[str, str]:
+        """The schedule of each kernel, as text."""
+        kernels = self.scheduled.kernels
+        return {k.name: str(self.context.schedules[k.name]) for k in kernels if k.name in self.context.schedules}
 
     @cached_property
     def plan(self) -> Plan:
         """Calls, loops and copies over buffers with offsets."""
-        from intarsia.passes.plan_memory import plan
-
-        return plan(self.scheduled, remarks=self.remarks)
+        module = self.scheduled
+        if all(p.name != "lower" for p in self.pipeline.passes):
+            raise CompileError("E1405", f"the pipeline {self.pipeline} makes no kernels", hint="end it with lower")
+        with self._timed("plan"):
+            return plan(module, remarks=self.remarks)
 
     @cached_property
     def code(self) -> Compiled:
-        """LLVM IR and object code."""
+        """LLVM IR, and object code when it is asked for."""
         from intarsia.backends.cpu.compile import compile_plan
 
-        return compile_plan(self.plan, self.target)
+        plan = self.plan
+        with self._timed("llvm"):
+            return compile_plan(plan, self.target)
 
     def executable(self) -> Executable:
         """The compiled program, ready to call or to keep."""
-        from intarsia.executable import CheckText, Executable
-        from intarsia.passes.lower.checks import check_messages
-
-        found = check_messages(self.plan.kernels)
-        return Executable.of(
-            self.plan, self.code, [CheckText(m.code, m.message, str(m.span) if m.span else "") for m in found]
-        )
+        code = self.code
+        with self._timed("code"):
+            return executable_of(self.plan, code, [p.label for p in self.source_module.graph.parameters])
 
     def text(self, stage: str, debug_info: bool = False) -> str:
         """The text of one of `STAGES`."""
-        if stage in ("graph", "fused", "kernels", "scheduled"):
+        if stage in MODULE_STAGES:
             return print_module(getattr(self, stage), debug_info)
-        if stage == "plan":
-            from intarsia.ir.plan_text import print_plan
+        return print_plan(self.plan) if stage == "plan" else self.code.text(stage)
 
-            return print_plan(self.plan)
-        return self.code.text(stage)
+    def _between(self, done: int, name: str) -> Pipeline:
+        return Pipeline(self.pipeline.before(name).passes[done:])
+
+    def _passes(self, stage: str, module: Module, pipeline: Pipeline) -> Module:
+        with self._timed(stage):
+            return pipeline.run(module, self.context, self.instruments)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - start
 
 
-def schedule_text(argument: str | None) -> str | None:
-    """The text of `--schedule FILE|TEXT`."""
-    if argument is None or not Path(argument).is_file():
-        return argument
-    return Path(argument).read_text(encoding="utf-8")
+def executable_of(plan: Plan, code: Compiled, parameters: Sequence[str]) -> Executable:
+    """A plan and its code as something to call. The layouts are those of the plan's input and output slots;
+    `parameters` are the labels of the inputs in order."""
+
+    def layouts(place: str) -> list[TensorLayout]:
+        slots = sorted((s for s in plan.slots if s.place == place), key=lambda s: s.index)
+        return [TensorLayout(s.name, s.dtype, s.shape, s.length) for s in slots]
+
+    return Executable(
+        code.entry,
+        code.object_code,
+        tuple(replace(layout, label=label) for layout, label in zip(layouts("input"), parameters, strict=True)),
+        tuple(layouts("output")),
+        plan.sizes,
+        plan.workspace_bytes,
+        checks_of(plan),
+        len(plan.body) > 1 or any(isinstance(s, Repeat) for s in plan.body),
+    )
+
+
+def checks_of(plan: Plan) -> dict[int, CheckText]:
+    """The checks of all kernels by their numbers."""
+    return {m.number: CheckText.of(m.code, m.message, m.span) for m in check_messages(plan.kernels)}

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from intarsia.ir.dtypes import Array, DType, dtype
-from intarsia.ir.errors import CompileError
-from intarsia.ir.plan import Plan
+from intarsia.ir.errors import CompileError, Source, Span
 from intarsia.ir.sizes import Size
 from intarsia.runtime import buffers
-from intarsia.runtime.native import NativeFunction
+from intarsia.runtime.native import ErrorRecord, NativeFunction, address_of, native_symbols, pointer_table
 from intarsia.signature import size_of
-
-if TYPE_CHECKING:
-    from intarsia.backends.cpu.compile import Compiled
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,8 @@ class TensorLayout:
         return tuple(s.constant if s.constant is not None else s.evaluate(sizes) for s in self.shape)
 
     def to_json(self) -> list[Any]:
-        return [
-            self.label,
-            self.dtype.name,
-            [str(s) for s in self.shape],
-            None if self.length is None else str(self.length),
-        ]
+        length = None if self.length is None else str(self.length)
+        return [self.label, self.dtype.name, [str(s) for s in self.shape], length]
 
     @staticmethod
     def from_json(data: Sequence[Any]) -> TensorLayout:
@@ -51,18 +46,44 @@ class TensorLayout:
 
 @dataclass(frozen=True)
 class CheckText:
-    """A run-time check: the diagnostic it becomes. `message` may have a `{}` for each recorded value."""
+    """A run-time check: the diagnostic that a failure becomes.
+
+    `message` has a `{}` for each recorded value. The user's place is kept as the line's text, so that it can be shown
+    without reading the program again.
+    """
 
     code: str
     message: str
-    place: str = ""
+    file: str = ""
+    line: int = 0
+    column: int = 0
+    length: int = 0
+    text: str = ""
+
+    @staticmethod
+    def of(code: str, message: str, span: Span | None) -> CheckText:
+        if span is None:
+            return CheckText(code, message)
+        text = span.source.line(span.line)
+        return CheckText(code, message, span.source.name, span.line, span.column, span.end - span.start, text)
+
+    def error(self, values: Sequence[int]) -> CompileError:
+        """The error for the values that a failed check recorded."""
+        span = None
+        if self.line:
+            start = self.line - 1 + self.column - 1
+            source = Source(self.file, "\n" * (self.line - 1) + self.text)
+            span = Span(source, start, min(start + self.length, len(source.text)))
+        return CompileError(self.code, self.message.format(*values), span)
 
 
 @dataclass(frozen=True, eq=False)
 class Executable:
     """Machine code of one program for one set of types.
 
-    inputs and outputs are in the order of the entry function; `sizes` are the names passed at run time.
+    inputs and outputs are in the order of the entry function; `sizes` are the names passed at run time. checks: what
+    the run-time checks of the code mean, by their numbers. interruptible: there are several kernels, or a loop over
+    kernels, so that the code can stop between two of them.
     """
 
     entry: str
@@ -71,25 +92,9 @@ class Executable:
     outputs: tuple[TensorLayout, ...]
     sizes: tuple[str, ...]
     workspace: Size
-    checks: tuple[CheckText, ...] = ()
-
-    @staticmethod
-    def of(plan: Plan, code: Compiled, checks: Sequence[CheckText] = ()) -> Executable:
-        """From a plan and its code; the layouts are those of its input and output slots."""
-
-        def layouts(place: str) -> tuple[TensorLayout, ...]:
-            slots = sorted((s for s in plan.slots if s.place == place), key=lambda s: s.index)
-            return tuple(TensorLayout(s.name, s.dtype, s.shape, s.length) for s in slots)
-
-        return Executable(
-            code.entry,
-            code.object_code,
-            layouts("input"),
-            layouts("output"),
-            plan.sizes,
-            plan.workspace_bytes,
-            tuple(checks),
-        )
+    checks: Mapping[int, CheckText] = field(default_factory=dict)
+    interruptible: bool = True
+    _prepared: dict[tuple[int, ...], PreparedCall] = field(default_factory=dict, repr=False)
 
     def to_bytes(self) -> bytes:
         """The form in the cache: length of a JSON head, the head, the object code."""
@@ -100,7 +105,8 @@ class Executable:
                 "outputs": [t.to_json() for t in self.outputs],
                 "sizes": self.sizes,
                 "workspace": str(self.workspace),
-                "checks": [[c.code, c.message, c.place] for c in self.checks],
+                "checks": {number: list(vars(c).values()) for number, c in self.checks.items()},
+                "interruptible": self.interruptible,
             }
         ).encode()
         return struct.pack("<I", len(head)) + head + self.object_code
@@ -116,44 +122,67 @@ class Executable:
             tuple(TensorLayout.from_json(t) for t in head["outputs"]),
             tuple(head["sizes"]),
             size_of(head["workspace"]),
-            tuple(CheckText(*c) for c in head["checks"]),
+            {int(number): CheckText(*c) for number, c in head["checks"].items()},
+            head["interruptible"],
         )
 
     @cached_property
-    def _function(self) -> NativeFunction:
-        from intarsia.backends.cpu.compile import load
-        from intarsia.runtime.native import native_symbols
+    def native(self) -> NativeFunction:
+        """The entry function in this process."""
+        from intarsia.backends.cpu.machine import load
 
         loaded = load(self.object_code, self.entry, native_symbols())
         return NativeFunction(loaded.address, len(self.inputs), len(self.outputs), len(self.sizes), owner=loaded)
 
-    @cached_property
-    def _static_outputs(self) -> tuple[tuple[tuple[int, ...], Any], ...] | None:
-        """Shape and NumPy dtype of each result, where no size is open."""
-        if self.sizes:
-            return None
-        return tuple((t.concrete_shape({}), t.dtype.numpy) for t in self.outputs)
-
-    def allocate(self, sizes: Mapping[str, int]) -> list[Array]:
-        """Fresh results, uninitialised, from the pool."""
-        if self._static_outputs is not None:
-            return [buffers.empty(shape, d) for shape, d in self._static_outputs]
-        return [buffers.empty(t.concrete_shape(sizes), t.dtype.numpy) for t in self.outputs]
-
-    def workspace_bytes(self, sizes: Mapping[str, int]) -> int:
-        constant = self.workspace.constant
-        return constant if constant is not None else self.workspace.evaluate(sizes)
+    def prepare(self, sizes: Mapping[str, int]) -> PreparedCall:
+        """Everything about calls with these sizes that can be known before."""
+        values = tuple(sizes[name] for name in self.sizes)
+        if (found := self._prepared.get(values)) is None:
+            if len(self._prepared) >= 1024:  # a stream of ever new sizes
+                self._prepared.clear()
+            found = self._prepared.setdefault(values, PreparedCall(self, dict(zip(self.sizes, values))))
+        return found
 
     def run(self, inputs: Sequence[Array | Sequence[Array]], sizes: Mapping[str, int]) -> list[Array]:
         """Run on arrays that match `inputs` in dtype and shape, C order; gives new arrays.
 
         Raises CompileError where a run-time check fails, KeyboardInterrupt on Ctrl-C.
         """
-        outputs = self.allocate(sizes)
-        values = [sizes[name] for name in self.sizes]
-        failure = self._function.run(inputs, outputs, values, self.workspace_bytes(sizes))
-        if failure is not None:
-            check = self.checks[failure.number - 1]
-            hint = f"at {check.place}" if check.place else ""
-            raise CompileError(check.code, check.message.format(*failure.values), hint=hint)
+        tables = [i if isinstance(i, np.ndarray) else pointer_table(i) for i in inputs]
+        return self.prepare(sizes)([address_of(t) for t in tables])
+
+
+class PreparedCall:
+    """An executable for concrete sizes: what a call takes beside the addresses of its inputs is made once."""
+
+    def __init__(self, executable: Executable, sizes: Mapping[str, int]) -> None:
+        self._native = executable.native
+        self._sizes = tuple(sizes.values())
+        self._workspace = int(executable.workspace.evaluate(sizes))
+        self._checks = executable.checks
+        self._interruptible = executable.interruptible
+        shapes = [(t.concrete_shape(sizes), t.dtype.numpy) for t in executable.outputs]
+        self._outputs = [
+            (np.empty if math.prod(s) * d.itemsize < buffers.SMALL else buffers.empty, s, d) for s, d in shapes
+        ]
+
+    def __call__(self, inputs: Sequence[int]) -> list[Array]:
+        """Run on the addresses of the inputs, which the caller keeps alive; gives new arrays.
+
+        Raises CompileError where a run-time check fails, KeyboardInterrupt on Ctrl-C.
+        """
+        outputs = [allocate(shape, dtype) for allocate, shape, dtype in self._outputs]
+        workspace = buffers.lease(self._workspace) if self._workspace else None
+        record = ErrorRecord() if self._checks else None
+        status = self._native.call(
+            inputs,
+            [address_of(o) for o in outputs],
+            self._sizes,
+            workspace.address if workspace is not None else 0,
+            record.address if record is not None else 0,
+            interruptible=self._interruptible,
+        )
+        if status:
+            assert record is not None
+            raise self._checks[status].error(record.values[: record.count])
         return outputs

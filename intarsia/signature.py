@@ -11,7 +11,6 @@ from typing import Any
 from intarsia.arguments import Leaf
 from intarsia.ir.dtypes import DType, dtype
 from intarsia.ir.errors import Source
-from intarsia.ir.scalar_text import ScalarReader
 from intarsia.ir.sizes import Size
 
 
@@ -31,6 +30,16 @@ class TensorForm:
     def dtype(self) -> DType | None:
         """The element type, unless the call decides it."""
         return dtype(self.element)
+
+    def expanded(self, rank: int) -> tuple[str, ...]:
+        """The dims of a tensor of `rank` dimensions: a pack `..S` becomes `S_0`, `S_1`, …; none where it cannot fit."""
+        pack = next((i for i, d in enumerate(self.dims) if d.startswith("..")), None)
+        if pack is None:
+            return self.dims if rank == len(self.dims) else ()
+        name, count = self.dims[pack][2:], rank - len(self.dims) + 1
+        if count < 0:
+            return ()
+        return (*self.dims[:pack], *(f"{name}_{i}" for i in range(count)), *self.dims[pack + 1 :])
 
     def __str__(self) -> str:
         return f"{self.element}[{', '.join(self.dims)}]" if self.dims else self.element
@@ -86,13 +95,17 @@ class SignatureForm:
 
 def size_of(text: str) -> Size:
     """The integer expression of a dim's text."""
+    if text.isdecimal() or text.isidentifier():
+        return Size.of(int(text) if text.isdecimal() else text)
+    from intarsia.ir.scalar_text import ScalarReader
+
     return ScalarReader(Source("dim", text)).size()
 
 
 def known_sizes(
     form: SignatureForm, shapes: Mapping[str, tuple[int, ...]], lengths: Mapping[str, int], dims: Mapping[str, int]
 ) -> dict[str, int]:
-    """Dimension names that stand alone in the type of an argument whose shape is known, and those that are given.
+    """Dimension names that the shapes of arguments decide, and those that are given.
 
     This is a help for filling in arguments that have no shape of their own, not a check: the compiler checks.
     """
@@ -101,19 +114,17 @@ def known_sizes(
     for tensor in form.tensors:
         if tensor.length is not None and tensor.label in lengths:
             pending.append((size_of(tensor.length), lengths[tensor.label]))
-        shape = shapes.get(tensor.label)
-        if shape is None or any(d.startswith("..") for d in tensor.dims) or len(shape) != len(tensor.dims):
-            continue
-        pending += [(size_of(d), n) for d, n in zip(tensor.dims, shape)]
-    for _ in range(len(pending) + 1):
-        before = len(found)
+        shape = shapes.get(tensor.label, ())
+        pending += [(size_of(d), n) for d, n in zip(tensor.expanded(len(shape)), shape)]
+    pending.sort(key=lambda item: item[0].as_name is None)
+    progress = True
+    while progress:
+        progress = False
         for size, number in pending:
             unknown = sorted(size.symbols - found.keys())
-            if len(unknown) != 1 or (factor := size.coefficient(unknown[0])) in (None, 0):
-                continue
-            rest = size.substitute({n: Size.of(v) for n, v in found.items()}) - Size.of(unknown[0]) * int(factor or 1)
-            if rest.constant is not None and (number - rest.constant) % int(factor or 1) == 0:
-                found[unknown[0]] = (number - rest.constant) // int(factor or 1)
-        if len(found) == before:
-            break
+            if len(unknown) == 1 and (factor := size.coefficient(unknown[0])):
+                rest = size - Size.of(unknown[0]) * factor
+                if not (rest.symbols - found.keys()):
+                    found[unknown[0]] = (number - rest.evaluate(found)) // factor
+                    progress = True
     return found

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import click
 import numpy as np
 
 from intarsia.commands.binding import argument_options, bind
-from intarsia.commands.options import compile_options, open_program, options_of, program_argument
+from intarsia.commands.comparison import first_mismatch, reference_of
+from intarsia.commands.options import (
+    INTERPRETERS,
+    compile_options,
+    open_program,
+    options_of,
+    program_argument,
+    write_output,
+)
 from intarsia.deep_stack import with_deep_stack
+from intarsia.ir.interpreter import evaluate
 from intarsia.measurement import measure, median_and_spread
-from intarsia.program import Program, adapted
+from intarsia.program import Program
+
+ROUNDS = 3
+"""The program and its peers take turns this often, so that a slow spell of the machine hits all."""
 
 
 @click.command("bench")
@@ -38,41 +50,34 @@ def command(
 
     Arguments that are not given are random.
     """
-    from intarsia.commands.inspection import compilation_of, inputs_of
-    from intarsia.ir.interpreter import evaluate
-    from intarsia.ir.tolerance import expected
-
     peers = [p for p in against.split(",") if p]
     if unknown := [p for p in peers if p != "numpy"]:
         raise click.BadParameter(
             f"{', '.join(unknown)}: only numpy can be timed beside a program", param_hint="--against"
         )
     source, name = open_program(file, text)
-    options, use_cache, _ = options_of(settings)
+    options, use_cache, target = options_of(settings)
+    if target in INTERPRETERS:
+        raise click.UsageError(f"--target {target} runs no machine code")
     function = Program(source, options, use_cache=use_cache).entry(name)
     bound = bind(function, arguments, weights, settings["dims"], True)
-    executable, sizes = function.compiled(bound.tensors, bound.statics, bound.dims)
-    inputs = adapted(executable, bound.tensors, sizes)
-    compilation = compilation_of(function, bound)
-    given = inputs_of(compilation, bound)
-    results = executable.run(inputs, sizes)
-    wanted = with_deep_stack(lambda: expected(compilation.source_module, given, compilation.sizes))
-    for reference, result in zip(wanted, results):
-        if (wrong := reference.mismatch(result)) is not None:
-            click.echo(f"WRONG: {wrong}", err=True)
-            return 3
-    calls = {"intarsia": lambda: executable.run(inputs, sizes)}
+    call = bound.call()
+    if (wrong := first_mismatch(reference_of(bound), call())) is not None:
+        click.echo(f"WRONG: {wrong}", err=True)
+        return 3
+    calls: dict[str, Callable[[], object]] = {"intarsia": call}
     if peers:
-        calls["numpy"] = lambda: list(evaluate(compilation.source_module, given, compilation.sizes))
+        compilation = with_deep_stack(bound.compilation)
+        inputs = bound.inputs(compilation)
+        calls["numpy"] = lambda: evaluate(compilation.source_module, inputs, compilation.sizes)
     samples: dict[str, list[float]] = {label: [] for label in calls}
-    rounds = 3
-    for _ in range(rounds):
-        for label, call in calls.items():
-            samples[label] += measure(call, seconds / rounds / len(calls), most=100)
+    for _ in range(ROUNDS):
+        for label, peer in calls.items():
+            samples[label] += measure(peer, seconds / ROUNDS / len(calls), most=100)
     for label, own in samples.items():
         median, spread = median_and_spread(own)
         ratio = f"  {median / np.median(samples['intarsia']):6.2f} x" if label != "intarsia" else ""
         click.echo(f"{label:10} {median * 1e3:10.4f} ms  +- {spread * 1e3:.4f}{ratio}")
     if output:
-        Path(output).write_text(json.dumps({"program": source.name, "seconds": samples}, indent=1) + "\n")
+        write_output(output, json.dumps({"program": source.name, "seconds": samples}, indent=1) + "\n")
     return 0

@@ -1,52 +1,82 @@
-"""From `--arg`, `--weights`, `--dim` and `--random` to the arguments of a function."""
+"""From `--arg`, `--weights`, `--dim` and `--random` to the arguments of a function, or to their types."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import numpy as np
 
 from intarsia.arguments import (
     ArgumentSpec,
+    FromFile,
     Number,
     bind_leaves,
     check_names,
     parse_arguments,
     parse_dimensions,
+    parse_static,
     parse_weights,
     random_fill,
 )
-from intarsia.files import Weights, read_weights
-from intarsia.ir.dtypes import F32, I64, Array
+from intarsia.files import Weights, read_array, read_weights
+from intarsia.function import Function, shapes_of
+from intarsia.ir.dtypes import F32, I64, Array, DType
 from intarsia.ir.errors import CompileError
 from intarsia.ir.sizes import Size
 from intarsia.ir.types import ListType, TensorType, Type
-from intarsia.program import Function, Tensors, type_of
-from intarsia.signature import ParameterForm, TensorForm, known_sizes, size_of
+from intarsia.signature import ParameterForm, SignatureForm, TensorForm, known_sizes, size_of
+from intarsia.tensors import Tensors, adapted, declared_types, type_of
+
+if TYPE_CHECKING:
+    from intarsia.driver import Compilation
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def argument_options(function: Callable[..., Any]) -> Callable[..., Any]:
+def argument_options(function: F) -> F:
     """--arg, --weights and --random."""
+    function = click.option("--random", "fill", is_flag=True, help="Fill what is not named with random numbers.")(
+        function
+    )
+    return type_options(function)
+
+
+def type_options(function: F) -> F:
+    """--arg and --weights: their types decide sizes, also where nothing is run."""
     text = "A number, x.npy, w.npz:key, m.safetensors:key, or randn, rand, zeros, ones, arange with (seed=, lo=, hi=)."
-    for decorate in (
-        click.option("--random", "fill", is_flag=True, help="Fill arguments that are not named with random numbers."),
-        click.option("--weights", multiple=True, metavar="[NAME=]FILE", help="Bind a struct, or all, by dotted name."),
-        click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE", help=text),
-    ):
-        function = decorate(function)
-    return function
+    function = click.option(
+        "--weights", multiple=True, metavar="[NAME=]FILE", help="Bind a struct, or all, by dotted name."
+    )(function)
+    return click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE", help=text)(function)
 
 
 @dataclass(frozen=True)
 class Bound:
-    """Arguments of one run: static ones, tensors by label, and sizes given."""
+    """A function with the arguments of one run: static ones, tensors by label, and the sizes that were given."""
 
+    function: Function
     statics: dict[str, object]
     tensors: Tensors
     dims: dict[str, int]
+
+    def compilation(self) -> Compilation:
+        """Every stage for these arguments."""
+        return self.function.compilation(self.tensors, self.statics, self.dims)
+
+    def inputs(self, compilation: Compilation) -> list[Array | list[Array]]:
+        """The arguments in the order of the graph's parameters, as the interpreters take them."""
+        found = (self.tensors[p.label] for p in compilation.source_module.graph.parameters)
+        return [list(value) if isinstance(value, tuple) else value for value in found]
+
+    def call(self) -> Callable[[], list[Array]]:
+        """A callable that runs the compiled program; compiling is done when this returns."""
+        executable, sizes = self.function.compiled(self.tensors, self.statics, self.dims)
+        inputs = adapted(executable.inputs, self.tensors, sizes)
+        _ = executable.native
+        return lambda: executable.run(inputs, sizes)
 
 
 def bind(
@@ -57,34 +87,20 @@ def bind(
     Raises CompileError that lists what is missing or does not fit.
     """
     form = function.form
-    specs = parse_arguments(arguments)
-    sizes = parse_dimensions(dims)
-    check_names(list(specs), [p.name for p in form.parameters] + [t.label for t in form.tensors], complete=False)
-    for name in sizes:
-        if name not in form.dimensions:
-            known = ", ".join(form.dimensions) or "none"
-            raise CompileError("E0611", f"{form.function} has no dimension '{name}'", hint=f"its dimensions: {known}")
-    files = [(name, read_weights(path)) for name, path in map(parse_weights, weights)]
-    statics: dict[str, object] = {}
+    specs, statics = _specifications(form, arguments)
+    sizes = _sizes(form, dims)
+    tensors: Tensors = {n: v for n, v in statics.items() if isinstance(v, np.ndarray)}
     pending: dict[str, tuple[ArgumentSpec, TensorForm]] = {}
-    tensors: Tensors = {}
-    missing: list[str] = []
+    missing = [p.name for p in form.parameters if p.is_static and not p.has_default and p.name not in statics]
+    files = _weight_files(form, weights)
     for parameter in form.parameters:
-        file = next((f for name, f in files if name == parameter.name), None)
-        unnamed = next((f for name, f in files if name is None), None)
-        if parameter.is_static:
-            if parameter.name in specs:
-                statics[parameter.name] = _static(specs[parameter.name], parameter)
-            elif not parameter.has_default:
-                missing.append(parameter.name)
-            continue
-        given = {t.label: specs[t.label] for t in parameter.tensors if t.label in specs}
-        source = file if file is not None else unnamed if parameter.is_struct or parameter.name not in specs else None
-        if source is not None and len(given) < len(parameter.tensors) and (file is not None or _has(source, parameter)):
-            tensors.update(_from_weights(parameter, source))
+        file = _file_of(parameter, files, specs)
+        if file is not None:
+            tensors.update(_from_weights(parameter, file))
         for tensor in parameter.tensors:
-            if tensor.label in given:
-                pending[tensor.label] = (given[tensor.label], tensor)
+            if tensor.label in specs:
+                tensors.pop(tensor.label, None)
+                pending[tensor.label] = (specs[tensor.label], tensor)
             elif tensor.label in tensors or parameter.has_default:
                 continue
             elif fill:
@@ -92,14 +108,15 @@ def bind(
             else:
                 missing.append(tensor.label)
     if missing:
-        check_names([n for n in [p.name for p in form.parameters] if n not in missing], missing)
-    _make(function, pending, tensors, sizes)
-    return Bound(statics, tensors, sizes)
+        check_names([], missing)
+    _make(form, pending, tensors, sizes)
+    kept = {n: v for n, v in statics.items() if n not in tensors}
+    return Bound(function, kept, tensors, sizes)
 
 
 @dataclass(frozen=True)
 class BoundTypes:
-    """The types of one compilation: what `emit` needs instead of arrays."""
+    """The types of one compilation: what `emit` needs instead of arrays. None: those of the signature."""
 
     types: dict[str, Type] | None
     statics: dict[str, object]
@@ -107,47 +124,143 @@ class BoundTypes:
 
 
 def bind_types(
-    function: Function,
-    arguments: Sequence[str],
-    weights: Sequence[str],
-    dims: Sequence[str],
-    *,
-    required: bool,
+    function: Function, arguments: Sequence[str], weights: Sequence[str], dims: Sequence[str], *, required: bool
 ) -> BoundTypes:
     """Types from the files and numbers that are given; what is not given keeps the type of the signature.
 
     `required`: every dimension name must be decided. Raises CompileError E0614 naming those that are not.
     """
     form = function.form
-    specs = parse_arguments(arguments)
-    sizes = parse_dimensions(dims)
-    check_names(list(specs), [p.name for p in form.parameters] + [t.label for t in form.tensors], complete=False)
-    files = [(name, read_weights(path)) for name, path in map(parse_weights, weights)]
-    types: dict[str, Type] = {}
-    statics: dict[str, object] = {}
+    specs, statics = _specifications(form, arguments)
+    sizes = _sizes(form, dims)
+    tensors: Tensors = {n: v for n, v in statics.items() if isinstance(v, np.ndarray)}
+    files = _weight_files(form, weights)
     for parameter in form.parameters:
-        if parameter.is_static and (given := specs.get(parameter.name)) is not None:
-            statics[parameter.name] = _static(given, parameter)
-        for name, file in files:
-            if name == parameter.name or (name is None and _has(file, parameter)):
-                types.update((label, type_of(value)) for label, value in _from_weights(parameter, file).items())
-        for tensor in parameter.tensors:
-            if (spec := specs.get(tensor.label)) is not None and (shape := spec.shape()) is not None:
-                types[tensor.label] = TensorType.of(spec.dtype() or tensor.dtype or F32, *shape)
-    shapes = {n: t.static_shape for n, t in types.items() if isinstance(t, TensorType)}
-    shapes |= {n: t.element.static_shape for n, t in types.items() if isinstance(t, ListType)}
-    lengths = {n: int(t.length) for n, t in types.items() if isinstance(t, ListType)}
-    known = known_sizes(form, shapes, lengths, sizes)
+        if (file := _file_of(parameter, files, specs)) is not None:
+            tensors.update(_from_weights(parameter, file))
+    types = declared_types(form, tensors)
+    for tensor in form.tensors:
+        if (spec := specs.get(tensor.label)) is not None and (shape := spec.shape()) is not None:
+            types[tensor.label] = TensorType.of(tensor.dtype or spec.dtype() or _literal_type(spec), *shape)
+    known = known_sizes(form, *shapes_of(types), sizes)
     open_names = [n for n in form.dimensions if n not in known]
     if required and open_names:
         hint = f"give {' '.join(f'--dim {n}=…' for n in open_names)}"
         raise CompileError("E0614", f"{form.function}: nothing decides {', '.join(open_names)}", hint=hint)
-    if types or required:
-        for parameter in form.parameters:
-            for tensor in parameter.tensors:
-                if tensor.label not in types and not parameter.has_default:
-                    types[tensor.label] = _declared(form.function, tensor, known)
-    return BoundTypes(types or None, statics, known)
+    statics = {n: v for n, v in statics.items() if n not in tensors}
+    if not types and not required:
+        return BoundTypes(None, statics, sizes)
+    for parameter in form.parameters:
+        for tensor in parameter.tensors:
+            if tensor.label not in types and not parameter.has_default and not open_names:
+                types[tensor.label] = _declared(form.function, tensor, known)
+    return BoundTypes(types, statics, sizes if open_names else known)
+
+
+# ---------------------------------------------------------------------- reading the options
+
+
+def _specifications(form: SignatureForm, texts: Sequence[str]) -> tuple[dict[str, ArgumentSpec], dict[str, object]]:
+    """What `--arg` gives for tensors, and for static parameters; arrays for these are read."""
+    names = {p.name for p in form.parameters if p.is_static}
+    statics: dict[str, object] = {}
+    others: list[str] = []
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or name not in names:
+            others.append(text)
+        elif name in statics:
+            raise CompileError("E0610", f"argument '{name}' is given twice")
+        else:
+            given = parse_static(value)
+            statics[name] = read_array(given.path, given.key) if isinstance(given, FromFile) else given
+    specs = parse_arguments(others)
+    labels = {t.label: None for t in form.tensors} | {p.name: None for p in form.parameters if not p.is_struct}
+    check_names(list(specs), list(labels), complete=False)
+    return specs, statics
+
+
+def _sizes(form: SignatureForm, texts: Sequence[str]) -> dict[str, int]:
+    """What `--dim` gives. Raises CompileError E0611 for a name that the function does not have."""
+    sizes = parse_dimensions(texts)
+    packs = {d[2:] for t in form.tensors for d in t.dims if d.startswith("..")}
+    for name in sizes:
+        if name not in form.dimensions and name.rpartition("_")[0] not in packs:
+            known = ", ".join([*form.dimensions, *(f"{p}_0, {p}_1, …" for p in sorted(packs))]) or "none"
+            raise CompileError("E0611", f"{form.function} has no dimension '{name}'", hint=f"its dimensions: {known}")
+    return sizes
+
+
+def _weight_files(form: SignatureForm, texts: Sequence[str]) -> list[tuple[str | None, Weights]]:
+    """The files of `--weights` with the parameter that each was given for. Raises CompileError E0610."""
+    named = [parse_weights(text) for text in texts]
+    check_names([n for n, _ in named if n is not None], [p.name for p in form.parameters], complete=False)
+    return [(name, read_weights(path)) for name, path in named]
+
+
+def _file_of(
+    parameter: ParameterForm, files: Sequence[tuple[str | None, Weights]], specs: Mapping[str, ArgumentSpec]
+) -> Weights | None:
+    """The file that holds a parameter: one given for it, else one given for all, unless `--arg` gives everything."""
+    if parameter.is_static or all(t.label in specs for t in parameter.tensors):
+        return None
+    own = next((f for name, f in files if name == parameter.name), None)
+    if own is not None:
+        return own
+    shared = [f for name, f in files if name is None]
+    if parameter.is_struct:
+        return next((f for f in shared if any(n.startswith(f"{parameter.name}.") for n in f)), next(iter(shared), None))
+    return next((f for f in shared if parameter.name in f), None)
+
+
+def _from_weights(parameter: ParameterForm, weights: Weights) -> Tensors:
+    """Raises CompileError E0609, or E0704 for a single tensor, that says what the file lacks."""
+    if not parameter.is_struct:
+        names = list(weights)
+        key = parameter.name if parameter.name in weights or len(names) != 1 else names[0]
+        return {parameter.name: weights[weights.file.resolve(key)]}
+    found = bind_leaves(parameter.name, parameter.leaves, weights)
+    return {t.label: found[leaf.name] for t, leaf in zip(parameter.tensors, parameter.leaves)}
+
+
+# ---------------------------------------------------------------------- making arrays
+
+
+def _make(
+    form: SignatureForm, pending: Mapping[str, tuple[ArgumentSpec, TensorForm]], tensors: Tensors, sizes: dict[str, int]
+) -> None:
+    """Make the arguments that were given as files or generators, now that sizes can be known."""
+    shapes = {label: _shape_of(value) for label, value in tensors.items()}
+    lengths = {label: len(value) for label, value in tensors.items() if isinstance(value, tuple)}
+    shapes |= {label: shape for label, (spec, _) in pending.items() if (shape := spec.shape()) is not None}
+    known = known_sizes(form, shapes, lengths, sizes)
+    elements = _generic_elements(form, tensors, pending)
+    for label, (spec, tensor) in pending.items():
+        shape = spec.shape()
+        if shape is None:
+            shape = _wanted_shape(form.function, tensor, known)
+        element = tensor.dtype or spec.dtype() or elements.get(tensor.element) or _literal_type(spec)
+        if tensor.length is None:
+            tensors[label] = spec.make(element, shape, label)
+        else:
+            count = size_of(tensor.length).evaluate(known)
+            tensors[label] = tuple(spec.make(element, shape, f"{label}.{i}") for i in range(count))
+
+
+def _generic_elements(
+    form: SignatureForm, tensors: Tensors, pending: Mapping[str, tuple[ArgumentSpec, TensorForm]]
+) -> dict[str, DType]:
+    """The element types of generic parameters that files decide."""
+    found: dict[str, DType] = {}
+    for tensor in form.tensors:
+        if tensor.dtype is not None:
+            continue
+        if tensor.label in tensors:
+            kind = type_of(tensors[tensor.label])
+            found.setdefault(tensor.element, kind.element.dtype if isinstance(kind, ListType) else kind.dtype)
+        elif tensor.label in pending and (element := pending[tensor.label][0].dtype()) is not None:
+            found.setdefault(tensor.element, element)
+    return found
 
 
 def _declared(function: str, tensor: TensorForm, known: Mapping[str, int]) -> Type:
@@ -156,69 +269,27 @@ def _declared(function: str, tensor: TensorForm, known: Mapping[str, int]) -> Ty
     return element if tensor.length is None else ListType(Size.of(size_of(tensor.length).evaluate(known)), element)
 
 
-def _has(weights: Weights, parameter: ParameterForm) -> bool:
-    """Does a file that was given for everything hold this parameter?"""
-    if parameter.is_struct:
-        return True
-    return parameter.name in weights
-
-
-def _from_weights(parameter: ParameterForm, weights: Weights) -> Tensors:
-    if not parameter.is_struct:
-        return {parameter.name: weights[parameter.name]}
-    found = bind_leaves(parameter.name, parameter.leaves, weights)
-    return {t.label: found[leaf.name] for t, leaf in zip(parameter.tensors, parameter.leaves)}
-
-
-def _static(spec: ArgumentSpec, parameter: ParameterForm) -> object:
-    if isinstance(spec, Number):
-        return spec.value
-    raise CompileError(
-        "E0616", f"{parameter.name} is static: it takes a literal", hint=f"as in --arg {parameter.name}=-1"
-    )
-
-
-def _make(
-    function: Function, pending: Mapping[str, tuple[ArgumentSpec, TensorForm]], tensors: Tensors, sizes: dict[str, int]
-) -> None:
-    """Make the arguments that were given as files or generators, now that sizes can be known."""
-    form = function.form
-    shapes = {label: _shape_of(value) for label, value in tensors.items()}
-    lengths = {label: len(value) for label, value in tensors.items() if isinstance(value, tuple)}
-    for label, (spec, _) in pending.items():
-        if (shape := spec.shape()) is not None:
-            shapes[label] = shape
-    known = known_sizes(form, shapes, lengths, sizes)
-    for label, (spec, tensor) in pending.items():
-        shape = spec.shape()
-        if shape is None:
-            shape = _wanted_shape(form.function, tensor, known)
-        element = tensor.dtype or spec.dtype() or (I64 if _is_integer(spec) else F32)
-        length = None if tensor.length is None else size_of(tensor.length).evaluate(known)
-        if length is None:
-            tensors[label] = spec.make(element, shape, label)
-        else:
-            tensors[label] = tuple(spec.make(element, shape, f"{label}.{i}") for i in range(length))
-
-
 def _wanted_shape(function: str, tensor: TensorForm, known: Mapping[str, int]) -> tuple[int, ...]:
     """The shape that the signature asks for. Raises CompileError E0614 naming the sizes that nothing decides."""
-    texts = [*tensor.dims, *([tensor.length] if tensor.length else [])]
-    unknown: list[str] = []
+    dims = tensor.dims
+    if (pack := next((d[2:] for d in dims if d.startswith("..")), None)) is not None:
+        count = next(i for i in range(len(known) + 1) if f"{pack}_{i}" not in known)
+        dims = tensor.expanded(len(dims) - 1 + count) if count else dims
+    texts = [*dims, *([tensor.length] if tensor.length else [])]
+    unknown: dict[str, None] = {}
     for text in texts:
         names = {text} if text.startswith("..") else size_of(text).symbols
-        unknown += sorted(n for n in names if n not in known and n not in unknown)
+        unknown.update((n, None) for n in sorted(names) if n not in known)
     if unknown:
-        options = " ".join(f"--dim {n}=…" for n in unknown if not n.startswith(".."))
-        hint = f"give {options}" if options else f"give {tensor.label} as an array in a file"
-        raise CompileError(
-            "E0614", f"{function}: no argument decides {', '.join(unknown)} of {tensor.label}", hint=hint
-        )
-    return tuple(size_of(d).evaluate(known) for d in tensor.dims)
+        options = " ".join(f"--dim {n[2:]}_0=…" if n.startswith("..") else f"--dim {n}=…" for n in unknown)
+        message = f"{function}: no argument decides {', '.join(unknown)} of {tensor.label}"
+        raise CompileError("E0614", message, hint=f"give {options}, or {tensor.label} as a file")
+    return tuple(size_of(d).evaluate(known) for d in dims)
 
 
-def _is_integer(spec: ArgumentSpec) -> bool:
-    return isinstance(spec, Number) and isinstance(spec.value, int)
+def _literal_type(spec: ArgumentSpec) -> DType:
+    """The element type of a generic parameter that nothing else decides."""
+    return I64 if isinstance(spec, Number) and isinstance(spec.value, int) else F32
 
 
 def _shape_of(value: Array | tuple[Array, ...]) -> tuple[int, ...]:

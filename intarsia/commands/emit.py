@@ -8,11 +8,13 @@ from typing import Any
 
 import click
 
-from intarsia.commands.options import compile_options, open_program, options_of, program_argument
+from intarsia.commands.binding import bind_types, type_options
+from intarsia.commands.options import compile_options, open_program, options_of, program_argument, write_output
 from intarsia.deep_stack import with_deep_stack
 from intarsia.driver import STAGES, Compilation
+from intarsia.function import Function
 from intarsia.ir.errors import CompileError
-from intarsia.program import Function, Program
+from intarsia.program import Program
 
 SUFFIXES = {"plan": "plan", "llvm": "ll", "llvm-opt": "ll", "asm": "s", "ast": "txt"}
 BINARY = ("obj", "so")
@@ -26,8 +28,7 @@ UNSIZED = ("ast", "graph", "dot")
 @click.option("--all", "folder", default=None, metavar="DIR", help="Write every stage, numbered, into a folder.")
 @click.option("--debug-info", is_flag=True, help="Keep the user's file:line:column on every line that can carry it.")
 @click.option("-o", "output", default="-", metavar="FILE", help="Where the stage goes  [default: standard output]")
-@click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE", help="An argument whose type decides sizes.")
-@click.option("--weights", multiple=True, metavar="[NAME=]FILE", help="Weights whose types decide sizes.")
+@type_options
 @compile_options
 def command(
     file: str | None,
@@ -54,24 +55,24 @@ def command(
     if stage == "ast":
         from intarsia.dsl.show import show
 
-        _write(output, show(program.library.program))
+        write_output(output, show(program.library.program))
         return
     compilation = _compilation(function, arguments, weights, settings, sized=stage not in UNSIZED)
     if folder is not None:
         _write_all(Path(folder), compilation, debug_info)
     elif stage in BINARY:
-        _write(output, with_deep_stack(lambda: _binary(compilation, stage)))
+        if output == "-" and sys.stdout.isatty():
+            raise click.UsageError("this stage is binary: give a file with -o")
+        write_output(output, with_deep_stack(lambda: _binary(compilation, stage)))
     else:
         assert stage is not None
-        _write(output, with_deep_stack(lambda: _text(compilation, stage, debug_info)))
+        write_output(output, with_deep_stack(lambda: _text(compilation, stage, debug_info)))
 
 
 def _compilation(
     function: Function, arguments: tuple[str, ...], weights: tuple[str, ...], settings: dict[str, Any], *, sized: bool
 ) -> Compilation:
     """The compilation for the sizes that are given. Raises CompileError E0614 naming those that lack."""
-    from intarsia.commands.binding import bind_types
-
     bound = bind_types(function, arguments, weights, settings["dims"], required=sized)
     return function.compilation_of_types(bound.types, bound.statics, bound.dims)
 
@@ -105,20 +106,5 @@ def _write_all(folder: Path, compilation: Compilation, debug_info: bool) -> None
     for number, stage in enumerate(STAGES):
         text = with_deep_stack(lambda stage=stage: compilation.text(stage, debug_info))  # type: ignore[misc]
         path = folder / f"{number:02}-{stage}.{SUFFIXES.get(stage, 'ir')}"
-        path.write_text(text, encoding="utf-8")
+        write_output(str(path), text)
         click.echo(f"wrote {path}", err=True)
-
-
-def _write(output: str, content: str | bytes) -> None:
-    if output == "-":
-        if isinstance(content, bytes):
-            if sys.stdout.isatty():
-                raise click.UsageError("this stage is binary: give a file with -o")
-            sys.stdout.buffer.write(content)
-        else:
-            sys.stdout.write(content)
-        return
-    try:
-        Path(output).write_bytes(content if isinstance(content, bytes) else content.encode())
-    except OSError as error:
-        raise CompileError("E0709", f"cannot write {output}: {error.strerror}") from None

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from intarsia.commands.binding import bind_types, type_options
 from intarsia.commands.options import compile_options, open_program, options_of, program_argument
 from intarsia.deep_stack import with_deep_stack
 from intarsia.documentation import error_page
@@ -19,8 +20,7 @@ TOPICS = ("fusion", "memory", "schedule", "layout", "lowbit", "sharding")
 @click.command("explain")
 @program_argument
 @click.option("--about", type=click.Choice(TOPICS), default=None, help="Which decisions of the compiler to show.")
-@click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE", help="An argument whose type decides sizes.")
-@click.option("--weights", multiple=True, metavar="[NAME=]FILE", help="Weights whose types decide sizes.")
+@type_options
 @compile_options
 def command(
     file: str | None,
@@ -36,8 +36,6 @@ def command(
             raise click.UsageError("give an error code such as E0203, or FILE and --about TOPIC")
         click.echo(error_page(file), nl=False)
         return
-    from intarsia.commands.binding import bind_types
-
     source, name = open_program(file, text)
     options, use_cache, _ = options_of(settings)
     function = Program(source, options, use_cache=use_cache).entry(name)
@@ -50,14 +48,17 @@ def command(
         _show(compilation.remarks.items, about)
         click.echo(with_deep_stack(lambda: pass_report(compilation.graph, compilation.fused)), nl=False)
     elif about == "memory":
-        from intarsia.passes.plan_report import plan_report
+        from intarsia.ir.plan_liveness import plan_report
 
         plan = with_deep_stack(lambda: compilation.plan)
         _show(compilation.remarks.items, about)
-        click.echo(plan_report(plan), nl=False)
+        click.echo(plan_report(plan))
     else:
         with_deep_stack(lambda: compilation.scheduled)
         _show(compilation.remarks.items, about)
+        if about == "schedule":
+            for kernel, steps in compilation.schedules.items():
+                click.echo(f"kernel {kernel}:\n  " + steps.replace("; ", "\n  "))
 
 
 def _show(remarks: list[Remark], about: str) -> None:

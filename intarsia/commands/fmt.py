@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from pathlib import Path
 
 import click
 
-from intarsia.commands.options import read_text
+from intarsia.commands.options import read_text, write_output
 
 
 @click.command("fmt")
@@ -29,6 +28,6 @@ def command(files: tuple[str, ...], check: bool) -> int:
                 lines = (source.text.splitlines(keepends=True), formatted.splitlines(keepends=True))
                 click.echo("".join(difflib.unified_diff(*lines, name, f"{name} formatted")), nl=False)
             else:
-                Path(name).write_text(formatted, encoding="utf-8")
+                write_output(name, formatted)
                 click.echo(f"formatted {name}", err=True)
     return status

@@ -30,8 +30,8 @@ def passes() -> Iterable[tuple[str, str]]:
 
 
 def targets() -> Iterable[tuple[str, str]]:
-    from intarsia.driver import resolve_target
     from intarsia.ir.target import TARGETS
+    from intarsia.options import resolve_target
 
     host = resolve_target("cpu:host")
     yield "cpu:host", f"this machine: {host.cpu}, {host.vector_bits}-bit vectors, {host.cores} cores"

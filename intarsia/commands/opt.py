@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+from typing import Literal
 
 import click
 
-from intarsia.commands.options import read_text
+from intarsia.commands.options import read_text, write_output
 from intarsia.deep_stack import with_deep_stack
 from intarsia.ir.errors import CompileError, Remarks, Source
 
@@ -41,7 +41,7 @@ SEPARATOR = "# -----"
 def command(
     file: str,
     passes: str,
-    verify_each: str | None,
+    verify_each: Literal["types", "text", "exec"] | None,
     print_ir_before: tuple[str, ...],
     print_ir_after: tuple[str, ...],
     print_ir_before_all: bool,
@@ -62,8 +62,8 @@ def command(
     The result goes to standard output; dumps, differences, times and remarks go to standard error.
     """
     from intarsia.commands.list import passes as pass_rows
-    from intarsia.driver import resolve_target
     from intarsia.ir.text import print_module, read_module
+    from intarsia.options import resolve_target
     from intarsia.passes.instruments import ALL, Diff, PrintIR, Timing
     from intarsia.passes.pipeline import Context, Instrument, PassError, Pipeline
     from intarsia.passes.verify import verification
@@ -113,11 +113,7 @@ def command(
             note(str(error))
             return 3
     text = f"{SEPARATOR}\n".join(results)
-    if output == "-":
-        sys.stdout.write(text)
-    else:
-        with click.open_file(output, "w", encoding="utf-8") as stream:
-            stream.write(text)
+    write_output(output, text)
     if mistakes:
         raise CompileError.of([d for error in mistakes for d in error.diagnostics])
     return 0

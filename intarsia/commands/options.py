@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 import click
 
-from intarsia.driver import Options, schedule_text
 from intarsia.files import decode_source, read_source
-from intarsia.ir.errors import Source
+from intarsia.ir.errors import CompileError, Source
+from intarsia.options import Options
+from intarsia.runtime.threads import THREADS
 
 INTERPRETERS = ("reference", "kernels", "plan")
 """Targets that run a stage with NumPy in place of machine code."""
@@ -48,38 +49,83 @@ def open_program(file: str | None, text: str | None) -> tuple[Source, str | None
     return read_text(path), function
 
 
+_COMPILE_OPTIONS: dict[str, dict[str, Any]] = {
+    "--dim": {"multiple": True, "metavar": "B=128", "help": "Size of a dimension that no argument fixes."},
+    "--dynamic": {"multiple": True, "metavar": "B", "help": "Keep this dimension a run-time value."},
+    "--target": {"metavar": "TARGET", "help": "cpu, cpu:x86-avx2, …, reference, kernels, plan  [default: cpu]"},
+    "--passes": {"metavar": "TEXT", "help": "The passes to run in place of the default ones."},
+    "--schedule": {"metavar": "FILE|TEXT", "help": "Pin a schedule."},
+    "--no-cache": {"is_flag": True, "help": "Neither read nor write the cache."},
+    "--checks": {"is_flag": True, "help": "Check subscripts and divisors at run time."},
+    "--unordered": {"is_flag": True, "help": "Let float scatter-adds use atomics."},
+    "--threads": {"type": click.IntRange(1), "help": "Threads to use  [default: all cores]"},
+}
+
+
 def compile_options(function: F) -> F:
-    """The options that run, emit, bench and explain have in common."""
-    options = {
-        "--dim": {"multiple": True, "metavar": "B=128", "help": "Size of a dimension that no argument fixes."},
-        "--dynamic": {"multiple": True, "metavar": "B", "help": "Keep this dimension a run-time value."},
-        "--target": {"metavar": "TARGET", "help": "cpu, cpu:x86-avx2, reference, kernels, …  [default: cpu]"},
-        "--passes": {"metavar": "TEXT", "help": "The passes to run in place of the default ones."},
-        "--schedule": {"metavar": "FILE|TEXT", "help": "Pin a schedule."},
-        "--no-cache": {"is_flag": True, "help": "Neither read nor write the cache."},
-        "--checks": {"is_flag": True, "help": "Check subscripts and divisors at run time."},
-        "--unordered": {"is_flag": True, "help": "Let float scatter-adds use atomics."},
-        "--threads": {"type": click.IntRange(1), "help": "Threads to use  [default: all cores]"},
-    }
-    for name, settings in reversed(options.items()):
-        names = (name, "dims") if name == "--dim" else (name,)
-        function = click.option(*names, **settings)(function)  # type: ignore[arg-type]
+    """The options that run, emit, bench, explain and reduce have in common."""
+    for name, settings in reversed(_COMPILE_OPTIONS.items()):
+        function = click.option(name, _field(name), **settings)(function)
     return function
 
 
-def options_of(settings: Mapping[str, Any]) -> tuple[Options, bool, str | None]:
-    """What `compile_options` gave: options, whether to use the cache, and the target as it was named."""
-    from intarsia.runtime.threads import THREADS
+def _field(option: str) -> str:
+    return "dims" if option == "--dim" else option.lstrip("-").replace("-", "_")
 
+
+def option_words(settings: Mapping[str, Any]) -> list[str]:
+    """The command-line words that give the settings of `compile_options`."""
+    words: list[str] = []
+    for name in _COMPILE_OPTIONS:
+        match settings[_field(name)]:
+            case tuple() as values:
+                words += [w for value in values for w in (name, value)]
+            case True:
+                words.append(name)
+            case None | False:
+                pass
+            case value:
+                words += [name, str(value)]
+    return words
+
+
+def options_of(settings: Mapping[str, Any]) -> tuple[Options, bool, str | None]:
+    """What `compile_options` gave: options, whether to use the cache, and the target as it was named.
+
+    Sets the number of threads until the command ends.
+    """
     if settings["threads"] is not None:
         THREADS.set(settings["threads"])
+        click.get_current_context().call_on_close(lambda: THREADS.set(None))
     target = settings["target"]
     options = Options(
         target=None if target in INTERPRETERS else target,
         dynamic=settings["dynamic"],
         passes=settings["passes"],
-        schedule=schedule_text(settings["schedule"]),
-        checks=settings["checks"],
+        schedule=_schedule_text(settings["schedule"]),
+        checks=settings["checks"] or target == "reference",
         unordered=settings["unordered"],
     )
     return options, not settings["no_cache"], target
+
+
+def _schedule_text(argument: str | None) -> str | None:
+    """The text of `--schedule FILE|TEXT`."""
+    if argument is None or not Path(argument).is_file():
+        return argument
+    return read_source(argument).text
+
+
+def write_output(output: str, content: str | bytes) -> None:
+    """Write a result to a file, or to standard output for `-`. Raises CompileError E0709."""
+    try:
+        if output == "-":
+            sys.stdout.flush()
+            sys.stdout.buffer.write(content if isinstance(content, bytes) else content.encode())
+            sys.stdout.buffer.flush()
+        else:
+            Path(output).write_bytes(content if isinstance(content, bytes) else content.encode())
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CompileError("E0709", f"cannot write {output}: {error.strerror or error}") from None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
-from intarsia.commands.binding import argument_options, bind
-from intarsia.commands.options import compile_options, open_program, options_of, program_argument
+from intarsia.commands.binding import Bound, argument_options, bind
+from intarsia.commands.comparison import first_mismatch, reference_of
+from intarsia.commands.options import compile_options, open_program, options_of, program_argument, write_output
 from intarsia.deep_stack import with_deep_stack
 from intarsia.ir.errors import CompileError, Source
 from intarsia.program import Program
@@ -51,7 +51,7 @@ def command(
             own = [a for a in arguments if a.partition("=")[0] in known]
             dims = [d for d in settings["dims"] if d.partition("=")[0] in function.form.dimensions]
             bound = bind(function, own, weights, dims, True)
-            return "wrong" if _is_wrong(function, bound) else "right"
+            return "wrong" if _is_wrong(bound) else "right"
         except CompileError as error:
             return error.code
 
@@ -68,20 +68,9 @@ def command(
     reduced = with_deep_stack(lambda: reduce_program(source, lambda s: outcome(s) == condition, progress))
     if show:
         click.echo(err=True)
-    if output == "-":
-        click.echo(reduced.text, nl=not reduced.text.endswith("\n"))
-    else:
-        Path(output).write_text(reduced.text, encoding="utf-8")
+    write_output(output, reduced.text if reduced.text.endswith("\n") else reduced.text + "\n")
     return 0
 
 
-def _is_wrong(function: Any, bound: Any) -> bool:
-    from intarsia.commands.inspection import compilation_of, inputs_of
-    from intarsia.ir.tolerance import expected
-    from intarsia.program import adapted
-
-    executable, sizes = function.compiled(bound.tensors, bound.statics, bound.dims)
-    results = executable.run(adapted(executable, bound.tensors, sizes), sizes)
-    compilation = compilation_of(function, bound)
-    wanted = expected(compilation.source_module, inputs_of(compilation, bound), compilation.sizes)
-    return any(w.mismatch(r) is not None for w, r in zip(wanted, results))
+def _is_wrong(bound: Bound) -> bool:
+    return first_mismatch(reference_of(bound), bound.call()()) is not None

@@ -13,7 +13,7 @@ from intarsia.commands.binding import Bound, argument_options, bind
 from intarsia.commands.options import INTERPRETERS, compile_options, open_program, options_of, program_argument
 from intarsia.files import write_results
 from intarsia.ir.dtypes import Array
-from intarsia.program import Function, Program, adapted
+from intarsia.program import Program
 
 
 @click.command("run")
@@ -24,9 +24,7 @@ from intarsia.program import Function, Program, adapted
 @click.option("--compare", is_flag=True, help="Also run the reference; exit 3 where a result is beyond the tolerance.")
 @click.option("--time", "timing", is_flag=True, help="Compile time, run time, and rates against the machine's limits.")
 @click.option("--profile", is_flag=True, help="Time, bytes and line of each kernel.")
-@click.option(
-    "--trace", default=None, metavar="NAME", help="Show the value that this name gets, wherever it is assigned."
-)
+@click.option("--trace", metavar="NAME", help="Show the values that this name gets, wherever it is assigned.")
 @click.option("--nan", "find_nan", is_flag=True, help="Name the first operation that makes a NaN.")
 def command(
     file: str | None,
@@ -40,62 +38,62 @@ def command(
     profile: bool,
     trace: str | None,
     find_nan: bool,
-    **compile_settings: Any,
+    **settings: Any,
 ) -> int:
     """Compile a function and run it on arguments from files, numbers or generators.
 
-    Prints shape, dtype and values of the results, or writes them with --out.
+    Prints type and values of the results, or writes them with --out. What is measured or compared goes to standard
+    error.
     """
     source, name = open_program(file, text)
-    options, use_cache, target = options_of(compile_settings)
-    program = Program(source, options, use_cache=use_cache)
-    function = program.entry(name)
-    bound = bind(function, arguments, weights, compile_settings["dims"], fill)
-    if trace or find_nan:
-        from intarsia.commands.inspection import report_nan, report_trace
+    options, use_cache, target = options_of(settings)
+    if target in INTERPRETERS and (timing or profile):
+        raise click.UsageError(f"--time and --profile are about machine code, and --target {target} runs none")
+    function = Program(source, options, use_cache=use_cache).entry(name)
+    bound = bind(function, arguments, weights, settings["dims"], fill)
+    if trace is not None or find_nan:
+        from intarsia.commands.interpreting import report_nan, report_trace
 
-        return report_trace(function, bound, trace) if trace else report_nan(function, bound)
-    started = time.perf_counter()
-    results, call = _run(function, bound, target)
-    seconds = time.perf_counter() - started
+        if trace is not None:
+            report_trace(bound, trace)
+        if find_nan:
+            report_nan(bound)
+        return 0
+    start = time.perf_counter()
+    call = _prepare(bound, target)
+    compile_seconds = time.perf_counter() - start
+    results = call()
     if out is not None:
-        write_results(
-            out, {f"result{i}": r for i, r in enumerate(results)} if len(results) > 1 else {"result": results[0]}
-        )
+        names = ["result"] if len(results) == 1 else [f"result{i}" for i in range(len(results))]
+        write_results(out, dict(zip(names, results)))
     else:
-        _print(results)
+        _print(bound, results)
     if timing:
-        from intarsia.commands.inspection import report_time
+        from intarsia.commands.timing import report_time
 
-        report_time(function, bound, call, seconds)
+        report_time(bound, call, compile_seconds)
     if profile:
-        from intarsia.commands.inspection import report_profile
+        from intarsia.commands.timing import report_profile
 
-        report_profile(function, bound)
+        report_profile(bound)
     if compare:
-        from intarsia.commands.inspection import report_comparison
+        from intarsia.commands.comparison import report_comparison
 
-        return report_comparison(function, bound, results)
+        statics = [a for a in arguments if a.partition("=")[0].strip() in bound.statics]
+        return report_comparison(bound, results, settings, statics)
     return 0
 
 
-def _run(function: Function, bound: Bound, target: str | None) -> tuple[list[Array], Callable[[], object]]:
-    """The results, and a callable that runs the program again."""
-    if target in INTERPRETERS:
-        from intarsia.commands.inspection import interpret
+def _prepare(bound: Bound, target: str | None) -> Callable[[], list[Array]]:
+    """A callable that runs the program, compiled or interpreted."""
+    if target is not None and target in INTERPRETERS:
+        from intarsia.commands.interpreting import interpret
 
-        results = interpret(function, bound, target)
-        return results, lambda: interpret(function, bound, target)
-    executable, sizes = function.compiled(bound.tensors, bound.statics, bound.dims)
-    inputs = adapted(executable, bound.tensors, sizes)
-
-    def call() -> list[Array]:
-        return executable.run(inputs, sizes)
-
-    return call(), call
+        return lambda: interpret(bound, target)
+    return bound.call()
 
 
-def _print(results: Sequence[Array]) -> None:
+def _print(bound: Bound, results: Sequence[Array]) -> None:
     for index, result in enumerate(results):
         name = "result" if len(results) == 1 else f"result{index}"
         click.echo(format_array(name, result))

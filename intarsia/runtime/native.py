@@ -38,6 +38,10 @@ class ErrorRecord(ctypes.Structure):
     count: int
     values: ctypes.Array[ctypes.c_int64]
 
+    @property
+    def address(self) -> int:
+        return ctypes.addressof(self)
+
 
 @dataclass(frozen=True)
 class CheckFailure:
@@ -79,13 +83,15 @@ class NativeFunction:
         *,
         interruptible: bool = True,
     ) -> int:
-        """Run on addresses; returns the status. Takes about 1 us, and 1 us more when `interruptible`.
+        """Run on addresses; returns the status. Takes about 0.6 us, and 1.4 us more when `interruptible`.
 
         A signal whose Python handler raises ends the call with that exception, Ctrl-C with KeyboardInterrupt. The
         caller keeps everything that the addresses point to alive and sees to sizes and alignment.
         """
-        arguments = self._pack_inputs(*inputs), self._pack_outputs(*outputs), self._pack_sizes(*sizes)
-        return complete(lambda flag: self._entry(*arguments, workspace, record, flag), interruptible=interruptible)
+        tables = self._pack_inputs(*inputs), self._pack_outputs(*outputs), self._pack_sizes(*sizes)
+        if not interruptible:
+            return self._entry(*tables, workspace, record, None)
+        return complete(lambda flag: self._entry(*tables, workspace, record, flag))
 
     def run(
         self,
@@ -108,7 +114,7 @@ class NativeFunction:
             [address_of(o) for o in outputs],
             sizes,
             workspace.address if workspace else 0,
-            ctypes.addressof(record),
+            record.address,
             interruptible=interruptible,
         )
         if status == 0:

@@ -1,0 +1,154 @@
+"""How long a program takes: as a whole against the limits of the machine, and kernel by kernel."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import click
+import numpy as np
+
+from intarsia.backends.cpu.compile import compile_plan
+from intarsia.backends.cpu.plan import kernel_plan
+from intarsia.commands.binding import Bound
+from intarsia.deep_stack import with_deep_stack
+from intarsia.driver import Compilation, executable_of
+from intarsia.executable import Executable
+from intarsia.ir.dtypes import Array
+from intarsia.ir.kernel import Kernel
+from intarsia.ir.plan_interpreter import Memory, run_plan
+from intarsia.ir.types import ListType, Type
+from intarsia.ir.work import region_work
+from intarsia.limits import Limits, machine_limits
+from intarsia.measurement import measure, median_and_spread
+from intarsia.passes.schedule.shape import work
+from intarsia.runtime.native import address_of, pointer_table
+
+
+def report_time(bound: Bound, call: Callable[[], object], compile_seconds: float) -> None:
+    """Compile time, median and spread of run time, and the rates that they come to."""
+    found = "compiled" if bound.function.program.is_parsed else "found in the cache"
+    samples = measure(call)
+    median, spread = median_and_spread(samples)
+    compilation = with_deep_stack(bound.compilation)
+    operations = with_deep_stack(lambda: region_work(compilation.graph.graph.body, compilation.sizes).operations)
+    limits = machine_limits(bound.function.program.cache)
+    click.echo(f"ready after {_duration(compile_seconds)}, {found}", err=True)
+    click.echo(f"run: median {_duration(median)}, quartiles {_duration(spread)} apart, {len(samples)} runs", err=True)
+    moved = _argument_bytes(compilation)
+    click.echo(f"     {_rates(operations, moved, median, limits)}", err=True)
+
+
+def _argument_bytes(compilation: Compilation) -> int:
+    """The bytes of arguments and results, each once."""
+    graph = compilation.graph.graph
+    return sum(_bytes(v.type, compilation.sizes) for v in (*(p.value for p in graph.parameters), *graph.results))
+
+
+def _bytes(kind: Type, sizes: Mapping[str, int]) -> int:
+    if isinstance(kind, ListType):
+        return kind.length.evaluate(sizes) * _bytes(kind.element, sizes)
+    return -(-kind.elements.evaluate(sizes) * kind.dtype.bits // 8)
+
+
+def _rates(operations: float, moved: float, seconds: float, limits: Limits) -> str:
+    """Rates with their share of what the machine can do."""
+    done, carried = operations / seconds, moved / seconds
+    return (
+        f"{done / 1e9:.1f} GFLOP/s ({done / limits.operations:.0%} of this machine's peak in f32), "
+        f"{carried / 1e9:.1f} GB/s ({carried / limits.bytes:.0%} of its memory's)"
+    )
+
+
+def _duration(seconds: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
+# ---------------------------------------------------------------------- kernel by kernel
+
+
+@dataclass
+class _Row:
+    """What one kernel did in a run: seconds of each launch, bytes of its parameters, operations."""
+
+    kernel: Kernel
+    seconds: list[float]
+    bytes: int
+    operations: int
+
+
+class _TimedKernels:
+    """Runs the kernels of a plan as machine code, each by itself, and keeps the time of each launch."""
+
+    def __init__(self, compilation: Compilation) -> None:
+        naive = {k.name: k for k in compilation.kernels.kernels}
+        self.rows: dict[str, _Row] = {}
+        self._code: dict[str, Executable] = {}
+        for kernel in compilation.plan.kernels:
+            plan = kernel_plan(kernel)
+            labels = [s.name for s in plan.slots if s.place == "input"]
+            self._code[kernel.name] = executable_of(plan, compile_plan(plan, compilation.target), labels)
+            source = naive.get(kernel.name, kernel)
+            self.rows[kernel.name] = _Row(kernel, [], 0, 0 if source.sizes else work(source.body))
+
+    def run(self, kernel: Kernel, arrays: Mapping[str, Memory], sizes: Mapping[str, int]) -> None:
+        """Run on arrays in place, as `kernel_interpreter.run` does. Takes the shortest of three runs, where it may."""
+        native, row = self._code[kernel.name].native, self.rows[kernel.name]
+        inputs = [arrays[b.name] for b in kernel.parameters if b.role == "in"]
+        outputs = [arrays[b.name] for b in kernel.parameters if b.role != "in"]
+        tables = [i if isinstance(i, np.ndarray) else pointer_table(i) for i in inputs]
+        given, made = [address_of(t) for t in tables], [address_of(_one(o)) for o in outputs]
+        values = [sizes[name] for name in kernel.sizes]
+        start = time.perf_counter()
+        native.call(given, made, values, interruptible=False)
+        row.seconds.append(time.perf_counter() - start)
+        row.bytes = sum(a.nbytes for item in (*inputs, *outputs) for a in (item if isinstance(item, list) else [item]))
+
+
+def _one(memory: Memory) -> Array:
+    assert isinstance(memory, np.ndarray)
+    return memory
+
+
+def report_profile(bound: Bound) -> None:
+    """Each kernel on the program's own data: how often it runs, its time, bytes and operations, and the user's line."""
+    compilation = with_deep_stack(bound.compilation)
+    timed = with_deep_stack(lambda: _TimedKernels(compilation))
+    inputs, sizes = bound.inputs(compilation), {n: compilation.sizes[n] for n in compilation.plan.sizes}
+    for _ in range(2):  # the second time with warm caches and threads
+        for row in timed.rows.values():
+            row.seconds.clear()
+        with_deep_stack(lambda: run_plan(compilation.plan, inputs, sizes, timed.run))
+    limits = machine_limits(bound.function.program.cache)
+    rows = sorted(timed.rows.values(), key=lambda r: -sum(r.seconds))
+    total = sum(sum(r.seconds) for r in rows) or 1.0
+    click.echo(
+        f"{'share':>6} {'times':>6} {'each':>9} {'bytes':>9} {'GB/s':>7} {'GFLOP/s':>8} {'limit':>6}  kernel", err=True
+    )
+    for row in rows:
+        if row.seconds:
+            click.echo(_profile_line(row, total, limits), err=True)
+
+
+def _profile_line(row: _Row, total: float, limits: Limits) -> str:
+    """`limit` is how much of the time the machine would need at least, by its arithmetic or its memory."""
+    each, spent = float(np.median(row.seconds)), sum(row.seconds)
+    least = max(row.bytes / limits.bytes, row.operations / limits.operations)
+    rates = f"{row.bytes / each / 1e9:7.1f} {row.operations / each / 1e9:8.1f} {least / each:6.0%}"
+    place = f"  {row.kernel.span}" if row.kernel.span else ""
+    return (
+        f"{spent / total:6.1%} {len(row.seconds):6} {_duration(each):>9} {_size(row.bytes):>9} {rates}"
+        f"  {row.kernel.name}{place}"
+    )
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} GiB"

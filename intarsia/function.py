@@ -1,0 +1,339 @@
+"""A function of a program as a Python object: calling it compiles it for the types of the arguments, once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from intarsia.deep_stack import with_deep_stack
+from intarsia.executable import Executable, PreparedCall
+from intarsia.ir.dtypes import Array
+from intarsia.ir.errors import CompileError
+from intarsia.options import Options, require_host
+from intarsia.runtime import dlpack
+from intarsia.runtime.native import address_of, pointer_table
+from intarsia.signature import ParameterForm, SignatureForm, known_sizes
+from intarsia.tensors import Tensors, adapted, declared_types, kind_of, open_types, snapshot, split_arguments
+
+if TYPE_CHECKING:
+    from intarsia.driver import Compilation
+    from intarsia.ir.types import Type
+    from intarsia.lowered import Lowered
+    from intarsia.program import Program
+
+_DENSE = 0x101
+"""Flags of NumPy's arrays: C-contiguous and aligned."""
+
+_KNOWN_CALLS = 1024
+
+
+class Function:
+    """One function of a program. Safe to call from several threads, and in forked children."""
+
+    def __init__(self, program: Program, name: str | None, bound: Mapping[str, object] | None = None) -> None:
+        self.program = program
+        self.name = name
+        self.bound = dict(bound or {})
+        self._calls: dict[tuple[object, ...], PositionalCall] = {}
+        self._compiled: dict[object, tuple[Executable, dict[str, int]]] = {}
+
+    def __repr__(self) -> str:
+        return f"<intarsia function {self.form.function} of {self.program.source.name}>"
+
+    # ---------------------------------------------------------------- signature
+
+    @cached_property
+    def form(self) -> SignatureForm:
+        """The signature as data. Raises CompileError where the program or the name is wrong."""
+        key = self.program.key("signature", self.name)
+        if (data := self.program.recall("signature", key)) is not None:
+            return SignatureForm.from_json(json.loads(data))
+        from intarsia.library_form import signature_form  # brings the parser
+
+        form = with_deep_stack(lambda: signature_form(self.program.library, self.name))
+        self.program.remember("signature", key, form.to_json())
+        return form
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """The parameters declared `const`."""
+        return tuple(p.name for p in self.form.parameters if p.is_constant)
+
+    def bind(self, **values: object) -> Function:
+        """The function with some parameters given. They are read once: later changes to the arrays are not seen.
+
+        Raises CompileError E0610 for a name that no parameter has.
+        """
+        for name in values:
+            self._require_parameter(name)
+        copies = {name: snapshot(value) for name, value in values.items()}
+        return Function(self.program, self.name, {**self.bound, **copies})
+
+    def _require_parameter(self, name: str) -> None:
+        if self.form.parameter(name) is None:
+            names = ", ".join(p.name for p in self.form.parameters) or "none"
+            message = f"{self.form.function} has no parameter '{name}'"
+            raise CompileError("E0610", message, hint=f"its parameters: {names}")
+
+    # ---------------------------------------------------------------- calling
+
+    def __call__(self, *positional: object, **named: object) -> Any:
+        """Run on NumPy arrays, anything with DLPack, Python numbers, and mappings for structs.
+
+        Dimension names that no argument decides are keywords (`grid(x, N=64)`). Results are of the arguments' kind.
+        """
+        if not named:
+            kinds = tuple([(v.dtype, v.shape) if type(v) is np.ndarray else type(v) for v in positional])
+            call = self._calls.get(kinds)
+            if call is not None:
+                return call(positional)
+        given, dims = self.arrange(positional, named)
+        statics, tensors = self.split(given)
+        executable, sizes = self.compiled(tensors, statics, dims)
+        inputs = adapted(executable.inputs, tensors, sizes)
+        if not named and self._is_plain(positional, executable):
+            if len(self._calls) >= _KNOWN_CALLS:  # a stream of ever new sizes
+                self._calls.clear()
+            names = [p.name for p in self._free]
+            self._calls[kinds] = PositionalCall(executable, sizes, inputs, names[: len(positional)])
+        library = dlpack.library_of([v for v in given.values() if not isinstance(v, Mapping)])
+        results = [dlpack.to_library(r, library) for r in executable.run(inputs, sizes)]
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def _is_plain(self, positional: Sequence[object], executable: Executable) -> bool:
+        """Do the types of the positional arguments alone decide what has to be run on their memory?"""
+        labels = {layout.label: layout.dtype for layout in executable.inputs}
+        for parameter, value in zip(self._free, positional):
+            if type(value) not in (np.ndarray, bool, int, float) or parameter.name not in labels:
+                return False
+            if type(value) is np.ndarray and value.dtype != labels[parameter.name].numpy:
+                return False
+            if labels[parameter.name].is_narrow:  # codes, whose range is checked in each call
+                return False
+        return True
+
+    @cached_property
+    def _free(self) -> tuple[ParameterForm, ...]:
+        """The parameters that are not bound."""
+        return tuple(p for p in self.form.parameters if p.name not in self.bound)
+
+    def arrange(
+        self, positional: Sequence[object], named: Mapping[str, object]
+    ) -> tuple[dict[str, object], dict[str, int]]:
+        """Arguments by parameter, and sizes given by keyword. What has a default may be missing.
+
+        Raises CompileError E0610, E0611, E0613 or E0615.
+        """
+        form = self.form
+        if len(positional) > len(self._free):
+            message = f"{form.function} takes {len(self._free)} arguments, {len(positional)} are given"
+            raise CompileError("E0615", message)
+        given: dict[str, object] = {p.name: v for p, v in zip(self._free, positional)}
+        dims: dict[str, int] = {}
+        for name, value in named.items():
+            if form.parameter(name) is None and name in form.dimensions:
+                dims[name] = _dimension(name, value)
+                continue
+            self._require_parameter(name)
+            if name in given:
+                raise CompileError("E0615", f"{form.function}: the argument {name} is given twice")
+            given[name] = value
+        given = {**self.bound, **given}
+        missing = [p.name for p in form.parameters if p.name not in given and not p.has_default]
+        if missing:
+            raise CompileError("E0613", f"{form.function}: no argument for {', '.join(missing)}")
+        return given, dims
+
+    def split(self, given: Mapping[str, object]) -> tuple[dict[str, object], Tensors]:
+        """Static arguments, and the tensors of all others by label. Bound ones are looked up once."""
+        own = [p for p in self.form.parameters if p.name not in self.bound or given[p.name] is not self.bound[p.name]]
+        names = {p.name for p in own}
+        bound_statics, bound_tensors = self._bound_arguments
+        statics, tensors = split_arguments(own, given)
+        statics.update((n, v) for n, v in bound_statics.items() if n not in names)
+        tensors.update((n, v) for n, v in bound_tensors.items() if n.partition(".")[0] not in names)
+        return statics, tensors
+
+    @cached_property
+    def _bound_arguments(self) -> tuple[dict[str, object], Tensors]:
+        return split_arguments(self.form.parameters, self.bound)
+
+    # ---------------------------------------------------------------- compiling
+
+    def compiled(
+        self, tensors: Tensors, statics: Mapping[str, object], dims: Mapping[str, int]
+    ) -> tuple[Executable, dict[str, int]]:
+        """Code for these types, from memory, the cache or the compiler; and the sizes that stayed open.
+
+        Raises CompileError for what is wrong with the program or does not fit.
+        """
+        key = (tuple([(n, *kind_of(v)) for n, v in tensors.items()]), _plain(statics), tuple(dims.items()))
+        found = self._compiled.get(key)
+        if found is None:
+            if len(self._compiled) >= _KNOWN_CALLS:
+                self._compiled.clear()
+            found = self._compiled[key] = self._for_types(declared_types(self.form, tensors), statics, dims)
+        return found
+
+    def _for_types(
+        self, types: Mapping[str, Type], statics: Mapping[str, object], dims: Mapping[str, int]
+    ) -> tuple[Executable, dict[str, int]]:
+        options = self.program.options
+        target = options.resolve_target()
+        require_host(target)
+        sizes = self._open_sizes(types, dims)
+        opened = open_types(self.form, types, sizes, options.dynamic)
+        fixed = {n: v for n, v in dims.items() if n not in options.dynamic}
+        settings = [dataclasses.asdict(options), dataclasses.asdict(target)]
+        parts = [self.name, _texts(opened), _plain(statics), sorted(fixed.items()), *settings]
+        key = ("program", json.dumps(parts))
+        if (known := self._compiled.get(key)) is not None:
+            executable = known[0]
+        else:
+            executable = self._from_cache(self.program.key(*key), types, statics, dims)
+            self._compiled[key] = executable, {}
+        if sizes:
+            self._prove(types, statics, dims)
+        return executable, {name: sizes[name] for name in executable.sizes}
+
+    def _from_cache(
+        self, key: str, types: Mapping[str, Type], statics: Mapping[str, object], dims: Mapping[str, int]
+    ) -> Executable:
+        if (data := self.program.recall("program", key)) is not None:
+            return Executable.from_bytes(data)
+        compilation = self.compilation_of_types(types, statics, dims)
+        executable = with_deep_stack(compilation.executable)
+        self.program.remember("program", key, executable.to_bytes())
+        return executable
+
+    def _open_sizes(self, types: Mapping[str, Type], dims: Mapping[str, int]) -> dict[str, int]:
+        """The number of every dimension name, where some are to stay open; else nothing."""
+        dynamic = self.program.options.dynamic
+        if not dynamic:
+            return {}
+        found = known_sizes(self.form, *shapes_of(types), dims)
+        for name in dynamic:
+            if name not in found:
+                known = ", ".join(self.form.dimensions) or "none"
+                message = f"{self.form.function} has no dimension '{name}' to keep open"
+                raise CompileError("E0611", message, hint=f"its dimensions: {known}")
+        return found
+
+    def _prove(self, types: Mapping[str, Type], statics: Mapping[str, object], dims: Mapping[str, int]) -> None:
+        """Check the program for the sizes at hand: code for open sizes rests on what holds for them.
+
+        Raises CompileError, such as E0403 for an access that is outside for these sizes.
+        """
+        key = self.program.key("proof", self.name, _texts(types), _plain(statics), sorted(dims.items()))
+        if self.program.recall("proof", key) is None:
+            self.compilation_of_types(types, statics, dims, dataclasses.replace(self.program.options, dynamic=()))
+            self.program.remember("proof", key, b"")
+
+    def compilation(
+        self, tensors: Tensors, statics: Mapping[str, object] | None = None, dims: Mapping[str, int] | None = None
+    ) -> Compilation:
+        """The compilation for these tensors, no stage made yet but the graph."""
+        return self.compilation_of_types(declared_types(self.form, tensors), statics or {}, dims or {})
+
+    def compilation_of_types(
+        self,
+        types: Mapping[str, Type] | None,
+        statics: Mapping[str, object],
+        dims: Mapping[str, int],
+        options: Options | None = None,
+    ) -> Compilation:
+        """The compilation for these types; for None, the types are those of the signature, sizes as names."""
+        from intarsia.driver import Compilation  # brings the passes
+
+        library, own = self.program.library, options or self.program.options
+
+        def build() -> Compilation:
+            sizes = dict(dims) if types is None else library.bind_sizes(self.name, types, dims)
+            given = types
+            if types is not None and own.dynamic:
+                library.build(self.name, types=types, dims=sizes, statics=statics)  # finds what is wrong at these sizes
+                given = open_types(self.form, types, sizes, own.dynamic)
+            fixed = {name: number for name, number in sizes.items() if name not in own.dynamic}
+            module = library.build(self.name, types=given, dims=fixed, statics=statics)
+            return Compilation(module, sizes, own)
+
+        return with_deep_stack(build)
+
+    def lower(self, *positional: object, **named: object) -> Lowered:
+        """The compilation for the types of these arguments, with every stage."""
+        from intarsia.lowered import Lowered
+
+        given, dims = self.arrange(positional, named)
+        statics, tensors = self.split(given)
+        return Lowered(self.compilation(tensors, statics, dims))
+
+
+class PositionalCall:
+    """A call whose arguments are NumPy arrays and numbers of known types: all that is left to do is to take addresses.
+
+    `inputs` are those of one such call, of which the bound ones stay; `names` are the parameters given by position.
+    """
+
+    def __init__(
+        self,
+        executable: Executable,
+        sizes: Mapping[str, int],
+        inputs: Sequence[Array | tuple[Array, ...]],
+        names: Sequence[str],
+    ) -> None:
+        self._prepared: PreparedCall = executable.prepare(sizes)
+        positions = {name: position for position, name in enumerate(names)}
+        self._given: list[tuple[int, int, dlpack.Parameter]] = []
+        self._bound: list[object] = []
+        self._addresses: list[int] = []
+        for index, (layout, array) in enumerate(zip(executable.inputs, inputs)):
+            if layout.label in positions:
+                shape = layout.concrete_shape(sizes)
+                parameter = dlpack.Parameter(layout.label, layout.dtype, shape)
+                self._given.append((index, positions[layout.label], parameter))
+                self._addresses.append(0)
+                continue
+            table = array if isinstance(array, np.ndarray) else pointer_table(array)
+            self._bound += [array, table]
+            self._addresses.append(address_of(table))
+
+    def __call__(self, positional: Sequence[object]) -> Any:
+        addresses = self._addresses.copy()
+        alive = []
+        for index, position, parameter in self._given:
+            array = positional[position]
+            if type(array) is not np.ndarray or array.flags.num & _DENSE != _DENSE:
+                array = dlpack.adapt(array, parameter)
+                alive.append(array)
+            addresses[index] = address_of(array)
+        results = self._prepared(addresses)
+        return results[0] if len(results) == 1 else tuple(results)
+
+
+def shapes_of(types: Mapping[str, Type]) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """Shapes by label, of one element for a list, and the lengths of lists."""
+    from intarsia.ir.types import ListType
+
+    tensors = {n: t.element if isinstance(t, ListType) else t for n, t in types.items()}
+    lengths = {n: int(t.length) for n, t in types.items() if isinstance(t, ListType)}
+    return {n: t.static_shape for n, t in tensors.items()}, lengths
+
+
+def _texts(types: Mapping[str, Type]) -> list[tuple[str, str]]:
+    return [(label, str(kind)) for label, kind in types.items()]
+
+
+def _plain(statics: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
+    """Static arguments as text: 1, 1.0 and true differ."""
+    return tuple(sorted((name, repr(value)) for name, value in statics.items()))
+
+
+def _dimension(name: str, value: object) -> int:
+    if isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0:
+        return int(value)
+    raise CompileError("E0611", f"the dimension {name} cannot be {value!r}", hint="it is a whole number of 0 or more")
