@@ -151,19 +151,25 @@ def open_types(
 ) -> dict[str, Type]:
     """The same types with the names in `dynamic` in place of their numbers."""
     fixed = {name: Size.of(number) for name, number in sizes.items() if name not in dynamic}
+
+    def opened(text: str, number: Size) -> Size:
+        size = size_of(text).substitute(fixed)
+        return number if size.symbols.isdisjoint(dynamic) else size
+
     found = dict(types)
     for tensor in form.tensors:
         kind = types.get(tensor.label)
         if kind is None:
             continue
         own = kind.element if isinstance(kind, ListType) else kind
-        dims = [size_of(d).substitute(fixed) for d in tensor.expanded(len(own.shape))]
-        opened = TensorType(own.dtype, tuple(d if d.symbols else s for d, s in zip(dims, own.shape)))
+        dims = tensor.expanded(own.rank)
+        if len(dims) != own.rank:
+            continue  # of another rank than declared: the compiler says so
+        element = TensorType(own.dtype, tuple(map(opened, dims, own.shape)))
         if isinstance(kind, ListType):
-            length = size_of(tensor.length or "").substitute(fixed)
-            found[tensor.label] = ListType(length if length.symbols else kind.length, opened)
+            found[tensor.label] = ListType(opened(tensor.length or "", kind.length), element)
         else:
-            found[tensor.label] = opened
+            found[tensor.label] = element
     return found
 
 
