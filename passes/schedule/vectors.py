@@ -39,7 +39,7 @@ def vectorize_region(b: Builder, top: str) -> None:
 def _choose(b: Builder, region: For) -> str | None:
     """The axis along which vectors cost least, of those around the statement that does most of the work (or the next
     one, where none of them pays); if it can be, it is made the innermost."""
-    puts = [(s, loops) for s, loops in walk((region,)) if isinstance(s, Put)]
+    puts = [(s, loops) for s, loops in walk((region,)) if isinstance(s, Put) and points(loops)]
     puts.sort(key=lambda pair: -points(pair[1]) * (1 + operations(pair[0].value)))
 
     def cost(axis: str, lanes: bool) -> float:
