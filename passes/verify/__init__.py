@@ -37,6 +37,9 @@ Level = Literal["types", "text", "exec"]
 LIMIT = 10_000_000
 """Points beyond which a module runs at check sizes instead of its own."""
 
+SEVERAL = 100_000
+"""Points below which special values are tried several times."""
+
 BROKEN = (AssertionError, CompileError, IndexError, KeyError, TypeError, ValueError)
 """What the interpreter may raise on a module that is not well formed."""
 
@@ -128,7 +131,7 @@ class VerifyExec(Instrument):
                 return
             sizes = small
         self._current = module
-        self._runs = [_run(module, sizes, self.seed + n, special) for n, special in enumerate((False, True))]
+        self._runs = _runs(module, sizes, self.seed)
         self._results = [_evaluate(module, run) for run in self._runs]
 
     def _after(self, pass_: Pass, module: Module, context: Context) -> Module:
@@ -180,12 +183,11 @@ def _scheduled(kernel: Kernel, context: Context) -> Kernel | None:
 def breaks(pass_: Pass, module: Module, context: Context, sizes: Mapping[str, int], seed: int) -> bool:
     """Does a pass change what a module computes?"""
     given = {n: sizes[n] for n in module.graph.dimensions}
-    for n, special in enumerate((False, True)):
-        try:
-            run = _run(module, given, seed + n, special)
-            before = _evaluate(module, run)
-        except BROKEN:
-            return False  # no fair example
+    try:
+        runs = [(run, _evaluate(module, run)) for run in _runs(module, given, seed)]
+    except BROKEN:
+        return False  # no fair example
+    for run, before in runs:
         try:
             after = _evaluate(pass_.run(module, context), run)
         except BROKEN:
@@ -242,10 +244,15 @@ def _changed_bits(before: Array, after: Array, dtype: DType) -> str | None:
     return f"{count}; first at {list(place)}: {after[place]} instead of {before[place]}"
 
 
-def _run(module: Module, sizes: Mapping[str, int], seed: int, special: bool) -> _Run:
-    inputs = random_inputs(module.graph, sizes, seed, special)
+def _runs(module: Module, sizes: Mapping[str, int], seed: int) -> list[_Run]:
+    """Ordinary inputs, and special ones: several where the module is small, so that each value comes to each place."""
     lowered = any(isinstance(n, Call) for n in module.graph.body.walk())
-    return _Run(sizes, inputs, None if lowered else expected(module, inputs, sizes))
+    count = 3 if work(module, sizes) < SEVERAL else 1
+    found: list[_Run] = []
+    for n in range(1 + count):
+        inputs = random_inputs(module.graph, sizes, seed + n, special=n > 0)
+        found.append(_Run(sizes, inputs, None if lowered else expected(module, inputs, sizes)))
+    return found
 
 
 def _evaluate(module: Module, run: _Run) -> tuple[Array, ...]:

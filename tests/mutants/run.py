@@ -3,15 +3,17 @@
     python tests/mutants/run.py [--count 150] [--seed 0] [--passes lower,canonicalize] [--verbose]
 
 Every mutant is a small change in the code of one pass (see mutate.py). It runs in a process of its own over a corpus:
-programs of the language, the inputs of golden files and random graphs, as they are before that pass. A mutant is
-*found* if verification after the pass says that the result is wrong, *crashed* if the pass itself fails, *late* if it
-takes too long, and *survives* otherwise. Survivors are listed: many change only how fast the result is, such as what
-is fused; the others are what no check sees.
+programs of the language, the inputs of golden files, random graphs and expressions, as they are before that pass. A
+mutant is *found* if verification after the pass says that the result is wrong, *crashed* if the pass itself fails,
+*late* if it takes too long, *idle* if the pass gives the same IR as without the change, and *survives* otherwise.
+Survivors are listed: they give another IR with the same results, because a rule no longer applies, say, or something
+else is fused. What is wrong and not found would be among them.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.abc
 import importlib.machinery
 import json
@@ -28,10 +30,13 @@ from types import CodeType, ModuleType
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "fuzz"))
 
+from expressions import Expressions, module_of
 from mutate import Mutant, apply, mutants
 
 from intarsia.dsl.library import load
+from intarsia.ir.dtypes import BOOL, F32, I32
 from intarsia.ir.errors import Source
 from intarsia.ir.graph import Module
 from intarsia.ir.random_graphs import random_module
@@ -80,6 +85,14 @@ PROGRAMS = (
     "fn f(x: f32[N, M]) -> (f32[N, M], i64[N, M]) { return sort(x), argsort(-x) }",
     "fn f(x: f32[1, 2, N, M], w: f32[3, 2, 2, 2]) -> f32[1, 3, N - 1, M - 1] { return conv2d(x, w) + 1.0 }",
     "fn f(x: f32[N, M]) -> f32[N * M] { return reshape(pad(x, ((0, 0), (0, 0))) + x, (N * M)) }",
+    "fn f(x: f32[N], k: i64) -> (f32[N], f32[N]) { a[i < N] = where(i <= N - 2, x[i + 1], 0.5);"
+    " b[i < N] = where(i >= 1 and not i > N - 1, x[i - 1], -1.0); return a, b }",
+    "fn f(x: f32[N], y: f32[N]) -> f32[N] { z[i < N] = where(i == 0, x[0], where(i < 2, 7.0, y[i - 1] + x[i - 2]));"
+    " return z }",
+    "fn f(x: f32[N, M]) -> (f32[N, M], f32[2 * N, M]) { return flip(x, axis=0) * 2.0, repeat(x, 2, 0) }",
+    "fn f(x: bool[N], y: bool[N]) -> (bool[N], bool, bool[N]) { return maximum(x, y), max(minimum(x, y)), x <= y }",
+    "fn f(x: f16[N], y: f16[N], b: bool[N]) -> (f16[N], f16, f32[N]) {"
+    " update_ = update x[0] += y[0]; return where(b, x * y, update_), max(x - y), f32(f16(f32(x) * 0.1)) }",
     "fn f(x: i32[N], y: bool[N]) -> (i32, bool[N], i32[N]) { return max(x), x > 1 and not y, x // 3 + x % 3 }",
 )
 SIZES = ("N=5 M=3 K=4", "N=17 M=33 K=7", "N=1 M=2 K=1")
@@ -111,6 +124,9 @@ def corpus(large: bool = False) -> list[Example]:
             for text in path.read_text("utf-8").partition("# ===== expected\n")[0].split("# -----\n"):
                 module = read_module(Source(path.name, text))
                 found.append(Example(f"{path.parent.name}/{path.name}", module, _given(module, SIZES[0])))
+    for seed in range(0, 300, 60):
+        bodies = [Expressions(s).of((F32, I32, BOOL)[s % 3], 4) for s in range(seed, seed + 60)]
+        found.append(Example(f"random expressions {seed}", module_of(bodies)))
     return found + [Example(f"random graph {seed}", random_module(seed)) for seed in range(24)]
 
 
@@ -167,23 +183,25 @@ def before_pass(part: str, examples: Sequence[Example]) -> list[str | None]:
 
 
 def trial(part: str, examples: Sequence[Example]) -> tuple[str, str]:
-    """Run a pass over the corpus. Gives what happened, and how it was seen."""
+    """Run a pass over the corpus. Gives what happened, and how it was seen or a digest of what the pass gives."""
     from intarsia.ir.errors import CompileError, ScheduleError
     from intarsia.ir.target import TARGETS
     from intarsia.passes.pipeline import Context, PassError, Pipeline
     from intarsia.passes.verify import VerifyExec, VerifyText, VerifyTypes
 
+    texts = hashlib.sha256()
     for example in examples:
         options = f"{{{example.sizes}}}" if part == "specialize" else ""
         instruments = [VerifyExec(reduce=False), VerifyText(), VerifyTypes()]
         try:
-            Pipeline.parse(f"{part}{options}").run(example.module, Context(TARGETS[TARGET]), instruments)
+            result = Pipeline.parse(f"{part}{options}").run(example.module, Context(TARGETS[TARGET]), instruments)
+            texts.update(print_module(result).encode())
         except PassError as error:
             assert error.pass_.name == part
             return "found", f"{error.message} ({example.name})"
         except (CompileError, ScheduleError) as error:
             return "crashed", f"{type(error).__name__}: {error} ({example.name})"
-    return "survived", ""
+    return "survived", texts.hexdigest()
 
 
 def isolated(work: Callable[[], object]) -> object:
@@ -265,14 +283,17 @@ def main() -> int:
     start = time.perf_counter()
     for part, chosen in sample(parts, options.count, options.seed).items():
         ready = examples_for(part)
+        unchanged = outcome_of(None, part, ready)
         for mutant in chosen:
             outcome, detail = outcome_of(mutant, part, ready)
+            if (outcome, detail) == unchanged:
+                outcome = "idle"
             counts[part][outcome] += 1
             if outcome == "survived":
                 survivors.append(mutant)
             if options.verbose:
                 print(f"{outcome:9}{mutant}\n         {detail}", flush=True)
-    columns = ("found", "crashed", "late", "survived")
+    columns = ("found", "crashed", "late", "idle", "survived")
     print(f"{'pass':16}{'mutants':>9}" + "".join(f"{c:>9}" for c in columns))
     for part in parts:
         print(f"{part:16}{counts[part].total():9}" + "".join(f"{counts[part][c]:9}" for c in columns))
