@@ -46,7 +46,7 @@ from intarsia.ir.ops import (
     Sort,
     Transpose,
 )
-from intarsia.ir.scalar import Const, Index, Load, apply, where
+from intarsia.ir.scalar import Const, Expr, Index, Load, apply, where
 from intarsia.ir.sizes import ONE, ZERO, Size
 from intarsia.ir.space import Axis, Space
 from intarsia.ir.types import ListType, TensorType
@@ -273,6 +273,52 @@ def updates_in_group() -> Program:
     )
 
 
+def update_rows(base: Value, body: Expr, n: int) -> Value:
+    """Row t, from column 1 on."""
+    return update(base, (), (Axis("j", ONE, Size.of(n)),), ("t", "j"), "=", body)
+
+
+def tables() -> Program:
+    """Updates in loops that read what other steps wrote: rows before, diagonals, single elements, a sum before them."""
+    a = parameter("a", F32, 5, 5)
+    before = apply("add", load(0, F32, Size.of("t") - 1, "j"), load(0, F32, Size.of("t") - 1, j - 1))
+    (rows,) = loop([a.value], lambda s: [update_rows(s, before, 5)], 1, 5)
+    # The row that it writes is read one column on: the result begins as a copy.
+    (shifted,) = loop([a.value], lambda s: [update_rows(s, load(0, F32, "t", j - 1), 5)], 1, 5, "t")
+
+    def diagonal(s: Value) -> Sequence[Value]:
+        axes = (Axis.of("i", Size.of(5) - "t"),)
+        body = apply("add", load(0, F32, "i", i + "t" - 1), load(0, F32, i + 1, i + "t"))
+        return [update(s, (), axes, ("i", i + "t"), "=", body)]
+
+    (diagonals,) = loop([a.value], diagonal, 1, 5)
+
+    def point(s: Value) -> Sequence[Value]:
+        body = apply("add", load(0, F32, Size.of("t") - 1, "t"), load(0, F32, "t", Size.of("t") - 1))
+        return [update(s, (), (), ("t", "t"), "=", body)]
+
+    (points,) = loop([a.value], point, 1, 5)
+
+    def solved(s: Value) -> Sequence[Value]:
+        space = Space((Axis.of("i", 5),), load(0, F32, "i", "k"), F32, (Axis("k", ZERO, Size.of("c")),), "sum")
+        total = Compute((s,), space).value
+        body = apply("sub", load(1, F32, "i"), load(0, F32, "i", "c"))
+        return fused(update(s, (total,), (Axis.of("i", 5),), ("i", "c"), "=", body))
+
+    (columns,) = loop([a.value], solved, 0, 5, "c")
+    return program([a], [rows, shifted, diagonals, points, columns])
+
+
+def updates_of_stored_values() -> Program:
+    """A temporary becomes the result; a value that is read later, or is a result too, is not changed."""
+    a = parameter("a", F32, 4, 4)
+    e = unary("exp2", a.value)
+    first = doubled(e, 3)
+    kept = unary("exp2", binary("add", a.value, a.value))
+    second = doubled(kept, 3)
+    return program([a], [*fused(first), *fused(second, binary("add", kept, Reduce(kept, "sum", (0,)).value))])
+
+
 def shared_stages() -> Program:
     """Equal reductions are computed once, and never after an update has changed what they read."""
     a = parameter("a", F32, 3, 4)
@@ -480,7 +526,8 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
         f.__name__: f
         for f in (
             feed_forward, views, lone_views, convolution, triangular, sparse_rows, gather_from_nothing, index_values,
-            arg_reduce_of_sum, cumulative_in_group, sort_in_group, updates, updates_in_group, shared_stages,
+            arg_reduce_of_sum, cumulative_in_group, sort_in_group, updates, updates_in_group, tables,
+            updates_of_stored_values, shared_stages,
             causal_scores, dynamic_rows, bits_and_casts, loops, scans, nested_loops, swaps, scalar_recurrence,
             emitted_rows, layers, empty_and_single,
         )

@@ -12,13 +12,13 @@ from op_programs import PROGRAMS, gather, sparse_rows
 
 from intarsia.ir.dtypes import F32, I32, I64, Array
 from intarsia.ir.errors import CompileError
-from intarsia.ir.graph import Module
+from intarsia.ir.graph import Graph, Module
 from intarsia.ir.interpreter import evaluate
 from intarsia.ir.kernel_interpreter import CheckFailed
 from intarsia.ir.kernel_verifier import unproved_accesses, verify_kernel
 from intarsia.ir.ops import Compute, Loop
 from intarsia.ir.plan_interpreter import run_plan
-from intarsia.ir.proofs import ranges
+from intarsia.ir.proofs import Facts, ranges
 from intarsia.ir.ranges import cut_ranges
 from intarsia.ir.scalar import Const, Index, apply, where
 from intarsia.ir.sizes import ONE, Size
@@ -34,8 +34,10 @@ def lower(module: Module, checks: bool = False, pointwise_loops: bool = True) ->
     return Lower(pointwise_loops).run(module, Context(TARGETS["cpu:x86-avx2"], checks=checks))
 
 
-COUNTERS = ranges({"t": (0, 5)})
-"""What holds of the counters of loops, which kernels get as sizes."""
+def counters(graph: Graph) -> Facts:
+    """What holds of the counters of loops, which kernels get as sizes."""
+    loops = [n for n in graph.body.walk() if isinstance(n, Loop) and not (n.lower.opaques or n.upper.opaques)]
+    return ranges({n.counter: (n.lower, n.upper) for n in loops})
 
 
 def assert_equal(actual: Sequence[Array], expected: Sequence[Array]) -> None:
@@ -52,7 +54,7 @@ def test_kernels_give_what_the_graph_gives(name: str) -> None:
     lowered = lower(module)
     for kernel in lowered.kernels:
         verify_kernel(kernel)
-        assert unproved_accesses(kernel, COUNTERS) == (), "an access that is neither proved nor guarded"
+        assert unproved_accesses(kernel, counters(case.graph)) == (), "an access that is neither proved nor guarded"
     expected = evaluate(module, case.inputs, case.sizes)
     assert_equal(evaluate(lowered, case.inputs, case.sizes), expected)
 
@@ -137,3 +139,10 @@ def test_ranges_by_data_are_cut_where_they_are_always_read() -> None:
 def test_pointwise_loops_become_kernels(name: str, inside: int) -> None:
     lowered = lower(Module(PROGRAMS[name]().graph))
     assert sum(k.name.startswith(("f_loop", "f_scan")) for k in lowered.kernels) == inside
+
+
+def test_updates_work_in_place_where_no_point_reads_what_another_writes() -> None:
+    lowered = lower(Module(PROGRAMS["tables"]().graph))
+    roles = {tuple(b.role for b in k.parameters) for k in lowered.kernels}
+    assert roles == {("inout",), ("in", "out")}
+    assert sum(b.role == "out" for k in lowered.kernels for b in k.parameters) == 1, "only the shifted row is copied"

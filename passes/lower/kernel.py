@@ -14,7 +14,7 @@ from intarsia.ir.dtypes import I64, DType
 from intarsia.ir.errors import Span
 from intarsia.ir.functions import COMBINERS
 from intarsia.ir.graph import Node, Structured, Value
-from intarsia.ir.kernel import COMBINER_OPERATORS, Buffer, Kernel, PutOperator, Role
+from intarsia.ir.kernel import COMBINER_OPERATORS, Alloc, Buffer, Kernel, PutOperator
 from intarsia.ir.ops import ArgReduce, Argsort, BroadcastTo, Constant, Cumulative, Fused, Sort, Update
 from intarsia.ir.ops.elementwise import axes_for
 from intarsia.ir.proofs import Facts
@@ -166,15 +166,11 @@ class GroupLowering:
         self.inputs[value] = self.writer.declare(buffer)
         return buffer
 
-    def result(self, value: Value, base: Value | None = None) -> Buffer:
-        """The parameter for a value that leaves the group; `base` is the value that it changes in place."""
+    def result(self, value: Value) -> Buffer:
+        """A parameter for a value that leaves the group."""
         tensor = value.tensor
-        label = "y" if base is None else buffer_label(base)
-        role: Role = "out" if base is None else "inout"
-        buffer = Buffer(self.writer.names.fresh(label), tensor.dtype, tensor.shape, "global", role)
+        buffer = Buffer(self.writer.names.fresh("y"), tensor.dtype, tensor.shape, "global", "out")
         self.results[value] = self.writer.declare(buffer)
-        if base is not None:
-            self.bases[value] = base
         return buffer
 
     def storage(self, value: Value) -> Buffer:
@@ -194,15 +190,29 @@ class GroupLowering:
         """From here on, a value is an expression over axes."""
         self.definitions[value] = Definition(tuple(a.name for a in axes), expression)
 
-    def own_temporary(self, value: Value) -> Buffer | None:
-        """The temporary that holds a value, if no other value is read from it; it may then be overwritten."""
-        name = self.definitions[value].buffer
-        found = self.temporaries.get(name or "")
-        others = (d for v, d in self.definitions.items() if v != value)
-        if found is None or any(load.buffer == name for d in others for load in loads(d.value)):
-            return None
-        self._stored = {k: d for k, d in self._stored.items() if d.buffer != found.name and not k.reads(found.name)}
-        return found
+    def take_over(self, node: Update, buffer: str) -> bool:
+        """Give an update the buffer of its base, if nothing that comes later reads the base; the buffer then holds the
+        result. It is a temporary, which may become a result, or an input that the program owns."""
+        later = {v for m in self.members[self.members.index(node) + 1 :] for v in m.inputs}
+        held = [
+            v for v, d in self.definitions.items() if v == node.base or any(x.buffer == buffer for x in loads(d.value))
+        ]
+        if any(v in later or v in self.outputs for v in held):
+            return False
+        is_output = node.value in self.outputs
+        if (temporary := self.temporaries.get(buffer)) is not None:
+            if is_output:
+                del self.temporaries[buffer]
+                self.writer.body = [s for s in self.writer.body if s != Alloc(temporary)]
+                self.results[node.value] = replace(temporary, role="out")
+        elif node.base in self.inputs and is_output and self.is_owned(node.base):
+            self.results[node.value] = replace(self.inputs.pop(node.base), role="inout")
+            self.bases[node.value] = node.base
+        else:
+            return False
+        self.define_as(node.value, self.results.get(node.value) or self.temporaries[buffer])
+        self._stored = {k: d for k, d in self._stored.items() if d.buffer != buffer and not k.reads(buffer)}
+        return True
 
     def temporary(self, node: Node, dtype: DType, shape: tuple[Size, ...]) -> Buffer:
         """A new temporary, allocated before the next stage."""

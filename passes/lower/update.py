@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from intarsia.ir.kernel import Buffer, For
+from intarsia.ir.kernel import For
 from intarsia.ir.kernel_access import is_injective
 from intarsia.ir.ops import Update
 from intarsia.ir.ops.elementwise import axes_for
-from intarsia.ir.scalar import Load, loads
-from intarsia.ir.space import operand_position
+from intarsia.ir.proofs import Facts
+from intarsia.ir.scalar import Expr, loads
+from intarsia.ir.sizes import Size
+from intarsia.ir.space import Axis
 from intarsia.passes.lower.checks import check_update
 from intarsia.passes.lower.stages import subscripts
 
@@ -20,54 +23,49 @@ if TYPE_CHECKING:
 def lower_update(group: GroupLowering, node: Update) -> None:
     """Write the elements at the targets, in the order of the axes.
 
-    Where the body reads the base only at the element that it writes, the kernel changes the base in place: its
-    parameter has the role `inout`, and memory planning copies the base first if its old value is still needed. Else
-    the result begins as a copy, and the body reads the base.
+    Where no point reads what another one writes, the kernel changes the base in place: its parameter has the role
+    `inout`, and memory planning copies the base first if its old value is still needed. Else the result begins as a
+    copy, and the body reads the base.
     """
     if group.checks is not None:
         check_update(group, node, group.checks)
-    buffer = _own_storage(group, node)
-    if buffer is None:
-        base = group.definition(node.base)
-        axes = axes_for(node.base.tensor.shape)
-        buffer = group.storage(node.value)
-        group.writer.write(axes, buffer.name, subscripts(axes), "=", base.at(subscripts(axes)), node.span)
-    else:
-        group.define_as(node.base, buffer)
+    base = group.definition(node.base)
     axes = group.inlined_axes(node.axes, node.operands)
     targets = [group.inlined_size(t, node.operands) for t in node.targets]
     value = group.inlined(node.body, node.operands)
-    group.writer.write(axes, buffer.name, targets, node.operator, value, node.span)
-    group.define_as(node.value, buffer)
+    target = base.buffer
+    facts = group.writer.scope.facts
+    if target is None or not (_reads_only_old(target, axes, targets, value, facts) and group.take_over(node, target)):
+        everything = axes_for(node.base.tensor.shape)
+        target = group.storage(node.value).name
+        group.writer.write(everything, target, subscripts(everything), "=", base.at(subscripts(everything)), node.span)
+    group.writer.write(axes, target, targets, node.operator, value, node.span)
 
 
-def _own_storage(group: GroupLowering, node: Update) -> Buffer | None:
-    """The buffer of the base, if the base may be changed in place and nothing else here reads it."""
-    reads = _base_reads(node)
-    if group.uses.reads[node.base] > 1 + len(reads) or not _is_local(node, reads):
-        return None
-    if node.base in group.definitions:
-        return group.own_temporary(node.base) if node.value not in group.outputs else None
-    if node.value in group.outputs and group.is_owned(node.base):
-        return group.result(node.value, node.base)
-    return None
-
-
-def _base_reads(node: Update) -> list[Load]:
-    """The distinct ways in which an update reads the old base."""
-    sizes = (*node.targets, *(bound for a in node.axes for bound in (a.lower, a.upper)))
-    found = (*loads(node.body), *(load for s in sizes for o in s.opaques for load in loads(o)))
-    return [load for load in dict.fromkeys(found) if node.operands[operand_position(load.buffer)] == node.base]
-
-
-def _is_local(node: Update, reads: list[Load]) -> bool:
-    """Does every point read no old element but the one that it alone writes?"""
-    if not reads:
+def _reads_only_old(buffer: str, axes: Sequence[Axis], targets: Sequence[Size], value: Expr, facts: Facts) -> bool:
+    """Does every point, in whatever order they run, read elements of `buffer` as they were before the update?"""
+    if all(a.extent.constant == 1 for a in axes):
         return True
-    loops = [For(a.name, a.lower, a.upper, ()) for a in node.axes]
-    in_body = set(loads(node.body))
-    return (
-        all(load in in_body and load.indices == node.targets for load in reads)
-        and not any(t.opaques for t in node.targets)
-        and is_injective(node.targets, loops)
-    )
+    sizes = (*targets, *(bound for a in axes for bound in (a.lower, a.upper)))
+    fixed = [load for s in sizes for o in s.opaques for load in loads(o) if load.buffer == buffer]
+    read = [load for load in dict.fromkeys(loads(value)) if load.buffer == buffer]
+    own = is_injective(tuple(targets), [For(a.name, a.lower, a.upper, ()) for a in axes])
+    own = own and not any(t.opaques for t in targets)
+    elsewhere = [*fixed, *(load for load in read if not (own and load.indices == tuple(targets)))]
+    return all(_never_meet(load.indices, targets, axes, facts) for load in elsewhere)
+
+
+def _never_meet(read: Sequence[Size], written: Sequence[Size], axes: Sequence[Axis], facts: Facts) -> bool:
+    """Is the element that one point reads never the one that any point writes? Shown dimension by dimension: if all
+    earlier subscripts are equal, this one differs."""
+    other = {a.name: Size.of(f"{a.name}'") for a in axes}
+    for axis in axes:
+        if not (axis.lower.opaques or axis.upper.opaques):
+            facts = facts.within(axis.name, axis.lower, axis.upper)
+            facts = facts.within(f"{axis.name}'", axis.lower.substitute(other), axis.upper.substitute(other))
+    pairs = [(r, w.substitute(other)) for r, w in zip(read, written) if not (r.opaques or w.opaques)]
+    for difference in sorted((r - w for r, w in pairs), key=lambda d: len(d.terms)):
+        if facts.proves(difference - 1) or facts.proves(-difference - 1):
+            return True
+        facts = facts.given(difference, -difference)
+    return False
