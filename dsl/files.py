@@ -148,6 +148,8 @@ def load_files(source: Source, cache_dir: Path | None = None) -> list[SourceFile
 
 @dataclass
 class _Loader:
+    """Loads a file and its imports; `open` are the files whose imports are being followed."""
+
     cache_dir: Path | None
     files: dict[Path, SourceFile] = field(default_factory=dict)
     open: list[Path] = field(default_factory=list)

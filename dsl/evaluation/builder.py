@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from intarsia.dsl import ast
 from intarsia.dsl.evaluation import calls, index, indexing, loops, operators, updates
@@ -283,7 +284,7 @@ class Builder(NodeMaker):
         A mistake is reported, and the names that it should have given are not reported again.
         """
         for statement in statements:
-            self.attempt(statement, scope, lambda statement=statement: self._statement(statement, scope))  # type: ignore[misc]
+            self.attempt(statement, scope, partial(self._statement, statement, scope))
 
     def attempt(self, statement: ast.Statement, scope: Scope, action: Callable[[], None]) -> None:
         """Do something for a statement; if that fails, report it and poison the names that the statement binds."""

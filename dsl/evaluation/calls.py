@@ -52,7 +52,7 @@ def call(builder: Builder, node: ast.Call, scope: Scope) -> Item:
             return _cast_call(builder, bound.item, node, scope)
         hint = (
             f"`{name}` names a value since {bound.span}; give that value another name"
-            if callable_name(builder, name, scope)
+            if _is_callable(builder, name, scope)
             else "a product is written with `*`"
         )
         raise CompileError("E0317", f"`{name}` is {describe(bound.item)}, which cannot be called", node.span, hint=hint)
@@ -66,20 +66,28 @@ def call(builder: Builder, node: ast.Call, scope: Scope) -> Item:
             return _guarded_where(builder, node, scope)
         arguments = bind_arguments(primitive, _positional(builder, node, scope), _keywords(builder, node, scope), node)
         return primitive.build(builder, scope, arguments, node.span)
-    if builder.prelude is not None and (found := builder.prelude.function(name)) is not None:
+    if (found := _in_prelude(builder, name)) is not None:
         return call_function(builder, *found, node, scope)
     candidates = [*scope.file.names(), *PRIMITIVES, *ALL_NAMES[:12]]
     if builder.prelude is not None:
-        candidates += builder.prelude.names()
+        candidates += [n for n in builder.prelude.names() if not n.startswith("_")]
     raise CompileError("E0316", f"no function is named `{name}`", node.function.span, hint=suggest(name, candidates))
 
 
 def is_built_in(builder: Builder, name: str) -> bool:
     """Is there a built-in function of that name?"""
-    return name in PRIMITIVES or (builder.prelude is not None and builder.prelude.function(name) is not None)
+    return name in PRIMITIVES or _in_prelude(builder, name) is not None
 
 
-def callable_name(builder: Builder, name: str, scope: Scope) -> bool:
+def _in_prelude(builder: Builder, name: str) -> tuple[ast.Function, File] | None:
+    """A function of the standard library. Those that begin with `_` are its own."""
+    if builder.prelude is None or name.startswith("_"):
+        return None
+    return builder.prelude.function(name)
+
+
+def _is_callable(builder: Builder, name: str, scope: Scope) -> bool:
+    """Would a name that stands for a value be a function without it?"""
     return is_built_in(builder, name) or scope.file.function(name) is not None
 
 

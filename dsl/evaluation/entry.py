@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from intarsia.dsl import ast
 from intarsia.dsl.evaluation.builder import Builder
@@ -288,7 +289,7 @@ def build_test(builder: Builder, test: ast.Test, file: SourceFile, name: str) ->
     results: list[Value] = []
     for statement in test.body:
         if isinstance(statement, ast.Assert):
-            builder.attempt(statement, scope, lambda s=statement: results.append(_asserted(builder, s, scope)))  # type: ignore[misc]
+            builder.attempt(statement, scope, partial(_assert, builder, statement, scope, results))
         else:
             builder.run([statement], scope)
     if builder.diagnostics:
@@ -296,14 +297,15 @@ def build_test(builder: Builder, test: ast.Test, file: SourceFile, name: str) ->
     return Module(Graph(name, region_of((), builder.regions[0], results)), header=_header(file))
 
 
-def _asserted(builder: Builder, statement: ast.Assert, scope: Scope) -> Value:
+def _assert(builder: Builder, statement: ast.Assert, scope: Scope, results: list[Value]) -> None:
+    """Add what a statement asserts to the results. Raises E0507 if it is no truth value."""
     item = builder.evaluate(statement.condition, scope)
     found = tensor_of(item)
     if not isinstance(item, bool) and (found is None or found.rank or found.dtype != BOOL):
         hint = "all(…) of a tensor is a scalar" if found is not None and found.rank else "compare: x == y"
         message = f"assert wants a scalar bool, and this is {describe(item)}"
         raise CompileError("E0507", message, statement.condition.span, hint=hint)
-    return builder.as_value(item, statement.condition.span)
+    results.append(builder.as_value(item, statement.condition.span))
 
 
 # ---------------------------------------------------------------------- checking

@@ -213,41 +213,42 @@ def _over_outer_axes(
     conditions of the frames around, they go with it.
     """
     if frame.guarded:
-        conditions = [g.condition for g in frame.outer_guards()]
-        held = conditions[0]
-        for condition in conditions[1:]:
-            held = Apply("and", (held, condition))
+        held = _conjunction([g.condition for g in frame.outer_guards()])
         body = where(held, body, neutral)
         reduced = tuple(_guarded_bounds(axis, held) for axis in reduced)
-    own = {axis.name for axis in frame.axes}
-    used = body.symbols.union(*(a.lower.symbols | a.upper.symbols for a in reduced)) - own
+    used = body.symbols.union(*(a.lower.symbols | a.upper.symbols for a in reduced))
     axes: list[Axis] = []
     indices: list[Size] = []
     shifts: dict[str, Size] = {}
-    for axis in frame.outer_axes():
-        if axis.name not in used:
-            continue
-        if axis.hull is None:
-            hint = "give the inner reduction a definition of its own, with a range that is known"
-            message = f"the range of `{axis.name}` depends on data, and a reduction inside uses it"
-            raise CompileError("E0902", message, span, hint=hint)
-        lower, upper = axis.hull
-        extent = upper - lower
-        if builder.bounds.holds(extent) is not True:
-            extent = maximum(extent, 0)
+    for axis in (a for a in frame.outer_axes() if a.name in used):
+        lower, extent = _hull(builder, axis, span)
         axes.append(Axis.of(axis.name, extent))
         indices.append(Size.of(axis.name) - lower)
-        if lower != ZERO:
-            shifts[axis.name] = Size.of(axis.name) + lower
-    extra = [axis for axis in frame.axes if axis.axis not in reduced] if combiner is None else []
-    for axis in extra:
-        axes.append(Axis.of(axis.name, axis.axis.upper - axis.axis.lower))
-        if axis.axis.lower != ZERO:
-            shifts[axis.name] = Size.of(axis.name) + axis.axis.lower
+        shifts[axis.name] = Size.of(axis.name) + lower
+    if combiner is None:
+        for own in (a.axis for a in frame.axes):
+            axes.append(Axis.of(own.name, own.extent))
+            shifts[own.name] = Size.of(own.name) + own.lower
     space = Space(tuple(axes), body, dtype, reduced, combiner)
-    if shifts:
-        space = space.substitute(shifts)
-    return builder.compute(space, span), indices
+    return builder.compute(space.substitute(shifts), span), indices
+
+
+def _hull(builder: Builder, axis: IndexAxis, span: Span) -> tuple[Size, Size]:
+    """Where a range that contains an index begins, and its extent. Raises E0902 where none is known."""
+    if axis.hull is None:
+        hint = "give the inner reduction a definition of its own, with a range that is known"
+        message = f"the range of `{axis.name}` depends on data, and a reduction inside uses it"
+        raise CompileError("E0902", message, span, hint=hint)
+    lower, upper = axis.hull
+    extent = upper - lower
+    return lower, extent if builder.bounds.holds(extent) is True else maximum(extent, 0)
+
+
+def _conjunction(conditions: Sequence[Expr]) -> Expr:
+    held = conditions[0]
+    for condition in conditions[1:]:
+        held = Apply("and", (held, condition))
+    return held
 
 
 def _guarded_bounds(axis: Axis, held: Expr) -> Axis:

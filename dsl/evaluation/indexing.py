@@ -119,6 +119,8 @@ def _of_tensor(builder: Builder, base: Value | ListElement, node: ast.Subscript,
 
 @dataclass(frozen=True)
 class _Slice:
+    """`start:stop:step`, each None where it is left out."""
+
     start: Item
     stop: Item
     step: Item
@@ -127,6 +129,8 @@ class _Slice:
 
 @dataclass(frozen=True)
 class _Ellipsis:
+    """`...`: as many whole dimensions as are left."""
+
     span: Span
 
 

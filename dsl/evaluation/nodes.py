@@ -254,10 +254,6 @@ def not_yet_format(found: Format, span: Span) -> CompileError:
     )
 
 
-def list_type(value: Value) -> ListType | None:
-    return value.type if isinstance(value.type, ListType) else None
-
-
 def _first_free(name: str, taken: Callable[[str], bool]) -> str:
     if not taken(name):
         return name

@@ -119,18 +119,21 @@ class Arguments:
         raise self.wrong(name, "a literal integer")
 
     def flag(self, name: str) -> bool:
+        """`true` or `false`."""
         item = self.item(name)
         if isinstance(item, bool):
             return item
         raise self.wrong(name, "true or false")
 
     def text(self, name: str) -> str:
+        """A text in quotes."""
         item = self.item(name)
         if isinstance(item, str):
             return item
         raise self.wrong(name, "a text in double quotes")
 
     def dtype(self, name: str) -> DType:
+        """A dtype by its name."""
         item = self.item(name)
         if isinstance(item, TensorType) and not item.rank:
             return item.dtype
@@ -169,6 +172,7 @@ class Arguments:
         return tuple(sorted(found))
 
     def normal(self, name: str, number: int, rank: int) -> int:
+        """An axis counted from the front. Raises E0209."""
         if not -rank <= number < rank:
             dims = "is a scalar" if rank == 0 else f"has {rank} dimension{'s' if rank > 1 else ''}"
             hint = "" if rank == 0 else f"from {-rank} to {rank - 1}; negative ones count from the end"
@@ -177,6 +181,7 @@ class Arguments:
         return number % rank
 
     def wrong(self, name: str, wanted: str, hint: str = "") -> CompileError:
+        """E0321: an argument is not what is wanted."""
         argument = self.given[name]
         if self.function in ("max", "min") and name == "axis":
             hint = f"the larger or smaller of two values is {self.function}imum(a, b)"

@@ -46,6 +46,7 @@ class IndexAxis:
 
     @property
     def hull_facts(self) -> tuple[Size, ...]:
+        """That the index lies in its hull, as sizes that are at least 0."""
         if self.hull is None:
             return ()
         return Size.of(self.name) - self.hull[0], self.hull[1] - 1 - self.name
@@ -79,6 +80,7 @@ class Frame:
     guarded: bool = False
 
     def ancestors(self) -> Iterator[Frame]:
+        """The frames around this one, innermost first."""
         frame = self.parent
         while frame is not None:
             yield frame
@@ -89,6 +91,7 @@ class Frame:
         return [axis for frame in reversed(list(self.ancestors())) for axis in frame.axes]
 
     def axis(self, name: str) -> IndexAxis | None:
+        """The axis with a symbol, of this frame or one around it."""
         for frame in (self, *self.ancestors()):
             for axis in frame.axes:
                 if axis.name == name:

@@ -70,6 +70,7 @@ class Scope:
         return Scope(self.file, {}, self, frame or self.frame, self.memo)
 
     def find(self, name: str) -> Binding | None:
+        """What a name stands for, or None."""
         scope: Scope | None = self
         while scope is not None:
             if (found := scope.names.get(name)) is not None:

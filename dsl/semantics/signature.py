@@ -15,7 +15,6 @@ from intarsia.ir.dtypes import dtype
 from intarsia.ir.errors import CompileError, Diagnostic, Span
 from intarsia.ir.sizes import Size
 
-
 RESERVED = re.compile(r"[ijr]\d+")
 """Names that ops give to their axes, so that no size may have one of them."""
 
@@ -70,6 +69,8 @@ def read_signature(function: ast.Function, file: File) -> Signature:
 
 
 class _Reader:
+    """Reads one signature, and collects what is wrong with it."""
+
     def __init__(self, function: ast.Function, file: File) -> None:
         self.function = function
         self.file = file

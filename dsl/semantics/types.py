@@ -68,6 +68,8 @@ class StructPattern:
 
 @dataclass(frozen=True)
 class TuplePattern:
+    """`(f32[N], i64[N])`: several results."""
+
     items: tuple[Pattern, ...]
 
     def __str__(self) -> str:

@@ -15,7 +15,6 @@ from intarsia.dsl.semantics.types import (
     Pattern,
     StructPattern,
     TensorPattern,
-    TuplePattern,
     accepts,
     struct_fields,
 )
@@ -237,12 +236,14 @@ class Unifier:
         return tuple(dims)
 
     def size(self, size: Size) -> Size:
+        """A size with the unknowns replaced. Raises E0309 for one that is not determined."""
         solved = size.substitute(self.sizes)
         if missing := self._unknowns(solved):
             raise CompileError("E0309", f"no argument decides the dimension {missing[0][1:]}")
         return solved
 
     def pack(self, name: str) -> tuple[Size, ...]:
+        """The dimensions of a pack. Raises E0309 where nothing determines them."""
         if name not in self.packs:
             raise CompileError("E0309", f"no argument decides the dimensions ..{name}")
         return tuple(self.size(d) for d in self.packs[name])
@@ -251,15 +252,6 @@ class Unifier:
         """A struct's type with its dimensions known."""
         length = None if pattern.length is None else self.size(pattern.length)
         return StructPattern(pattern.declaration, pattern.file, tuple(self.size(d) for d in pattern.dims), length)
-
-    def item_type(self, pattern: Pattern) -> TensorType | StructPattern | TuplePattern:
-        match pattern:
-            case TensorPattern():
-                return self.tensor(pattern)
-            case StructPattern():
-                return self.struct(pattern)
-            case TuplePattern():
-                return pattern
 
 
 def _argument(where: str) -> str:

@@ -65,6 +65,7 @@ class ListElement:
 
     @property
     def tensor(self) -> TensorType:
+        """The type of one tensor of the list."""
         found = self.source.type
         assert isinstance(found, ListType)
         return found.element
