@@ -27,6 +27,7 @@ from intarsia.passes.lower.checks import Checks
 from intarsia.passes.lower.kernel import GroupLowering, LoweredGroup, literal_of, unwrapped
 from intarsia.passes.lower.loops import is_pointwise, lower_pointwise_loop, members_of
 from intarsia.passes.lower.names import kernel_label
+from intarsia.passes.lower.order import readers_first
 from intarsia.passes.lower.stages import Names, rename_buffers
 from intarsia.passes.pipeline import Context, Pass
 
@@ -108,7 +109,8 @@ class _RegionLowering:
         for node in region.nodes:
             block.lower(node)
         results = tuple(block.value(v) for v in region.results)
-        return Region(region.parameters, tuple(block.nodes), results)
+        kernels = {k.name: k for k in self.kernels.in_order}
+        return Region(region.parameters, readers_first(block.nodes, kernels), results)
 
     def is_owned(self, value: Value) -> bool:
         """Did the program make this value itself? Inputs are never changed."""

@@ -32,7 +32,9 @@ def lower_cumulative(group: GroupLowering, node: Cumulative) -> None:
     target = group.storage(node.value)
     alloc = writer.temporary("run", element.dtype, tuple(a.extent for a in inner))
     run, row = alloc.buffer.name, subscripts(inner)
-    neutral = Const(COMBINERS[node.combiner].neutral(element.dtype), element.dtype)
+    # -0.0 is what leaves every float as it is; a sum that began at 0.0 would lose the sign of a first -0.0.
+    start_at = -0.0 if dtype.is_float and node.combiner == "sum" else COMBINERS[node.combiner].neutral(element.dtype)
+    neutral = Const(start_at, element.dtype)
     operator = COMBINER_OPERATORS[node.combiner]
 
     def start(scope: Scope) -> tuple[Statement, ...]:
