@@ -5,9 +5,11 @@ A program that is found in the cache loads no more of the back end than this fil
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import llvmlite.binding as llvm
 
@@ -23,7 +25,19 @@ def host_target() -> Target:
     kept = tuple(sorted(n for n, on in features.items() if on))
     triple = llvm.get_process_triple()
     bits = 512 if features.get("avx512f") else 256 if features.get("avx2") else 128
-    return Target("cpu:host", "cpu", triple, name, kept, bits, 32 if bits == 512 or "aarch64" in triple else 16)
+    registers = 32 if bits == 512 or "aarch64" in triple else 16
+    caches = _data_caches(Path("/sys/devices/system/cpu/cpu0/cache")) or Target.caches
+    return Target("cpu:host", "cpu", triple, name, kept, bits, registers, caches, os.cpu_count() or 1)
+
+
+def _data_caches(folder: Path) -> tuple[int, ...]:
+    """Bytes of the data caches of one core from the nearest on, as Linux describes them; empty elsewhere."""
+    found: dict[int, int] = {}
+    for entry in folder.glob("index*"):
+        level, kind, size = ((entry / name).read_text().strip() for name in ("level", "type", "size"))
+        if kind != "Instruction" and size.endswith("K"):
+            found[int(level)] = int(size[:-1]) << 10
+    return tuple(found[level] for level in sorted(found))
 
 
 @cache
