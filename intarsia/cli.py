@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import platform
 import sys
 from collections.abc import Sequence
 
@@ -106,6 +105,7 @@ def _coloured(text: str) -> str:
 
 
 def _report_bug(error: Exception, arguments: list[str]) -> None:
+    import platform
     import traceback
 
     traceback.print_exception(type(error), error, error.__traceback__)
