@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from intarsia.ir.graph import Module, Node, Region, Value
 from intarsia.ir.ops import Cast, Fused
 from intarsia.passes.dce import prune
 from intarsia.passes.pipeline import Context, Pass
+from intarsia.passes.regions import change_regions
 
 
 @dataclass(frozen=True)
@@ -34,23 +35,7 @@ class SkipRounding(Pass):
 
 def _region(region: Region) -> Region:
     """The region with every group inside it changed."""
-    values: dict[Value, Value] = {}
-    nodes: list[Node] = []
-    for node in region.nodes:
-        new = node.with_operands(values)
-        change = _skip if isinstance(new, Fused) else _region
-        changed: dict[str, Any] = {
-            f.name: r
-            for f in fields(new)
-            if isinstance(old := getattr(new, f.name), Region) and (r := change(old)) is not old
-        }
-        new = replace(new, **changed) if changed else new
-        if new is not node:
-            values.update(zip(node.values, new.values))
-        nodes.append(new)
-    if all(a is b for a, b in zip(nodes, region.nodes)):
-        return region
-    return Region(region.parameters, tuple(nodes), tuple(values.get(v, v) for v in region.results))
+    return change_regions(region, lambda node, r: _skip(r) if isinstance(node, Fused) else _region(r))
 
 
 def _skip(group: Region) -> Region:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from intarsia.ir.errors import Span
 from intarsia.ir.graph import Module, Node, Region, Value
 from intarsia.ir.ops import Call, Constant, Fused, ListGet, Loop, Reshape
 from intarsia.passes.fuse.groups import Group, Search, sink_views
-from intarsia.passes.fuse.report import saving, title
+from intarsia.passes.fuse.report import operations, saving, title
 from intarsia.passes.pipeline import Context, Pass
+from intarsia.passes.regions import change_regions
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Fuse(Pass):
         return module if body is module.graph.body else module.with_body(body)
 
     def _region(self, region: Region, context: Context) -> Region:
-        inner = _map_regions(region, lambda r: self._region(r, context))
+        inner = change_regions(region, lambda node, r: self._region(r, context) if isinstance(node, Loop) else r)
         sunk, origin = sink_views(inner)
         search = Search(sunk.nodes, sunk.results, self.max_ops)
         groups = [part for group in search.run() for part in _without_outer_reshapes(group)]
@@ -57,7 +58,7 @@ class Fuse(Pass):
         """Remarks: what each group saves, and why other edges stay."""
         for group in groups:
             if len([n for n in group.nodes if not isinstance(n, Constant)]) > 1:
-                ops = ", ".join(m.title for m in group.members if m.work > 0 or m.is_reduced) or "views"
+                ops = operations(group.members)
                 saved = saving(group.nodes, search.outputs(group.nodes))
                 self.remark(context, "fusion", f"one kernel for {ops}: saves {saved}", group.nodes[-1].span)
         refusals: dict[tuple[str, Span | None], None] = {}  # copies of a view say the same
@@ -75,24 +76,6 @@ def _is_alias(node: Node) -> bool:
     return isinstance(node, (Reshape, ListGet, Call))
 
 
-def _map_regions(region: Region, change: Any) -> Region:
-    """The region with every loop's regions changed."""
-    values: dict[Value, Value] = {}
-    nodes: list[Node] = []
-    for node in region.nodes:
-        new = node.with_operands(values)
-        if isinstance(new, Loop):
-            old = {f.name: v for f in fields(new) if isinstance(v := getattr(new, f.name), Region)}
-            changed: dict[str, Any] = {name: r for name, v in old.items() if (r := change(v)) is not v}
-            new = replace(new, **changed) if changed else new
-        if new is not node:
-            values.update(zip(node.values, new.values))
-        nodes.append(new)
-    if all(a is b for a, b in zip(nodes, region.nodes)):
-        return region
-    return Region(region.parameters, tuple(nodes), tuple(values.get(v, v) for v in region.results))
-
-
 def _without_outer_reshapes(group: Group) -> list[Group]:
     """The group without reshapes of what it reads, which come before it, and of what it gives, which come after: such
     a reshape is another view of memory and costs nothing, while in a group it makes subscripts longer."""
@@ -107,11 +90,7 @@ def _without_outer_reshapes(group: Group) -> list[Group]:
         if isinstance(node, Reshape) and len(nodes) > 1 and not any(node.value in n.operands for n in nodes):
             nodes.remove(node)
             after.insert(0, node)
-    return (
-        [Group(part) for part in (*([n] for n in before), nodes, *([n] for n in after))]
-        if len(nodes) < len(group.nodes)
-        else [group]
-    )
+    return [Group([n]) for n in before] + [Group(nodes, group.members)] + [Group([n]) for n in after]
 
 
 def _emit(region: Region, groups: Sequence[Group], search: Search, origin: Mapping[Node, Node]) -> Region:

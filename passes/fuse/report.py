@@ -51,8 +51,7 @@ def pass_report(before: Module, after: Module) -> str:
     counts = pass_counts(after)
     for group in dict.fromkeys(c.group for c in counts):
         members = [m for n in group.body.nodes if (m := Member.of(n)) is not None]
-        ops = ", ".join(m.title for m in members if m.work > 0 or m.is_reduced) or "views"
-        lines.append(f"{group.span or after.graph.name}: {ops}")
+        lines.append(f"{group.span or after.graph.name}: {operations(members)}")
         for count in counts:
             if count.group is group:
                 name = labels.get(count.value, f"{title(count.value.node)} {count.value.type}")
@@ -62,6 +61,11 @@ def pass_report(before: Module, after: Module) -> str:
             values = "value" if len(inner) == 1 else "values"
             lines.append(f"    {len(inner)} {values} in between not written and read again")
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def operations(members: Sequence[Member]) -> str:
+    """The ops of a group that compute something, as a user calls them."""
+    return ", ".join(m.title for m in members if m.work > 0 or m.is_reduced) or "views"
 
 
 def _kernels(module: Module) -> int:

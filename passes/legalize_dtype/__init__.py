@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from intarsia.ir.dtypes import BF16, BOOL, F16, F32, U8, DType
 from intarsia.ir.errors import CompileError
@@ -17,6 +17,7 @@ from intarsia.ir.target import Target
 from intarsia.ir.types import ListType, Type
 from intarsia.passes.legalize_dtype.scalar import legal_body, rounded, widened
 from intarsia.passes.pipeline import Context, Pass
+from intarsia.passes.regions import change_regions
 
 _BOOL_FUNCTIONS = {"maximum": "or", "minimum": "and"}
 _BOOL_COMBINERS = {"max": "any", "min": "all"}
@@ -49,7 +50,7 @@ class LegalizeDtype(Pass):
             _refuse_narrow(parameter, parameter.results)
         for node in module.graph.body.walk():
             _refuse_narrow(node, node.results)
-        body = _Legalizer(frozenset({F16, BF16}) - native(context.target)).region(module.graph.body, {})
+        body = _Legalizer(frozenset({F16, BF16}) - native(context.target)).region(module.graph.body)
         return module if body is module.graph.body else module.with_body(body)
 
 
@@ -74,24 +75,21 @@ def _refuse_narrow(node: Node, types: Iterable[Type]) -> None:
 
 @dataclass
 class _Legalizer:
-    """Rewrites regions. `slow` are the dtypes that have no arithmetic; `nodes` those of the region at hand."""
+    """Rewrites one region. `slow` are the dtypes that have no arithmetic; `nodes` what the region becomes."""
 
     slow: frozenset[DType]
     nodes: list[Node] = field(default_factory=list)
 
-    def region(self, region: Region, outer: Mapping[Value, Value]) -> Region:
-        values = dict(outer)
-        inner = _Legalizer(self.slow)
+    def region(self, old: Region) -> Region:
+        region = change_regions(old, lambda _, r: _Legalizer(self.slow).region(r))
+        values: dict[Value, Value] = {}
         for node in region.nodes:
-            new = node.with_operands(values)
-            changed: dict[str, Any] = {n: found for n, r in _regions(new) if (found := self.region(r, {})) is not r}
-            new = dataclasses.replace(new, **changed) if changed else new
-            results = inner.legal(new)
+            results = self.legal(node.with_operands(values))
             if results != node.values:
                 values.update(zip(node.values, results))
-        if len(inner.nodes) == len(region.nodes) and all(a is b for a, b in zip(inner.nodes, region.nodes)):
+        if len(self.nodes) == len(region.nodes) and all(a is b for a, b in zip(self.nodes, region.nodes)):
             return region
-        return Region(region.parameters, tuple(inner.nodes), tuple(values.get(v, v) for v in region.results))
+        return Region(region.parameters, tuple(self.nodes), tuple(values.get(v, v) for v in region.results))
 
     def add(self, node: Node) -> Value:
         self.nodes.append(node)
@@ -170,7 +168,3 @@ class _Legalizer:
 def _orders(function: str) -> bool:
     """Is it a function of bools that is neither logic nor a selection?"""
     return function in (*_BOOL_FUNCTIONS, "eq", "ne", "lt", "le", "gt", "ge") and function in FUNCTIONS
-
-
-def _regions(node: Node) -> Iterable[tuple[str, Region]]:
-    return ((f.name, r) for f in dataclasses.fields(node) if isinstance(r := getattr(node, f.name), Region))
