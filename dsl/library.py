@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from intarsia.dsl import ast
-from intarsia.dsl.evaluation.builder import MAX_DIAGNOSTICS, Builder
+from intarsia.dsl.evaluation.builder import MAX_DIAGNOSTICS, Assigned, Builder
 from intarsia.dsl.evaluation.entry import bind_types, build_function, build_test, call_order, check_function, check_test
 from intarsia.dsl.files import Prelude, SourceFile, load_files, load_prelude
 from intarsia.dsl.semantics.checks import check_declarations
@@ -179,6 +179,14 @@ class Library:
         name = self.entry(function)
         instance = bind_types(self._signature(name), types, dims or {}, statics or {})
         return build_function(self._builder(), instance)
+
+    def build_traced(
+        self, function: str | None, types: Mapping[str, Type], dims: Mapping[str, int], statics: Mapping[str, object]
+    ) -> tuple[Module, tuple[Assigned, ...]]:
+        """The Graph as `build` makes it, and which of its values the names of the program stand for."""
+        instance = bind_types(self._signature(self.entry(function)), types, dims, statics)
+        builder = self._builder()
+        return build_function(builder, instance), tuple(builder.assigned)
 
     def build_test(self, index: int) -> Module:
         """The Graph of a test, whose results are the scalar bools that it asserts, in order."""

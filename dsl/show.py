@@ -30,17 +30,3 @@ def show(node: ast.Node) -> str:
         lines.append(f"{'  ' * depth}{label}{type(current).__name__}{''.join(plain)}{place}")
         stack.extend(reversed(below))
     return "\n".join(lines) + "\n"
-
-
-def assignments(program: ast.Program, name: str) -> list[Span]:
-    """Where the values of `name` are computed, in order: the right sides of its assignments, and its definitions."""
-    spans: list[Span] = []
-    for node in ast.walk(program):
-        match node:
-            case ast.Define(target) if target.text == name:
-                spans.append(node.span)
-            case ast.Assign(targets, values):
-                # One call can give the values of several names.
-                paired = values if len(values) == len(targets) else values * len(targets)
-                spans += [value.span for target, value in zip(targets, paired) if target.name.text == name]
-    return spans

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from intarsia.dsl.parser import parse_program
-from intarsia.dsl.show import assignments, show
+from intarsia.dsl.show import show
 from intarsia.ir.errors import Source
 
 TEXT = """\
@@ -34,9 +34,3 @@ Program
           operand: Name name='x'  # 1:38
 """
     )
-
-
-def test_assignments() -> None:
-    program = parse_program(Source("f.ita", TEXT))
-    assert [TEXT[s.start : s.end] for s in assignments(program, "a")] == ["g(x)", "2 * a", "a[i] = x[i]"]
-    assert assignments(program, "x") == []

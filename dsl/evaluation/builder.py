@@ -34,9 +34,19 @@ class CallSite:
     span: Span | None
 
 
+@dataclass(frozen=True)
+class Assigned:
+    """A tensor that a name of the user's program was given: by an assignment or a definition, once for each time that
+    the statement is built."""
+
+    name: str
+    value: Value
+    span: Span
+
+
 @dataclass
 class Builder(NodeMaker):
-    """One build.
+    """One build. `assigned` collects what names were given, in order.
 
     `representative` says that the function is only checked: a static condition that depends on an unknown size then
     has both of its sides checked, and a tensor of a format stands for itself.
@@ -50,6 +60,7 @@ class Builder(NodeMaker):
     counters_used: set[str] = field(default_factory=set)
     signatures: dict[ast.Function, Signature] = field(default_factory=dict)
     constants: dict[ast.Const, Item] = field(default_factory=dict)
+    assigned: list[Assigned] = field(default_factory=list)
 
     # ------------------------------------------------------------------ reporting
 
@@ -313,7 +324,7 @@ class Builder(NodeMaker):
                 self._assign(targets, values, scope)
             case ast.Define():
                 item = index.define(self, statement, scope)
-                scope.bind(statement.name.text, item, statement.name.span)
+                self._bind(statement.name, item, scope)
             case ast.If():
                 for branch in self.branches(statement, scope):
                     self.run(branch, scope)
@@ -364,7 +375,13 @@ class Builder(NodeMaker):
                 item = self.declared(item, target.type, scope, f"`{target.name}`", span)
             if scope.frame is None and isinstance(item, TensorType):
                 raise CompileError("E0310", f"`{target.name}` would be a type", span)
-            scope.bind(target.name.text, item, target.name.span)
+            self._bind(target.name, item, scope)
+
+    def _bind(self, name: ast.Identifier, item: Item, scope: Scope) -> None:
+        """Give a name its item, and note a tensor of the user's program."""
+        scope.bind(name.text, item, name.span)
+        if isinstance(item, Value) and not scope.file.is_prelude:
+            self.assigned.append(Assigned(name.text, item, name.span))
 
     def values(self, expressions: tuple[ast.Expression, ...], scope: Scope) -> tuple[Item, ...]:
         """The values of `a, b`, or of one expression that gives several tensors."""
