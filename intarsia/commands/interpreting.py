@@ -11,13 +11,14 @@ from intarsia.arguments import format_array
 from intarsia.commands.binding import Bound
 from intarsia.deep_stack import with_deep_stack
 from intarsia.driver import Compilation, checks_of
-from intarsia.dsl.show import assignments
+from intarsia.dsl.evaluation.builder import Assigned
 from intarsia.ir.dtypes import Array
 from intarsia.ir.errors import CompileError
-from intarsia.ir.graph import Node, Parameter, Value
+from intarsia.ir.graph import Module, Node, Parameter, Value
 from intarsia.ir.interpreter import Observer, evaluate
 from intarsia.ir.kernel_interpreter import CheckFailed
 from intarsia.ir.plan_interpreter import run_plan
+from intarsia.tensors import declared_types
 
 
 def interpret(bound: Bound, stage: str) -> list[Array]:
@@ -42,29 +43,41 @@ def _interpreted(compilation: Compilation, bound: Bound, stage: str) -> list[Arr
 
 
 def report_trace(bound: Bound, name: str) -> None:
-    """Print every value that is assigned to `name`, in order of execution.
+    """Print every value that `name` is given, in order of execution.
 
     Raises CompileError E0617 where nothing of that name has a value at run time.
     """
-    program = bound.function.program
-    spans = assignments(program.library.program, name)
-    if not spans:
-        raise CompileError("E0617", f"nothing is assigned to '{name}' in {program.source.name}")
-    places = {(s.source.name, s.start, s.end) for s in spans}
+    function = bound.function
+    library, types = function.program.library, declared_types(function.form, bound.tensors)
+
+    def build() -> tuple[Module, dict[str, int], tuple[Assigned, ...]]:
+        sizes = library.bind_sizes(function.name, types, bound.dims)
+        module, assigned = library.build_traced(function.name, types, sizes, bound.statics)
+        return module, sizes, assigned
+
+    module, sizes, assigned = with_deep_stack(build)
+    shown = {a.value: a for a in assigned if a.name == name}
     count = 0
 
-    def observe(node: Node, results: Sequence[Array | list[Array]]) -> None:
+    def show(value: Value, array: Array) -> None:
         nonlocal count
-        if any((s.source.name, s.start, s.end) in places for s in (node.span, *node.more_spans) if s is not None):
-            for result in results:
-                count += 1
-                place = f"{node.span}: " if node.span else ""
-                click.echo(f"{place}{format_array(name, np.asarray(result))}")
+        if (found := shown.get(value)) is not None:
+            count += 1
+            click.echo(f"{found.span}: {format_array(name, array)}")
 
-    _watch(bound, observe)
+    def observe(node: Node, results: Sequence[Array | list[Array]]) -> None:
+        for value, result in zip(node.values, results):
+            show(value, np.asarray(result))
+
+    inputs = [bound.tensors[p.label] for p in module.graph.parameters]
+    for parameter, given in zip(module.graph.parameters, inputs):
+        show(parameter.value, np.asarray(given))
+    arrays = [list(i) if isinstance(i, tuple) else i for i in inputs]
+    with_deep_stack(lambda: evaluate(module, arrays, sizes, observe=observe))
     if not count:
-        hint = "it is known when the program is compiled, or part of what calls inline"
-        raise CompileError("E0617", f"'{name}' has no value of its own at run time", spans[0], hint=hint)
+        names = ", ".join(dict.fromkeys(a.name for a in assigned)) or "none"
+        message = f"no tensor is assigned to '{name}' when {function.form.function} runs"
+        raise CompileError("E0617", message, hint=f"names that are given tensors: {names}")
 
 
 def report_nan(bound: Bound) -> None:
