@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from intarsia.dsl import ast
-from intarsia.ir.errors import Span
 
 _INLINE = (str, bool, int, float, ast.Identifier)
 
