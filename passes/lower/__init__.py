@@ -21,8 +21,9 @@ from intarsia.ir.kernel import Kernel
 from intarsia.ir.ops import ArgReduce, Argsort, Call, Constant, Cumulative, Fused, ListGet, Loop, Reshape, Sort, Update
 from intarsia.ir.proofs import Facts
 from intarsia.ir.scalar import Expr, Load, as_size, transform
-from intarsia.ir.sizes import Size
+from intarsia.ir.sizes import Size, maximum, minimum
 from intarsia.ir.space import operand, operand_position
+from intarsia.ir.types import ListType
 from intarsia.passes.lower.checks import Checks
 from intarsia.passes.lower.kernel import GroupLowering, LoweredGroup, literal_of, unwrapped
 from intarsia.passes.lower.loops import is_pointwise, lower_pointwise_loop, members_of
@@ -150,9 +151,11 @@ class _Block:
                 self._pointwise_loop(node)
             case Loop():
                 self._append(node, self._loop(node))
-            case ListGet():
-                (index,), scalars = self._scalars((node.index,), node.scalars)
-                self._append(node, replace(node, index=index, scalars=scalars, source=self.value(node.source)))
+            case ListGet(source, old):
+                (index,), scalars = self._scalars((old,), node.scalars)
+                if old.opaques and not index.opaques and isinstance(source.type, ListType):  # data that is a literal
+                    index = maximum(0, minimum(index, source.type.length - 1))
+                self._append(node, replace(node, index=index, scalars=scalars, source=self.value(source)))
             case _:
                 self._append(node, node.with_operands({v: self.value(v) for v in node.inputs}))
 

@@ -41,7 +41,7 @@ def members_of(region: Region) -> tuple[Node, ...]:
 def is_pointwise(loop: Loop) -> bool:
     """Does every element of every state depend on the same element of states alone, besides what does not change?"""
     shapes = {v.tensor.shape for v in (*loop.initial, *loop.body.results)}
-    if loop.condition is not None or len(shapes) != 1:
+    if loop.condition is not None or not loop.initial or len(shapes) != 1:
         return False
     by_state: set[Value] = {p.value for p in loop.states}
     names = _group_values(loop.body)
