@@ -56,8 +56,10 @@ class Compiled:
 
     @cached_property
     def module(self) -> llvm.ModuleRef:
-        """LLVM's module after its passes."""
+        """LLVM's module, after its passes if they are of use."""
         module = parse(self.source)
+        if not self.passes:
+            return module
         optimise(module, self.target)
         text = str(module)
         mended = without_single_lane_stores(text)

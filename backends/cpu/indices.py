@@ -272,6 +272,9 @@ class Indices:
             uniform = self.function.op(f"and i1 {a.uniform}, {b.uniform}")
         if a.lanes is None or b.lanes is None:
             return Condition(uniform, a.lanes or b.lanes)
+        first, second = known_lanes(a.lanes), known_lanes(b.lanes)
+        if first is not None and second is not None:
+            return _known_condition([x and y for x, y in zip(first, second)], uniform)
         return Condition(uniform, instruction(self.function, "and", a.lanes, b.lanes))
 
     def lane_mask(self, condition: Condition) -> Value:
@@ -298,6 +301,8 @@ class Indices:
                 return Condition("true" if base > 0 else "false")
             return Condition(self.function.compare("sgt", base, 0))
         assert self.lane is not None
+        if isinstance(base, int) and isinstance(linear.stride, int):
+            return _known_condition([base + linear.stride * n > 0 for n in range(self.lane.lanes)])
         if linear.stride in (1, -1):
             return Condition(lanes=self._compare_lanes(base, int(linear.stride), self.lane.lanes))
         steps = instruction(self.function, "add", _scalar(base), self._steps(linear.stride))
@@ -322,6 +327,20 @@ class Indices:
         if isinstance(number, int):
             return constant(number, dtype)
         return recast(self.function, "trunc", _scalar(number), dtype) if dtype != I64 else _scalar(number)
+
+
+def _known_condition(lanes: list[bool], uniform: str = "true") -> Condition:
+    """A condition that is known for every lane while the code is written."""
+    if all(lanes) or not any(lanes):
+        return Condition(uniform if all(lanes) else "false")
+    return Condition(uniform, vector_constant(lanes, BOOL))
+
+
+def known_lanes(mask: Value) -> list[bool] | None:
+    """The lanes of a mask that is a constant."""
+    if not mask.text.startswith("<"):
+        return None
+    return [lane.strip() == "i1 true" for lane in mask.text[1:-1].split(",")]
 
 
 def _mentions(atom: Atom, name: str) -> bool:

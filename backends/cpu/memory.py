@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from intarsia.backends.cpu.conversion import from_memory, to_memory
-from intarsia.backends.cpu.indices import Condition, Indices
+from intarsia.backends.cpu.indices import Condition, Indices, known_lanes
 from intarsia.backends.cpu.llvm import Function, Operand
 from intarsia.backends.cpu.registers import Position, Registers
 from intarsia.backends.cpu.values import (
     Value,
     constant,
+    extract,
     select,
     shuffle,
     splat,
@@ -275,6 +276,11 @@ class Memory(Indices):
             else:
                 self.function.do(store)
             return
+        if address.is_contiguous and (count := _first_lanes(mask)):
+            part = shuffle(self.function, value, value, range(count)) if count > 1 else extract(self.function, value, 0)
+            kind, text = to_memory(self.function, part)
+            self.function.do(f"store {kind} {text}, ptr {address.pointer}, align {size}")
+            return
         everywhere = mask or widen(self.function, Value("true", BOOL), self.lanes)
         if address.is_contiguous:
             callee, pointer = f"llvm.masked.store.{suffix(stored, self.lanes)}.p0", address.pointer
@@ -318,3 +324,11 @@ _BYTE = DType("u8", "uint", 8)
 
 def _bytes(dtype: DType) -> int:
     return dtype.bytes
+
+
+def _first_lanes(mask: Value | None) -> int:
+    """How many lanes a mask leaves that is a constant and true in the first lanes only; 0 for other masks."""
+    known = known_lanes(mask) if mask is not None else None
+    if known is None or known != sorted(known, reverse=True):
+        return 0
+    return sum(known)
