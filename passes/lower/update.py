@@ -11,7 +11,7 @@ from intarsia.ir.ops import Update
 from intarsia.ir.ops.elementwise import axes_for
 from intarsia.ir.proofs import Facts
 from intarsia.ir.scalar import Expr, loads
-from intarsia.ir.sizes import Size
+from intarsia.ir.sizes import ONE, ZERO, Size
 from intarsia.ir.space import Axis
 from intarsia.passes.lower.checks import check_update
 from intarsia.passes.lower.stages import subscripts
@@ -25,7 +25,7 @@ def lower_update(group: GroupLowering, node: Update) -> None:
 
     Where no point reads what another one writes, the kernel changes the base in place: its parameter has the role
     `inout`, and memory planning copies the base first if its old value is still needed. Else the result begins as a
-    copy, and the body reads the base.
+    copy, of what the region does not cover where that is a box less a box, and the body reads the base.
     """
     if group.checks is not None:
         check_update(group, node, group.checks)
@@ -36,9 +36,9 @@ def lower_update(group: GroupLowering, node: Update) -> None:
     target = base.buffer
     facts = group.writer.scope.facts
     if target is None or not (_reads_only_old(target, axes, targets, value, facts) and group.take_over(node, target)):
-        everything = axes_for(node.base.tensor.shape)
         target = group.storage(node.value).name
-        group.writer.write(everything, target, subscripts(everything), "=", base.at(subscripts(everything)), node.span)
+        for box in _kept(node, axes, targets):
+            group.writer.write(box, target, subscripts(box), "=", base.at(subscripts(box)), node.span)
     group.writer.write(axes, target, targets, node.operator, value, node.span)
 
 
@@ -69,3 +69,36 @@ def _never_meet(read: Sequence[Size], written: Sequence[Size], axes: Sequence[Ax
             return True
         facts = facts.given(difference, -difference)
     return False
+
+
+def _kept(node: Update, axes: Sequence[Axis], targets: Sequence[Size]) -> list[tuple[Axis, ...]]:
+    """Boxes that cover what an update keeps of its base. Around a box these are slabs: before and after it in the first
+    dimension; beside it in the second, within its range in the first; and so on."""
+    everything = axes_for(node.base.tensor.shape)
+    region = _region(axes, targets)
+    if node.operator != "=" or region is None:
+        return [everything]
+    boxes: list[tuple[Axis, ...]] = []
+    for d, (whole, (lower, upper)) in enumerate(zip(everything, region)):
+        inside = tuple(Axis(a.name, *bounds) for a, bounds in zip(everything, region[:d]))
+        for slab in (Axis(whole.name, ZERO, lower), Axis(whole.name, upper, whole.upper)):
+            if slab.extent != ZERO:
+                boxes.append((*inside, slab, *everything[d + 1 :]))
+    return boxes
+
+
+def _region(axes: Sequence[Axis], targets: Sequence[Size]) -> list[tuple[Size, Size]] | None:
+    """The box that targets cover, as a range for each dimension; None if it is no box that is known beforehand."""
+    left = {a.name: a for a in axes}
+    if any(b.opaques or b.symbols & left.keys() for a in axes for b in (a.lower, a.upper)):
+        return None
+    ranges: list[tuple[Size, Size]] = []
+    for target in targets:
+        own = sorted(target.symbols & left.keys())
+        if target.opaques or len(own) > 1 or any(target.coefficient(name) != 1 for name in own):
+            return None
+        axis = left.pop(own[0]) if own else Axis("", ZERO, ONE)
+        offset = target - axis.name if own else target
+        ranges.append((axis.lower + offset, axis.upper + offset))
+    # An axis that no target uses only repeats the writes, unless it has no points.
+    return None if left else ranges
