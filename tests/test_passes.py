@@ -67,9 +67,9 @@ def special_inputs() -> list[np.ndarray]:
 def test_algebra_keeps_every_bit(dtype: DType) -> None:
     """NaN, infinities, subnormals, the sign of zero and the ends of the integers included."""
     inputs = special_inputs()
-    bodies = [Expressions(seed).of(dtype, 5) for seed in range(250)]
+    bodies = [Expressions(seed).of(dtype, 5) for seed in range(150)]
     better = [simplify_body(body, facts_of([AXIS])) for body in bodies]
-    assert sum(a != b for a, b in zip(bodies, better)) > 100
+    assert sum(a != b for a, b in zip(bodies, better)) > 60
     for body, simple in zip(bodies, better):
         before, after = evaluate(module_of([body, simple]), inputs)
         assert difference(before, after, dtype, None, exact=True) is None, f"{body}\n-> {simple}"
@@ -78,7 +78,7 @@ def test_algebra_keeps_every_bit(dtype: DType) -> None:
 # ---------------------------------------------------------------------- random graphs
 
 
-@pytest.mark.parametrize("seed", range(2000, 2025))
+@pytest.mark.parametrize("seed", range(2000, 2012))
 def test_random_graphs_keep_their_meaning(seed: int) -> None:
     run(random_module(seed), f"{GRAPH_PASSES},lower")
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ast
-import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
@@ -29,9 +28,24 @@ class Mutant:
     """One change of one module: its number in the order of the syntax tree, where it is, and what it does."""
 
     path: str
+    source: str = field(repr=False)
     number: int
     line: int
     change: str
+
+    @property
+    def text(self) -> str:
+        """The line that it changes."""
+        return self.source.splitlines()[self.line - 1].strip()
+
+    def tree(self) -> ast.Module:
+        """The syntax tree of the changed module."""
+        tree = ast.parse(self.source)
+        for number, (_, _, change) in enumerate(_changes(tree)):
+            if number == self.number:
+                change()
+                return ast.fix_missing_locations(tree)
+        raise AssertionError(f"{self} is not in its module")
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}: {self.change}"
@@ -40,17 +54,7 @@ class Mutant:
 def mutants(path: str, source: str) -> list[Mutant]:
     """Every mutant of a module."""
     tree = ast.parse(source)
-    return [Mutant(path, n, line, text) for n, (line, text, _) in enumerate(_changes(tree))]
-
-
-def apply(mutant: Mutant, source: str) -> ast.Module:
-    """The syntax tree of the changed module."""
-    tree = copy.deepcopy(ast.parse(source))
-    for number, (_, _, change) in enumerate(_changes(tree)):
-        if number == mutant.number:
-            change()
-            return ast.fix_missing_locations(tree)
-    raise AssertionError(f"{mutant} is not in its module")
+    return [Mutant(path, source, n, line, text) for n, (line, text, _) in enumerate(_changes(tree))]
 
 
 def _changes(tree: ast.Module) -> Iterator[tuple[int, str, Change]]:

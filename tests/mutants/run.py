@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "fuzz"))
 
 from expressions import Expressions, module_of
-from mutate import Mutant, apply, mutants
+from mutate import Mutant, mutants
 
 from intarsia.dsl.library import load
 from intarsia.ir.dtypes import BOOL, F32, I32
@@ -228,8 +228,8 @@ def outcome_of(mutant: Mutant | None, part: str, examples: Sequence[Example]) ->
 
     def work() -> tuple[str, str]:
         if mutant is not None:
-            tree = apply(mutant, (ROOT / mutant.path).read_text("utf-8"))
-            sys.meta_path.insert(0, MutatingFinder(module_name(mutant.path), compile(tree, mutant.path, "exec")))
+            code = compile(mutant.tree(), mutant.path, "exec")
+            sys.meta_path.insert(0, MutatingFinder(module_name(mutant.path), code))
         try:
             return trial(part, examples)
         except BaseException as error:  # whatever a broken compiler raises is what we ask for
@@ -299,8 +299,7 @@ def main() -> int:
         print(f"{part:16}{counts[part].total():9}" + "".join(f"{counts[part][c]:9}" for c in columns))
     print(f"{sum(c.total() for c in counts.values())} mutants in {time.perf_counter() - start:.0f} s")
     for mutant in survivors:
-        line = (ROOT / mutant.path).read_text("utf-8").splitlines()[mutant.line - 1].strip()
-        print(f"survived {mutant}\n    {line}")
+        print(f"survived {mutant}\n    {mutant.text}")
     return 0
 
 
