@@ -121,6 +121,12 @@ class Compilation:
         with self._timed("llvm"):
             return compile_plan(plan, self.target)
 
+    @cached_property
+    def _code_with_lines(self) -> Compiled:
+        from intarsia.backends.cpu.compile import compile_plan
+
+        return compile_plan(self.plan, self.target, debug_info=True)
+
     def executable(self) -> Executable:
         """The compiled program, ready to call or to keep."""
         code = self.code
@@ -131,7 +137,9 @@ class Compilation:
         """The text of one of `STAGES`."""
         if stage in MODULE_STAGES:
             return print_module(getattr(self, stage), debug_info)
-        return print_plan(self.plan) if stage == "plan" else self.code.text(stage)
+        if stage == "plan":
+            return print_plan(self.plan)
+        return (self._code_with_lines if debug_info else self.code).text(stage)
 
     def _between(self, done: int, name: str) -> Pipeline:
         return Pipeline(self.pipeline.before(name).passes[done:])

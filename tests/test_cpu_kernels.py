@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +14,8 @@ from intarsia.backends.cpu.compile import compile_kernel, compile_plan, host_tar
 from intarsia.backends.cpu.plan import kernel_plan
 from intarsia.ir import kernel_interpreter
 from intarsia.ir.dtypes import Array, DType
-from intarsia.ir.errors import Source
-from intarsia.ir.kernel import Kernel
+from intarsia.ir.errors import Source, Span
+from intarsia.ir.kernel import For, Kernel, Put
 from intarsia.ir.kernel_text import read_kernel
 from intarsia.ir.plan import Invoke, Plan, Reference
 from intarsia.ir.target import TARGETS, Target
@@ -497,3 +499,21 @@ def test_other_targets_have_assembly(name: str) -> None:
     assert multiply in code.text("asm")
     assert code.text("llvm") == compile_kernel(kernel_of(TILE), TARGETS[name]).text("llvm")
     assert len(code.object_code) > 500
+
+
+def test_lines_of_the_program() -> None:
+    """With debug info every instruction of a statement says where it comes from; without it the text has no places."""
+    source = Source("f.ita", "fn f(x: f32[8]) -> f32[8] {\n    return x + 1.0\n}\n")
+    kernel = kernel_of("kernel f(x: f32[8], out y: f32[8]) { for i in 0..8 { y[i] = x[i] + 1.0 } }")
+    (loop,) = kernel.body
+    assert isinstance(loop, For)
+    (put,) = loop.body
+    assert isinstance(put, Put)
+    start = source.text.index("x + 1.0")
+    place = replace(put, span=Span(source, start, start + 7))
+    plan = kernel_plan(replace(kernel, body=(replace(loop, body=(place,)),)))
+    text = compile_plan(plan, host_target(), debug_info=True)
+    assert re.search(r"fadd float .*, !dbg !\d+", text.source)
+    assert 'DIFile(filename: "f.ita"' in text.source and "line: 2, column: 12" in text.source
+    assert ".loc\t1 2 12" in text.text("asm")
+    assert "!dbg" not in compile_plan(plan, host_target()).source

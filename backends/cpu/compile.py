@@ -89,9 +89,9 @@ def compile_module(module: Module, target: Target, entry: str) -> Compiled:
     return Compiled(module.text(), target, entry, module.has_plain_loops)
 
 
-def compile_plan(plan: Plan, target: Target) -> Compiled:
-    """A plan as code for a CPU target, which need not be this machine."""
-    return compile_module(emit_plan(plan, target), target, entry_name(plan))
+def compile_plan(plan: Plan, target: Target, *, debug_info: bool = False) -> Compiled:
+    """A plan as code for a CPU target, which need not be this machine. `debug_info` keeps the lines of the program."""
+    return compile_module(emit_plan(plan, target, debug_info=debug_info), target, entry_name(plan))
 
 
 def compile_kernel(kernel: Kernel, target: Target) -> Compiled:

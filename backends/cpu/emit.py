@@ -19,6 +19,7 @@ from intarsia.backends.cpu.llvm import Function, Module, Operand
 from intarsia.backends.cpu.registers import Place, Registers
 from intarsia.backends.cpu.values import Value, constant, extract, select, storage_type, widen
 from intarsia.ir.dtypes import BOOL, F32, F64
+from intarsia.ir.errors import Span
 from intarsia.ir.functions import COMBINERS
 from intarsia.ir.kernel import (
     COMBINER_OPERATORS,
@@ -86,6 +87,7 @@ class Emitter(Expressions):
         self.kernel = kernel
         self.analysis = analysis
         function.plain_loops = analysis.is_scalar
+        function.begin_at(_first_span(kernel))
         self.heap: list[str] = []
 
     def child(self, function: Function) -> Emitter:
@@ -171,28 +173,39 @@ class Emitter(Expressions):
         taken: list[str] = []
         for statement in body:
             self.forget_values()
-            match statement:
-                case For():
-                    self.loop(statement)
-                case Put():
-                    self.put(statement)
-                case If(condition, then, otherwise):
-                    self.branch_on(self.condition(condition).uniform, then, otherwise)
-                case Alloc(buffer):
-                    if self.registers.holds(buffer.name):
-                        self.registers.clear(buffer.name)
-                    elif buffer.name not in self.pointers:
-                        self.pointers[buffer.name] = self.new_memory(_bytes(buffer))
-                        taken.append(buffer.name)
-                    self.forget([buffer.name])
-                case Prefetch():
-                    self.prefetch(statement)
-                case Check():
-                    self.check(statement)
-                case Call():
-                    routines.call(self, statement)
+            if isinstance(statement, Alloc):
+                taken += self.begin_buffer(statement.buffer)
+            else:
+                with self.function.at(statement.span if isinstance(statement, (Put, Check)) else None):
+                    self.statement(statement)
         for name in taken:
             self.function.call("void", "free", [("ptr", self.pointers.pop(name))])
+
+    def begin_buffer(self, buffer: Buffer) -> list[str]:
+        """A fresh temporary; gives its name if memory was taken for it here."""
+        taken = []
+        if self.registers.holds(buffer.name):
+            self.registers.clear(buffer.name)
+        elif buffer.name not in self.pointers:
+            self.pointers[buffer.name] = self.new_memory(_bytes(buffer))
+            taken.append(buffer.name)
+        self.forget([buffer.name])
+        return taken
+
+    def statement(self, statement: For | Put | If | Prefetch | Check | Call) -> None:
+        match statement:
+            case For():
+                self.loop(statement)
+            case Put():
+                self.put(statement)
+            case If(condition, then, otherwise):
+                self.branch_on(self.condition(condition).uniform, then, otherwise)
+            case Prefetch():
+                self.prefetch(statement)
+            case Check():
+                self.check(statement)
+            case Call():
+                routines.call(self, statement)
 
     # ------------------------------------------------------------------ loops
 
@@ -484,6 +497,12 @@ class Emitter(Expressions):
                 function.do(f"store i64 {number}, ptr {place}, align 8")
 
         self.branch(first, (), store)
+
+
+def _first_span(kernel: Kernel) -> Span | None:
+    """Where a kernel comes from: it itself, or the first statement that says."""
+    spans = (s.span for s in statements(kernel.body) if isinstance(s, (Put, Check)))
+    return kernel.span or next((s for s in spans if s is not None), None)
 
 
 def _bytes(buffer: Buffer) -> Size:

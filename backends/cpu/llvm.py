@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from intarsia.backends.cpu.debug import LineTables
+from intarsia.ir.errors import Span
+
 Operand: TypeAlias = "int | str"
 """An i64: a number, or the name of a value."""
 
@@ -74,6 +77,7 @@ class Module:
         self.triple = triple
         self.openmp = openmp
         self.has_plain_loops = False
+        self.line_tables: LineTables | None = None
         self.attributes = ("nounwind", *attributes)
         self.functions: dict[str, str] = {}
         self._declarations: dict[str, str] = {}
@@ -108,6 +112,7 @@ class Module:
                 "!1 = distinct !{!1, !2, !3}",
                 '!2 = !{!"llvm.loop.unroll.disable"}',
                 '!3 = !{!"llvm.loop.vectorize.enable", i1 false}',
+                *(self.line_tables.lines() if self.line_tables else ()),
                 "",
             ]
         )
@@ -131,11 +136,32 @@ class Function:
         self._allocas: list[str] = []
         self.plain_loops = False
         """Are loops left to LLVM's passes, to be unrolled and vectorised as they see fit?"""
+        self._span: Span | None = None
+        self._subprogram = ""
+        self._location = ""
 
     def set_parameters(self, parameters: Sequence[tuple[str, str]]) -> None:
         """Give a function its parameters where they were not known when it was begun."""
         self._parameters = tuple(parameters)
         self._depths.update((f"%{n}", 0) for _, n in parameters)
+
+    # ------------------------------------------------------------------ the user's lines
+
+    def begin_at(self, span: Span | None) -> None:
+        """Say where the function comes from, if the module keeps lines."""
+        tables = self.module.line_tables
+        if tables is not None and span is not None:
+            self._span, self._subprogram = span, tables.subprogram(self.name, span)
+            self._location = f", !dbg {tables.location(span, self._subprogram, span.source)}"
+
+    @contextmanager
+    def at(self, span: Span | None) -> Iterator[None]:
+        """Instructions written inside come from `span`."""
+        before, tables = self._location, self.module.line_tables
+        if tables is not None and span is not None and self._span is not None:
+            self._location = f", !dbg {tables.location(span, self._subprogram, self._span.source)}"
+        yield
+        self._location = before
 
     # ------------------------------------------------------------------ names and instructions
 
@@ -173,19 +199,19 @@ class Function:
         target = next((d - 1 for d in range(needed + 1, len(self._scopes)) if self._scopes[d].is_loop), self.depth)
         name = self.new_name(target)
         scope = self._scopes[target]
-        scope.block.lines.append(f"{name} = {text}")
+        scope.block.lines.append(f"{name} = {text}{self._location}")
         scope.shared[text] = name
         return name
 
     def emit(self, text: str) -> str:
         """An instruction with a result, at this place."""
         name = self.new_name()
-        self._scopes[-1].block.lines.append(f"{name} = {text}")
+        self._scopes[-1].block.lines.append(f"{name} = {text}{self._location}")
         return name
 
     def do(self, text: str) -> None:
         """An instruction without a result, at this place."""
-        self._scopes[-1].block.lines.append(text)
+        self._scopes[-1].block.lines.append(f"{text}{self._location}")
 
     def call(self, result: str, callee: str, arguments: Sequence[tuple[str, str]], *, pure: bool = True) -> str:
         """Call a declared function or intrinsic; `pure` as for `op`. Returns the result's name ("" for void)."""
@@ -224,7 +250,7 @@ class Function:
         self._scopes[-1].block = block
 
     def terminate(self, text: str) -> None:
-        self._scopes[-1].block.terminator = text
+        self._scopes[-1].block.terminator = f"{text}{self._location}"
 
     @contextmanager
     def _scope(self, label: str, *, is_loop: bool) -> Iterator[Block]:
@@ -318,7 +344,8 @@ class Function:
         self._blocks[0].lines[:0] = self._allocas
         parameters = ", ".join(f"{t} %{n}" for t, n in self._parameters)
         blocks = "\n".join(b.text() for b in self._blocks)
-        self.module.add(self.name, f"{self._head}({parameters}) #0 {{\n{blocks}\n}}")
+        debug = f" !dbg {self._subprogram}" if self._subprogram else ""
+        self.module.add(self.name, f"{self._head}({parameters}) #0{debug} {{\n{blocks}\n}}")
 
     # ------------------------------------------------------------------ i64 arithmetic on operands
 

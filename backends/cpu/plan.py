@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from intarsia.backends.cpu.analysis import statements
+from intarsia.backends.cpu.debug import LineTables
 from intarsia.backends.cpu.emit import emit_kernel, function_name, safe
 from intarsia.backends.cpu.expressions import Expressions
 from intarsia.backends.cpu.llvm import Function, Module
@@ -28,9 +29,10 @@ def entry_name(plan: Plan) -> str:
     return safe(plan.name)
 
 
-def emit_plan(plan: Plan, target: Target) -> Module:
-    """The LLVM IR of a plan: its kernels, each once, and the entry function."""
+def emit_plan(plan: Plan, target: Target, *, debug_info: bool = False) -> Module:
+    """The LLVM IR of a plan: its kernels, each once, and the entry function; with the user's lines if asked for."""
     module = new_module(target)
+    module.line_tables = LineTables() if debug_info else None
     add_plan(module, plan, target, entry_name(plan))
     return module
 
