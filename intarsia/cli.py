@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     try:
-        result = intarsia.main(args=arguments, prog_name="intarsia", standalone_mode=False)
+        colour = False if os.environ.get("NO_COLOR") else None  # None: on a terminal
+        result = intarsia.main(args=arguments, prog_name="intarsia", standalone_mode=False, color=colour)
         return result if isinstance(result, int) else 0
     except CompileError as error:
         click.echo(_coloured(str(error)), err=True)

@@ -1,4 +1,4 @@
-"""Timing by medians."""
+"""Timing by medians, and numbers with units."""
 
 from __future__ import annotations
 
@@ -24,3 +24,20 @@ def median_and_spread(samples: Sequence[float]) -> tuple[float, float]:
     ordered = sorted(samples)
     quarter = len(ordered) // 4
     return statistics.median(ordered), ordered[-1 - quarter] - ordered[quarter]
+
+
+def duration_text(seconds: float) -> str:
+    """`1.5 s`, `20 ms` or `7.1 us`: three digits."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
+def size_text(count: float) -> str:
+    """`512 B`, `3.2 KiB`, …: three digits or more."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} GiB"

@@ -2,52 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
-from intarsia.commands.options import open_program, program_argument
+from intarsia.commands.options import INTERPRETERS, open_program, program_argument
 from intarsia.deep_stack import with_deep_stack
 from intarsia.dsl import ast
-from intarsia.ir.errors import CompileError, Span
+from intarsia.ir.dtypes import Array
+from intarsia.ir.errors import CompileError, Diagnostic
+from intarsia.ir.graph import Module
+from intarsia.options import Options, require_host
 from intarsia.program import Program
 
 
 @click.command("test")
 @program_argument
-@click.option("--target", default="cpu", metavar="TARGET", help="cpu, or reference for the interpreter.")
+@click.option("--target", default=None, metavar="TARGET", help="cpu, cpu:x86-avx2, … or reference  [default: cpu]")
 @click.option("-k", "pattern", default="", metavar="TEXT", help="Only tests whose name contains TEXT.")
-def command(file: str | None, text: str | None, target: str, pattern: str) -> int:
+def command(file: str | None, text: str | None, target: str | None, pattern: str) -> int:
     """Run the `test` blocks of a program. Exit 1 if an assertion fails."""
     source, _ = open_program(file, text)
-    program = Program(source)
-    tests = [(i, t) for i, t in enumerate(program.library.tests) if pattern in t.name.value]
-    failures = 0
-    for index, block in tests:
-        module = with_deep_stack(lambda index=index: program.library.build_test(index))  # type: ignore[misc]
-        results = _run(module, program, target)
-        wrong = [span for span, holds in zip(_assertions(block), results) if not bool(holds)]
-        failures += bool(wrong)
-        click.echo(f"{click.style('FAIL', fg='red') if wrong else click.style('ok', fg='green')}  {block.name.value}")
-        for span in wrong:
-            click.echo(
-                str(CompileError("E0805", f"an assertion of the test {block.name.value!r} is false", span)), err=True
-            )
-    click.echo(f"{len(tests) - failures} passed, {failures} failed")
-    return 1 if failures else 0
+    program = Program(source, Options(target=None if target in INTERPRETERS else target))
+    blocks = [(i, t) for i, t in enumerate(program.library.tests) if pattern in t.name.value]
+    failed = 0
+    for index, block in blocks:
+        mistakes = _failures(program, index, block, target)
+        failed += bool(mistakes)
+        click.echo(
+            f"{click.style('FAIL', fg='red') if mistakes else click.style('ok', fg='green')}  {block.name.value}"
+        )
+        if mistakes:
+            click.echo(str(CompileError.of(mistakes)), err=True)
+    click.echo(f"{len(blocks) - failed} passed, {failed} failed")
+    return 1 if failed else 0
 
 
-def _assertions(block: ast.Test) -> list[Span]:
-    """The places of the assertions of a test, in the order of its results."""
-    return [s.condition.span for s in ast.walk(block) if isinstance(s, ast.Assert)]
+def _failures(program: Program, index: int, block: ast.Test, target: str | None) -> list[Diagnostic]:
+    """What is wrong with a test: assertions that are false, or whatever keeps it from running."""
+    try:
+        results = with_deep_stack(lambda: _run(program.library.build_test(index), program, target))
+    except CompileError as error:
+        return list(error.diagnostics)
+    spans = [s.condition.span for s in ast.walk(block) if isinstance(s, ast.Assert)]
+    message = f"an assertion of the test {block.name.value!r} is false"
+    return [Diagnostic("E0805", message, span) for span, holds in zip(spans, results) if not bool(holds)]
 
 
-def _run(module: Any, program: Program, target: str) -> list[Any]:
+def _run(module: Module, program: Program, target: str | None) -> list[Array]:
     from intarsia.driver import Compilation
+    from intarsia.ir.interpreter import evaluate
 
-    if target == "reference":
-        from intarsia.ir.interpreter import evaluate
-
-        return list(with_deep_stack(lambda: evaluate(module, [], checks=True)))
     compilation = Compilation(module, {}, program.options)
-    return with_deep_stack(compilation.executable).run([], {})
+    if target in INTERPRETERS:
+        return list(evaluate(module if target == "reference" else compilation.scheduled, [], checks=True))
+    require_host(compilation.target)
+    return compilation.executable().run([], {})

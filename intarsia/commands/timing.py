@@ -21,7 +21,7 @@ from intarsia.ir.plan_interpreter import Memory, run_plan
 from intarsia.ir.types import ListType, Type
 from intarsia.ir.work import region_work
 from intarsia.limits import Limits, machine_limits
-from intarsia.measurement import measure, median_and_spread
+from intarsia.measurement import duration_text, measure, median_and_spread, size_text
 from intarsia.passes.schedule.shape import work
 from intarsia.runtime.native import address_of, pointer_table
 
@@ -34,8 +34,10 @@ def report_time(bound: Bound, call: Callable[[], object], compile_seconds: float
     compilation = with_deep_stack(bound.compilation)
     operations = with_deep_stack(lambda: region_work(compilation.graph.graph.body, compilation.sizes).operations)
     limits = machine_limits(bound.function.program.cache)
-    click.echo(f"ready after {_duration(compile_seconds)}, {found}", err=True)
-    click.echo(f"run: median {_duration(median)}, quartiles {_duration(spread)} apart, {len(samples)} runs", err=True)
+    click.echo(f"ready after {duration_text(compile_seconds)}, {found}", err=True)
+    click.echo(
+        f"run: median {duration_text(median)}, quartiles {duration_text(spread)} apart, {len(samples)} runs", err=True
+    )
     moved = _argument_bytes(compilation)
     click.echo(f"     {_rates(operations, moved, median, limits)}", err=True)
 
@@ -59,13 +61,6 @@ def _rates(operations: float, moved: float, seconds: float, limits: Limits) -> s
         f"{done / 1e9:.1f} GFLOP/s ({done / limits.operations:.0%} of this machine's peak in f32), "
         f"{carried / 1e9:.1f} GB/s ({carried / limits.bytes:.0%} of its memory's)"
     )
-
-
-def _duration(seconds: float) -> str:
-    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us"
 
 
 # ---------------------------------------------------------------------- kernel by kernel
@@ -141,14 +136,6 @@ def _profile_line(row: _Row, total: float, limits: Limits) -> str:
     rates = f"{row.bytes / each / 1e9:7.1f} {row.operations / each / 1e9:8.1f} {least / each:6.0%}"
     place = f"  {row.kernel.span}" if row.kernel.span else ""
     return (
-        f"{spent / total:6.1%} {len(row.seconds):6} {_duration(each):>9} {_size(row.bytes):>9} {rates}"
+        f"{spent / total:6.1%} {len(row.seconds):6} {duration_text(each):>9} {size_text(row.bytes):>9} {rates}"
         f"  {row.kernel.name}{place}"
     )
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} GiB"
