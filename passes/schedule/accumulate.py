@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, Buffer, For, If, Kernel, Put, Statement
 from intarsia.ir.kernel_access import accesses
-from intarsia.ir.scalar import Expr, Load, Mask
+from intarsia.ir.scalar import Expr, Load, Mask, loads
 from intarsia.ir.schedule import Accumulate
 from intarsia.ir.sizes import Size
+from intarsia.passes.schedule.dependence import describe, may_meet
 from intarsia.passes.schedule.masks import neutral
 from intarsia.passes.schedule.storage import most_trips
 from intarsia.passes.schedule.tree import (
     Body,
     NameSource,
-    blocks,
     find_buffer,
     find_loop,
     perfect_nest,
@@ -23,6 +23,7 @@ from intarsia.passes.schedule.tree import (
     replace_block,
     replace_loop,
     rewrite,
+    written_in,
 )
 
 
@@ -31,6 +32,8 @@ def accumulate(kernel: Kernel, step: Accumulate) -> Kernel:
     loop, around = find_loop(kernel, step.axis)
     reduction = _find_reduction(step, loop)
     put = reduction.put
+    if step.keep and step.mode != "add":
+        raise ScheduleError(f"partial results cannot be kept with mode {step.mode}")
     if step.mode in ("set", "first"):
         kernel = _drop_initial(kernel, step, reduction, around)
         loop, around = find_loop(kernel, step.axis)
@@ -41,6 +44,8 @@ def accumulate(kernel: Kernel, step: Accumulate) -> Kernel:
         if (late := {d.axis for d in dims} | {loop.axis}) & (dim.lower.symbols | dim.upper.symbols):
             raise ScheduleError(f"the range {dim.lower}..{dim.upper} of {dim.axis} needs {', '.join(late)}")
     buffer = find_buffer(kernel, step.buffer)
+    if step.memory == "register" and any(most_trips(dim).constant is None for dim in dims):
+        raise ScheduleError("the shape of a register tile has to be known")
     tile = Buffer(step.new, buffer.dtype, tuple(most_trips(dim) for dim in dims), step.memory)
     place = tuple((Size.of(dim.axis) - dim.lower) // dim.step for dim in dims)
     kept = tuple(m for m in put.mask if m not in reduction.conditions)
@@ -76,7 +81,7 @@ class _Reduction:
 
 def _find_reduction(step: Accumulate, loop: For) -> _Reduction:
     uses = [a for a in accesses((loop,)) if a.buffer == step.buffer]
-    if len(uses) != 1 or not isinstance(uses[0].statement, Put):
+    if len(uses) != 1 or not uses[0].writes or not isinstance(uses[0].statement, Put):
         raise ScheduleError(f"{step.axis} holds {len(uses)} uses of {step.buffer}, not one write")
     put, loops = uses[0].statement, uses[0].loops
     if put.operator == "=":
@@ -86,6 +91,10 @@ def _find_reduction(step: Accumulate, loop: For) -> _Reduction:
     unknown = [axis for axis in step.keep if axis not in names or axis in used]
     if unknown:
         raise ScheduleError(f"{unknown[0]} is no reduction axis of it")
+    written = written_in((loop,))
+    for value in (o for index in put.indices for o in index.opaques):
+        if any(load.buffer in written for load in loads(value)):
+            raise ScheduleError(f"its subscript {value} changes")
     if step.axis in used:
         raise ScheduleError(f"{step.buffer}[{', '.join(map(str, put.indices))}] is not reduced over {step.axis}")
     dims = tuple(inner for inner in loops if inner.axis in used or inner.axis in step.keep)
@@ -107,29 +116,39 @@ def _nest(dims: tuple[For, ...], put: Put, names: NameSource) -> Body:
 
 def _drop_initial(kernel: Kernel, step: Accumulate, reduction: _Reduction, around: tuple[For, ...]) -> Kernel:
     """Remove the statement that sets the buffer to the neutral element. What is written back after the loop has to
-    cover exactly what that statement set, with nothing that uses the buffer in between."""
-    put = reduction.put
-    outside = frozenset().union(*(i.symbols for i in put.indices))
-    for block, above in blocks(kernel):
-        path = around[len(above) :]
-        if above != around[: len(above)]:
+    cover exactly what that statement set, and nothing may see it in between."""
+    used = frozenset().union(*(i.symbols for i in reduction.put.indices))
+    path = (*around, find_loop(kernel, step.axis)[0])
+    for depth in range(len(path) - 1, -1, -1):
+        block = path[depth - 1].body if depth else kernel.body
+        if path[depth] not in block:
+            raise ScheduleError(f"{path[depth].axis} stands under a condition")
+        here = block.index(path[depth])
+        users = [n for n in range(here) if any(a.buffer == step.buffer for a in accesses((block[n],)))]
+        if not users:
             continue
-        top = path[0] if path else find_loop(kernel, step.axis)[0]
-        if top not in block:
-            continue
-        here = block.index(top)
-        for place in range(here - 1, -1, -1):
-            if not any(a.buffer == step.buffer for a in accesses((block[place],))):
-                continue
-            kept = [loop for loop in path if loop.axis in outside]
-            extra = [loop.axis for loop in path if loop.axis not in outside]
-            if extra != ([step.outer] if step.mode == "first" else []):
-                raise ScheduleError(f"it is also reduced over {', '.join(extra) or 'no outer loop'}")
-            _require_same(kernel, step, block[place], (*kept, *(d for d in reduction.dims if d.axis in outside)), put)
-            found = block
-            new = (*found[:place], *found[place + 1 :])
-            return replace_block(kernel, lambda body: body is found, lambda _: new)  # noqa: B023
+        outer = path[depth:-1]
+        extra = [loop.axis for loop in outer if loop.axis not in used]
+        if extra != ([step.outer] if step.mode == "first" else []):
+            raise ScheduleError(f"it is also reduced over {', '.join(extra) or 'no outer loop'}")
+        kept = (*(loop for loop in outer if loop.axis in used), *(d for d in reduction.dims if d.axis in used))
+        _require_same(kernel, step, block[users[-1]], kept, reduction.put)
+        _require_unseen(kernel, step.buffer, reduction.put, path, depth)
+        new = (*block[: users[-1]], *block[users[-1] + 1 :])
+        return replace_block(kernel, block, new)
     raise ScheduleError(f"no statement before it sets {step.buffer}")
+
+
+def _require_unseen(kernel: Kernel, name: str, put: Put, path: tuple[For, ...], depth: int) -> None:
+    """Nothing in the loops from `depth` on may use an element before the iteration that accumulates it."""
+    top = path[depth]
+    write = next(a for a in accesses((top,), path[:depth]) if a.statement is put and a.writes)
+    volatile = written_in((top,))
+    for other in accesses((top,), path[:depth]):
+        if other.buffer == name and other.statement is not put:
+            for position in range(depth, len(path) - 1):
+                if may_meet(kernel, write, other, {path[position].axis: ">"}, path[:position], volatile):
+                    raise ScheduleError(f"{describe((write, other))}: {name} is used before it is complete")
 
 
 def _require_same(kernel: Kernel, step: Accumulate, initial: Statement, loops: tuple[For, ...], put: Put) -> None:

@@ -9,7 +9,7 @@ from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, Buffer, Call, For, Kernel, Put, Statement
 from intarsia.ir.kernel import Prefetch as PrefetchStatement
 from intarsia.ir.kernel_access import accesses
-from intarsia.ir.scalar import Expr, Index, Load, transform
+from intarsia.ir.scalar import Expr, Index, Load, loads, transform
 from intarsia.ir.schedule import Collapse, Merge, Move, Reorder, Split
 from intarsia.ir.sizes import Size, maximum, minimum
 from intarsia.passes.schedule.dependence import carried_dependence, crossing_dependence, describe
@@ -30,6 +30,7 @@ from intarsia.passes.schedule.tree import (
     replace_loop,
     rewrite,
     substitute,
+    written_in,
 )
 
 # ---------------------------------------------------------------------- split
@@ -74,7 +75,7 @@ def _two_loops(loop: For, factor: int, outer: str, inner: str, tail: str) -> For
         body = guard(body, loop.axis, (loop.upper - loop.axis,))
     body = substitute(body, {loop.axis: here + inner})
     # Each iteration of both loops is one iteration of the old loop: promises hold for both.
-    inner_kind = "seq" if loop.kind in ("parallel", "grid") else loop.kind
+    inner_kind = "seq" if loop.kind in ("parallel", "grid") or width.constant is None else loop.kind
     outer_kind = "seq" if loop.kind in ("lane", "dot") else loop.kind
     return For(outer, first, last, (For(inner, Size.of(0), width, body, inner_kind),), outer_kind, stride)
 
@@ -222,6 +223,10 @@ def _merge_two(kernel: Kernel, first: str, second: str) -> Kernel:
     rest = tuple(s for s in between if not isinstance(s, Alloc))
     if rest and (pair := crossing_dependence(kernel, rest, (two,), {}, around)):
         raise ScheduleError(f"{describe(pair)} stands between them")
+    written = written_in(one.body)
+    for value in (o for bound in (two.lower, two.upper) for o in bound.opaques):
+        if any(load.buffer in written for load in loads(value)):
+            raise ScheduleError(f"the bound {value} of {second} changes")
     added = substitute(two.body, {second: Size.of(first)})
     pair = crossing_dependence(kernel, one.body, added, {first: ">"}, (*around, one))
     if pair is not None:

@@ -90,6 +90,8 @@ def guard(body: Body, axis: str, condition: Mask) -> Body:
                 for failed in outside:
                     holds = Apply("or", (holds, failed))
                 return replace(statement, condition=holds, values=tuple(map(expression, statement.values)))
+            case Alloc(buffer):
+                return Alloc(replace(buffer, shape=tuple(map(size, buffer.shape))))
             case Call():
                 raise ScheduleError(f"a call of {statement.routine} cannot be masked")
         return statement
@@ -121,6 +123,12 @@ def masks_in(body: Body) -> Iterator[Size]:
                 yield from load.mask
 
 
+def require_numbers(loop: For, bound: Size) -> None:
+    """A new bound of a loop whose kind wants numbers has to be one."""
+    if loop.kind in ("unroll", "lane", "dot") and bound.constant is None:
+        raise ScheduleError(f"the bound {bound} of the {loop.kind} loop over {loop.axis} is no number")
+
+
 # ---------------------------------------------------------------------- steps
 
 
@@ -141,6 +149,7 @@ def peel(kernel: Kernel, step: Peel) -> Kernel:
     middle = loop.upper
     for limit in dict.fromkeys(limits.values()):
         middle = limit if facts.proves(middle - limit) else minimum(middle, limit)
+    require_numbers(loop, middle)
     main = replace(loop, upper=middle, body=drop_masks(loop.body, frozenset(limits)))
     if not facts.proves(middle - loop.lower):
         middle = maximum(loop.lower, middle)
@@ -236,6 +245,7 @@ def tighten(kernel: Kernel, step: Tighten) -> Kernel:
     if not ends:
         raise ScheduleError("nothing in it is masked")
     upper = minimum(loop.upper, maximum(*ends))
+    require_numbers(loop, upper)
     return replace_loop(kernel, step.axis, lambda found: replace(found, upper=upper))
 
 

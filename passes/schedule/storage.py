@@ -49,6 +49,8 @@ def localize(kernel: Kernel, step: Localize) -> Kernel:
     if any(isinstance(a.statement, Call) for a in inside):
         raise ScheduleError("a call uses it")
     outside = next(loops for s, loops in walk(kernel.body) if isinstance(s, Alloc) and s.buffer.name == name)
+    if len(outside) > len(around) + 1:
+        raise ScheduleError(f"it lives inside {outside[-1].axis}")
     _require_local(kernel, str(step), inside, (*around, loop), len(outside))
     tile = _tile(kernel, str(step), buffer, inside, len(around) + 1)
 
@@ -63,6 +65,8 @@ def localize(kernel: Kernel, step: Localize) -> Kernel:
                 return replace(statement, indices=tile.subscripts(statement.indices))
         return None
 
+    if step.memory == "register" and any(extent.constant is None for extent in tile.shape):
+        raise ScheduleError(f"the shape [{', '.join(map(str, tile.shape))}] of a register tile has to be known")
     kernel = kernel.with_body(rewrite(change_loads(kernel.body, load), change))
     alloc = Alloc(replace(buffer, shape=tile.shape, memory=step.memory))
     return replace_loop(kernel, step.axis, lambda found: replace(found, body=(alloc, *found.body)))
@@ -155,11 +159,11 @@ def pack(kernel: Kernel, step: Pack) -> Kernel:
     layout = _layout(step, load, inner)
     names = NameSource(kernel)
     names.claim(step.new)
-    places = tuple((Size.of(loop.axis) - loop.lower) // loop.step for loop in layout)
     renamed = {loop.axis: Size.of(names.derived(loop.axis)) for loop in layout}
-    loops = [_hull(str(step), loop, inner, layout[:n]) for n, loop in enumerate(layout)]
-    shape = tuple(most_trips(loop) for loop in loops)
-    _require_bounds(kernel, str(step), buffer, load, (*around, *loops))
+    loops = [_hull(loop, inner, layout[:n]) for n, loop in enumerate(layout)]
+    places = tuple((Size.of(loop.axis) - loop.lower) // loop.step for loop in loops)
+    shape = tuple(_greatest(most_trips(loop), tuple(loops)) for loop in loops)
+    _require_bounds(kernel, load, (*around, *loops))
     copy: Body = (Put(step.new, places, "=", load),)
     for loop in reversed(loops):
         copy = (replace(loop, body=copy),)
@@ -209,7 +213,7 @@ def _layout(step: Pack, load: Load, inner: tuple[For, ...]) -> tuple[For, ...]:
     return tuple(loops[axis] for axis in step.layout)
 
 
-def _hull(what: str, loop: For, inner: tuple[For, ...], earlier: tuple[For, ...]) -> For:
+def _hull(loop: For, inner: tuple[For, ...], earlier: tuple[For, ...]) -> For:
     """The loop with bounds that hold for all iterations of the loops that the copy does not have."""
     gone = tuple(other for other in inner if other not in earlier)
     lower, upper = _widest(loop.lower, gone, greatest=False), _widest(loop.upper, gone, greatest=True)
@@ -229,6 +233,14 @@ def _widest(bound: Size, loops: tuple[For, ...], greatest: bool) -> Size | None:
     return extreme(bound, loops, greatest)
 
 
+def _greatest(extent: Size, loops: tuple[For, ...]) -> Size:
+    """The extent of a dimension whose range depends on those of others: the greatest one."""
+    most = extreme(extent, loops, greatest=True)
+    if most is None or any(loop.axis in most.symbols for loop in loops):
+        raise ScheduleError(f"the extent {extent} changes inside")
+    return most
+
+
 def most_trips(loop: For) -> Size:
     """How many iterations a loop makes at most; a number where the bound says one."""
     extent = loop.upper - loop.lower
@@ -240,12 +252,14 @@ def most_trips(loop: For) -> Size:
     return (extent + (loop.step - 1)) // loop.step
 
 
-def _require_bounds(kernel: Kernel, what: str, buffer: Buffer, load: Load, loops: tuple[For, ...]) -> None:
+def _require_bounds(kernel: Kernel, load: Load, loops: tuple[For, ...]) -> None:
     """The copy may not touch memory that the loads did not."""
-    facts = facts_for(kernel, loops, load.mask)
-    for index, extent in zip(load.indices, buffer.extents):
-        if not (facts.proves(index) and facts.proves_below(index, extent)):
-            raise ScheduleError(f"{index} may be outside 0..{extent} where it is copied")
+    buffers = kernel.buffers()
+    for inner in loads(load):
+        facts = facts_for(kernel, loops, inner.mask)
+        for index, extent in zip(inner.indices, buffers[inner.buffer].extents):
+            if not (facts.proves(index) and facts.proves_below(index, extent)):
+                raise ScheduleError(f"{index} may be outside 0..{extent} where it is copied")
 
 
 # ---------------------------------------------------------------------- inline
@@ -265,9 +279,14 @@ def inline(kernel: Kernel, step: Inline) -> Kernel:
     )
     place = next(n for n, s in enumerate(block) if s is put or (isinstance(s, For) and s in loops))
     definition = block[place]
-    own = perfect_nest(definition)[0] if isinstance(definition, For) else ()
+    own, inside = perfect_nest(definition) if isinstance(definition, For) else ((), (definition,))
     axes = tuple(index.as_name for index in put.indices)
-    if put.operator != "=" or put.mask or sorted(map(str, axes)) != sorted(loop.axis for loop in own):
+    if (
+        put.operator != "="
+        or put.mask
+        or inside != (put,)
+        or sorted(map(str, axes)) != sorted(loop.axis for loop in own)
+    ):
         raise ScheduleError(f"{name}[{', '.join(map(str, put.indices))}] {put.operator} … does not define it")
     changed = written_in(block[place:]) & {load.buffer for load in loads(put.value)}
     if changed:

@@ -160,24 +160,22 @@ def replace_loop(kernel: Kernel, axis: str, make: Callable[[For], Statement | Bo
     return kernel.with_body(go(kernel.body))
 
 
-def replace_block(kernel: Kernel, is_it: Callable[[Body], bool], make: Callable[[Body], Body]) -> Kernel:
-    """Rebuild the first block (the body of a kernel, loop or arm) that is `is_it`."""
-    done = False
+def replace_block(kernel: Kernel, old: Body, new: Body) -> Kernel:
+    """Put other statements in the place of one block: the body of the kernel or of a loop, or an arm."""
 
     def go(body: Body) -> Body:
-        nonlocal done
-        if not done and is_it(body):
-            done = True
-            return make(body)
+        if body is old:
+            return new
         out: list[Statement] = []
         for statement in body:
             match statement:
-                case For() if not done:
-                    statement = replace(statement, body=go(statement.body))
-                case If(condition, then, otherwise) if not done:
+                case For():
+                    inner = go(statement.body)
+                    statement = statement if inner is statement.body else replace(statement, body=inner)
+                case If(condition, then, otherwise):
                     statement = If(condition, go(then), go(otherwise))
             out.append(statement)
-        return tuple(out)
+        return tuple(out) if any(a is not b for a, b in zip(out, body)) else body
 
     return kernel.with_body(go(kernel.body))
 

@@ -1,0 +1,170 @@
+"""Kernels for the tests of schedules, as text with odd sizes, and how to run them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from intarsia.ir.dtypes import Array
+from intarsia.ir.errors import Source
+from intarsia.ir.kernel import Kernel
+from intarsia.ir.kernel_interpreter import run
+from intarsia.ir.kernel_text import read_kernel
+
+SAMPLES: dict[str, tuple[str, dict[str, int]]] = {
+    "pointwise": (
+        """kernel pointwise(x: f32[37], w: f32[37], out y: f32[37]) {
+          for i in 0..37 { y[i] = x[i] * 2.0 + w[i] }
+        }""",
+        {},
+    ),
+    "pointwise_unknown": (
+        """kernel pointwise_unknown(x: f32[N], out y: f32[N], out z: f32[N])[sizes N] {
+          alloc t: f32[N]
+          for i in 0..N { t[i] = exp(x[i]) }
+          for j in 0..N { y[j] = t[j] + 1.0 }
+          for k in 0..N { z[k] = y[k] * t[k] }
+        }""",
+        {"N": 21},
+    ),
+    "rows": (
+        """kernel rows(x: f32[7, 19], out y: f32[7, 19]) {
+          alloc m: f32[7]
+          alloc e: f32[7, 19]
+          alloc l: f32[7]
+          for i in 0..7 { m[i] = -inf }
+          for i.1 in 0..7 { for j in 0..19 { m[i.1] max= x[i.1, j] } }
+          for i.2 in 0..7 { for j.2 in 0..19 { e[i.2, j.2] = exp(x[i.2, j.2] - m[i.2]) } }
+          for i.3 in 0..7 { l[i.3] = 0.0 }
+          for i.4 in 0..7 { for j.4 in 0..19 { l[i.4] += e[i.4, j.4] } }
+          for i.5 in 0..7 { for j.5 in 0..19 { y[i.5, j.5] = e[i.5, j.5] / l[i.5] } }
+        }""",
+        {},
+    ),
+    "product": (
+        """kernel product(a: f32[9, 11], b: f32[11, 13], out c: f32[9, 13]) {
+          for i in 0..9 { for j in 0..13 { c[i, j] = 0.0 } }
+          for m in 0..9 { for n in 0..13 { for k in 0..11 { c[m, n] += a[m, k] * b[k, n] } } }
+        }""",
+        {},
+    ),
+    "product_unknown": (
+        """kernel product_unknown(a: f32[M, K], b: f32[K, N], bias: f32[N], out y: f32[M, N])[sizes M, N, K] {
+          alloc c: f32[M, N]
+          for i in 0..M { for j in 0..N { c[i, j] = 0.0 } }
+          for m in 0..M { for n in 0..N { for k in 0..K { c[m, n] += a[m, k] * b[k, n] } } }
+          for p in 0..M { for q in 0..N { y[p, q] = c[p, q] + bias[q] } }
+        }""",
+        {"M": 5, "N": 7, "K": 6},
+    ),
+    "transposition": (
+        """kernel transposition(x: f32[18, 21], out y: f32[21, 18]) {
+          for j in 0..21 { for i in 0..18 { y[j, i] = x[i, j] } }
+        }""",
+        {},
+    ),
+    "triangle": (
+        """kernel triangle(l: f32[9, 9], x: f32[9], out y: f32[9]) {
+          for i in 0..9 { y[i] = 0.0 }
+          for i.1 in 0..9 { for k in 0..i.1 { y[i.1] += l[i.1, k] * x[k] } }
+        }""",
+        {},
+    ),
+    "masked": (
+        """kernel masked(x: f32[12], out y: f32[14], out m: f32[12]) {
+          for i in 0..14 { y[i] = (x[i - 1] if 0 < i and i < 13 else 5.0) }
+          for j in 0..12 { m[j] = -inf }
+          for j.1 in 0..12 { for k in 0..12 { m[j.1] max= where(index(k) < index(j.1 + 1), x[k], -inf) } }
+        }""",
+        {},
+    ),
+    "recurrence": (
+        """kernel recurrence(a: f32[6, 10], out y: f32[6, 10]) {
+          alloc h: f32[10]
+          for d in 0..10 { h[d] = 0.0 }
+          for t in 0..6 { for d.1 in 0..10 { h[d.1] = h[d.1] * 0.5 + a[t, d.1]
+                                             y[t, d.1] = h[d.1] } }
+        }""",
+        {},
+    ),
+    "sweep": (
+        """kernel sweep(inout x: f32[8, 9]) {
+          for i in 1..7 { for j in 1..8 { x[i, j] = (x[i - 1, j] + x[i + 1, j] + x[i, j - 1] + x[i, j + 1]) * 0.25 } }
+        }""",
+        {},
+    ),
+    "histogram": (
+        """kernel histogram(bin: i64[40], w: f32[40], inout h: f32[6]) {
+          for i in 0..40 { h[bin[i]] += w[i] where 0 < bin[i] + 1 and bin[i] < 6 }
+        }""",
+        {},
+    ),
+    "gather": (
+        """kernel gather(x: f32[9, 5], ids: i64[14], out y: f32[14, 5]) {
+          for i in 0..14 { for j in 0..5 { y[i, j] = x[max(0, min(ids[i], 8)), j] } }
+        }""",
+        {},
+    ),
+    "ragged": (
+        """kernel ragged(start: i64[6], value: f32[30], out y: f32[5]) {
+          for r in 0..5 { y[r] = 0.0 }
+          for r.1 in 0..5 { for p in max(0, start[r.1])..min(30, start[r.1 + 1]) { y[r.1] += value[p] } }
+        }""",
+        {},
+    ),
+    "convolution": (
+        """kernel convolution(x: f32[2, 3, 8], w: f32[4, 3, 3], out y: f32[2, 4, 6]) {
+          for n in 0..2 { for o in 0..4 { for q in 0..6 { y[n, o, q] = 0.0 } } }
+          for n.1 in 0..2 { for o.1 in 0..4 { for q.1 in 0..6 { for c in 0..3 { for s in 0..3 {
+            y[n.1, o.1, q.1] += x[n.1, c, q.1 + s] * w[o.1, c, s] } } } } }
+        }""",
+        {},
+    ),
+    "integers": (
+        """kernel integers(x: i8[5, 23], out s: i32[23], out any: bool[5]) {
+          for j in 0..23 { s[j] = i32:0 }
+          for j.1 in 0..23 { for i in 0..5 { s[j.1] += i32(x[i, j.1]) } }
+          for i.2 in 0..5 { any[i.2] = false }
+          for i.3 in 0..5 { for j.3 in 0..23 { any[i.3] or= x[i.3, j.3] == i8:3 } }
+        }""",
+        {},
+    ),
+}
+
+
+def sample(name: str) -> tuple[Kernel, dict[str, int]]:
+    """A kernel and its sizes."""
+    text, sizes = SAMPLES[name]
+    return read_kernel(Source(f"{name}.ir", text)), sizes
+
+
+def arrays_for(kernel: Kernel, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Array]:
+    """Random arguments; integers are small, and `start` rises, so that they can be subscripts and bounds."""
+    random = np.random.default_rng(seed)
+    found: dict[str, Array] = {}
+    for buffer in kernel.parameters:
+        shape = tuple(extent.evaluate(sizes) for extent in buffer.shape)
+        if buffer.dtype.is_float:
+            values: Array = random.standard_normal(shape)
+        else:
+            values = random.integers(0, 2 if buffer.dtype.kind == "bool" else 9, shape)
+        found[buffer.name] = np.asarray(values.astype(buffer.dtype.numpy))
+        if buffer.name == "start":
+            found[buffer.name] = np.sort(random.integers(0, 31, shape))
+    return found
+
+
+def results(kernel: Kernel, like: Kernel, sizes: Mapping[str, int]) -> dict[str, Array]:
+    """What a kernel makes of random arguments for the parameters of `like`, of which it may see other views."""
+    arguments = arrays_for(like, sizes)
+    views = {b.name: arguments[b.name].reshape(tuple(e.evaluate(sizes) for e in b.shape)) for b in kernel.parameters}
+    run(kernel, views, sizes)
+    return {b.name: arguments[b.name] for b in like.outputs}
+
+
+def assert_same_meaning(kernel: Kernel, scheduled: Kernel, sizes: Mapping[str, int]) -> None:
+    """Both give the same results, but for the order of sums."""
+    expected = results(kernel, kernel, sizes)
+    for name, actual in results(scheduled, kernel, sizes).items():
+        np.testing.assert_allclose(actual, expected[name], rtol=1e-4, atol=1e-4, err_msg=name)

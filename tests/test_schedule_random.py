@@ -1,0 +1,146 @@
+"""Random steps on every sample kernel: a step is refused, or the kernel means what it meant."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+from schedule_samples import SAMPLES, assert_same_meaning, sample
+
+from intarsia.ir.errors import ScheduleError
+from intarsia.ir.kernel import For, Kernel
+from intarsia.ir.kernel_access import accesses
+from intarsia.ir.kernel_text import print_kernel
+from intarsia.ir.kernel_verifier import problems
+from intarsia.ir.schedule import STEPS, Schedule
+from intarsia.passes.schedule.apply import apply_step
+from intarsia.passes.schedule.tree import blocks, loops_in
+
+DEPTH = 6
+LONGEST = 15_000  # characters of a kernel: unrolled versions of versions only take time
+
+
+class Proposals:
+    """Steps that may or may not fit a kernel, in text, drawn so that many do."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.count = 0
+
+    def draw(self, kernel: Kernel) -> str:
+        weights = Counter(dict.fromkeys(STEPS, 1))
+        weights.update(split=3, reorder=2, merge=3, localize=3, accumulate=4, pack=3)
+        word = self.random.choices(list(weights), list(weights.values()))[0]
+        special = getattr(self, f"_{word}", None)
+        if special is not None:
+            return str(special(kernel))
+        if word in ("unmask", "restrict", "inline", "nontemporal"):
+            return f"{word} {self._buffer(kernel)}"
+        return f"{word} {self._axis(kernel)}"
+
+    def _axis(self, kernel: Kernel) -> str:
+        return self.random.choice([loop.axis for loop in loops_in(kernel.body)])
+
+    def _buffer(self, kernel: Kernel) -> str:
+        return self.random.choice(list(kernel.buffers()))
+
+    def _new(self) -> str:
+        self.count += 1
+        return f"new{self.count}"
+
+    def _split(self, kernel: Kernel) -> str:
+        factor = self.random.choice([2, 3, 4, 5, 16])
+        return f"split {self._axis(kernel)} {factor} {self.random.choice(['mask', 'min', 'peel', 'step'])}"
+
+    def _collapse(self, kernel: Kernel) -> str:
+        pairs = [(s.axis, s.body[0].axis) for s in loops_in(kernel.body) if s.body and isinstance(s.body[0], For)]
+        return "collapse {} {}".format(*self.random.choice(pairs or [("i", "j")]))
+
+    def _reorder(self, kernel: Kernel) -> str:
+        axes = [loop.axis for loop in loops_in(kernel.body)]
+        return f"reorder {' '.join(self.random.sample(axes, min(len(axes), self.random.choice([2, 2, 3]))))}"
+
+    def _merge(self, kernel: Kernel) -> str:
+        siblings = [[s.axis for s in block if isinstance(s, For)] for block, _ in blocks(kernel)]
+        siblings = [axes for axes in siblings if len(axes) > 1] or [["i", "j"]]
+        axes = self.random.choice(siblings)
+        start = self.random.randrange(len(axes) - 1)
+        return f"merge {axes[start]} {axes[start + 1]}"
+
+    def _move(self, kernel: Kernel) -> str:
+        names = [loop.axis for loop in loops_in(kernel.body)] + list(kernel.buffers())
+        return f"move {self.random.choice(names)} before {self.random.choice(names)}"
+
+    def _localize(self, kernel: Kernel) -> str:
+        temporaries = [b.name for b in kernel.buffers().values() if b.role == "temp"] or ["t"]
+        memory = self.random.choice(["register", "cache"])
+        return f"localize {self.random.choice(temporaries)} at {self._axis(kernel)} {memory}"
+
+    def _pack(self, kernel: Kernel) -> str:
+        read = self.random.choice([a for a in accesses(kernel.body) if not a.writes] or [*accesses(kernel.body)])
+        axes = [loop.axis for loop in read.loops]
+        depth = self.random.randrange(len(axes) + 1)
+        at = axes[depth - 1] if depth else "root"
+        layout = [a for a in axes[depth:] if any(a in i.symbols for i in read.indices)] or ["i"]
+        self.random.shuffle(layout)
+        return f"pack {read.buffer} at {at} -> {self._new()}[{', '.join(layout)}] cache"
+
+    def _accumulate(self, kernel: Kernel) -> str:
+        found = [a for a in accesses(kernel.body) if a.writes and a.operator != "="] or [*accesses(kernel.body)]
+        put = self.random.choice(found)
+        axes = [loop.axis for loop in put.loops] or ["i"]
+        mode = self.random.choice(["", "", "set", "load", f"first {self.random.choice(axes)}"])
+        keep = self.random.choice(["", "", f" keep {self.random.choice(axes)}"])
+        return f"accumulate {put.buffer} at {self.random.choice(axes)} -> {self._new()} cache {mode}{keep}"
+
+    def _prefetch(self, kernel: Kernel) -> str:
+        return f"prefetch {self._buffer(kernel)} in {self._buffer(kernel)} {self._axis(kernel)} +1 L1"
+
+
+def accepted(kernel: Kernel, draw: Callable[[Kernel], str], tries: int) -> Iterator[tuple[str, Kernel]]:
+    """Steps that are legal one after the other, each with the kernel after it."""
+    count = 0
+    for _ in range(tries):
+        text = draw(kernel)
+        try:
+            (step,) = Schedule.parse(text)
+            new = apply_step(kernel, step)
+        except ScheduleError as error:
+            assert str(error).startswith(str(step)), "an error names its step"
+            continue
+        if len(print_kernel(new)) > LONGEST:
+            return
+        yield str(step), new
+        kernel, count = new, count + 1
+        if count == DEPTH:
+            return
+
+
+def check(name: str, seed: int, tries: int = 60) -> int:
+    kernel, sizes = sample(name)
+    done: list[str] = []
+    for text, new in accepted(kernel, Proposals(seed).draw, tries):
+        done.append(text)
+        said = f"{name}: {'; '.join(done)}"
+        # Kinds come last in a schedule: before them a register tile may have any subscripts.
+        found = [p for p in problems(new) if "is subscripted by" not in p]
+        assert not found, f"{said}: {found}"
+        try:
+            assert_same_meaning(kernel, new, sizes)
+        except AssertionError as error:
+            raise AssertionError(f"{said}\n{error}") from error
+    return len(done)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_random_steps_keep_the_meaning(name: str) -> None:
+    assert sum(check(name, seed) for seed in range(4)) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLES)
+def test_many_random_steps_keep_the_meaning(name: str) -> None:
+    for seed in range(100, 160):
+        check(name, seed)
