@@ -269,7 +269,8 @@ def _results(builder: Builder, item: Item, signature: Signature) -> list[Value]:
         if isinstance(result, (Struct, StructList)) or result is None or isinstance(result, (str, DType, tuple)):
             hint = "results are tensors, or several tensors separated by commas"
             raise CompileError("E0310", f"{signature.name} returns {describe(result)}", span, hint=hint)
-    return [builder.as_value(result, span) for result in items]
+    kept = [r for r in items if not (builder.representative and isinstance(r, FormatTensor))]
+    return [builder.as_value(result, span) for result in kept]
 
 
 def _header(file: File) -> tuple[str, ...]:
