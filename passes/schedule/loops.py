@@ -239,7 +239,7 @@ def _merge_two(kernel: Kernel, first: str, second: str) -> Kernel:
     ):
         raise ScheduleError(f"{describe(pair)} would cross iterations that run at once")
     new = (*block[:here], *allocs, merged, *rest, *block[there + 1 :])
-    return replace_block(kernel, lambda body: body is block, lambda _: new)
+    return replace_block(kernel, block, new)
 
 
 def move(kernel: Kernel, step: Move) -> Kernel:
@@ -271,4 +271,4 @@ def move(kernel: Kernel, step: Move) -> Kernel:
     pair = crossing_dependence(kernel, passed, (moved,), {}, around)
     if pair is not None:
         raise ScheduleError(f"{describe(pair)} stands between")
-    return replace_block(kernel, lambda body: body is block, lambda _: new)
+    return replace_block(kernel, block, new)

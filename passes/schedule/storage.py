@@ -281,12 +281,8 @@ def inline(kernel: Kernel, step: Inline) -> Kernel:
     definition = block[place]
     own, inside = perfect_nest(definition) if isinstance(definition, For) else ((), (definition,))
     axes = tuple(index.as_name for index in put.indices)
-    if (
-        put.operator != "="
-        or put.mask
-        or inside != (put,)
-        or sorted(map(str, axes)) != sorted(loop.axis for loop in own)
-    ):
+    names = sorted(loop.axis for loop in own)
+    if put.operator != "=" or put.mask or inside != (put,) or sorted(map(str, axes)) != names:
         raise ScheduleError(f"{name}[{', '.join(map(str, put.indices))}] {put.operator} … does not define it")
     changed = written_in(block[place:]) & {load.buffer for load in loads(put.value)}
     if changed:
@@ -300,11 +296,9 @@ def inline(kernel: Kernel, step: Inline) -> Kernel:
         value = put.value.substitute({str(a): i for a, i in zip(axes, e.indices)})
         return _masked(value, e.mask, e.other) if e.mask else value
 
-    def change(body: Body) -> Body:
-        kept = (s for n, s in enumerate(body) if n != place and not (isinstance(s, Alloc) and s.buffer.name == name))
-        return change_loads(tuple(kept), read)
-
-    return replace_block(kernel, lambda body: body is block, change)
+    rest = (s for n, s in enumerate(block) if n != place)
+    kept = tuple(s for s in rest if not (isinstance(s, Alloc) and s.buffer.name == name))
+    return replace_block(kernel, block, change_loads(kept, read))
 
 
 def _masked(value: Expr, mask: Mask, other: Expr | None) -> Expr:
