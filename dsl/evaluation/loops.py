@@ -40,7 +40,7 @@ def loop(builder: Builder, node: ast.LoopExpr, scope: Scope) -> Item:
         condition = _condition(builder, node, initial, counter, scope)
         used = (v for r in (body, condition) if r is not None for v in r.captures)
         if counter in builder.counter_values and builder.counter_values[counter] in used:
-            body, condition = _carry_counter(builder, counter, body, condition, len(initial))
+            body, condition = _carry_counter(builder, counter, body, condition, len(initial), node.span)
             initial.append(_scalar(builder, lower, node.span))
     bounds, scalars = builder.canonical([lower, upper])
     made = Loop(counter, bounds[0], bounds[1], scalars, tuple(initial), body, condition, stacked, span=node.span)
@@ -63,12 +63,12 @@ def _counting(builder: Builder, counter: str, lower: Size, upper: Size) -> Itera
 
 
 def _carry_counter(
-    builder: Builder, counter: str, body: Region, condition: Region | None, states: int
+    builder: Builder, counter: str, body: Region, condition: Region | None, states: int, span: Span
 ) -> tuple[Region, Region | None]:
     """The value of a counter as one more state of the loop."""
     carried = builder.counter_values[counter]
     assert isinstance(carried.node, Parameter)
-    following = Compute((), Space((), Index(Size.of(counter) + 1), I64))
+    following = Compute((), Space((), Index(Size.of(counter) + 1), I64), span=span)
     results = (*body.results[:states], following.value, *body.results[states:])
     body = Region((*body.parameters, carried.node), (*body.nodes, following), results)
     if condition is not None:
