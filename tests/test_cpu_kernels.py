@@ -515,5 +515,5 @@ def test_lines_of_the_program() -> None:
     text = compile_plan(plan, host_target(), debug_info=True)
     assert re.search(r"fadd float .*, !dbg !\d+", text.source)
     assert 'DIFile(filename: "f.ita"' in text.source and "line: 2, column: 12" in text.source
-    assert ".loc\t1 2 12" in text.text("asm")
+    assert re.search(r"\.loc\t\d+ 2 12", text.text("asm"))
     assert "!dbg" not in compile_plan(plan, host_target()).source

@@ -87,7 +87,7 @@ class Emitter(Expressions):
         self.kernel = kernel
         self.analysis = analysis
         function.plain_loops = analysis.is_scalar
-        function.begin_at(_first_span(kernel))
+        function.begin_at(first_span(kernel))
         self.heap: list[str] = []
 
     def child(self, function: Function) -> Emitter:
@@ -499,7 +499,7 @@ class Emitter(Expressions):
         self.branch(first, (), store)
 
 
-def _first_span(kernel: Kernel) -> Span | None:
+def first_span(kernel: Kernel) -> Span | None:
     """Where a kernel comes from: it itself, or the first statement that says."""
     spans = (s.span for s in statements(kernel.body) if isinstance(s, (Put, Check)))
     return kernel.span or next((s for s in spans if s is not None), None)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from intarsia.backends.cpu.analysis import statements
 from intarsia.backends.cpu.debug import LineTables
-from intarsia.backends.cpu.emit import emit_kernel, function_name, safe
+from intarsia.backends.cpu.emit import emit_kernel, first_span, function_name, safe
 from intarsia.backends.cpu.expressions import Expressions
 from intarsia.backends.cpu.llvm import Function, Module
 from intarsia.backends.cpu.registers import Registers
@@ -121,6 +121,7 @@ class _Entry(Expressions):
         registers = Registers(function, {}, self.known_buffers)
         super().__init__(function, target, plan.sizes, self.known_buffers, registers, aliasing=True)
         self.plan = plan
+        function.begin_at(next((s for s in map(first_span, plan.kernels) if s is not None), None))
         self.checked = {k.name for k in plan.kernels if any(isinstance(s, Check) for s in statements(k.body))}
 
     def whole(self) -> None:
@@ -150,8 +151,9 @@ class _Entry(Expressions):
         for statement in body:
             self.forget_values()
             match statement:
-                case Invoke():
-                    self.invoke(statement)
+                case Invoke(span=span):
+                    with self.function.at(span):
+                        self.invoke(statement)
                 case Copy(source, target, dtype, elements):
                     size = self.number(elements * dtype.bytes)
                     pointers = [("ptr", self.pointer(r)) for r in (target, source)]
