@@ -8,6 +8,7 @@ from intarsia.ir.kernel import Alloc, Call, Check, For, If, Put, Statement, walk
 from intarsia.ir.kernel_access import trips
 from intarsia.ir.schedule import Accumulate, Peel, Reorder, Unroll, Vectorize
 from intarsia.passes.schedule.builder import Builder
+from intarsia.passes.schedule.dependence import carried_dependence
 from intarsia.passes.schedule.shape import count, lanes_for, operations, points, vector_cost
 from intarsia.passes.schedule.staging import stage_transposed
 from intarsia.passes.schedule.tree import blocks, find_loop, loops_in, perfect_nest, puts_in
@@ -50,13 +51,20 @@ def _choose(b: Builder, region: For) -> str | None:
     for _, loops in puts:
         usable = [loop for loop in loops if loop.step == 1 and count(trips(loop)) > 1 and _is_uniform(loop)]
         costs = {loop.axis: (cost(loop.axis, True) / cost(loop.axis, False), -n) for n, loop in enumerate(usable)}
-        best = min(costs, key=lambda axis: costs[axis], default="")
+        order = sorted(costs, key=lambda axis: costs[axis])
+        best = next((axis for axis in order if not _is_recurrence(b, axis)), "")
         if best and costs[best][0] <= WORTHWHILE:
             nest, body = perfect_nest(next(loop for loop in loops if loop.axis == best))
             if len(nest) > 1 and all(isinstance(s, Put) for s in body):
                 b.attempt(Reorder((*(loop.axis for loop in nest[1:]), best)))
             return best
     return None
+
+
+def _is_recurrence(b: Builder, axis: str) -> bool:
+    """Does an iteration need what an earlier one made?"""
+    loop, around = find_loop(b.kernel, axis)
+    return carried_dependence(b.kernel, loop, around, reductions=True) is not None
 
 
 def _is_uniform(loop: For) -> bool:
