@@ -49,6 +49,10 @@ class Search:
             self.group_of[node] = Group([node], [member] if member else [])
             for value in node.inputs:
                 self.users.setdefault(value, []).append(node)
+        self._needs = _Needs()
+        for node in reversed(nodes):
+            group = self.group_of[node]
+            self._needs.add(group, 1 << self.position[node], self._successors(group))
 
     def run(self) -> list[Group]:
         """All groups, in an order in which each comes after what it uses."""
@@ -135,20 +139,13 @@ class Search:
         members = self._joined(a, b)
         group = Group([m.node for m in members], members)
         self.group_of.update((node, group) for node in group.nodes)
+        self._needs.merge(a, b, group)
         return group
 
     def _meets_elsewhere(self, producer: Group, consumer: Group) -> bool:
         """Does a path lead from one group to the other through a third?"""
-        stack = [g for g in self._successors(producer) if g is not consumer]
-        seen = {producer, *stack}
-        while stack:
-            for group in self._successors(stack.pop()):
-                if group is consumer:
-                    return True
-                if group not in seen:
-                    seen.add(group)
-                    stack.append(group)
-        return False
+        others = (g for g in self._successors(producer) if g is not consumer)
+        return any(self._needs.leads(g, consumer) for g in others)
 
     def _successors(self, group: Group) -> list[Group]:
         found = (self.group_of[u] for node in group.nodes for v in node.values for u in self.users.get(v, ()))
@@ -169,6 +166,33 @@ class Search:
             needed = (self.group_of[v.node] for node in group.nodes for v in node.inputs if v.node in self.group_of)
             stack += [(g, False) for g in reversed(list(dict.fromkeys(needed))) if g is not group]
         return list(done)
+
+
+class _Needs:
+    """What each group leads to, as nodes of all groups after it: a bit for each. Kept true as groups merge."""
+
+    def __init__(self) -> None:
+        self._own: dict[Group, int] = {}
+        self._after: dict[Group, int] = {}
+
+    def add(self, group: Group, own: int, successors: Iterable[Group]) -> None:
+        """A new group, after those that need it."""
+        self._own[group] = own
+        self._after[group] = 0
+        for successor in successors:
+            self._after[group] |= self._own[successor] | self._after[successor]
+
+    def leads(self, first: Group, last: Group) -> bool:
+        """Does `last` need anything of `first`, at any distance?"""
+        return bool(self._after[first] & self._own[last])
+
+    def merge(self, a: Group, b: Group, group: Group) -> None:
+        own = self._own.pop(a) | self._own.pop(b)
+        after = (self._after.pop(a) | self._after.pop(b)) & ~own
+        for other, found in self._after.items():
+            if found & own:  # what leads to a part now leads to the whole
+                self._after[other] = found | own | after
+        self._own[group], self._after[group] = own, after
 
 
 def _refuse_op(node: Node) -> Refusal:

@@ -214,6 +214,14 @@ def _axes(stage: Member) -> str:
     return f"[{', '.join(str(a.extent) for a in stage.space.axes)}]"
 
 
+@dataclass(eq=False)
+class _Class:
+    """Axes that are the same, and the stages and values that they belong to."""
+
+    axes: list[AxisOf]
+    holders: set[object]
+
+
 class _SameAxes:
     """Which axes of the stages are the same: dimension d of a stored value, and the axis by which another stage reads
     that dimension. `conflicts` are classes that hold two axes of one stage.
@@ -223,7 +231,7 @@ class _SameAxes:
     """
 
     def __init__(self, stages: Stages) -> None:
-        self._class: dict[AxisOf, set[AxisOf]] = {}
+        self._class: dict[AxisOf, _Class] = {}
         for stored, point in stages.internal():
             self._join(stored.dimensions, point, optional=False)
         read = [(node.value, point) for node, points in stages.places.items() for point in points]
@@ -231,26 +239,32 @@ class _SameAxes:
             if isinstance(value.type, TensorType) and len(point.indices) == value.type.rank:
                 shape = enumerate(value.type.shape)
                 self._join([(value, str(d), extent) for d, extent in shape], point, optional=True)
-        self._numbers: dict[int, int] = {}
+        self._numbers: dict[_Class, int] = {}
         lists = [self.list_of(stage) for stage in stages.stages]
         self.conflicts = frozenset(n for numbers in lists for n in numbers if numbers.count(n) > 1)
 
     def _join(self, dimensions: Sequence[tuple[object, str, Size]], point: Point, optional: bool) -> None:
         extents = point.stage.extents
         for (holder, name, extent), index in zip(dimensions, point.indices):
-            if index.as_name is not None and extents.get(index.as_name) == extent:
-                own, other = self._get((holder, name)), self._get((point.stage.node, index.as_name))
-                distinct = {node for node, _ in own}.isdisjoint(node for node, _ in other)
-                if own is not other and (distinct or not optional):
-                    own |= other
-                    self._class.update((a, own) for a in other)
+            axis = index.as_name
+            if axis is None or extents.get(axis) != extent:
+                continue
+            one, other = self._get((holder, name)), self._get((point.stage.node, axis))
+            if one is not other and (not optional or one.holders.isdisjoint(other.holders)):
+                small, large = sorted((one, other), key=lambda c: len(c.axes))
+                large.axes += small.axes
+                large.holders |= small.holders
+                self._class.update(dict.fromkeys(small.axes, large))
 
-    def _get(self, axis: AxisOf) -> set[AxisOf]:
-        return self._class.setdefault(axis, {axis})
+    def _get(self, axis: AxisOf) -> _Class:
+        found = self._class.get(axis)
+        if found is None:
+            found = self._class[axis] = _Class([axis], {axis[0]})
+        return found
 
     def find(self, axis: AxisOf) -> int:
         """The number of the class of an axis."""
-        return self._numbers.setdefault(id(self._get(axis)), len(self._numbers))
+        return self._numbers.setdefault(self._get(axis), len(self._numbers))
 
     def list_of(self, stage: Member) -> list[int]:
         """The classes of the axes of a stage's result, in order."""
