@@ -364,8 +364,9 @@ def format_array(name: str, array: Array, dtype: DType | None = None) -> str:
     if element.is_float and element.bits < 32:
         shown = shown.astype(np.float32)
     values = np.array2string(shown, precision=digits, threshold=100, edgeitems=3, max_line_width=100)
-    separator = "\n" if array.shape else " = "
-    return f"{name}: {text}{separator}{values}"
+    if array.shape:
+        return f"{name}: {text}\n{values}"
+    return f"{name}: {text} = {values}{'0' if values.endswith('.') else ''}"
 
 
 def _shown_as(element: DType) -> DType:

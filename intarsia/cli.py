@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
 import click
 
 from intarsia import __version__
-from intarsia.ir.errors import CompileError, ScheduleError
+from intarsia.ir.errors import CompileError
 
 VERBS = {
     "run": "Compile a program and run it.",
@@ -67,9 +68,6 @@ def _main(arguments: list[str]) -> int:
     except CompileError as error:
         click.echo(_coloured(str(error)), err=True)
         return 1
-    except ScheduleError as error:
-        click.echo(_coloured(f"error[E1601]: {error}"), err=True)
-        return 1
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.exceptions.Abort:
@@ -110,7 +108,7 @@ def _report_bug(error: Exception, arguments: list[str]) -> None:
     import traceback
 
     traceback.print_exception(type(error), error, error.__traceback__)
-    command = " ".join(["intarsia", *arguments])
+    command = shlex.join(["intarsia", *arguments])
     click.echo(
         f"\nThis is a bug in Intarsia {__version__}, not in your program. Please report it at {REPORT_TO}\n"
         f"with the text above, your program, and this: `{command}`\n"

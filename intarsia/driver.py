@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from intarsia.executable import CheckText, Executable, TensorLayout
-from intarsia.ir.errors import CompileError, Remarks
+from intarsia.ir.errors import CompileError, Remarks, ScheduleError
 from intarsia.ir.graph import Module
 from intarsia.ir.plan import Plan, Repeat
 from intarsia.ir.plan_text import print_plan
@@ -93,7 +93,7 @@ class Compilation:
 
     @cached_property
     def scheduled(self) -> Module:
-        """The kernels tiled, vectorised and parallel."""
+        """The kernels tiled, vectorised and parallel. Raises CompileError E1602 where a pinned step does not fit."""
         done = len(self.pipeline.before("schedule").passes)
         return self._passes("scheduled", self.kernels, Pipeline(self.pipeline.passes[done:]))
 
@@ -145,8 +145,11 @@ class Compilation:
         return Pipeline(self.pipeline.before(name).passes[done:])
 
     def _passes(self, stage: str, module: Module, pipeline: Pipeline) -> Module:
-        with self._timed(stage):
-            return pipeline.run(module, self.context, self.instruments)
+        try:
+            with self._timed(stage):
+                return pipeline.run(module, self.context, self.instruments)
+        except ScheduleError as error:
+            raise CompileError("E1602", str(error), hint="the kernels before it: emit --to kernels") from None
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

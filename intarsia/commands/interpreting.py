@@ -18,6 +18,7 @@ from intarsia.ir.graph import Module, Node, Parameter, Value
 from intarsia.ir.interpreter import Observer, evaluate
 from intarsia.ir.kernel_interpreter import CheckFailed
 from intarsia.ir.plan_interpreter import run_plan
+from intarsia.passes.fuse.report import title
 from intarsia.tensors import declared_types
 
 
@@ -95,7 +96,7 @@ def report_nan(bound: Bound) -> None:
                 bad.discard(value)
                 continue
             if not found and not any(map(is_bad, node.inputs)):
-                message = f"{node.name} gives {value.type} with a NaN at {list(place)}, from operands without one"
+                message = f"{title(node)} gives {value.type} with a NaN at {list(place)}, from operands without one"
                 found.append(str(CompileError("E0804", message, node.span)))
             bad.add(value)
 

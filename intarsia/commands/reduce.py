@@ -46,7 +46,10 @@ def command(
     def outcome(candidate: Source) -> str:
         """`wrong`, the code of the error, or `right`."""
         try:
-            function = Program(candidate, options, use_cache=False).entry(name)
+            program = Program(candidate, options, use_cache=False)
+            if mistakes := program.library.check():
+                return mistakes[0].code
+            function = program.entry(name)
             known = {t.label for t in function.form.tensors} | {p.name for p in function.form.parameters}
             own = [a for a in arguments if a.partition("=")[0] in known]
             dims = [d for d in settings["dims"] if d.partition("=")[0] in function.form.dimensions]

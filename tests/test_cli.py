@@ -1,0 +1,580 @@
+"""The command line, in process: every verb on real input, and what it says when it is used wrongly."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from intarsia.cli import main
+from intarsia.commands import reduce
+from intarsia.ir.errors import Source
+from intarsia.ir.text import read_module
+from intarsia.ir.tolerance import Expected
+from intarsia.passes.pipeline import PASSES
+
+MLP = """fn mlp(x: f32[B, K], w1: f32[K, F], b1: f32[F], w2: f32[F, N]) -> f32[B, N] {
+    h = gelu(x @ w1 + b1)
+    return h @ w2
+}
+"""
+SIZES = ("--dim", "B=3", "--dim", "K=5", "--dim", "F=8", "--dim", "N=2")
+DOUBLE = "fn f(x: f32[N]) -> f32[N] { return 2.0 * x }"
+
+Run = Callable[..., "tuple[int, str, str]"]
+
+
+@pytest.fixture(scope="module")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def ita(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache_folder: Path) -> Run:
+    """Runs a command in a folder of its own; gives the exit status, standard output and standard error."""
+    monkeypatch.setenv("INTARSIA_CACHE_DIR", str(cache_folder))
+    monkeypatch.chdir(tmp_path)
+    Path("mlp.ita").write_text(MLP)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status = main(arguments)
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err, err
+        return status, out, err
+
+    return run
+
+
+def data(*shape: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+# ---------------------------------------------------------------------- run: arguments and results
+
+
+def test_run_prints_type_and_values(ita: Run) -> None:
+    assert ita("run", "-e", DOUBLE, "--arg", "x=arange", "--dim", "N=4") == (0, "result: f32[4]\n[0. 2. 4. 6.]\n", "")
+    assert ita("run", "-e", "fn f(a: f64) -> f64 { return a + 1.0 }", "--arg", "a=2")[1] == "result: f64 = 3.0\n"
+
+
+def test_run_reads_and_writes_files(ita: Run) -> None:
+    np.save("x.npy", data(3, 5))
+    np.savez("w.npz", w1=data(5, 8, seed=1), b1=data(8, seed=2))
+    arguments = ("--arg", "x=x.npy", "--arg", "w1=w.npz:w1", "--arg", "b1=w.npz:b1", "--arg", "w2=ones", "--dim", "N=2")
+    for name in ("y.npy", "y.npz", "y.safetensors"):
+        status, out, err = ita("run", "mlp.ita", *arguments, "--out", name)
+        assert (status, out, err) == (0, "", "")
+    wanted = np.load("y.npy")
+    assert wanted.shape == (3, 2)
+    np.testing.assert_array_equal(np.load("y.npz")["result"], wanted)
+    status, out, _ = ita("run", "-e", "fn f(y: f32[A, B]) -> f32[A, B] { return y }", "--weights", "y.safetensors")
+    assert status == 1  # the file calls it result, the parameter is y
+    status, out, _ = ita("run", "-e", "fn f(result: f32[A, B]) -> f32 { return sum(result) }", "--weights", "y.npz")
+    assert status == 0 and out.startswith("result: f32 = ")
+
+
+def test_several_results_have_numbers(ita: Run) -> None:
+    text = "fn f(x: f32[N]) -> (f32, i64) { return max(x), argmax(x) }"
+    assert ita("run", "-e", text, "--arg", "x=arange", "--dim", "N=5")[1] == "result0: f32 = 4.0\nresult1: i64 = 4\n"
+    assert ita("run", "-e", text, "--arg", "x=arange", "--dim", "N=5", "--out", "r.npz")[0] == 0
+    assert sorted(np.load("r.npz")) == ["result0", "result1"]
+
+
+def test_generators_are_the_same_every_time(ita: Run) -> None:
+    for generator in ("randn", "rand(lo=-1, hi=1)", "randn(seed=3)", "zeros", "ones", "arange(lo=2, hi=5)"):
+        first, second = (ita("run", "-e", DOUBLE, "--arg", f"x={generator}", "--dim", "N=6") for _ in range(2))
+        assert first == second and first[0] == 0
+
+
+def test_weights_of_structs_and_lists(ita: Run) -> None:
+    Path("net.ita").write_text("""
+struct Linear(N, K) {
+    weight: f32[N, K]
+    bias: f32[N]
+}
+fn main(x: f32[B, D], layer: Linear(D, D)[L]) -> f32[B, D] {
+    return loop (h = x) for i < L { yield h @ transpose(layer[i].weight) + layer[i].bias }
+}
+""")
+    weights = {
+        f"{i}.{n}": data(4, 4, seed=i) if n == "weight" else data(4) for i in range(3) for n in ("weight", "bias")
+    }
+    np.savez("w.npz", **weights)
+    np.save("x.npy", data(2, 4))
+    assert ita("run", "net.ita", "--arg", "x=x.npy", "--weights", "layer=w.npz", "--out", "y.npy")[0] == 0
+    h = data(2, 4)
+    for i in range(3):
+        h = h @ weights[f"{i}.weight"].T + weights[f"{i}.bias"]
+    np.testing.assert_allclose(np.load("y.npy"), h, rtol=1e-4, atol=1e-4)
+    assert ita("run", "net.ita", "--random", "--dim", "B=1", "--dim", "D=3", "--dim", "L=2", "--compare")[0] == 0
+
+
+def test_static_arguments_are_literals(ita: Run) -> None:
+    text = "fn f(x: f32[N, M], axis = -1, mask = none) -> f32[N, M] { return softmax(x, axis=axis) }"
+    sizes = ("--random", "--dim", "N=2", "--dim", "M=3")
+    assert ita("run", "-e", text, *sizes, "--arg", "axis=0", "--arg", "mask=none")[0] == 0
+    status, _, err = ita("run", "-e", text, *sizes, "--arg", "axis=randn")
+    assert status == 1 and "error[E0616]" in err
+
+
+def test_dtypes_and_tuples_are_literals_too(ita: Run) -> None:
+    text = "fn f(x: f32[4], dtype = f32, shape = (2, 2)) -> f64[2, 2] { return f64(reshape(x, shape)) }"
+    assert ita("run", "-e", text, "--random", "--arg", "shape=(2, 2)", "--arg", "dtype=f64")[0] == 0
+
+
+def test_a_literal_takes_the_type_of_the_other_arguments(ita: Run) -> None:
+    np.save("x.npy", np.ones(2))
+    text = "fn f[T: float](x: T[N], a: T) -> T[N] { return x * a }"
+    assert ita("run", "-e", text, "--arg", "x=x.npy", "--arg", "a=3")[1] == "result: f64[2]\n[3. 3.]\n"
+
+
+def test_defaults_may_be_left_out(ita: Run) -> None:
+    text = "fn f(x: f64[N], a: f64 = 2.5) -> f64[N] { return x * a }"
+    assert ita("run", "-e", text, "--arg", "x=ones", "--dim", "N=1")[1] == "result: f64[1]\n[2.5]\n"
+    assert ita("run", "-e", text, "--arg", "x=ones", "--dim", "N=1", "--arg", "a=4")[1] == "result: f64[1]\n[4.]\n"
+
+
+def test_sizes_that_no_argument_gives(ita: Run) -> None:
+    text = "fn grid[N: dim]() -> i64[N] { return iota(N) }"
+    assert ita("run", "-e", text, "--dim", "N=3")[1] == "result: i64[3]\n[0 1 2]\n"
+    text = "fn f(x: f32[..S]) -> f32[..S] { return x }"
+    assert ita("run", "-e", text, "--random", "--dim", "S_0=2", "--dim", "S_1=1")[1].startswith("result: f32[2, 1]\n")
+
+
+def test_the_entry_point(ita: Run) -> None:
+    Path("two.ita").write_text("fn main(x: f32) -> f32 { return x }\nfn other(x: f32) -> f32 { return x + 1.0 }\n")
+    assert ita("run", "two.ita", "--arg", "x=1")[1] == "result: f32 = 1.0\n"
+    assert ita("run", "two.ita:other", "--arg", "x=1")[1] == "result: f32 = 2.0\n"
+    assert ita("run", ":g", "-e", "fn g(x: f32) -> f32 { return x }\nfn h() -> f32 { return 0.0 }", "--arg", "x=5")[
+        1
+    ] == ("result: f32 = 5.0\n")
+
+
+# ---------------------------------------------------------------------- run: targets and inspection
+
+
+@pytest.mark.parametrize("target", ["cpu", "cpu:host", "reference", "kernels", "plan"])
+def test_every_target_gives_the_same(ita: Run, target: str) -> None:
+    status, _, err = ita("run", "mlp.ita", *SIZES, "--random", "--target", target, "--compare", "--out", "y.npy")
+    assert status == 0
+    assert "result: equal to the reference" in err
+
+
+def test_targets_that_cannot_run_here(ita: Run) -> None:
+    for target, code in (("cpu:8086", "E1701"), ("cpu:neon", "E1702"), ("gpu:sm_90", "E1702")):
+        status, _, err = ita("run", "mlp.ita", *SIZES, "--random", "--target", target)
+        assert status == 1 and f"error[{code}]" in err, err
+
+
+def test_time_and_profile(ita: Run) -> None:
+    status, _, err = ita(
+        "run", "mlp.ita", *SIZES, "--random", "--time", "--profile", "--threads", "1", "--out", "y.npy"
+    )
+    assert status == 0
+    assert re.search(r"run: median [\d.]+ [mu]s, quartiles", err)
+    assert re.search(r"GFLOP/s \(\d+% of this machine's peak in f32\)", err)
+    assert re.search(r"%  mlp_\w+  mlp.ita:2:9", err), err
+
+
+def test_profile_counts_the_steps_of_loops(ita: Run) -> None:
+    text = "fn f(x: f64[N, N]) -> f64[N, N] { return loop (y = x) for t < 5 { yield y @ x } }"
+    _, _, err = ita("run", "-e", text, "--random", "--dim", "N=8", "--profile", "--out", "y.npy")
+    assert re.search(r"^ *100.0% +5 ", err, re.MULTILINE), err
+
+
+def test_trace_shows_a_name_wherever_it_is_assigned(ita: Run) -> None:
+    text = "fn f(x: f32[2], n: i64) -> f32[2] { return loop (h = x) for t < n { y = relu(h * 2.0)\n yield y } }"
+    status, out, _ = ita("run", "-e", text, "--arg", "x=ones", "--arg", "n=2", "--trace", "y")
+    assert status == 0
+    assert out == "<command line>:1:69: y: f32[2]\n[2. 2.]\n<command line>:1:69: y: f32[2]\n[4. 4.]\n"
+    status, _, err = ita("run", "-e", text, "--arg", "x=ones", "--arg", "n=2", "--trace", "z")
+    assert status == 1 and "error[E0617]" in err and "names that are given tensors: y" in err
+
+
+def test_nan_names_the_first_operation(ita: Run) -> None:
+    text = "fn f(x: f32[3]) -> f32[3] {\n    y = x - 1.0\n    return exp(log(y))\n}"
+    status, out, _ = ita("run", "-e", text, "--arg", "x=zeros", "--nan")
+    assert status == 0 and "log gives f32[3] with a NaN at [0]" in out and "<command line>:3:16" in out
+    assert ita("run", "-e", text, "--arg", "x=ones", "--nan")[1] == "no operation makes a NaN\n"
+    np.save("x.npy", np.array([1, np.nan, 2], np.float32))
+    assert ita("run", "-e", text, "--arg", "x=x.npy", "--nan")[1].startswith("the argument x has a NaN\n")
+
+
+GATHER = "fn f(table: f32[V], ids: i64[N]) -> f32[N] {\n    return tensor[i](table[ids[i]])\n}"
+
+
+@pytest.mark.parametrize("target", ["cpu", "reference", "kernels", "plan"])
+def test_checks_report_the_line_and_the_values(ita: Run, target: str) -> None:
+    np.save("ids.npy", np.array([0, 9, 1]))
+    arguments = ("--random", "--dim", "V=4", "--arg", "ids=ids.npy", "--target", target)
+    for _ in range(2):  # compiled, then from the cache
+        status, _, err = ita("run", "-e", GATHER, *arguments, "--checks")
+        assert status == 1
+        assert err.startswith("error[E0801]: subscript 9 ") and "outside 0..4" in err
+        assert "--> <command line>:2:" in err and "table[ids[i]]" in err
+    if target == "cpu":
+        assert ita("run", "-e", GATHER, *arguments)[0] == 0  # clamped
+
+
+def test_division_by_zero_is_checked(ita: Run) -> None:
+    text = "fn f(a: i64[N], b: i64[N]) -> i64[N] { return a // b }"
+    arguments = ("--arg", "a=ones", "--arg", "b=zeros", "--dim", "N=3")
+    assert ita("run", "-e", text, *arguments)[1] == "result: i64[3]\n[0 0 0]\n"
+    status, _, err = ita("run", "-e", text, *arguments, "--checks")
+    assert status == 1 and "error[E0802]: integer division by zero" in err
+
+
+def test_dynamic_sizes(ita: Run) -> None:
+    for n in (3, 4, 17):
+        status, _, err = ita("run", "-e", DOUBLE, "--random", "--dim", f"N={n}", "--dynamic", "N", "--compare")
+        assert status == 0, err
+    status, _, err = ita("run", "-e", DOUBLE, "--random", "--dim", "N=3", "--dynamic", "Q")
+    assert status == 1 and "error[E0611]" in err and "its dimensions: N" in err
+
+
+def test_a_wrong_result_gives_a_reproducer_that_runs(ita: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Expected, "mismatch", lambda self, actual: "1 of 6 elements are wrong")
+    passes = "canonicalize,fuse,lower,schedule"
+    status, _, err = ita("run", "mlp.ita", *SIZES, "--random", "--passes", passes, "--compare", "--out", "y.npy")
+    assert status == 3
+    command = re.search(r"To see it again: intarsia (.*)", err)
+    assert command is not None
+    again = shlex.split(command[1])
+    assert ita(*again)[0] == 3
+    assert again == [
+        "run", "mlp.ita:mlp", "--weights", "intarsia-reproducer.npz", *SIZES, "--passes", passes, "--compare"
+    ]  # fmt: skip
+    monkeypatch.undo()
+
+
+def test_a_reproducer_keeps_the_program_and_its_lists(ita: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "struct P(N) { w: f32[N] }\nfn f(p: P(N)[L], axis = 0) -> f32 { return sum(p[1].w, axis=axis) }"
+    monkeypatch.setattr(Expected, "mismatch", lambda self, actual: "it is wrong")
+    _, out, err = ita("run", "-e", text, "--random", "--dim", "N=3", "--dim", "L=2", "--arg", "axis=-1", "--compare")
+    command = re.search(r"To see it again: intarsia (.*)", err)
+    assert command is not None and "intarsia-reproducer.ita:f --arg axis=-1" in command[1]
+    assert ita(*shlex.split(command[1]))[:2] == (3, out)
+
+
+def test_a_pinned_schedule(ita: Run) -> None:
+    sizes = ("--random", "--dim", "N=64")
+    assert ita("run", "-e", DOUBLE, *sizes, "--schedule", "split i0 16", "--compare", "--out", "y.npy")[0] == 0
+    Path("s.txt").write_text("split i0 16\n")
+    assert "in 0..4" in ita("emit", "-e", DOUBLE, "--dim", "N=64", "--schedule", "s.txt", "--to", "scheduled")[1]
+    status, _, err = ita("run", "-e", DOUBLE, *sizes, "--schedule", "split nosuch 16")
+    assert status == 1 and "error[E1602]" in err
+    status, _, err = ita("run", "-e", DOUBLE, *sizes, "--schedule", "nosuchstep i")
+    assert status == 1 and "error[E1601]" in err
+
+
+# ---------------------------------------------------------------------- emit and opt
+
+
+STAGES = ["graph", "fused", "kernels", "scheduled", "plan", "llvm", "llvm-opt", "asm"]
+
+
+@pytest.mark.parametrize("stage", ["ast", *STAGES, "header", "dot"])
+def test_emit_every_text(ita: Run, stage: str) -> None:
+    status, out, err = ita("emit", "mlp.ita", "--to", stage, *SIZES)
+    assert (status, err) == (0, "") and len(out) > 100
+    assert ita("emit", "mlp.ita", "--to", stage, *SIZES, "-o", "out.txt") == (0, "", "")
+    assert Path("out.txt").read_text() == out
+
+
+def test_emit_object_code(ita: Run) -> None:
+    assert ita("emit", "mlp.ita", "--to", "obj", *SIZES, "-o", "m.o") == (0, "", "")
+    assert Path("m.o").read_bytes()[:4] in (b"\x7fELF", b"\xcf\xfa\xed\xfe")
+
+
+def test_emit_for_another_machine(ita: Run) -> None:
+    assert "aarch64" in ita("emit", "mlp.ita", "--to", "llvm", *SIZES, "--target", "cpu:neon")[1]
+
+
+@pytest.mark.parametrize("stage", ["ast", "graph", "dot"])
+def test_some_stages_need_no_sizes(ita: Run, stage: str) -> None:
+    assert ita("emit", "mlp.ita", "--to", stage)[0] == 0
+
+
+def test_the_others_name_the_sizes_that_lack(ita: Run) -> None:
+    status, _, err = ita("emit", "mlp.ita", "--to", "fused", "--dim", "B=2", "--dim", "N=1")
+    assert status == 1 and "nothing decides K, F" in err and "--dim K=… --dim F=…" in err
+
+
+def test_sizes_from_files(ita: Run) -> None:
+    np.save("x.npy", data(3, 5))
+    out = ita("emit", "mlp.ita", "--to", "graph", "--arg", "x=x.npy", "--dim", "F=8", "--dim", "N=2")[1]
+    assert "%x: f32[3, 5]" in out and "%w2: f32[8, 2]" in out
+
+
+@pytest.mark.parametrize("dynamic", [(), ("--dynamic", "B")])
+def test_dumps_are_input_of_opt(ita: Run, dynamic: tuple[str, ...]) -> None:
+    assert ita("emit", "mlp.ita", "--all", "stages", *SIZES, *dynamic)[0] == 0
+    files = sorted(p.name for p in Path("stages").iterdir())
+    assert files == [
+        "00-graph.ir", "01-fused.ir", "02-kernels.ir", "03-scheduled.ir", "04-plan.plan", "05-llvm.ll",
+        "06-llvm-opt.ll", "07-asm.s",
+    ]  # fmt: skip
+    for name in files[:4]:
+        status, out, err = ita("opt", f"stages/{name}")
+        assert (status, out, err) == (0, Path("stages", name).read_text(), "")
+
+
+def test_debug_info(ita: Run) -> None:
+    out = ita("emit", "mlp.ita", "--to", "graph", "--debug-info")[1]
+    assert 'loc("mlp.ita":3:12)' in out
+    Path("d.ir").write_text(out)
+    assert ita("opt", "d.ir", "--debug-info")[1] == out
+
+
+def test_opt_runs_the_same_passes_as_emit(ita: Run) -> None:
+    ita("emit", "mlp.ita", "--all", "stages", *SIZES)
+    passes = "canonicalize,cse,dce,legalize-dtype,canonicalize,cse,fuse,skip-rounding,dce,lower"
+    out = ita("opt", "stages/00-graph.ir", "--passes", passes, "--verify-each=exec", "-o", "-")[1]
+    assert out == Path("stages/02-kernels.ir").read_text()
+
+
+IR = """func @f(%x: f32[4]) {
+  %0 = mul %x, %x : f32[4]
+  %1 = mul %x, %x : f32[4]
+  %2 = add %0, %1 : f32[4]
+  return %2
+}
+"""
+
+
+def test_opt_shows_what_passes_do(ita: Run) -> None:
+    Path("f.ir").write_text(IR)
+    status, out, err = ita("opt", "f.ir", "--passes", "cse,dce", "--diff", "--timing", "--remarks")
+    assert status == 0 and out.count("mul") == 1
+    assert "-  %1 = mul %x, %x : f32[4]" in err and "total" in err
+    err = ita("opt", "f.ir", "--passes", "cse,dce", "--print-ir-before", "cse", "--print-ir-after-all")[2]
+    assert [line for line in err.splitlines() if line.startswith("# -----")] == [
+        "# ----- before cse", "# ----- after cse", "# ----- after dce"
+    ]  # fmt: skip
+    err = ita("opt", "f.ir", "--passes", "cse,dce", "--print-ir-after-change")[2]
+    assert "after cse" in err and "after dce" not in err
+
+
+def test_opt_bisects(ita: Run) -> None:
+    Path("f.ir").write_text(IR)
+    counts = [ita("opt", "f.ir", "--passes", "cse,fuse", "--stop-after", n)[1] for n in "012"]
+    assert [c.count("mul") for c in counts] == [2, 1, 1]
+    assert "fused" not in counts[1] and "fused" in counts[2]
+
+
+def test_opt_reads_standard_input_and_several_modules(ita: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    class Stdin:
+        buffer = io.BytesIO((IR + "# -----\n" + IR.replace("@f", "@g")).encode())
+
+    monkeypatch.setattr("sys.stdin", Stdin)
+    status, out, _ = ita("opt", "-", "--split-input-file", "--passes", "cse")
+    assert status == 0 and out.count("# -----\n") == 1 and "@f" in out and "@g" in out
+    Path("bad.ir").write_text(IR + "# -----\nfunc @g(%x: f32[4]) { return %y }\n")
+    status, out, err = ita("opt", "bad.ir", "--split-input-file")
+    assert status == 1 and "@f" in out and "bad.ir:8:" in err
+
+
+def test_opt_lists_passes_and_says_what_is_wrong(ita: Run) -> None:
+    assert "canonicalize" in ita("opt", "--list")[1]
+    Path("f.ir").write_text(IR)
+    for passes, code in (("nosuch", "E1401"), ("cse{x=1}", "E1402"), ("cse{", "E1404")):
+        status, _, err = ita("opt", "f.ir", "--passes", passes)
+        assert status == 1 and f"error[{code}]" in err
+
+
+def test_opt_catches_a_pass_that_is_wrong(ita: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("f.ir").write_text(IR)
+    wrong = read_module(Source("wrong.ir", IR.replace("add %0, %1", "add %0, %x")))
+    monkeypatch.setattr(PASSES["dce"], "run", lambda self, module, context: wrong)
+    status, _, err = ita("opt", "f.ir", "--passes", "cse,dce", "--verify-each=exec")
+    assert status == 3 and err.startswith("pass dce: result 0 of @f: ")
+    assert "# intarsia opt %s --passes dce --verify-each=exec" in err
+
+
+# ---------------------------------------------------------------------- check, explain, fmt, test
+
+
+def test_check(ita: Run) -> None:
+    assert ita("check", "mlp.ita") == (0, "", "mlp.ita: 1 function, no mistakes\n")
+    Path("bad.ita").write_text("fn f(x: f32[N, M]) -> f32[N] {\n    y = x @ x\n    return z\n}\n")
+    status, _, err = ita("check", "bad.ita")
+    assert status == 1
+    assert re.findall(r"error\[(E\d+)\]", err) == ["E0203", "E0301"]  # both in one run
+
+
+def test_explain_a_code(ita: Run) -> None:
+    assert ita("explain", "E0203")[1].startswith("# E0203")
+    assert ita("explain", "e0203")[1].startswith("# E0203")
+    status, _, err = ita("explain", "E9999")
+    assert status == 1 and "error[E0001]" in err
+
+
+@pytest.mark.parametrize("about, wanted", [
+    ("fusion", "one kernel"), ("memory", "workspace"), ("schedule", "kernel mlp_"), ("layout", "nothing to decide"),
+])  # fmt: skip
+def test_explain_decisions(ita: Run, about: str, wanted: str) -> None:
+    status, out, _ = ita("explain", "mlp.ita", "--about", about, *SIZES)
+    assert status == 0 and wanted in out
+
+
+def test_fmt(ita: Run) -> None:
+    Path("a.ita").write_text("fn f(x:f32[N])->f32[N]{return x*2.0}\n")
+    status, out, _ = ita("fmt", "--check", "a.ita", "mlp.ita")
+    assert status == 1 and "+fn f(x: f32[N]) -> f32[N] {" in out
+    assert ita("fmt", "a.ita")[0] == 0
+    assert ita("fmt", "--check", "a.ita") == (0, "", "")
+
+
+def test_test(ita: Run) -> None:
+    Path("t.ita").write_text("""
+test "right" { assert 1 + 1 == 2 }
+test "wrong" {
+    assert true
+    assert sum(ones(f32[3])) == 4.0
+}
+test "ill" { assert ones(f32[2]) }
+""")
+    for target in ("cpu", "reference"):
+        status, out, err = ita("test", "t.ita", "--target", target)
+        assert status == 1
+        assert out.splitlines() == ["ok  right", "FAIL  wrong", "FAIL  ill", "1 passed, 2 failed"]
+        assert re.findall(r"error\[(E\d+)\]", err) == ["E0805", "E0507"] and "t.ita:5:12" in err
+    assert ita("test", "t.ita", "-k", "right")[:2] == (0, "ok  right\n1 passed, 0 failed\n")
+
+
+# ---------------------------------------------------------------------- bench, reduce, cache, list
+
+
+def test_bench(ita: Run) -> None:
+    status, out, _ = ita("bench", "mlp.ita", *SIZES, "--against", "numpy", "--seconds", "0.02", "--json", "b.json")
+    assert status == 0
+    assert re.search(r"^intarsia .* ms", out, re.MULTILINE) and re.search(r"^numpy .* x$", out, re.MULTILINE)
+    assert set(json.loads(Path("b.json").read_text())["seconds"]) == {"intarsia", "numpy"}
+    assert ita("bench", "mlp.ita", *SIZES, "--against", "abacus")[0] == 2
+
+
+def test_reduce_to_an_error(ita: Run) -> None:
+    Path("big.ita").write_text("""
+fn helper(x: f32[N]) -> f32[N] { return x + 1.0 }
+fn main(x: f32[N], y: f32[M]) -> f32[N] {
+    a = helper(x) * 2.0
+    b = a + helper(y)
+    return b
+}
+""")
+    status, out, _ = ita("reduce", "big.ita", "--while", "E0204")
+    assert status == 0
+    assert out == "fn main(x: f32[N], y: f32[M]) -> f32[N] {\n    return (x + y)\n}\n"
+
+
+def test_reduce_to_a_wrong_result(ita: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler that gets exp wrong."""
+    Path("big.ita").write_text("fn main(x: f32[N]) -> f32[N] {\n    a = x * 2.0\n    return exp(a + 1.0) + a\n}\n")
+    monkeypatch.setattr(reduce, "_is_wrong", lambda bound: "exp" in bound.function.program.source.text)
+    status, out, _ = ita("reduce", "big.ita", "--while", "wrong", "--dim", "N=3", "-o", "small.ita")
+    assert (status, out) == (0, "")
+    assert Path("small.ita").read_text() == "fn main(x: f32[N]) -> f32[N] {\n    return exp(x)\n}\n"
+
+
+def test_reduce_with_nothing_to_find(ita: Run) -> None:
+    status, _, err = ita("reduce", "mlp.ita", "--while", "wrong", *SIZES)
+    assert status == 1 and "the outcome is right" in err
+
+
+def test_cache(ita: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("INTARSIA_CACHE_DIR", str(tmp_path / "own"))
+    ita("run", "-e", DOUBLE, "--random", "--dim", "N=3")
+    out = ita("cache", "info")[1]
+    assert re.search(r"program +1$", out, re.MULTILINE) and "limit  1 GiB" in out
+    assert "removed" in ita("cache", "clear")[2]
+    assert re.search(r"entries +0$", ita("cache", "info")[1], re.MULTILINE)
+
+
+@pytest.mark.parametrize("kind, wanted", [
+    ("ops", "matmul"), ("passes", "canonicalize"), ("targets", "cpu:host"), ("steps", "split"), ("dtypes", "bf16"),
+    ("formats", "mxfp4"), ("errors", "E0203"),
+])  # fmt: skip
+def test_list(ita: Run, kind: str, wanted: str) -> None:
+    status, out, _ = ita("list", kind)
+    assert status == 0
+    row = next(line for line in out.splitlines() if line.startswith(wanted))
+    assert len(row.split()) > 1, "each has a description"
+
+
+# ---------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize("arguments", [
+    (), ("run",), ("run", "mlp.ita", "--nosuch"), ("nosuch",), ("emit", "mlp.ita"), ("emit", "mlp.ita", "--to", "x"),
+    ("explain", "mlp.ita"), ("list", "x"), ("run", "mlp.ita", "--threads", "0"), ("cache", "x"),
+    ("emit", "mlp.ita", "--to", "graph", "--all", "d"), ("reduce", "mlp.ita"),
+    ("run", "mlp.ita", "--random", *SIZES, "--target", "reference", "--time"),
+])  # fmt: skip
+def test_wrong_use_gives_2(ita: Run, arguments: tuple[str, ...]) -> None:
+    status, out, err = ita(*arguments)
+    assert status == 2 and (out + err)
+
+
+@pytest.mark.parametrize("arguments, code", [
+    (("run", "nosuch.ita"), "E0701"),
+    (("run", "mlp.ita:nosuch", "--random"), "E0316"),
+    (("run", "mlp.ita"), "E0613"),
+    (("run", "mlp.ita", "--random"), "E0614"),
+    (("run", "mlp.ita", "--random", "--dim", "Q=1"), "E0611"),
+    (("run", "mlp.ita", "--random", "--dim", "B=x"), "E0611"),
+    (("run", "mlp.ita", "--arg", "xx=randn"), "E0610"),
+    (("run", "mlp.ita", "--arg", "x=radn"), "E0607"),
+    (("run", "mlp.ita", "--arg", "x"), "E0607"),
+    (("run", "mlp.ita", "--arg", "x=nosuch.npy", *SIZES, "--random"), "E0701"),
+    (("run", "mlp.ita", "--weights", "q=w.npz"), "E0610"),
+    (("run", "mlp.ita", *SIZES, "--random", "--out", "y.txt"), "E0706"),
+    (("run", "mlp.ita", *SIZES, "--random", "--out", "no/such/y.npy"), "E0709"),
+    (("run", "mlp.ita", *SIZES, "--random", "--passes", "fuse"), "E1405"),
+    (("emit", "mlp.ita", "--to", "graph", "-o", "no/such/file"), "E0709"),
+    (("check", "-e", "fn f( {"), "E0105"),
+    (("fmt", "nosuch.ita"), "E0701"),
+    (("opt", "nosuch.ir"), "E0701"),
+])  # fmt: skip
+def test_mistakes_give_1_and_a_code(ita: Run, arguments: tuple[str, ...], code: str) -> None:
+    status, _, err = ita(*arguments)
+    assert status == 1 and err.startswith(f"error[{code}]: "), err
+
+
+def test_arguments_of_the_wrong_type(ita: Run) -> None:
+    np.save("x.npy", np.ones((3, 5)))
+    status, _, err = ita("run", "mlp.ita", "--arg", "x=x.npy", "--random", "--dim", "F=8", "--dim", "N=2")
+    assert status == 1 and "x" in err and "f64" in err
+    np.save("x.npy", np.ones(3, np.float32))
+    status, _, err = ita("run", "mlp.ita", "--arg", "x=x.npy", "--random", *SIZES)
+    assert status == 1 and "error[" in err
+
+
+def test_what_is_missing_is_named(ita: Run) -> None:
+    assert "no argument for w1, b1, w2" in ita("run", "mlp.ita", "--arg", "x=randn")[2]
+
+
+def test_a_bug_of_ours_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import intarsia.commands.fmt as verb
+
+    monkeypatch.setattr(verb, "read_text", lambda name: 1 / 0)
+    assert main(["fmt", "x y.ita"]) == 70
+    err = capsys.readouterr().err
+    assert "ZeroDivisionError" in err and "This is a bug in Intarsia" in err and "`intarsia fmt 'x y.ita'`" in err
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for verb in ("run", "emit", "opt", "check", "explain", "fmt", "test", "bench", "reduce", "cache", "list"):
+        assert re.search(rf"^  {verb} ", out, re.MULTILINE)
+        assert main([verb, "--help"]) == 0
