@@ -26,7 +26,7 @@ from intarsia.ir.space import operand, operand_position
 from intarsia.ir.types import ListType
 from intarsia.passes.lower.checks import Checks
 from intarsia.passes.lower.kernel import GroupLowering, LoweredGroup, literal_of, unwrapped
-from intarsia.passes.lower.loops import is_pointwise, lower_pointwise_loop, members_of
+from intarsia.passes.lower.loops import lower_pointwise_loop, members_of, runs_inside
 from intarsia.passes.lower.names import kernel_label
 from intarsia.passes.lower.order import readers_first
 from intarsia.passes.lower.stages import Names, rename_buffers
@@ -147,7 +147,7 @@ class _Block:
                 self._append(node, replace(node, x=self.value(x)))
             case Structured() | Update() | ArgReduce() | Cumulative() | Sort() | Argsort():
                 self._group((node,), node.values, node)
-            case Loop() if self.lowering.loops_inside and is_pointwise(node):
+            case Loop() if self.lowering.loops_inside and runs_inside(node):
                 self._pointwise_loop(node)
             case Loop():
                 self._append(node, self._loop(node))

@@ -7,7 +7,7 @@
 
 A state then lives in a register from its first step to its last, and elements are independent of each other. A loop
 stays in the graph, and becomes one of the plan, if a step reads other elements of a state, reduces over them, or asks a
-condition.
+condition; and if each step reads or writes long rows of its own, which are better walked one by one.
 """
 
 from __future__ import annotations
@@ -36,6 +36,26 @@ def members_of(region: Region) -> tuple[Node, ...]:
     for node in region.nodes:
         found += members_of(node.body) if isinstance(node, Fused) else (node,)
     return tuple(found)
+
+
+SHORT = 256
+"""Elements of a row up to which a loop that walks rows runs inside."""
+
+
+def runs_inside(loop: Loop) -> bool:
+    """Is a loop better run for each element than for all elements step by step?"""
+    if not is_pointwise(loop):
+        return False
+    elements = loop.body.results[0].tensor.elements.constant
+    return not _walks_rows(loop) or (elements is not None and elements <= SHORT)
+
+
+def _walks_rows(loop: Loop) -> bool:
+    """Does each step read or write elements of its own?"""
+    spaces = [n.space for n in members_of(loop.body) if isinstance(n, Structured)]
+    used = (frozenset().union(*(i.symbols for i in load.indices)) for s in spaces for load in s.loads())
+    axes = {a.name for s in spaces for a in s.axes}
+    return loop.stacked > 0 or any(loop.counter in names and names & axes for names in used)
 
 
 def is_pointwise(loop: Loop) -> bool:
