@@ -56,15 +56,13 @@ class Search:
 
     def run(self) -> list[Group]:
         """All groups, in an order in which each comes after what it uses."""
-        views = []
         for node in self.nodes:
-            group = self.group_of[node]
-            if group.members and (group.members[0].only_moves or is_free(group.members[0])):
-                views.append(node)  # it joins what reads it; what is left of views then joins what they read
-            elif group.members:
-                self._grow(node)
-        for node in views:
-            self._grow(node)
+            # A view joins what reads it; what is left of views then joins what they read.
+            if (members := self.group_of[node].members) and not _is_view(members[0]):
+                self._grow([node])
+        for node in self.nodes:
+            if self.group_of[node].members:
+                self._grow(self.group_of[node].nodes)
         return self._in_order()
 
     def edges(self) -> Iterable[Edge]:
@@ -104,28 +102,28 @@ class Search:
             return Refusal("max-ops", f"{len(members)} operations are more than {self.max_ops}")
         return refusal(members, stages_of(members, self.outputs([m.node for m in members])))
 
-    def _grow(self, node: Node) -> None:
-        """Merge the group of a node with those of the values it reads, the best first, as long as any fits."""
-        group = self.group_of[node]
-        tried: set[tuple[Group, int]] = set()
-        while True:
-            edges = sorted(self._inward(group), key=self._priority)
-            fresh = [e for e in edges if (self.group_of[e.value.node], len(group.nodes)) not in tried]
-            edge = next(iter(fresh), None)
-            if edge is None:
-                return
-            tried.add((self.group_of[edge.value.node], len(group.nodes)))
-            if self.refuse(edge) is None:
-                group = self._merge(self.group_of[edge.value.node], group)
+    def _grow(self, nodes: Sequence[Node]) -> None:
+        """Merge the group of some nodes with those of what they read, the best first, as long as any fits."""
+        readers = list(nodes)
+        refused: set[Group] = set()
+        while edges := [e for e in self._inward(readers) if self.group_of[e.value.node] not in refused]:
+            edge = min(edges, key=self._priority)
+            producer = self.group_of[edge.value.node]
+            if self.refuse(edge) is not None:
+                refused.add(producer)
+                continue
+            if all(_is_view(m) for m in producer.members):
+                readers += producer.nodes  # others have tried to merge with what they read
+                refused.clear()
+            self._merge(producer, self.group_of[edge.user])
 
-    def _inward(self, group: Group) -> list[Edge]:
-        found = {
-            self.group_of[v.node]: Edge(v, node)
-            for node in group.nodes
-            for v in node.operands
-            if v.node in self.group_of and self.group_of[v.node] is not group and self.group_of[v.node].members
-        }
-        return list(found.values())
+    def _inward(self, nodes: Sequence[Node]) -> Iterable[Edge]:
+        """The edges to nodes from other groups that can merge."""
+        for node in nodes:
+            for value in node.operands:
+                group = self.group_of.get(value.node)
+                if group is not None and group.members and group is not self.group_of[node]:
+                    yield Edge(value, node)
 
     def _priority(self, edge: Edge) -> tuple[bool, int, int]:
         """A contraction first, for its epilogue saves a pass that nothing else can; then what is largest."""
@@ -243,6 +241,10 @@ def sink_views(region: Region) -> tuple[Region, Mapping[Node, Node]]:
         values.update(zip(node.values, new.values))
         nodes.append(new)
     return Region(region.parameters, tuple(nodes), tuple(values.get(v, v) for v in region.results)), origin
+
+
+def _is_view(member: Member) -> bool:
+    return member.only_moves or is_free(member)
 
 
 def is_free(member: Member) -> bool:
