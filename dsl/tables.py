@@ -86,8 +86,10 @@ def load_tables(cache_dir: Path | None = None) -> Tables:
 
 
 def build_tables() -> Tables:
-    """Have lark compute the tables of the grammar (about 0.2 s). That it has no conflicts is a test's business: lark's strict
-    mode takes as long again."""
+    """Have lark compute the tables of the grammar (about 0.2 s).
+
+    That it has no conflicts is a test's business: lark's strict mode takes as long again.
+    """
     from lark import Lark
     from lark.lexer import Lexer
     from lark.parsers.lalr_analysis import Shift
