@@ -150,7 +150,7 @@ def _refuse_rows(stages: Stages, contraction: Member | None) -> Refusal | None:
             return _blame(stage, anchor or arrays[0], stages)
     if same.conflicts & rows:
         return Refusal("different rows", "a value is read at other rows than its own")
-    return _refuse_reads(stages, same, rows) or _refuse_order(arrays, same, rows, contraction, stages)
+    return _refuse_reads(stages, same, rows) or (None if contraction else _refuse_order(arrays, same, rows, stages))
 
 
 def _rows(arrays: Sequence[Member], same: _SameAxes) -> frozenset[int]:
@@ -180,15 +180,10 @@ def _refuse_reads(stages: Stages, same: _SameAxes, rows: frozenset[int]) -> Refu
     return None
 
 
-def _refuse_order(
-    arrays: Sequence[Member], same: _SameAxes, rows: frozenset[int], contraction: Member | None, stages: Stages
-) -> Refusal | None:
-    """Rows are outermost, so that what is stored of one row lies together. After a contraction all axes are rows, and
-    in its order, so that its tile stays in registers."""
+def _refuse_order(arrays: Sequence[Member], same: _SameAxes, rows: frozenset[int], stages: Stages) -> Refusal | None:
+    """Rows are outermost, so that what is stored of one row lies together."""
     for stage in arrays:
         own = same.list_of(stage)
-        if contraction and own != same.list_of(contraction):
-            return Refusal("different rows", f"{stage.title} has the axes of {contraction.title} in another order")
         if not {*own[: len(rows)]} >= rows and not any(s.is_reduced for s in arrays):
             return _blame(arrays[0], stage, stages)
         if not {*own[: len(rows)]} >= rows:
