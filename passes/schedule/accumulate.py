@@ -82,7 +82,7 @@ class _Reduction:
 def _find_reduction(step: Accumulate, loop: For) -> _Reduction:
     uses = [a for a in accesses((loop,)) if a.buffer == step.buffer]
     if len(uses) != 1 or not uses[0].writes or not isinstance(uses[0].statement, Put):
-        raise ScheduleError(f"{step.axis} holds {len(uses)} uses of {step.buffer}, not one write")
+        raise ScheduleError(f"{step.axis} has to hold one write of {step.buffer} and no other use")
     put, loops = uses[0].statement, uses[0].loops
     if put.operator == "=":
         raise ScheduleError(f"{step.buffer} is not accumulated")

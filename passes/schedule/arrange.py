@@ -69,7 +69,9 @@ def _hoist_initial(b: Builder, name: str) -> None:
 def localize_all(b: Builder) -> None:
     """Shrink each temporary to what one iteration of the innermost loop around its uses touches: a scalar goes into a
     register, more into the cache."""
-    for name in allocated_in(b.kernel.body):
+    for name, buffer in allocated_in(b.kernel.body).items():
+        if buffer.memory != "global":
+            continue
         around = [[loop.axis for loop in a.loops] for a in accesses(b.kernel.body) if a.buffer == name]
         common = [axes[0] for axes in zip(*around) if len(set(axes)) == 1]
         for axis in reversed(common):

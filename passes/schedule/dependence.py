@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
-from intarsia.ir.kernel import For, Kernel
+from intarsia.ir.kernel import For, Kernel, Put
 from intarsia.ir.kernel_access import Access, accesses
 from intarsia.ir.scalar import loads
 from intarsia.ir.sizes import Extremum, Size
@@ -121,13 +121,15 @@ def carried_dependence(
 ) -> tuple[Access, Access] | None:
     """Two accesses that different iterations of `loop` may direct at the same element, one of them writing; or None.
 
-    Buffers that live inside the loop do not count, nor do, with `reductions`, accumulating writes by one operator.
+    Buffers that live inside the loop do not count, nor do atomic writes by one operator, and with `reductions` all
+    accumulating ones.
     """
     local = allocated_in(loop.body)
     inside = [a for a in accesses(loop.body, (*around, loop)) if a.buffer not in local]
     volatile = written_in(loop.body)
     for first, second in conflicts(inside, inside):
-        if reductions and commute(first, second):
+        atomic = all(isinstance(a.statement, Put) and a.statement.atomic for a in (first, second))
+        if (reductions or atomic) and commute(first, second):
             continue
         orders: tuple[Order, ...] = ("<",) if first is second else ("<", ">")
         if any(may_meet(kernel, first, second, {loop.axis: order}, around, volatile) for order in orders):

@@ -17,7 +17,7 @@ def vectorize(kernel: Kernel, step: Vectorize) -> Kernel:
         loop, around = find_loop(kernel, axis)
         _require_numbers(loop, "vectorize")
         if pair := carried_dependence(kernel, loop, around, reductions=True):
-            raise ScheduleError(f"{describe(pair)} cross iterations")
+            raise ScheduleError(f"iterations of {axis} meet at {describe(pair)}")
         kernel = _with_kind(kernel, axis, "lane")
     return kernel
 
@@ -44,7 +44,7 @@ def _independent(kernel: Kernel, axes: tuple[str, ...], kind: LoopKind) -> Kerne
     for axis in axes:
         loop, around = find_loop(kernel, axis)
         if pair := carried_dependence(kernel, loop, around, reductions=False):
-            raise ScheduleError(f"{describe(pair)} cross iterations")
+            raise ScheduleError(f"iterations of {axis} meet at {describe(pair)}")
         kernel = _with_kind(kernel, axis, kind)
     return kernel
 

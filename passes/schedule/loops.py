@@ -193,7 +193,7 @@ def reorder(kernel: Kernel, step: Reorder) -> Kernel:
         if rank[first] > rank[second]:
             pair = crossing_dependence(kernel, body, body, {first: "<", second: ">"}, (*around, *chain))
             if pair is not None:
-                raise ScheduleError(f"{describe(pair)} depends on the order of {first} and {second}")
+                raise ScheduleError(f"the order of {first} and {second} matters at {describe(pair)}")
     for loop in reversed(new):
         body = (replace(loop, body=body),)
     return replace_loop(kernel, top.axis, lambda _: body)
@@ -237,7 +237,7 @@ def _merge_two(kernel: Kernel, first: str, second: str) -> Kernel:
     if one.kind in ("parallel", "grid", "lane") and (
         pair := carried_dependence(kernel, merged, around, reductions=one.kind == "lane")
     ):
-        raise ScheduleError(f"{describe(pair)} would cross iterations that run at once")
+        raise ScheduleError(f"iterations that run at once would meet at {describe(pair)}")
     new = (*block[:here], *allocs, merged, *rest, *block[there + 1 :])
     return replace_block(kernel, block, new)
 

@@ -1,0 +1,195 @@
+"""The default schedule: for every kind of kernel it is legal, keeps the meaning, and says the same twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from schedule_samples import SAMPLES, assert_same_meaning, results, sample
+
+from intarsia.dsl.library import load
+from intarsia.ir.errors import Source
+from intarsia.ir.kernel import For, Kernel, Put, walk
+from intarsia.ir.kernel_access import trips
+from intarsia.ir.kernel_counts import count_accesses
+from intarsia.ir.kernel_text import print_kernel, read_kernel
+from intarsia.ir.kernel_verifier import unproved_accesses, verify_kernel
+from intarsia.ir.schedule import Schedule
+from intarsia.ir.target import TARGETS
+from intarsia.passes.pipeline import Context, default_pipeline
+from intarsia.passes.schedule.apply import apply
+from intarsia.passes.schedule.default import build_schedule, schedule_kernel
+
+TARGET = TARGETS["cpu:x86-avx512"]
+
+PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
+    "softmax": ("fn f(x: f32[N, M]) -> f32[N, M] { return softmax(x) }", {"N": 9, "M": 37}),
+    "softmax_down": ("fn f(x: f32[N, M]) -> f32[N, M] { return softmax(x, axis=0) }", {"N": 40, "M": 37}),
+    "layer_norm": (
+        "fn f(x: f32[N, M], g: f32[M], b: f32[M]) -> f32[N, M] { return layer_norm(x, g, b) }",
+        {"N": 9, "M": 100},
+    ),
+    "logsumexp": ("fn f(x: f32[N, M]) -> f32[M] { return logsumexp(x, axis=0) }", {"N": 33, "M": 70}),
+    "sum_of_all": ("fn f(x: f32[N, M]) -> f32 { return sum(x) }", {"N": 301, "M": 417}),
+    "sum_down": ("fn f(x: f32[N, M]) -> f32[M] { return sum(x, axis=0) }", {"N": 70, "M": 2100}),
+    "sum_of_few": ("fn f(x: f32[N, 16]) -> f32[16] { return sum(x, axis=0) }", {"N": 9001}),
+    "half": ("fn f(x: bf16[N, M]) -> bf16[N] { return sum(x, axis=1) }", {"N": 13, "M": 117}),
+    "argmax": ("fn f(x: f32[N, M]) -> i64[N] { return argmax(x, axis=1) }", {"N": 13, "M": 117}),
+    "gelu": ("fn f(x: f32[N], y: f32[N]) -> f32[N] { return gelu(x * 2.0 + y) }", {"N": 1003}),
+    "broadcast": ("fn f(x: f32[N, M], y: f32[M]) -> f32[N, M] { return x * y + 1.0 }", {"N": 13, "M": 50}),
+    "transpose": ("fn f(x: f32[N, M]) -> f32[M, N] { return transpose(x) }", {"N": 130, "M": 77}),
+    "matmul": ("fn f(a: f32[M, K], b: f32[K, N]) -> f32[M, N] { return a @ b }", {"M": 70, "N": 50, "K": 33}),
+    "matmul_packed": (
+        "fn f(a: f32[M, K], b: f32[N, K], c: f32[N]) -> f32[M, N] { return relu(a @ transpose(b) + c) }",
+        {"M": 200, "N": 50, "K": 70},
+    ),
+    "matmul_few": ("fn f(a: f32[M, K], b: f32[K, N]) -> f32[M, N] { return a @ b }", {"M": 5, "N": 600, "K": 600}),
+    "matmul_deep": ("fn f(a: f32[M, K], b: f32[K, N]) -> f32[M, N] { return a @ b }", {"M": 40, "N": 40, "K": 1700}),
+    "batched": (
+        "fn f(a: f32[B, M, K], b: f32[B, K, N]) -> f32[B, M, N] { return a @ b }",
+        {"B": 3, "M": 40, "N": 50, "K": 33},
+    ),
+    "vector": ("fn f(a: f32[K], b: f32[K, N]) -> f32[N] { return a @ b }", {"N": 640, "K": 133}),
+    "conv2d": (
+        "fn f(x: f32[N, I, H, W], w: f32[O, I, 3, 3]) -> f32[N, O, H, W] { return relu(conv2d(x, w, padding=1)) }",
+        {"N": 1, "I": 3, "O": 36, "H": 9, "W": 40},
+    ),
+    "pooling": ("fn f(x: f32[N, C, 16, 16]) -> f32[N, C, 8, 8] { return max_pool2d(x, 2) }", {"N": 2, "C": 3}),
+    "cumsum": ("fn f(x: f32[N, M]) -> f32[N, M] { return cumsum(x, axis=0) }", {"N": 12, "M": 30}),
+    "take": (
+        "fn f(x: f32[N, M], ids: i64[K]) -> f32[K, M] { return take(x, ids, axis=0) }",
+        {"N": 12, "M": 30, "K": 20},
+    ),
+    "scatter": (
+        "fn f(h: f32[N], at: i64[K], w: f32[K]) -> f32[N] { return update h[at[i]] += w[i] }",
+        {"N": 12, "K": 200},
+    ),
+    "stencil": (
+        "fn f(a: f32[N, M]) -> f32[N, M] { return update a[i in 1..N-1, j in 1..M-1] = 0.5 * (a[i-1, j] + a[i, j+1]) }",
+        {"N": 20, "M": 45},
+    ),
+    "two_results": (
+        "fn f(x: f32[N, M]) -> (f32[N, M], f32[N]) {\n y = exp(x)\n return y, sum(y, axis=1) }",
+        {"N": 12, "M": 30},
+    ),
+}
+
+
+def kernels(name: str, dynamic: bool = False) -> list[tuple[Kernel, dict[str, int]]]:
+    """The naive kernels of a program, and the sizes that each is given at run time."""
+    text, dims = PROGRAMS[name]
+    module = load(Source("f.ita", text)).build(None, None, dims)
+    given: Mapping[str, int] = {} if dynamic else dims
+    pipeline = default_pipeline(given).before("schedule")
+    lowered = pipeline.run(module, Context(TARGET, dynamic=frozenset(dims if dynamic else ())))
+    return [(k, {n: dims[n] for n in k.sizes}) for k in lowered.kernels]
+
+
+def check(kernel: Kernel, sizes: dict[str, int]) -> Kernel:
+    """Schedule a kernel, and compare what it means before and after."""
+    schedule, scheduled = schedule_kernel(kernel, TARGET)
+    verify_kernel(scheduled)
+    assert not unproved_accesses(scheduled) or unproved_accesses(kernel)
+    assert apply(kernel, Schedule.parse(str(schedule))) == scheduled
+    assert read_kernel(Source("k.ir", print_kernel(scheduled))) == scheduled
+    if any(b.dtype.bits <= 16 and b.dtype.is_float for b in kernel.outputs):
+        for name, actual in results(scheduled, kernel, sizes).items():
+            np.testing.assert_allclose(
+                actual.astype(np.float32), results(kernel, kernel, sizes)[name].astype(np.float32), rtol=2e-2
+            )
+    else:
+        assert_same_meaning(kernel, scheduled, sizes)
+    return scheduled
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
+def test_programs_keep_their_meaning(name: str) -> None:
+    for kernel, sizes in kernels(name):
+        check(kernel, sizes)
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
+def test_programs_of_unknown_sizes_keep_their_meaning(name: str) -> None:
+    for kernel, sizes in kernels(name, dynamic=True):
+        check(kernel, sizes)
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+def test_samples_keep_their_meaning(name: str) -> None:
+    check(*sample(name))
+
+
+@pytest.mark.parametrize("target", ["cpu:x86-avx2", "cpu:neon"])
+@pytest.mark.parametrize("name", ["softmax", "matmul", "sum_down", "transpose"])
+def test_other_machines(name: str, target: str) -> None:
+    for kernel, sizes in kernels(name):
+        _, scheduled = schedule_kernel(kernel, TARGETS[target])
+        assert_same_meaning(kernel, scheduled, sizes)
+
+
+def test_schedules_are_deterministic() -> None:
+    (first,), (second,) = kernels("matmul_packed"), kernels("matmul_packed")
+    assert str(schedule_kernel(first[0], TARGET)[0]) == str(schedule_kernel(second[0], TARGET)[0])
+
+
+# ---------------------------------------------------------------------- what is expected of them
+
+
+def axes_of_kind(kernel: Kernel, kind: str) -> list[str]:
+    return [s.axis for s, _ in walk(kernel.body) if isinstance(s, For) and s.kind == kind]
+
+
+def large(text: str, **dims: int) -> Kernel:
+    """The only scheduled kernel of a program; nothing is run, so sizes may be real ones."""
+    module = load(Source("f.ita", text)).build(None, None, dims)
+    (kernel,) = default_pipeline(dims).run(module, Context(TARGET)).kernels
+    return kernel
+
+
+def test_rows_are_read_once_from_memory() -> None:
+    kernel = large(PROGRAMS["layer_norm"][0], N=4096, M=1024)
+    (rows,) = [s for s in kernel.body if isinstance(s, For)]
+    assert rows.kind == "parallel" and trips(rows).constant == 4096
+    assert not [b for b in kernel.buffers().values() if b.role == "temp" and b.memory == "global"]
+    counts = count_accesses(kernel, {})
+    assert counts["y"].stores == 4096 * 1024 and counts["y"].loads == 0
+
+
+def test_a_chain_is_one_pass_of_whole_vectors() -> None:
+    kernel = large("fn f(a: f32[N], b: f32[N]) -> f32[N] { return a + 3.0 * b }", N=1 << 24)
+    counts = count_accesses(kernel, {})
+    assert [counts[n].total for n in ("a", "b", "y")] == [1 << 24] * 3
+    (put,) = [s for s, _ in walk(kernel.body) if isinstance(s, Put)]
+    assert put.nontemporal and not put.mask
+
+
+def test_small_kernels_wake_no_threads() -> None:
+    for name in ("softmax", "matmul", "gelu"):
+        for kernel, _ in kernels(name):
+            assert not axes_of_kind(schedule_kernel(kernel, TARGET)[1], "parallel")
+
+
+def test_large_products_are_packed_and_tiled() -> None:
+    kernel = large(PROGRAMS["matmul"][0], M=1024, N=1024, K=1024)
+    buffers = kernel.buffers()
+    assert [b.memory for b in buffers.values() if b.role == "temp"] == ["cache", "register"]
+    counts = count_accesses(kernel, {})
+    assert counts["y"].stores == 1024 * 1024 and counts["y"].loads == 0
+    assert counts["b"].loads == 1024 * 1024
+    assert len(axes_of_kind(kernel, "parallel")) == 2
+
+
+def test_chunks_of_a_reduction_depend_on_sizes_alone() -> None:
+    text = "fn f(x: f32[N]) -> f32 { return sum(x) }"
+    kernel = large(text, N=1 << 24)
+    (part,) = axes_of_kind(kernel, "parallel")
+    (loop,) = [s for s, _ in walk(kernel.body) if isinstance(s, For) and s.axis == part]
+    assert trips(loop).constant == 64
+
+
+def test_what_is_not_vectorized_is_told() -> None:
+    built = build_schedule(kernels("cumsum")[0][0], TARGET)
+    assert built.remarks == [] or all(not r.done for r in built.remarks)
+    built = build_schedule(sample("sweep")[0], TARGET)
+    assert any("vector" in r.message for r in built.remarks)
