@@ -2,11 +2,13 @@
 
 Nothing is chosen here. A loop is written as its kind says, or one element after another where that cannot be done (a
 `lane` loop of unknown length, or around another one): kinds never change the meaning. A `register` buffer is held in
-registers if every subscript is known when the code is written, else in memory.
+registers if every subscript is known when the code is written, else in memory; a small buffer of another memory is held
+in registers too where that is so, as a compiler does with local variables.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -19,6 +21,7 @@ Mode: TypeAlias = Literal["sequential", "unrolled", "lanes", "parallel"]
 
 _MOST_LANES = 256
 _MOST_REGISTERS = 4096  # elements of one register buffer
+_FEW_VECTORS = 32  # of a buffer that the schedule has not put into registers
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,9 @@ def analyse(kernel: Kernel) -> Analysis:
         accesses.setdefault(access.buffer, []).append(access)
     registers: dict[str, Layout] = {}
     for buffer, loops in allocations(kernel.body):
-        if buffer.memory == "register":
-            layout = _layout(buffer, loops, accesses.get(buffer.name, []), modes)
-            if layout is not None:
-                registers[buffer.name] = layout
+        layout = _layout(buffer, loops, accesses.get(buffer.name, []), modes)
+        if layout is not None and (buffer.memory == "register" or _vectors(buffer, layout) <= _FEW_VECTORS):
+            registers[buffer.name] = layout
     return Analysis(modes, registers)
 
 
@@ -179,6 +181,12 @@ def _layout(buffer: Buffer, outside: tuple[For, ...], accesses: list[Access], mo
         lane = next(loop for loop in outside if modes[loop.axis] == "lanes")
         return Layout(None, trip_count(lane) or 1, private=True)
     return best or Layout()
+
+
+def _vectors(buffer: Buffer, layout: Layout) -> int:
+    """How many registers a buffer takes."""
+    elements = math.prod(int(extent) for extent in buffer.shape)
+    return elements if layout.private else -(-elements // layout.lanes)
 
 
 def _lane_dimension(indices: tuple[Size, ...], lane: For | None, static: set[str]) -> int | Literal["none", "many"]:
