@@ -60,6 +60,7 @@ class Cache:
     def __init__(self, directory: Path | None = None, max_bytes: int = DEFAULT_LIMIT, *, enabled: bool = True) -> None:
         self.directory = cache_directory() if directory is None else directory
         self.max_bytes = max_bytes
+        self.enabled = enabled
         self._readable = enabled
         self._writable = enabled
         self._size: int | None = None  # estimate, from the first write on; other processes write too
@@ -231,3 +232,21 @@ def _header(kind: str, key: str, contents: bytes) -> bytes:
 def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):  # gone already, or not ours to delete: then it stays unused
         path.unlink()
+
+
+class KernelStore:
+    """The second level of the cache: the object code of single kernels, by a key that the back end makes."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+
+    def get(self, key: str) -> bytes | None:
+        """The code of a kernel, if this compiler has made it before."""
+        return self._cache.get("kernel", self._full(key))
+
+    def put(self, key: str, code: bytes) -> None:
+        """Keep the code of a kernel."""
+        self._cache.put("kernel", self._full(key), code)
+
+    def _full(self, key: str) -> str:
+        return hashlib.sha256(f"{compiler_digest(self._cache)} {key}".encode()).hexdigest()

@@ -29,6 +29,7 @@ from intarsia.passes.specialize import Specialize
 
 if TYPE_CHECKING:
     from intarsia.backends.cpu.compile import Compiled
+    from intarsia.backends.cpu.pieces import ObjectStore
 
 MODULE_STAGES = ("graph", "fused", "kernels", "scheduled")
 """The stages that are modules: their text is valid input of `intarsia opt`."""
@@ -127,11 +128,14 @@ class Compilation:
 
         return compile_plan(self.plan, self.target, debug_info=True)
 
-    def executable(self) -> Executable:
-        """The compiled program, ready to call or to keep."""
-        code = self.code
+    def executable(self, store: ObjectStore | None = None) -> Executable:
+        """The compiled program, ready to call or to keep. Kernels that `store` has are not compiled again."""
+        from intarsia.backends.cpu.pieces import compile_pieces
+
+        plan = self.plan
         with self._timed("code"):
-            return executable_of(self.plan, code, [p.label for p in self.source_module.graph.parameters])
+            pieces = compile_pieces(plan, self.target, store or _Nothing())
+        return executable_of(plan, pieces, [p.label for p in self.source_module.graph.parameters])
 
     def text(self, stage: str, debug_info: bool = False) -> str:
         """The text of one of `STAGES`."""
@@ -158,17 +162,29 @@ class Compilation:
         self.seconds[stage] = time.perf_counter() - start
 
 
-def executable_of(plan: Plan, code: Compiled, parameters: Sequence[str]) -> Executable:
-    """A plan and its code as something to call. The layouts are those of the plan's input and output slots;
+class _Nothing:
+    """A store that keeps nothing."""
+
+    def get(self, key: str) -> bytes | None:
+        return None
+
+    def put(self, key: str, code: bytes) -> None:
+        pass
+
+
+def executable_of(plan: Plan, pieces: tuple[bytes, ...], parameters: Sequence[str]) -> Executable:
+    """A plan and its code, in pieces, as something to call. The layouts are those of the plan's input and output slots;
     `parameters` are the labels of the inputs in order."""
+
+    from intarsia.backends.cpu.plan import entry_name
 
     def layouts(place: str) -> list[TensorLayout]:
         slots = sorted((s for s in plan.slots if s.place == place), key=lambda s: s.index)
         return [TensorLayout(s.name, s.dtype, s.shape, s.length) for s in slots]
 
     return Executable(
-        code.entry,
-        code.object_code,
+        entry_name(plan),
+        pieces,
         tuple(replace(layout, label=label) for layout, label in zip(layouts("input"), parameters, strict=True)),
         tuple(layouts("output")),
         plan.sizes,

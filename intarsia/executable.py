@@ -8,6 +8,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ class Executable:
     """
 
     entry: str
-    object_code: bytes
+    pieces: tuple[bytes, ...]
     inputs: tuple[TensorLayout, ...]
     outputs: tuple[TensorLayout, ...]
     sizes: tuple[str, ...]
@@ -97,7 +98,7 @@ class Executable:
     _prepared: dict[tuple[int, ...], PreparedCall] = field(default_factory=dict, repr=False)
 
     def to_bytes(self) -> bytes:
-        """The form in the cache: length of a JSON head, the head, the object code."""
+        """The form in the cache: length of a JSON head, the head, the pieces of object code."""
         head = json.dumps(
             {
                 "entry": self.entry,
@@ -107,17 +108,19 @@ class Executable:
                 "workspace": str(self.workspace),
                 "checks": {number: list(vars(c).values()) for number, c in self.checks.items()},
                 "interruptible": self.interruptible,
+                "pieces": [len(piece) for piece in self.pieces],
             }
         ).encode()
-        return struct.pack("<I", len(head)) + head + self.object_code
+        return struct.pack("<I", len(head)) + head + b"".join(self.pieces)
 
     @staticmethod
     def from_bytes(data: bytes) -> Executable:
         (length,) = struct.unpack_from("<I", data)
         head = json.loads(data[4 : 4 + length])
+        ends = list(accumulate(head["pieces"], initial=4 + length))
         return Executable(
             head["entry"],
-            data[4 + length :],
+            tuple(data[start:end] for start, end in pairwise(ends)),
             tuple(TensorLayout.from_json(t) for t in head["inputs"]),
             tuple(TensorLayout.from_json(t) for t in head["outputs"]),
             tuple(head["sizes"]),
@@ -131,7 +134,7 @@ class Executable:
         """The entry function in this process."""
         from intarsia.backends.cpu.machine import load
 
-        loaded = load(self.object_code, self.entry, native_symbols())
+        loaded = load(self.pieces, self.entry, native_symbols())
         return NativeFunction(loaded.address, len(self.inputs), len(self.outputs), len(self.sizes), owner=loaded)
 
     def prepare(self, sizes: Mapping[str, int]) -> PreparedCall:

@@ -45,6 +45,10 @@ class Function:
     def __repr__(self) -> str:
         return f"<intarsia function {self.form.function} of {self.program.source.name}>"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process gets the program, the name and what is bound."""
+        return Function, (self.program, self.name, self.bound)
+
     # ---------------------------------------------------------------- signature
 
     @cached_property
@@ -207,7 +211,8 @@ class Function:
         if (data := self.program.recall("program", key)) is not None:
             return Executable.from_bytes(data)
         compilation = self.compilation_of_types(types, statics, dims)
-        executable = with_deep_stack(compilation.executable)
+        store = self.program.kernel_store
+        executable = with_deep_stack(lambda: compilation.executable(store))
         self.program.remember("program", key, executable.to_bytes())
         return executable
 

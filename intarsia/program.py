@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intarsia.cache import Cache, compiler_digest
+from intarsia.cache import Cache, KernelStore, compiler_digest
 from intarsia.deep_stack import with_deep_stack
 from intarsia.function import Function
 from intarsia.ir.errors import CompileError, Source
@@ -80,12 +80,21 @@ class Program:
     def __repr__(self) -> str:
         return f"<intarsia program {self.source.name}>"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process gets the source and compiles by itself, or finds the code in the cache."""
+        return _restored, (self.source, self.options, self.cache.enabled)
+
     # ---------------------------------------------------------------- cache
 
     def key(self, *parts: object) -> str:
         """A digest of the source, of this compiler and of `parts`, which are plain data."""
         text = json.dumps([self._digest, *parts])
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def kernel_store(self) -> KernelStore:
+        """Where the code of single kernels is kept, for all programs."""
+        return KernelStore(self.cache)
 
     @cached_property
     def _digest(self) -> list[str]:
@@ -118,3 +127,7 @@ def _file_digest(path: Path) -> str:
         return _text_digest(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+def _restored(source: Source, options: Options, use_cache: bool) -> Program:
+    return Program(source, options, use_cache=use_cache)

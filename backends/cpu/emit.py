@@ -61,12 +61,14 @@ def safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.]", "_", name)
 
 
-def emit_kernel(module: Module, kernel: Kernel, target: Target, *, aliasing: bool = False) -> None:
+def emit_kernel(
+    module: Module, kernel: Kernel, target: Target, *, aliasing: bool = False, linkage: str = "internal"
+) -> None:
     """Add the function of a kernel to the module. `aliasing`: buffers given to it may overlap."""
     pointer = "ptr" if aliasing else "ptr noalias"
     parameters = [(pointer, f"b.{safe(b.name)}") for b in kernel.parameters]
     parameters += [("i64", f"s.{safe(s)}") for s in kernel.sizes]
-    function = Function(module, function_name(kernel.name), [*parameters, ("ptr", "record")], linkage="internal")
+    function = Function(module, function_name(kernel.name), [*parameters, ("ptr", "record")], linkage=linkage)
     emitter = Emitter(function, kernel, target, analyse(kernel), aliasing=aliasing)
     for buffer in kernel.parameters:
         emitter.pointers[buffer.name] = f"%b.{safe(buffer.name)}"

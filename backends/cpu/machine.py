@@ -6,7 +6,7 @@ A program that is found in the cache loads no more of the back end than this fil
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -65,11 +65,14 @@ class LoadedFunction:
     owner: object
 
 
-def load(code: bytes, entry: str, symbols: Mapping[str, int]) -> LoadedFunction:
-    """Link object code into this process; `symbols` are addresses of names that it refers to besides libc and libm."""
+def load(code: bytes | Sequence[bytes], entry: str, symbols: Mapping[str, int]) -> LoadedFunction:
+    """Link object code, in one or several pieces, into this process; `symbols` are addresses of names that it refers to
+    besides libc and libm."""
     initialise()
     jit = llvm.create_lljit_compiler(use_jit_link=True)
-    builder = llvm.JITLibraryBuilder().add_object_img(code).export_symbol(entry).add_current_process()
+    builder = llvm.JITLibraryBuilder().export_symbol(entry).add_current_process()
+    for piece in [code] if isinstance(code, bytes) else code:
+        builder.add_object_img(piece)
     for name, address in sorted(symbols.items()):
         builder.import_symbol(name, address)
     tracker = builder.link(jit, f"program {entry}")

@@ -44,9 +44,14 @@ def new_module(target: Target, *, openmp: bool = False) -> Module:
 
 def add_plan(module: Module, plan: Plan, target: Target, entry: str, linkage: str = "") -> None:
     """Add the functions of a plan to a module; that of the name `entry` is the entry function."""
-    aliasing = _kernels_in_place(plan)
+    aliasing = kernels_in_place(plan)
     for kernel in plan.kernels:
         emit_kernel(module, kernel, target, aliasing=kernel.name in aliasing)
+    add_entry(module, plan, target, entry, linkage)
+
+
+def add_entry(module: Module, plan: Plan, target: Target, entry: str, linkage: str = "") -> None:
+    """Add the entry function of a plan, whose kernels the module has or declares."""
     _Entry(Function(module, entry, _PARAMETERS, "i32", linkage), plan, target).whole()
 
 
@@ -74,7 +79,7 @@ def _attributes(target: Target) -> list[str]:
 # ---------------------------------------------------------------------- which kernels work in place
 
 
-def _kernels_in_place(plan: Plan) -> set[str]:
+def kernels_in_place(plan: Plan) -> set[str]:
     """Kernels that are somewhere given one piece of memory twice, of which they write one."""
     kernels = {k.name: k for k in plan.kernels}
     found: set[str] = set()

@@ -86,7 +86,7 @@ class _TimedKernels:
         for kernel in compilation.plan.kernels:
             plan = kernel_plan(kernel)
             labels = [s.name for s in plan.slots if s.place == "input"]
-            self._code[kernel.name] = executable_of(plan, compile_plan(plan, compilation.target), labels)
+            self._code[kernel.name] = executable_of(plan, (compile_plan(plan, compilation.target).object_code,), labels)
             source = naive.get(kernel.name, kernel)
             self.rows[kernel.name] = _Row(kernel, [], 0, 0 if source.sizes else work(source.body))
 
