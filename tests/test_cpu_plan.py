@@ -80,6 +80,31 @@ def test_states_take_turns(conditional: bool) -> None:
         np.testing.assert_array_equal(y, expected)
 
 
+def test_each_turn_reads_what_the_one_before_wrote() -> None:
+    """LLVM's passes, which a kernel without a schedule calls for, keep apart the turns that swap two buffers."""
+    start = kernel_of("kernel start(x: i64, out y: i64[16]) { for i in 0..16 { y[i] = 0 }  y[15] = x[] }")
+    chain = kernel_of(
+        "kernel chain(x: i64[16], out y: i64[16])[sizes t] {"
+        "  unroll i in 0..2 { lane j in 0..8 { y[8 * i + j] = x[8 * i + j] } }  y[t + 1] = x[t] + 1 }"
+    )
+    slots = (
+        Slot("x", I64, (), "input", 0),
+        Slot("y", I64, (number(16),), "output", 0),
+        Slot("a", I64, (number(16),), "workspace", offset=number(0)),
+    )
+    state = State("s", Reference("a"), (Reference("y"), Reference("a")))
+    turn = Invoke("chain", (Reference("s"), Reference("s.next")), (number(0) + "t",))
+    body = (
+        Invoke("start", (Reference("x"), Reference("a"))),
+        Repeat("t", number(0), number(15), (state,), (turn,), (), None),
+    )
+    program = Plan("main", slots, body, (start, chain), (), number(128))
+    assert compile_plan(program, host_target()).passes
+    y = np.zeros(16, np.int64)
+    assert compiled(program).run([np.array(0)], [y], [], 128) is None
+    np.testing.assert_array_equal(y, np.arange(16))
+
+
 def test_a_state_in_place() -> None:
     slots = (Slot("x", F32, EIGHT, "input", 0), Slot("y", F32, EIGHT, "output", 0))
     state = State("s", Reference("y"), (Reference("y"),))
