@@ -221,6 +221,18 @@ def test_no_dear_value_is_computed_twice() -> None:
     assert len(tanhs) == 1
 
 
+def test_cheap_work_on_a_stored_value_joins_what_reads_it() -> None:
+    """The square of what a product gives belongs to the norm, not to the product, which would store both."""
+    module, _ = run(
+        program("""fn f(x: f32[N, K], w: f32[K, M]) -> f32[N, M] {
+            y = x @ w
+            return y / sqrt(sum(y * y, axis=1, keepdims=true))
+        }""")
+    )
+    groups = [n for n in module.graph.body.nodes if n.name in ("fused", "matmul")]
+    assert [len(n.results) for n in groups] == [1, 1]
+
+
 def test_max_ops_bounds_groups() -> None:
     module, _ = run(program("fn f(x: f32[N]) -> f32[N] { return tanh(sin(cos(exp(x)))) }"), "fuse{max-ops=2}")
     assert [len(n.body.nodes) for n in kernels(module) if isinstance(n, Fused)] == [2, 2]

@@ -72,8 +72,8 @@ class Fuse(Pass):
 
 
 def _is_alias(node: Node) -> bool:
-    """Does it compute nothing: a view of memory under another shape, a tensor of a list?"""
-    return isinstance(node, (Reshape, ListGet, Call))
+    """Does it compute nothing: a literal, a view of memory under another shape, a tensor of a list?"""
+    return isinstance(node, (Constant, Reshape, ListGet, Call))
 
 
 def _without_outer_reshapes(group: Group) -> list[Group]:

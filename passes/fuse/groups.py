@@ -6,8 +6,8 @@ from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from intarsia.ir.graph import Node, Region, Value
-from intarsia.ir.ops import Argsort, Cumulative, Loop, Sort
+from intarsia.ir.graph import Node, Region, Structured, Value
+from intarsia.ir.ops import Argsort, Constant, Cumulative, Loop, Sort
 from intarsia.ir.types import TensorType
 from intarsia.passes.fuse.members import Member
 from intarsia.passes.fuse.rows import CONTRACTIONS, Refusal, refusal, stages_of
@@ -44,6 +44,7 @@ class Search:
         self.users: dict[Value, list[Node]] = {}
         self.group_of: dict[Node, Group] = {}
         self._refused: dict[tuple[Group, Group], Refusal | None] = {}
+        self._waiting: set[Node] = set()
         for node in nodes:
             member = Member.of(node)
             self.group_of[node] = Group([node], [member] if member else [])
@@ -56,14 +57,24 @@ class Search:
 
     def run(self) -> list[Group]:
         """All groups, in an order in which each comes after what it uses."""
+        self._waiting = {node for node in self.nodes if self._waits(node)}
         for node in self.nodes:
-            # A view joins what reads it; what is left of views then joins what they read.
-            if (members := self.group_of[node].members) and not _is_view(members[0]):
+            if self.group_of[node].members and node not in self._waiting:
                 self._grow([node])
         for node in self.nodes:
             if self.group_of[node].members:
                 self._grow(self.group_of[node].nodes)
         return self._in_order()
+
+    def _waits(self, node: Node) -> bool:
+        """Does a node join what reads it before what it reads? A view does, and what is cheap and made of values that
+        are needed elsewhere too: those are stored anyway, so that it had better not be."""
+        members = self.group_of[node].members
+        if not members or members[0].is_reduced or any(v in self.results for v in node.values):
+            return bool(members) and _is_view(members[0])
+        operands = [v for v in node.operands if v.node in self.group_of and not isinstance(v.node, Constant)]
+        shared = all(len(self.users[v]) > 1 for v in operands) and isinstance(node, Structured)
+        return _is_view(members[0]) or (bool(operands) and shared and members[0].work <= CHEAP)
 
     def edges(self) -> Iterable[Edge]:
         """Every edge between two groups, one for each pair of value and user."""
@@ -112,7 +123,7 @@ class Search:
             if self.refuse(edge) is not None:
                 refused.add(producer)
                 continue
-            if all(_is_view(m) for m in producer.members):
+            if self._waiting.issuperset(producer.nodes):
                 readers += producer.nodes  # others have tried to merge with what they read
                 refused.clear()
             self._merge(producer, self.group_of[edge.user])
