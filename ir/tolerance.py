@@ -13,6 +13,7 @@ from the reference by more than the bound says.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -161,7 +162,8 @@ class MeasuredArithmetic(DoubleArithmetic):
     def _product(self, array: Array, axes: tuple[int, ...], dtype: DType) -> Array:
         """The product over dimensions, one factor after the other."""
         rest = tuple(d for d in range(array.ndim) if d not in axes)
-        factors = array.transpose(*axes, *rest).reshape(-1, *(array.shape[d] for d in rest))
+        count = math.prod(array.shape[d] for d in axes)
+        factors = array.transpose(*axes, *rest).reshape(count, *(array.shape[d] for d in rest))
         result = np.ones(factors.shape[1:], np.complex128)
         for factor in factors:
             result = self.apply("mul", (result, factor), (dtype, dtype))
