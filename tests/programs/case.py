@@ -1,0 +1,76 @@
+"""What each program of this folder is run on, and what it must give, written in NumPy and SciPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Tree = Any
+"""An argument: an array, a number, or a dictionary for a struct, with a list for a list of structs."""
+
+
+class Random:
+    """Arrays of random numbers, the same in every run."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+
+    def f64(self, *shape: int) -> Array:
+        return self.rng.standard_normal(shape)
+
+    def f32(self, *shape: int) -> Array:
+        return self.f64(*shape).astype(np.float32)
+
+    def f16(self, *shape: int) -> Array:
+        return self.f64(*shape).astype(np.float16)
+
+    def integers(self, low: int, high: int, shape: tuple[int, ...], dtype: Any = np.int64) -> Array:
+        return self.rng.integers(low, high, shape, dtype)
+
+    def flags(self, *shape: int) -> Array:
+        return self.rng.random(shape) < 0.5
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arguments in the order of the parameters, and the results that they must give."""
+
+    arguments: Sequence[Tree]
+    wanted: Sequence[Tree]
+
+
+Maker = Callable[..., Case]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A program: `make(random, **sizes)` gives its case. The first of `sizes` are those of the quick run."""
+
+    name: str
+    make: Callable[..., Case]
+    sizes: Sequence[dict[str, int]]
+    tolerance: float | None = None
+
+
+CATALOGUE: dict[str, Entry] = {}
+"""The programs by name; the modules beside this one fill it."""
+
+
+def program(tolerance: float | None = None, **sizes: Sequence[int]) -> Callable[[Callable[..., Case]], None]:
+    """Put a function that makes a case into the catalogue under its name. Each size is a sequence, one for each run.
+
+    `tolerance`, relative to the largest element, is for the comparison with NumPy where a program is more sensitive
+    than its dtype.
+    """
+
+    def register(make: Callable[..., Case]) -> None:
+        assert make.__name__ not in CATALOGUE
+        runs = [dict(zip(sizes, values)) for values in zip(*sizes.values())] if sizes else [{}]
+        CATALOGUE[make.__name__] = Entry(make.__name__, make, runs, tolerance)
+
+    return register

@@ -1,0 +1,102 @@
+"""Real programs, at every level, against NumPy and SciPy.
+
+Each file of programs/ has a case in one of the modules beside it. At its first sizes a program runs in the graph
+interpreter and as machine code; in the slow run also at its other sizes, as kernels and as a plan.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import intarsia
+from intarsia.deep_stack import with_deep_stack
+from intarsia.driver import Compilation
+from intarsia.ir.conversion import convert
+from intarsia.ir.dtypes import F64
+from intarsia.ir.interpreter import evaluate
+from intarsia.ir.plan_interpreter import run_plan
+from intarsia.ir.tolerance import expected
+
+FOLDER = Path(__file__).parent / "programs"
+sys.path.insert(0, str(FOLDER))
+
+import data  # noqa: E402, F401
+import networks  # noqa: E402, F401
+import numerics  # noqa: E402, F401
+import polybench  # noqa: E402, F401
+from case import CATALOGUE, Case, Entry, Random  # noqa: E402
+
+QUICK = [pytest.param(entry, entry.sizes[0], id=name) for name, entry in CATALOGUE.items()]
+SLOW = [
+    pytest.param(entry, sizes, id="-".join((name, *(f"{k}{v}" for k, v in sizes.items()))))
+    for name, entry in CATALOGUE.items()
+    for sizes in entry.sizes
+]
+
+
+def make(entry: Entry, sizes: dict[str, int]) -> tuple[Case, Compilation, list[Any]]:
+    """The case of a program, its compilation and its inputs in the order of the graph."""
+    case = entry.make(Random(), **sizes)
+    function = intarsia.load(FOLDER / f"{entry.name}.ita", use_cache=False).entry("main")
+    given, dims = function.arrange(case.arguments, {})
+    statics, tensors = function.split(given)
+    compilation = function.compilation(tensors, statics, dims)
+    inputs = [tensors[p.label] for p in compilation.source_module.graph.parameters]
+    return case, compilation, [list(i) if isinstance(i, tuple) else i for i in inputs]
+
+
+def check_wanted(entry: Entry, case: Case, results: Any, compilation: Compilation) -> None:
+    """The results are those of NumPy; a None there is not compared."""
+    assert len(results) == len(case.wanted)
+    for index, (result, wanted, value) in enumerate(zip(results, case.wanted, compilation.source_module.graph.results)):
+        if wanted is None:
+            continue
+        wanted = np.asarray(wanted)
+        assert result.shape == wanted.shape, f"result {index}"
+        if not value.dtype.is_float:
+            assert result.dtype == wanted.dtype, f"result {index}"
+            np.testing.assert_array_equal(result, wanted, f"result {index}")
+            continue
+        found, wide = convert(result, value.dtype, F64), wanted.astype(np.float64)
+        scale = np.abs(wide[np.isfinite(wide)]).max(initial=0.0)
+        tolerance = entry.tolerance or 100 * value.dtype.epsilon
+        np.testing.assert_allclose(found, wide, tolerance, tolerance * scale, err_msg=f"result {index}")
+
+
+def check_levels(entry: Entry, sizes: dict[str, int], levels: tuple[str, ...]) -> None:
+    case, compilation, inputs = make(entry, sizes)
+    module, names = compilation.source_module, compilation.sizes
+    reference = with_deep_stack(lambda: evaluate(module, inputs, names))
+    check_wanted(entry, case, reference, compilation)
+    bounds = with_deep_stack(lambda: expected(module, inputs, names))
+    for level in levels:
+        if level == "cpu":
+            results = with_deep_stack(compilation.executable).run(inputs, {})
+            check_wanted(entry, case, results, compilation)
+        elif level == "plan":
+            results = with_deep_stack(lambda: run_plan(compilation.plan, inputs, {}))
+        else:
+            results = with_deep_stack(lambda level=level: evaluate(getattr(compilation, level), inputs, {}))  # type: ignore[misc]
+        for index, (bound, before, result) in enumerate(zip(bounds, reference, results)):
+            if bound.mismatch(np.asarray(before)) is None:  # else the program itself decides on last digits
+                assert bound.mismatch(np.asarray(result)) is None, f"{level}, result {index}: {bound.mismatch(result)}"
+
+
+def test_every_file_has_a_case() -> None:
+    assert {p.stem for p in FOLDER.glob("*.ita")} == set(CATALOGUE)
+
+
+@pytest.mark.parametrize("entry, sizes", QUICK)
+def test_program(entry: Entry, sizes: dict[str, int]) -> None:
+    check_levels(entry, sizes, ("cpu",))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry, sizes", SLOW)
+def test_program_at_every_level(entry: Entry, sizes: dict[str, int]) -> None:
+    check_levels(entry, sizes, ("fused", "kernels", "scheduled", "plan", "cpu"))
