@@ -15,7 +15,7 @@ from intarsia.ir.rewriting import rewrite
 from intarsia.ir.target import TARGETS
 from intarsia.ir.text import print_module, read_module
 from intarsia.passes.instruments import ALL, Diff, PrintIR, Timing
-from intarsia.passes.pipeline import OPEN, PASSES, Context, Instrument, Pass, PassError, Pipeline
+from intarsia.passes.pipeline import OPEN, PASSES, Context, Instrument, Pass, PassError, Pipeline, default_pipeline
 from intarsia.passes.verify import VerifyExec, breaks, verification
 from intarsia.passes.verify.inputs import check_sizes, work
 
@@ -285,6 +285,20 @@ def test_large_modules_run_at_check_sizes() -> None:
     specialized = Pipeline(wrong[:1]).run(module, context(), instruments)
     with pytest.raises(PassError, match="test-drop-bias"):
         Pipeline((DropBias(),)).run(specialized, context(), instruments)
+
+
+def test_schedules_of_large_kernels_run_on_small_ones() -> None:
+    """A small product is left alone; checked is what its large likeness gets: tiles, lanes, masks."""
+    module = read("""func @f[N, K, M](%x: f32[N, K], %w: f32[K, M]) {
+      %0 = matmul %x, %w : f32[N, M]
+      return %0
+    }""")
+    verify = VerifyExec()
+    given = context()
+    default_pipeline({"N": 1024, "K": 512, "M": 2048}).run(module, given, [verify])
+    assert given.schedules and verify.current is not None
+    assert "lane " in print_module(verify.current)
+    assert verify.current.graph.parameters[0].type.static_shape < (20, 20)  # type: ignore[union-attr]
 
 
 def test_a_large_module_without_names_is_not_run() -> None:

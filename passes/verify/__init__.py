@@ -92,14 +92,14 @@ class VerifyExec(Instrument):
 
     A module of more than `limit` points runs at check sizes: the one before `specialize` gets small numbers and goes
     through the same passes. One that has no dimension names left is not run, and a remark says so. `reduce` makes
-    reproducers small.
+    reproducers small. `current` is what runs in place of the module: the same, or what it is at check sizes.
     """
 
     limit: int = LIMIT
     seed: int = 0
     reduce: bool = True
+    current: Module | None = field(default=None, repr=False)
     _real: Module | None = field(default=None, repr=False)
-    _current: Module | None = field(default=None, repr=False)  # what runs in its place: at check sizes, or the same
     _small: bool = False
     _runs: list[_Run] = field(default_factory=list, repr=False)
     _results: list[tuple[Array, ...]] = field(default_factory=list, repr=False)
@@ -108,12 +108,12 @@ class VerifyExec(Instrument):
         if old is not self._real:
             self._start(pass_, old, context)
         self._real = new
-        if self._current is None:
+        if self.current is None:
             return
-        before = self._current
-        self._current = self._after(pass_, before, context) if self._small else new
-        if self._current is not before:
-            self._compare(pass_, before, self._current, context)
+        before = self.current
+        self.current = self._after(pass_, before, context) if self._small else new
+        if self.current is not before:
+            self._compare(pass_, before, self.current, context)
 
     # ------------------------------------------------------------------ what runs
 
@@ -125,12 +125,12 @@ class VerifyExec(Instrument):
         self._small = work(module, sizes) > self.limit
         if self._small:
             if not given or small is None:
-                self._current = None
+                self.current = None
                 reason = "it is large and has no dimension names to make it small"
                 pass_.remark(context, "verification", f"@{module.graph.name} was not run: {reason}", None, done=False)
                 return
             sizes = small
-        self._current = module
+        self.current = module
         self._runs = _runs(module, sizes, self.seed)
         self._results = [_evaluate(module, run) for run in self._runs]
 
