@@ -11,6 +11,7 @@ import numpy as np
 
 from intarsia.commands.binding import argument_options, bind
 from intarsia.commands.comparison import first_mismatch, reference_of
+from intarsia.commands.interruption import interruptible
 from intarsia.commands.options import (
     INTERPRETERS,
     compile_options,
@@ -62,7 +63,7 @@ def command(
     function = Program(source, options, use_cache=use_cache).entry(name)
     bound = bind(function, arguments, weights, settings["dims"], True)
     call = bound.call()
-    if (wrong := first_mismatch(reference_of(bound), call())) is not None:
+    if (wrong := first_mismatch(reference_of(bound), interruptible(call))) is not None:
         click.echo(f"WRONG: {wrong}", err=True)
         return 3
     calls: dict[str, Callable[[], object]] = {"intarsia": call}
@@ -71,9 +72,13 @@ def command(
         inputs = bound.inputs(compilation)
         calls["numpy"] = lambda: evaluate(compilation.source_module, inputs, compilation.sizes)
     samples: dict[str, list[float]] = {label: [] for label in calls}
-    for _ in range(ROUNDS):
-        for label, peer in calls.items():
-            samples[label] += measure(peer, seconds / ROUNDS / len(calls), most=100)
+
+    def take_turns() -> None:
+        for _ in range(ROUNDS):
+            for label, peer in calls.items():
+                samples[label] += measure(peer, seconds / ROUNDS / len(calls), most=100)
+
+    interruptible(take_turns)
     for label, own in samples.items():
         median, spread = median_and_spread(own)
         ratio = f"  {median / np.median(samples['intarsia']):6.2f} x" if label != "intarsia" else ""

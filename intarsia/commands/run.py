@@ -10,6 +10,7 @@ import click
 
 from intarsia.arguments import format_array
 from intarsia.commands.binding import Bound, argument_options, bind
+from intarsia.commands.interruption import interruptible
 from intarsia.commands.options import INTERPRETERS, compile_options, open_program, options_of, program_argument
 from intarsia.files import write_results
 from intarsia.ir.dtypes import Array
@@ -62,7 +63,7 @@ def command(
     start = time.perf_counter()
     call = _prepare(bound, target)
     compile_seconds = time.perf_counter() - start
-    results = call()
+    results = interruptible(call)
     if out is not None:
         names = ["result"] if len(results) == 1 else [f"result{i}" for i in range(len(results))]
         write_results(out, dict(zip(names, results)))

@@ -12,6 +12,7 @@ import numpy as np
 from intarsia.backends.cpu.compile import compile_plan
 from intarsia.backends.cpu.plan import kernel_plan
 from intarsia.commands.binding import Bound
+from intarsia.commands.interruption import interruptible
 from intarsia.deep_stack import with_deep_stack
 from intarsia.driver import Compilation, executable_of
 from intarsia.executable import Executable
@@ -29,7 +30,7 @@ from intarsia.runtime.native import address_of, pointer_table
 def report_time(bound: Bound, call: Callable[[], object], compile_seconds: float) -> None:
     """Compile time, median and spread of run time, and the rates that they come to."""
     found = "compiled" if bound.function.program.is_parsed else "found in the cache"
-    samples = measure(call)
+    samples = interruptible(lambda: measure(call))
     median, spread = median_and_spread(samples)
     compilation = with_deep_stack(bound.compilation)
     operations = with_deep_stack(lambda: region_work(compilation.graph.graph.body, compilation.sizes).operations)
@@ -117,7 +118,7 @@ def report_profile(bound: Bound) -> None:
     for _ in range(2):  # the second time with warm caches and threads
         for row in timed.rows.values():
             row.seconds.clear()
-        with_deep_stack(lambda: run_plan(compilation.plan, inputs, sizes, timed.run))
+        interruptible(lambda: run_plan(compilation.plan, inputs, sizes, timed.run))
     limits = machine_limits(bound.function.program.cache)
     rows = sorted(timed.rows.values(), key=lambda r: -sum(r.seconds))
     total = sum(sum(r.seconds) for r in rows) or 1.0
