@@ -87,8 +87,7 @@ class Diagnostic:
 
     @staticmethod
     def _excerpt(span: Span, label: str, width: int) -> list[str]:
-        text = span.source.line(span.line)
-        caret_start = span.column - 1
+        text, caret_start = _clipped(span.source.line(span.line), span.column - 1)
         caret_count = max(1, min(span.end - span.start, len(text) - caret_start))
         # Tabs are kept in the padding so that the carets stand under what they mean.
         padding = "".join(c if c == "\t" else " " for c in text[:caret_start])
@@ -99,6 +98,21 @@ class Diagnostic:
             f"{span.line:>{width + 1}} | {text}",
             f"{gutter} | {padding}{'^' * caret_count} {label}".rstrip(),
         ]
+
+
+LONGEST_LINE = 160
+"""Characters of a line that a diagnostic shows."""
+
+
+def _clipped(text: str, position: int) -> tuple[str, int]:
+    """A line that is not too long to be read, and the position in it; `…` stands for what is left out."""
+    if len(text) <= LONGEST_LINE:
+        return text, position
+    start = max(0, min(position - LONGEST_LINE // 3, len(text) - LONGEST_LINE))
+    shown = text[start : start + LONGEST_LINE]
+    if start + LONGEST_LINE < len(text):
+        shown += " …"
+    return (f"… {shown}", position - start + 2) if start else (shown, position)
 
 
 class CompileError(Exception):
