@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from intarsia.ir.kernel import For, Kernel
 from intarsia.ir.kernel_access import trips
-from intarsia.ir.schedule import Nontemporal, Parallel, Schedule
+from intarsia.ir.schedule import Nontemporal, Parallel, Reorder, Schedule
 from intarsia.ir.target import Target
 from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, merge_rows
 from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
@@ -63,8 +63,22 @@ def parallelize(b: Builder, top: str) -> None:
     candidates = [loop]
     while len(inner := [s for s in candidates[-1].body if isinstance(s, For)]) == 1:
         candidates.append(inner[0])
-    enough = [c for c in candidates if count(trips(c)) >= wanted and c.kind == "seq"]
-    for candidate in enough or sorted(candidates, key=lambda c: -count(trips(c))):
-        several = candidate.kind == "seq" and count(trips(candidate)) > 1
-        if several and b.attempt(Parallel((candidate.axis,)), silent=False):
+    usable = [c for c in candidates if c.kind == "seq" and count(trips(c)) > 1 and effort((c,)) >= SMALL]
+    enough = [c for c in usable if count(trips(c)) >= wanted]
+    for candidate in enough or sorted(usable, key=lambda c: -count(trips(c))):
+        if b.attempt(Parallel((candidate.axis,)), silent=False):
             return
+    for candidate in candidates[1:]:
+        if candidate.kind == "seq" and count(trips(candidate)) >= wanted and _share_across(b, loop, candidate):
+            return
+
+
+def _share_across(b: Builder, loop: For, inner: For) -> bool:
+    """Share the iterations of a loop inside one whose own depend on each other, by making blocks of it outermost."""
+
+    def share() -> None:
+        blocks, _ = b.split(inner.axis, max(1, count(trips(inner)) // (SHARES * max(b.target.cores, 2))), "min")
+        b.take(Reorder((blocks, loop.axis)))
+        b.take(Parallel((blocks,)))
+
+    return b.together(f"sharing of {inner.axis}", share)

@@ -80,6 +80,12 @@ def stride(buffer: Buffer, indices: Sequence[Size], axis: str) -> int | None:
 GATHER = 1.0
 """Cost of one lane of an access whose neighbours lie apart, against a whole vector that is contiguous."""
 
+FAR = 3.0
+"""The same where neighbours lie in different cache lines."""
+
+LINE = 64
+"""Bytes of a cache line."""
+
 COMBINE = 6.0
 """Cost of combining the lanes of a vector, in the same unit."""
 
@@ -93,8 +99,10 @@ def vector_cost(kernel: Kernel, put: Put, loops: tuple[For, ...], axis: str, lan
     for access in dict.fromkeys(accesses((put,))):
         if buffers[access.buffer].memory == "register":
             continue
-        step = stride(buffers[access.buffer], access.indices, axis) if axis else 1
-        cost += 1 / filled if step == 1 else 0.0 if step == 0 else GATHER
+        buffer = buffers[access.buffer]
+        step = stride(buffer, access.indices, axis) if axis else 1
+        near = step is not None and abs(step) * buffer.dtype.bytes < LINE
+        cost += 1 / filled if step == 1 else 0.0 if step == 0 else GATHER if near else FAR
     if axis and put.operator != "=" and not any(axis in i.symbols for i in put.indices):
         cost += COMBINE / length
     return cost * points(loops)

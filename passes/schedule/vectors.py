@@ -16,6 +16,9 @@ from intarsia.passes.schedule.tree import blocks, find_loop, loops_in, perfect_n
 WORTHWHILE = 0.8
 """What vectors may cost against scalars."""
 
+VECTORS = 4
+"""Vectors that are worked on at once, so that the latency of one is hidden by the others."""
+
 SHORT = 4
 """Iterations of a loop inside vectors that are written out."""
 
@@ -88,23 +91,30 @@ def _width(b: Builder, loop: For, vectors: int) -> tuple[int, int]:
     length = trips(loop).constant
     if length is None:
         return lanes, 1 if trips(loop).opaques else vectors
-    while lanes > 1 and lanes // 2 >= length:
-        lanes //= 2
     needed = -(-length // lanes)
     while vectors > 1 and (vectors > needed or -needed % vectors * 4 > needed):
         vectors //= 2
     return lanes, vectors
 
 
+def _is_short(b: Builder, loop: For, vectors: int) -> bool:
+    """Are all iterations together a few vectors? Then they are the lanes, whatever their number."""
+    length = trips(loop).constant
+    return length is not None and length <= vectors * lanes_for(loop.body, b.target)
+
+
 def _vectorize_around(b: Builder, axis: str) -> None:
     """Run iterations of a loop with all that is in it as lanes, of several vectors at once."""
-    lanes, vectors = _width(b, b.loop(axis), 4)
-    outer, inner = b.split(axis, lanes * vectors)
-    b.take(Vectorize((inner,)))
-    b.attempt(Peel(outer))
-    for loop in loops_in((b.loop(inner),)):
+    outer, lane = "", axis
+    if not _is_short(b, b.loop(axis), VECTORS):
+        lanes, vectors = _width(b, b.loop(axis), VECTORS)
+        outer, lane = b.split(axis, lanes * vectors)
+    b.take(Vectorize((lane,)))
+    for loop in loops_in(b.loop(lane).body):
         if loop.kind == "seq" and count(trips(loop)) <= SHORT:
             b.attempt(Unroll((loop.axis,)))
+    if outer:
+        b.attempt(Peel(outer))
 
 
 def _vectorize_leaf(b: Builder, axis: str) -> None:
@@ -118,30 +128,36 @@ def _vectorize_leaf(b: Builder, axis: str) -> None:
         b.remark(f"{axis} is not vectorized: that would not pay", done=False)
         return
     dear = max(operations(p.value) for p in puts) > DEAR
-    lanes, vectors = _width(b, loop, 2 if dear else 4)
-    outer, inner = b.split(axis, lanes * vectors)
-    kept: tuple[str, ...] = (inner,)
-    if vectors > 1:
-        kept = b.split(inner, lanes)
-        b.take(Unroll(kept[:1]))
+    several = VECTORS // 2 if dear else VECTORS
+    outer = ""
+    kept: tuple[str, ...] = (axis,)
+    if not _is_short(b, loop, several):
+        lanes, vectors = _width(b, loop, several)
+        outer, inner = b.split(axis, lanes * vectors)
+        kept = b.split(inner, lanes) if vectors > 1 else (inner,)
+    if kept[:-1]:
+        b.take(Unroll(kept[:-1]))
     b.take(Vectorize(kept[-1:]))
     for put in puts:
         if put.operator != "=" and not any(axis in i.symbols for i in put.indices):
             _keep_partial_results(b, put.buffer, outer, kept)
-    b.attempt(Peel(outer))
+    if outer:
+        b.attempt(Peel(outer))
 
 
-def _keep_partial_results(b: Builder, buffer: str, axis: str, kept: tuple[str, ...]) -> None:
-    """Reduce into a vector (several of them), then these into one, then its lanes."""
-    put = next(p for p in puts_in((b.loop(axis),)) if p.buffer == buffer)
-    _, around = find_loop(b.kernel, axis)
-    for loop in reversed(around):
-        is_alone = len(loop.body) == 1
-        if not is_alone or any(loop.axis in i.symbols for i in put.indices):
+def _keep_partial_results(b: Builder, buffer: str, outer: str, kept: tuple[str, ...]) -> None:
+    """Reduce into a vector (several of them), then these into one, then its lanes. `outer` is the loop around those of
+    `kept`, "" if the lanes are the whole loop."""
+    inside = outer or kept[0]
+    put = next(p for p in puts_in((b.loop(inside),)) if p.buffer == buffer)
+    axis = outer
+    for loop in reversed(find_loop(b.kernel, inside)[1]):
+        if len(loop.body) > 1 or any(loop.axis in i.symbols for i in put.indices):
             break
         axis = loop.axis
-    partial = b.fresh(buffer)
-    b.take(Accumulate(buffer, axis, partial, "register", "add", kept))
+    if not axis:
+        return
+    b.take(Accumulate(buffer, axis, b.fresh(buffer), "register", "add", kept))
     if len(kept) > 1:
         combine = next(p for p in loops_in(_after(b, axis)))
         lane = combine.body[0]
