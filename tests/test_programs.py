@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import intarsia
 from intarsia.deep_stack import with_deep_stack
 from intarsia.driver import Compilation
 from intarsia.ir.conversion import convert
@@ -29,7 +28,7 @@ import data  # noqa: E402, F401
 import networks  # noqa: E402, F401
 import numerics  # noqa: E402, F401
 import polybench  # noqa: E402, F401
-from case import CATALOGUE, Case, Entry, Random  # noqa: E402
+from case import CATALOGUE, Case, Entry, prepare  # noqa: E402
 
 QUICK = [pytest.param(entry, entry.sizes[0], id=name) for name, entry in CATALOGUE.items()]
 SLOW = [
@@ -37,17 +36,6 @@ SLOW = [
     for name, entry in CATALOGUE.items()
     for sizes in entry.sizes
 ]
-
-
-def make(entry: Entry, sizes: dict[str, int]) -> tuple[Case, Compilation, list[Any]]:
-    """The case of a program, its compilation and its inputs in the order of the graph."""
-    case = entry.make(Random(), **sizes)
-    function = intarsia.load(FOLDER / f"{entry.name}.ita", use_cache=False).entry("main")
-    given, dims = function.arrange(case.arguments, {})
-    statics, tensors = function.split(given)
-    compilation = function.compilation(tensors, statics, dims)
-    inputs = [tensors[p.label] for p in compilation.source_module.graph.parameters]
-    return case, compilation, [list(i) if isinstance(i, tuple) else i for i in inputs]
 
 
 def check_wanted(entry: Entry, case: Case, results: Any, compilation: Compilation) -> None:
@@ -69,7 +57,7 @@ def check_wanted(entry: Entry, case: Case, results: Any, compilation: Compilatio
 
 
 def check_levels(entry: Entry, sizes: dict[str, int], levels: tuple[str, ...]) -> None:
-    case, compilation, inputs = make(entry, sizes)
+    case, compilation, inputs = prepare(entry, sizes)
     module, names = compilation.source_module, compilation.sizes
     reference = with_deep_stack(lambda: evaluate(module, inputs, names))
     check_wanted(entry, case, reference, compilation)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+import intarsia
+from intarsia.driver import Compilation
+from intarsia.options import Options
 
 Array = NDArray[Any]
 Tree = Any
@@ -74,3 +79,17 @@ def program(tolerance: float | None = None, **sizes: Sequence[int]) -> Callable[
         CATALOGUE[make.__name__] = Entry(make.__name__, make, runs, tolerance)
 
     return register
+
+
+def prepare(
+    entry: Entry, sizes: Mapping[str, int], options: Options | None = None
+) -> tuple[Case, Compilation, list[Any]]:
+    """The case of a program, its compilation and its inputs in the order of the graph."""
+    case = entry.make(Random(), **sizes)
+    path = Path(__file__).parent / f"{entry.name}.ita"
+    function = intarsia.load(path, options, use_cache=False).entry("main")
+    given, dims = function.arrange(case.arguments, {})
+    statics, tensors = function.split(given)
+    compilation = function.compilation(tensors, statics, dims)
+    inputs = [tensors[p.label] for p in compilation.source_module.graph.parameters]
+    return case, compilation, [list(i) if isinstance(i, tuple) else i for i in inputs]
