@@ -16,6 +16,7 @@ from intarsia.ir.sizes import Size
 
 if TYPE_CHECKING:
     from intarsia.backends.cpu.emit import Emitter
+    from intarsia.backends.cpu.expressions import Expressions
 
 
 def call(emitter: Emitter, statement: Call) -> None:
@@ -37,7 +38,7 @@ def call(emitter: Emitter, statement: Call) -> None:
     emitter.forget([target])
 
 
-def atomic_update(emitter: Emitter, put: Put) -> None:
+def atomic_update(emitter: Expressions, put: Put) -> None:
     """`buffer[indices] op= value` that other threads may do at the same time, by compare-and-swap."""
     function, dtype = emitter.function, put.value.dtype
     value = emitter.value(put.value)
@@ -58,7 +59,7 @@ def atomic_update(emitter: Emitter, put: Put) -> None:
     emitter.forget([put.buffer])
 
 
-def _from_bits(emitter: Emitter, text: str, dtype: DType) -> Value:
+def _from_bits(emitter: Expressions, text: str, dtype: DType) -> Value:
     if dtype == BOOL:
         return Value(emitter.function.op(f"icmp ne i8 {text}, 0"), BOOL)
     if dtype.is_float and dtype != BF16:
@@ -66,7 +67,7 @@ def _from_bits(emitter: Emitter, text: str, dtype: DType) -> Value:
     return Value(text, dtype)
 
 
-def _to_bits(emitter: Emitter, value: Value) -> str:
+def _to_bits(emitter: Expressions, value: Value) -> str:
     if value.dtype == BOOL:
         return emitter.function.op(f"zext {value} to i8")
     if value.dtype.is_float and value.dtype != BF16:
