@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import intarsia
 from intarsia.cli import main
 from intarsia.commands import reduce
 from intarsia.ir.errors import Source
@@ -570,6 +576,36 @@ def test_a_bug_of_ours_is_reported(
     assert main(["fmt", "x y.ita"]) == 70
     err = capsys.readouterr().err
     assert "ZeroDivisionError" in err and "This is a bug in Intarsia" in err and "`intarsia fmt 'x y.ita'`" in err
+
+
+LONG_LOOPS = {
+    "one kernel": "fn f(x: f64, n: i64) -> f64 { return loop (y = x) for t < n { yield sin(y) + x } }",
+    "several": "fn f(x: f64[8, 8], n: i64) -> f64[8, 8] { return loop (y = x) for t < n { yield y @ x } }",
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")
+@pytest.mark.parametrize("name", LONG_LOOPS)
+def test_interrupts_end_the_run(ita: Run, name: str) -> None:
+    Path("long.ita").write_text(LONG_LOOPS[name])
+    script = (
+        "import os, sys\n"
+        "from intarsia.cli import main\n"
+        "from intarsia.executable import PreparedCall\n"
+        "call = PreparedCall.__call__\n"
+        "PreparedCall.__call__ = lambda self, inputs: (print('begun', flush=True), call(self, inputs))[1]\n"
+        "sys.exit(main(['run', 'long.ita', '--random', '--arg', 'n=1_000_000_000_000']))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(intarsia.__file__).parent.parent)}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", script], env=environment, **pipes) as process:
+        assert process.stdout is not None and process.stdout.readline() == "begun\n"
+        time.sleep(0.1)
+        start = time.perf_counter()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 130 and err.strip() == "interrupted"
+        assert time.perf_counter() - start < 5  # well within a second on an idle machine
 
 
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
