@@ -517,3 +517,58 @@ def test_lines_of_the_program() -> None:
     assert 'DIFile(filename: "f.ita"' in text.source and "line: 2, column: 12" in text.source
     assert re.search(r"\.loc\t\d+ 2 12", text.text("asm"))
     assert "!dbg" not in compile_plan(plan, host_target()).source
+
+
+@pytest.mark.parametrize(
+    "name, lanes, rows, register",
+    [("cpu:x86-avx512", 16, 8, "zmm"), ("cpu:x86-avx2", 8, 6, "ymm"), ("cpu:neon", 4, 8, "q")],
+)
+def test_register_tiles_stay_in_registers(name: str, lanes: int, rows: int, register: str) -> None:
+    """The loop of a matrix product is multiply-adds and loads: no accumulator goes through memory."""
+    kernel = kernel_of(
+        f"""kernel tile(a: f32[{rows}, 512], b: f32[512, {2 * lanes}], out c: f32[{rows}, {2 * lanes}]) {{
+          alloc acc: f32[{rows}, 2, {lanes}] register
+          unroll i in 0..{rows} {{ unroll v in 0..2 {{ lane l in 0..{lanes} {{ acc[i, v, l] = 0.0 }} }} }}
+          for k in 0..128 {{ unroll u in 0..4 {{
+            unroll i.1 in 0..{rows} {{ unroll v.1 in 0..2 {{ lane l.1 in 0..{lanes} {{
+            acc[i.1, v.1, l.1] += a[i.1, 4*k + u] * b[4*k + u, {lanes}*v.1 + l.1]
+            }} }} }}
+          }} }}
+          unroll i.2 in 0..{rows} {{ unroll v.2 in 0..2 {{ lane l.2 in 0..{lanes} {{
+            c[i.2, {lanes}*v.2 + l.2] = acc[i.2, v.2, l.2]
+          }} }} }}
+        }}"""
+    )
+    assembly = compile_kernel(kernel, TARGETS[name]).text("asm")
+    loop = innermost_loop(assembly)
+    multiplies = len(re.findall(r"\tv?fm(?:add|la)", loop))
+    assert multiplies == 4 * rows * 2
+    assert not re.search(rf"{register}\d+.*(?:\(%rsp\)|\(%rbp\)|\[sp)", loop)
+    assert len(loop.splitlines()) < 2 * multiplies + 40
+
+
+def test_exponentials_run_in_vectors() -> None:
+    kernel = kernel_of(
+        """kernel exps(x: f32[64], out y: f32[64]) {
+          for i in 0..4 { lane l in 0..16 { y[16*i + l] = exp(x[16*i + l]) } }
+        }"""
+    )
+    for name, register in (("cpu:x86-avx512", "zmm"), ("cpu:x86-avx2", "ymm")):
+        loop = innermost_loop(compile_kernel(kernel, TARGETS[name]).text("asm"))
+        assert "call" not in loop and f"vfmadd213ps\t%{register}" in loop.replace("(%rip)", f"%{register}")
+        assert not re.search(r"vfmadd\w*ss", loop)
+
+
+def innermost_loop(assembly: str) -> str:
+    """The longest stretch of code that ends with a jump back to its own beginning."""
+    lines = assembly.splitlines()
+    labels = {line.rstrip(":"): n for n, line in enumerate(lines) if re.match(r"\.?L\w+:", line)}
+    best = ""
+    for number, line in enumerate(lines):
+        jump = re.search(r"\t(?:j\w+|b\.\w+|cbn?z\t\w+,)\t?\s*(\.?L\w+)", line)
+        if jump and (start := labels.get(jump[1], number)) < number:
+            inside = [n for n in labels.values() if start < n < number]
+            body = "\n".join(lines[start : number + 1])
+            if not inside and len(body) > len(best):
+                best = body
+    return best
