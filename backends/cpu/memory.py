@@ -196,6 +196,8 @@ class Memory(Indices):
                 first = self.function.offset(first, storage_type(dtype), 1 - lanes)
             value = self._plain_load(self._safe_pointer(first, condition, other, lanes), dtype, lanes)
             return value if address.stride == 1 else self._reversed(value)
+        if condition.lanes is None and isinstance(address.stride, int) and 1 < abs(address.stride) <= _NEAR:
+            return self._near_load(address.pointer, address.stride, condition, other)
         mask = self.lane_mask(condition)
         stored = storage_type(dtype)
         kind = vector_type(stored, lanes)
@@ -209,6 +211,30 @@ class Memory(Indices):
             name = f"llvm.masked.gather.{suffix(stored, lanes)}.v{lanes}p0"
         text = self.function.call(kind, name, [pointer, (mask.type, mask.text), passthru], pure=False)
         return from_memory(self.function, text, dtype, lanes)
+
+    def _near_load(self, pointer: str, stride: int, condition: Condition, other: Value) -> Value:
+        """Every second, third or fourth element: whole vectors that begin and end with such elements, and shuffles.
+
+        What lies between two elements of a buffer is in the buffer too.
+        """
+        lanes, step = self.lanes, abs(stride)
+        span = step * (lanes - 1) + 1
+        if stride < 0:
+            pointer = self.function.offset(pointer, storage_type(other.dtype), stride * (lanes - 1))
+        pointer = self._safe_pointer(pointer, condition, other, span)
+        result: Value | None = None
+        for start in range(0, span, lanes):
+            first = min(start, span - lanes)
+            place = self.function.offset(pointer, storage_type(other.dtype), first)
+            part = self._plain_load(place, other.dtype, lanes)
+            here = [step * lane - first for lane in range(lanes)]
+            if result is None:
+                result = shuffle(self.function, part, part, [i if i < lanes else 0 for i in here])
+            else:
+                taken = [lane if step * lane < start else lanes + i for lane, i in enumerate(here)]
+                result = shuffle(self.function, result, part, [i if i < 2 * lanes else 0 for i in taken])
+        assert result is not None
+        return result if stride > 0 else self._reversed(result)
 
     def _plain_load(self, pointer: str, dtype: DType, lanes: int) -> Value:
         kind = vector_type(storage_type(dtype), lanes)
@@ -294,7 +320,7 @@ class Memory(Indices):
     def _store_nontemporal(self, pointer: str, store: str, size: int) -> None:
         """Past the caches, if the run-time address allows it: such stores have to be aligned."""
         vector = min(size, self.target.vector_bits // 8)
-        if not self.target.triple.startswith("x86_64") or size % vector:
+        if not self.target.triple.startswith("x86_64") or size % vector or vector & (vector - 1):
             self.function.do(store)
             return
         self.wrote_nontemporal = True
@@ -320,6 +346,9 @@ class Memory(Indices):
 
 
 _BYTE = DType("u8", "uint", 8)
+
+_NEAR = 4
+"""Elements between lanes up to which whole vectors are loaded in place of single elements."""
 
 
 def _bytes(dtype: DType) -> int:

@@ -21,6 +21,7 @@ from intarsia.ir.schedule import (
     Merge,
     Pack,
     Parallel,
+    Peel,
     Reorder,
     Unroll,
     Vectorize,
@@ -28,7 +29,7 @@ from intarsia.ir.schedule import (
 )
 from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
 from intarsia.passes.schedule.shape import count, effort, lanes_for, points, stride
-from intarsia.passes.schedule.tree import find_loop, perfect_nest, puts_in
+from intarsia.passes.schedule.tree import find_loop, loops_in, perfect_nest, puts_in
 
 FEW = 32
 """Up to so many rows the columns' operand is read once, in wide pieces, and never packed."""
@@ -47,6 +48,9 @@ PART_OF_FEW = 256
 
 WIDE = 512
 """Columns of a block where there are few rows."""
+
+SQUARE = 4
+"""Dot products along each side of a tile of them."""
 
 UNROLLED = 4
 """Steps of the reduction that are written out."""
@@ -173,7 +177,7 @@ def choose_tiling(b: Builder, c: Contraction) -> Tiling | None:
     part = step if len(c.main.reduced) == 1 and depth > (2 * step if few else DEEP) else 0
     along = stride(b.kernel.buffers()[c.right.buffer], c.right.indices, c.main.column)
     is_plain = all(i.as_name is not None or i.constant is not None for i in c.right.indices)
-    packed = is_plain and not few and (along != 1 or rows is None or rows >= REUSED)
+    packed = is_plain and (along != 1 or (not few and (rows is None or rows >= REUSED)))
     block = BLOCK
     if rows is not None:
         block = min(BLOCK, -(-rows // (2 * max(2, b.target.cores))))
@@ -189,6 +193,8 @@ def schedule_contraction(b: Builder, loop: For) -> bool:
     tiling = choose_tiling(b, c) if c is not None else None
     if c is None or tiling is None:
         return False
+    if tiling.few and _is_dot(b, c):
+        return b.together(f"tiles of dot products of {c.put.buffer}", lambda: _tile_dots(b, c, tiling))
     return b.together(f"tiles of {c.put.buffer}", lambda: _tile(b, c, tiling))
 
 
@@ -256,6 +262,30 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
     _unroll_reduction(b, reduced[-1])
     b.attempt(Version(main.tiles))
     _share(b, (*main.batch, main.blocks), copied)
+
+
+def _is_dot(b: Builder, c: Contraction) -> bool:
+    """Does all that is read lie in memory along the reduction?"""
+    last, buffers = c.main.reduced[-1], b.kernel.buffers()
+    return all(stride(buffers[x.buffer], x.indices, last) == 1 for x in loads(c.put.value))
+
+
+def _tile_dots(b: Builder, c: Contraction, t: Tiling) -> None:
+    """Few rows against columns that lie along the reduction: a square of dot products at a time, lanes along it."""
+    rows = min(SQUARE, t.rows)
+    tiles, row = b.split(c.main.row, rows)
+    panels, column = b.split(c.main.column, SQUARE * SQUARE // rows)
+    *outer, last = c.main.reduced
+    steps, lane = b.split(last, t.lanes)
+    b.take(Reorder((*c.main.batch, panels, tiles, *outer, steps, row, column, lane)))
+    _write_out(b, (row, column, lane))
+    first = outer[0] if outer else steps
+    b.take(Accumulate(c.put.buffer, first, b.fresh(c.put.buffer), "register", "add", (lane,)))
+    b.attempt(Version(tiles))
+    for loop in loops_in(b.loop(tiles).body):
+        if loop.axis == steps or loop.axis.startswith(f"{steps}."):
+            b.attempt(Peel(loop.axis))
+    _share(b, (*c.main.batch, panels), "")
 
 
 def _write_out(b: Builder, inner: tuple[str, ...]) -> None:

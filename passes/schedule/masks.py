@@ -166,7 +166,8 @@ def version(kernel: Kernel, step: Version) -> Kernel:
     conditions: dict[Size, Size] = {}
     for condition in masks_in(loop.body):
         worst = extreme(condition, loops_in(loop.body), greatest=False)
-        if worst is not None and not worst.opaques:
+        never = worst is not None and worst.constant is not None and worst.constant <= 0
+        if worst is not None and not worst.opaques and not never:
             conditions[condition] = worst
     test = tuple(dict.fromkeys(w for w in conditions.values() if not facts.proves(w - 1)))
     if not conditions:

@@ -78,7 +78,8 @@ def stride(buffer: Buffer, indices: Sequence[Size], axis: str) -> int | None:
 
 
 GATHER = 1.0
-"""Cost of one lane of an access whose neighbours lie apart, against a whole vector that is contiguous."""
+"""Cost of one lane of a load whose neighbours lie apart, against a whole vector that is contiguous; half of that of
+a store."""
 
 FAR = 3.0
 """The same where neighbours lie in different cache lines."""
@@ -102,7 +103,8 @@ def vector_cost(kernel: Kernel, put: Put, loops: tuple[For, ...], axis: str, lan
         buffer = buffers[access.buffer]
         step = stride(buffer, access.indices, axis) if axis else 1
         near = step is not None and abs(step) * buffer.dtype.bytes < LINE
-        cost += 1 / filled if step == 1 else 0.0 if step == 0 else GATHER if near else FAR
+        apart = (GATHER if near else FAR) * (2 if access.writes else 1)
+        cost += 1 / filled if step == 1 else 0.0 if step == 0 else apart
     if axis and put.operator != "=" and not any(axis in i.symbols for i in put.indices):
         cost += COMBINE / length
     return cost * points(loops)
