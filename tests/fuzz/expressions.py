@@ -55,7 +55,8 @@ class Expressions:
                 bound = Index(Size.of(self.random.choice([-1, 0, 5, 63, 64, 70])))
                 return Apply(self.random.choice(["lt", "ge", "le", "gt"]), (Index(Size.of("i")), bound))
         dtype = self.random.choice([F32, I32])
-        return Apply(name, (self.of(dtype, depth), self.of(dtype, depth)))
+        left = self.of(dtype, depth)
+        return Apply(name, (left, left if self.random.random() < 0.2 else self.of(dtype, depth)))
 
     def leaf(self, dtype: DType) -> Expr:
         if self.random.random() < 0.4:

@@ -260,14 +260,18 @@ def files(part: str) -> Iterator[Path]:
 
 
 def sample(parts: Sequence[str], count: int, seed: int) -> dict[str, list[Mutant]]:
-    """About `count` mutants, evenly over the passes and at random within each."""
+    """About `count` mutants, at random within each pass; a pass has a share by the root of the size of its code."""
     generator = random.Random(seed)
-    found: dict[str, list[Mutant]] = {}
-    for position, part in enumerate(parts):
-        every = [m for path in files(part) for m in mutants(str(path.relative_to(ROOT)), path.read_text("utf-8"))]
-        share = count // len(parts) + (position < count % len(parts))
-        found[part] = sorted(generator.sample(every, min(share, len(every))), key=lambda m: (m.path, m.number))
-    return found
+    every = {
+        part: [m for path in files(part) for m in mutants(str(path.relative_to(ROOT)), path.read_text("utf-8"))]
+        for part in parts
+    }
+    weights = {part: len(found) ** 0.5 for part, found in every.items()}
+    chosen: dict[str, list[Mutant]] = {}
+    for part, found in every.items():
+        share = min(round(count * weights[part] / sum(weights.values())), len(found))
+        chosen[part] = sorted(generator.sample(found, share), key=lambda m: (m.path, m.number))
+    return chosen
 
 
 def main() -> int:
