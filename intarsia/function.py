@@ -135,7 +135,8 @@ class Function:
         """
         form = self.form
         if len(positional) > len(self._free):
-            message = f"{form.function} takes {len(self._free)} arguments, {len(positional)} are given"
+            count = "1 argument" if len(self._free) == 1 else f"{len(self._free)} arguments"
+            message = f"{form.function} takes {count}, and {len(positional)} are given"
             raise CompileError("E0615", message)
         given: dict[str, object] = {p.name: v for p, v in zip(self._free, positional)}
         dims: dict[str, int] = {}

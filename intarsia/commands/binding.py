@@ -144,16 +144,16 @@ def bind_types(
             types[tensor.label] = TensorType.of(tensor.dtype or spec.dtype() or _literal_type(spec), *shape)
     known = known_sizes(form, *shapes_of(types), sizes)
     open_names = [n for n in form.dimensions if n not in known]
-    if required and open_names:
-        hint = f"give {' '.join(f'--dim {n}=…' for n in open_names)}"
-        raise CompileError("E0614", f"{form.function}: nothing decides {', '.join(open_names)}", hint=hint)
+    if required:
+        given = [t for p in form.parameters for t in p.tensors if t.label not in types and not p.has_default]
+        _require_sizes(form.function, given, known)
     statics = {n: v for n, v in statics.items() if n not in tensors}
     if not types and not required:
         return BoundTypes(None, statics, sizes)
     for parameter in form.parameters:
         for tensor in parameter.tensors:
             if tensor.label not in types and not parameter.has_default and not open_names:
-                types[tensor.label] = _declared(form.function, tensor, known)
+                types[tensor.label] = _declared(tensor, known)
     return BoundTypes(types, statics, sizes if open_names else known)
 
 
@@ -234,11 +234,12 @@ def _make(
     lengths = {label: len(value) for label, value in tensors.items() if isinstance(value, tuple)}
     shapes |= {label: shape for label, (spec, _) in pending.items() if (shape := spec.shape()) is not None}
     known = known_sizes(form, shapes, lengths, sizes)
+    _require_sizes(form.function, [t for spec, t in pending.values() if spec.shape() is None or t.length], known)
     elements = _generic_elements(form, tensors, pending)
     for label, (spec, tensor) in pending.items():
         shape = spec.shape()
         if shape is None:
-            shape = _wanted_shape(form.function, tensor, known)
+            shape = _wanted_shape(tensor, known)
         element = tensor.dtype or spec.dtype() or elements.get(tensor.element) or _literal_type(spec)
         if tensor.length is None:
             tensors[label] = spec.make(element, shape, label)
@@ -263,28 +264,36 @@ def _generic_elements(
     return found
 
 
-def _declared(function: str, tensor: TensorForm, known: Mapping[str, int]) -> Type:
+def _declared(tensor: TensorForm, known: Mapping[str, int]) -> Type:
     """The type of the signature with the sizes that are known; a generic element is f32."""
-    element = TensorType.of(tensor.dtype or F32, *_wanted_shape(function, tensor, known))
+    element = TensorType.of(tensor.dtype or F32, *_wanted_shape(tensor, known))
     return element if tensor.length is None else ListType(Size.of(size_of(tensor.length).evaluate(known)), element)
 
 
-def _wanted_shape(function: str, tensor: TensorForm, known: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape that the signature asks for. Raises CompileError E0614 naming the sizes that nothing decides."""
-    dims = tensor.dims
-    if (pack := next((d[2:] for d in dims if d.startswith("..")), None)) is not None:
-        count = next(i for i in range(len(known) + 1) if f"{pack}_{i}" not in known)
-        dims = tensor.expanded(len(dims) - 1 + count) if count else dims
-    texts = [*dims, *([tensor.length] if tensor.length else [])]
+def _wanted_dims(tensor: TensorForm, known: Mapping[str, int]) -> tuple[str, ...]:
+    """The dims that the signature asks for; a pack stands for as many as `--dim S_0=…`, … say."""
+    pack = next((d[2:] for d in tensor.dims if d.startswith("..")), None)
+    if pack is None:
+        return tensor.dims
+    count = next(i for i in range(len(known) + 1) if f"{pack}_{i}" not in known)
+    return tensor.expanded(len(tensor.dims) - 1 + count) if count else tensor.dims
+
+
+def _require_sizes(function: str, tensors: Sequence[TensorForm], known: Mapping[str, int]) -> None:
+    """Raise CompileError E0614 naming all sizes of some tensors that nothing decides."""
     unknown: dict[str, None] = {}
-    for text in texts:
-        names = {text} if text.startswith("..") else size_of(text).symbols
-        unknown.update((n, None) for n in sorted(names) if n not in known)
+    for tensor in tensors:
+        for text in (*_wanted_dims(tensor, known), *([tensor.length] if tensor.length else [])):
+            names = {text} if text.startswith("..") else size_of(text).symbols
+            unknown.update((n, None) for n in sorted(names) if n not in known)
     if unknown:
         options = " ".join(f"--dim {n[2:]}_0=…" if n.startswith("..") else f"--dim {n}=…" for n in unknown)
-        message = f"{function}: no argument decides {', '.join(unknown)} of {tensor.label}"
-        raise CompileError("E0614", message, hint=f"give {options}, or {tensor.label} as a file")
-    return tuple(size_of(d).evaluate(known) for d in dims)
+        raise CompileError("E0614", f"{function}: nothing decides {', '.join(unknown)}", hint=f"give {options}")
+
+
+def _wanted_shape(tensor: TensorForm, known: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape that the signature asks for."""
+    return tuple(size_of(d).evaluate(known) for d in _wanted_dims(tensor, known))
 
 
 def _literal_type(spec: ArgumentSpec) -> DType:

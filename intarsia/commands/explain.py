@@ -14,7 +14,10 @@ from intarsia.documentation import error_page
 from intarsia.ir.errors import Remark
 from intarsia.program import Program
 
-TOPICS = ("fusion", "memory", "schedule", "layout", "lowbit", "sharding")
+REPORTED = ("fusion", "memory", "schedule")
+"""Topics with a report below the decisions."""
+
+TOPICS = (*REPORTED, "layout", "lowbit", "sharding")
 
 
 @click.command("explain")
@@ -71,5 +74,5 @@ def _show(remarks: list[Remark], about: str) -> None:
         click.echo(f"{about}, {title}:")
         for place, message in rows:
             click.echo(f"  {place + ': ' if place else ''}{message}")
-    if not own:
+    if not own and about not in REPORTED:
         click.echo(f"{about}: nothing to decide")

@@ -92,7 +92,7 @@ class _TimedKernels:
             self.rows[kernel.name] = _Row(kernel, [], 0, 0 if source.sizes else work(source.body))
 
     def run(self, kernel: Kernel, arrays: Mapping[str, Memory], sizes: Mapping[str, int]) -> None:
-        """Run on arrays in place, as `kernel_interpreter.run` does. Takes the shortest of three runs, where it may."""
+        """Run on arrays in place, as `kernel_interpreter.run` does."""
         native, row = self._code[kernel.name].native, self.rows[kernel.name]
         inputs = [arrays[b.name] for b in kernel.parameters if b.role == "in"]
         outputs = [arrays[b.name] for b in kernel.parameters if b.role != "in"]
@@ -115,10 +115,7 @@ def report_profile(bound: Bound) -> None:
     compilation = with_deep_stack(bound.compilation)
     timed = with_deep_stack(lambda: _TimedKernels(compilation))
     inputs, sizes = bound.inputs(compilation), {n: compilation.sizes[n] for n in compilation.plan.sizes}
-    for _ in range(2):  # the second time with warm caches and threads
-        for row in timed.rows.values():
-            row.seconds.clear()
-        interruptible(lambda: run_plan(compilation.plan, inputs, sizes, timed.run))
+    rounds = interruptible(lambda: _repeat(lambda: run_plan(compilation.plan, inputs, sizes, timed.run), timed))
     limits = machine_limits(bound.function.program.cache)
     rows = sorted(timed.rows.values(), key=lambda r: -sum(r.seconds))
     total = sum(sum(r.seconds) for r in rows) or 1.0
@@ -127,16 +124,26 @@ def report_profile(bound: Bound) -> None:
     )
     for row in rows:
         if row.seconds:
-            click.echo(_profile_line(row, total, limits), err=True)
+            click.echo(_profile_line(row, rounds, total, limits), err=True)
 
 
-def _profile_line(row: _Row, total: float, limits: Limits) -> str:
+def _repeat(run: Callable[[], object], timed: _TimedKernels) -> int:
+    """Run once to warm caches and threads, then for up to half a second; gives the number of runs that count."""
+    run()
+    for row in timed.rows.values():
+        row.seconds.clear()
+    rounds, end = 0, time.perf_counter() + 0.5
+    while not rounds or (rounds < 20 and time.perf_counter() < end):
+        run()
+        rounds += 1
+    return rounds
+
+
+def _profile_line(row: _Row, rounds: int, total: float, limits: Limits) -> str:
     """`limit` is how much of the time the machine would need at least, by its arithmetic or its memory."""
     each, spent = float(np.median(row.seconds)), sum(row.seconds)
     least = max(row.bytes / limits.bytes, row.operations / limits.operations)
     rates = f"{row.bytes / each / 1e9:7.1f} {row.operations / each / 1e9:8.1f} {least / each:6.0%}"
     place = f"  {row.kernel.span}" if row.kernel.span else ""
-    return (
-        f"{spent / total:6.1%} {len(row.seconds):6} {duration_text(each):>9} {size_text(row.bytes):>9} {rates}"
-        f"  {row.kernel.name}{place}"
-    )
+    launches = f"{len(row.seconds) // rounds:6} {duration_text(each):>9}"
+    return f"{spent / total:6.1%} {launches} {size_text(row.bytes):>9} {rates}  {row.kernel.name}{place}"
