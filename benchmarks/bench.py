@@ -139,7 +139,7 @@ def main():
     ap.add_argument("--threads", default="1,2")
     ap.add_argument("--malloc", default="warm", choices=("warm", "default"))
     ap.add_argument("--merge", action="store_true", help="keep what --out holds and replace only what is measured now")
-    ap.add_argument("--out", default=str(HERE / "results.json"))
+    ap.add_argument("--out", default=str(HERE / "results" / "cpu-zen5-2cores.json"))
     args = ap.parse_args()
     out = Path(args.out)
     db = json.loads(out.read_text()) if args.merge and out.exists() else {"peers": {}, "results": []}

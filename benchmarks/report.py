@@ -7,7 +7,7 @@ from bench import PEERS
 from workloads import WORKLOADS
 
 HERE = Path(__file__).resolve().parent
-db = json.loads((HERE / "results.json").read_text())
+db = json.loads((HERE / "results" / "cpu-zen5-2cores.json").read_text())
 lim = json.loads((HERE / "hw/limits.json").read_text())
 PEAK = {"f32": "f32_avx512", "bf16": "bf16_dpbf16", "int8": "int8_vpdpbusd"}
 
