@@ -355,9 +355,10 @@ class Accumulate(Step):
                 for j.1 { c[i, j.1] += acc[j.1] } }
 
     mode: `add` as above; `set` writes `c = acc` and drops the statement that set c to the neutral element, which must
-    be there; `first o` does so in the first iteration of the outer reduction loop o and adds in the others; `load`
-    starts from c. Axes to `keep` stay dimensions of the tile, so that it holds partial results (also the loop itself).
-    Conditions on axes of the tile move to where it is written back; elements beyond them hold anything.
+    be there; `first o` does so in the first iteration of the outer reduction loop o, of which there has to be one, and
+    adds in the others; `load` starts from c. Axes to `keep` stay dimensions of the tile, so that it holds partial
+    results (also the loop itself). Conditions on axes of the tile move to where it is written back; elements beyond
+    them hold anything.
     """
 
     buffer: str

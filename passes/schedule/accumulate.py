@@ -16,6 +16,7 @@ from intarsia.passes.schedule.storage import most_trips
 from intarsia.passes.schedule.tree import (
     Body,
     NameSource,
+    facts_for,
     find_buffer,
     find_loop,
     perfect_nest,
@@ -58,7 +59,9 @@ def accumulate(kernel: Kernel, step: Accumulate) -> Kernel:
     add = replace(put, value=held, mask=kept)
     last = _nest(dims, again or add, names)
     if step.mode == "first":
-        outer, _ = find_loop(kernel, step.outer)
+        outer, beyond = find_loop(kernel, step.outer)
+        if not facts_for(kernel, beyond).proves(outer.upper - outer.lower - 1):
+            raise ScheduleError(f"{step.outer} may run no iteration, and nothing would set {step.buffer}")
         last = (If((outer.lower + 1 - outer.axis,), last, _nest(dims, add, names)),)
 
     def into_tile(statement: Statement) -> Statement | None:

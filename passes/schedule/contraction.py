@@ -8,7 +8,7 @@ scheme is that of Goto and van de Geijn, "Anatomy of high-performance matrix mul
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from intarsia.ir.kernel import For, Put
 from intarsia.ir.kernel_access import accesses, trips
@@ -16,7 +16,6 @@ from intarsia.ir.scalar import Const, Load, loads
 from intarsia.ir.schedule import (
     ROOT,
     Accumulate,
-    AccumulateMode,
     Localize,
     Merge,
     Pack,
@@ -241,9 +240,9 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
     at = len(main.batch) + t.few
     outer = (*main.outer[:at], part, *main.outer[at:]) if part else main.outer
     b.take(Reorder((*outer, *reduced, *main.inner)))
-    if c.initial is not None:
-        first = _split(b, c.initial, t)
-        b.take(Reorder((*first.outer, *first.inner)))
+    initial = None if c.initial is None else _split(b, c.initial, t)
+    if initial is not None:
+        b.take(Reorder((*initial.outer, *initial.inner)))
     if not part:
         for epilogue in c.epilogues:
             own = _split(b, epilogue, t)
@@ -255,8 +254,14 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
     if t.packed:
         copied = _pack(b, c, part or _innermost(c.right, main.batch), (main.panels, *reduced, *main.columns))
     _write_out(b, main.inner)
-    mode: AccumulateMode = "load" if c.initial is None else "first" if part else "set"
-    b.take(Accumulate(c.put.buffer, reduced[0], b.fresh(c.put.buffer), "register", mode, outer=part))
+    tile = Accumulate(c.put.buffer, reduced[0], b.fresh(c.put.buffer), "register", "set", outer=part)
+    if initial is None:
+        b.take(replace(tile, mode="load"))
+    elif not part:
+        b.take(tile)
+    elif not b.attempt(replace(tile, mode="first")):  # a reduction of open length may have no part at all
+        _write_out(b, initial.inner)
+        b.take(replace(tile, mode="add"))
     if c.epilogues and not part and b.kernel.buffers()[c.put.buffer].role == "temp":
         b.attempt(Localize(c.put.buffer, main.tiles, "register"))
     _unroll_reduction(b, reduced[-1])
