@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from intarsia.deep_stack import with_deep_stack
-from intarsia.driver import Compilation
-from intarsia.ir.conversion import convert
-from intarsia.ir.dtypes import F64
 from intarsia.ir.interpreter import evaluate
 from intarsia.ir.plan_interpreter import run_plan
 from intarsia.ir.tolerance import expected
@@ -28,7 +24,7 @@ import data  # noqa: E402, F401
 import networks  # noqa: E402, F401
 import numerics  # noqa: E402, F401
 import polybench  # noqa: E402, F401
-from case import CATALOGUE, Case, Entry, prepare  # noqa: E402
+from case import CATALOGUE, Entry, check_results, prepare  # noqa: E402
 
 QUICK = [pytest.param(entry, entry.sizes[0], id=name) for name, entry in CATALOGUE.items()]
 SLOW = [
@@ -38,34 +34,16 @@ SLOW = [
 ]
 
 
-def check_wanted(entry: Entry, case: Case, results: Any, compilation: Compilation) -> None:
-    """The results are those of NumPy; a None there is not compared."""
-    assert len(results) == len(case.wanted)
-    for index, (result, wanted, value) in enumerate(zip(results, case.wanted, compilation.source_module.graph.results)):
-        if wanted is None:
-            continue
-        wanted = np.asarray(wanted)
-        assert result.shape == wanted.shape, f"result {index}"
-        if not value.dtype.is_float:
-            assert result.dtype == wanted.dtype, f"result {index}"
-            np.testing.assert_array_equal(result, wanted, f"result {index}")
-            continue
-        found, wide = convert(result, value.dtype, F64), wanted.astype(np.float64)
-        scale = np.abs(wide[np.isfinite(wide)]).max(initial=0.0)
-        tolerance = entry.tolerance or 100 * value.dtype.epsilon
-        np.testing.assert_allclose(found, wide, tolerance, tolerance * scale, err_msg=f"result {index}")
-
-
 def check_levels(entry: Entry, sizes: dict[str, int], levels: tuple[str, ...]) -> None:
     case, compilation, inputs = prepare(entry, sizes)
     module, names = compilation.source_module, compilation.sizes
     reference = with_deep_stack(lambda: evaluate(module, inputs, names))
-    check_wanted(entry, case, reference, compilation)
+    check_results(reference, case.wanted, entry.tolerance)
     bounds = with_deep_stack(lambda: expected(module, inputs, names))
     for level in levels:
         if level == "cpu":
             results = with_deep_stack(compilation.executable).run(inputs, {})
-            check_wanted(entry, case, results, compilation)
+            check_results(results, case.wanted, entry.tolerance)
         elif level == "plan":
             results = with_deep_stack(lambda: run_plan(compilation.plan, inputs, {}))
         else:

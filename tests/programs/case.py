@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 import intarsia
 from intarsia.driver import Compilation
+from intarsia.ir.conversion import convert
+from intarsia.ir.dtypes import F64, of_numpy
 from intarsia.options import Options
 
 Array = NDArray[Any]
@@ -93,3 +95,28 @@ def prepare(
     compilation = function.compilation(tensors, statics, dims)
     inputs = [tensors[p.label] for p in compilation.source_module.graph.parameters]
     return case, compilation, [list(i) if isinstance(i, tuple) else i for i in inputs]
+
+
+def check_results(results: Any, wanted: Any, tolerance: float | None = None, label: str = "") -> None:
+    """The results are those of NumPy, one or several, up to `tolerance` of the largest element; a None is skipped.
+
+    The tolerance is 100 units in the last place unless it is given. Integers and booleans must be the same.
+    """
+    results, wanted = (list(r) if isinstance(r, (tuple, list)) else [r] for r in (results, wanted))
+    assert len(results) == len(wanted), label
+    for index, (result, expected) in enumerate(zip(results, wanted)):
+        if expected is None:
+            continue
+        place = f"{label} result {index}".strip()
+        expected, result = np.asarray(expected), np.asarray(result)
+        assert result.shape == expected.shape, place
+        dtype = of_numpy(result.dtype)
+        assert dtype is not None
+        if not dtype.is_float:
+            assert result.dtype == expected.dtype, place
+            np.testing.assert_array_equal(result, expected, place)
+            continue
+        found, wide = convert(result, dtype, F64), expected.astype(np.float64)
+        scale = np.abs(wide[np.isfinite(wide)]).max(initial=0.0)
+        allowed = tolerance or 100 * dtype.epsilon
+        np.testing.assert_allclose(found, wide, allowed, allowed * scale, err_msg=place)
