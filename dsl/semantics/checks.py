@@ -36,17 +36,9 @@ def _check_struct(file: File, struct: ast.Struct) -> None:
             raise CompileError("E0314", f"`{name}` is declared twice", name.span)
         names.add(name.text)
     sizes = tuple(Size.of(str(d)) for d in struct.dims)
-    _visit(StructPattern(struct, file, sizes), [struct])
-
-
-def _visit(pattern: StructPattern, around: list[ast.Struct]) -> None:
-    for field, inner in struct_fields(pattern):
+    for field, inner in struct_fields(StructPattern(struct, file, sizes)):
         if isinstance(inner, TuplePattern):
             raise CompileError("E0303", "a field is no tuple", field.span, hint="give each tensor a field of its own")
-        if isinstance(inner, StructPattern):
-            if inner.declaration in around:
-                raise CompileError("E0303", f"`{inner.declaration.name}` contains itself", field.span)
-            _visit(inner, [*around, inner.declaration])
 
 
 QUANT_OPTIONS = ("scale", "group", "axis", "zero", "zero_means")

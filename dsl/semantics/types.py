@@ -175,6 +175,7 @@ def _struct(
         hint = suggest(name.text, names.file.names())
         raise CompileError("E0302", f"no struct is named `{name.text}`", name.span, hint=hint)
     declaration, file = found
+    _require_finite(declaration, file, ())
     sizes: list[Size] = []
     for dim in dims:
         if isinstance(dim, ast.Pack):
@@ -185,6 +186,17 @@ def _struct(
         message = f"{declaration.name}({wanted}) has {len(declaration.dims)} dimensions, and {len(sizes)} are given"
         raise CompileError("E0303", message, name.span)
     return StructPattern(declaration, file, tuple(sizes), None if length is None else read_size(length, names))
+
+
+def _require_finite(struct: ast.Struct, file: File, around: tuple[ast.Struct, ...]) -> None:
+    """Raise E0303 at the field through which a struct contains itself, directly or inside of another."""
+    for field in struct.fields:
+        found = file.struct(field.type.name.text) if isinstance(field.type, ast.StructTypeExpr) else None
+        if found is None:
+            continue
+        if found[0] is struct or found[0] in around:
+            raise CompileError("E0303", f"`{found[0].name}` contains itself", field.span)
+        _require_finite(*found, (*around, struct))
 
 
 def read_size(dim: ast.DimExpression, names: Namespace) -> Size:
