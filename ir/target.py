@@ -6,6 +6,27 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Rates:
+    """What one core does in a cycle, and how long a cycle is: what estimates of time are made of.
+
+    clock: cycles a second. arithmetic, loads, stores: vector instructions a cycle. latency: cycles until the result of
+    a multiplication or addition is there. cache_bytes: bytes a cycle from the second cache, the third, and so on.
+    memory_of_one, memory: bytes a second between main memory and one core, and all. fork: seconds to start threads and
+    join them.
+    """
+
+    clock: float = 3.6e9
+    arithmetic: float = 2.0
+    latency: float = 4.0
+    loads: float = 2.0
+    stores: float = 1.0
+    cache_bytes: tuple[float, ...] = (48.0, 20.0)
+    memory_of_one: float = 30e9
+    memory: float = 45e9
+    fork: float = 5e-6
+
+
+@dataclass(frozen=True)
 class Target:
     """A machine to compile for.
 
@@ -24,6 +45,7 @@ class Target:
     cores: int = 1
     cache_line: int = 64
     shared_memory: int = 0
+    rates: Rates = Rates()
 
     def lanes(self, bits: int) -> int:
         """Elements of `bits` bits in one vector register."""

@@ -11,7 +11,9 @@ from intarsia.commands.binding import bind_types, type_options
 from intarsia.commands.options import compile_options, open_program, options_of, program_argument
 from intarsia.deep_stack import with_deep_stack
 from intarsia.documentation import error_page
+from intarsia.driver import Compilation
 from intarsia.ir.errors import Remark
+from intarsia.measurement import duration_text
 from intarsia.program import Program
 
 REPORTED = ("fusion", "memory", "schedule")
@@ -60,8 +62,21 @@ def command(
         with_deep_stack(lambda: compilation.scheduled)
         _show(compilation.remarks.items, about)
         if about == "schedule":
-            for kernel, steps in compilation.schedules.items():
-                click.echo(f"kernel {kernel}:\n  " + steps.replace("; ", "\n  "))
+            _show_schedules(compilation)
+
+
+def _show_schedules(compilation: Compilation) -> None:
+    """The steps of each kernel, and what the analytic model says of the kernel that they make."""
+    from intarsia.costmodel.analytic import estimate
+
+    for kernel in compilation.scheduled.kernels:
+        steps = compilation.schedules.get(kernel.name, "")
+        found = estimate(kernel, compilation.target)
+        parts = sorted(((s, n) for n, s in found.resources.items() if s > found.seconds / 100), reverse=True)
+        shown = ", ".join(f"{name} {duration_text(seconds)}" for seconds, name in parts)
+        click.echo(f"kernel {kernel.name}: predicted {duration_text(found.seconds)} a run ({shown})")
+        for step in filter(None, steps.split("; ")):
+            click.echo(f"  {step}")
 
 
 def _show(remarks: list[Remark], about: str) -> None:
