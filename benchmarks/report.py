@@ -1,8 +1,10 @@
 """Writes RESULTS.md from results.json and hw/limits.json."""
 
 import json
+from math import exp, log
 from pathlib import Path
 
+import plots
 from bench import PEERS
 from workloads import WORKLOADS
 
@@ -51,6 +53,44 @@ def table(threads, malloc="warm"):
             unit += " (in L3)"
         out.append(f"| {w.name} | " + " | ".join(map(cell, peers)) + f" | {best} | {r:.3g} {unit} | {r / peak:.0%} |")
     return out
+
+
+def medians(threads):
+    """By workload: the median of each peer, where it was measured in this run."""
+    found = {}
+    for r in db["results"]:
+        if r["threads"] == threads and r["malloc"] == "warm" and "median_ms" in r:
+            found.setdefault(r["workload"], {})[r["peer"]] = r["median_ms"]
+    return {w: found[w] for w in WORKLOADS if w in found}
+
+
+def ahead(threads):
+    """How far ours is ahead: of the best peer in each row, and of each peer over all rows, as geometric means."""
+    rows = {w: got for w, got in medians(threads).items() if plots.OURS in got and len(got) > 1}
+    best = {w: min(ms for p, ms in got.items() if p != plots.OURS) / got[plots.OURS] for w, got in rows.items()}
+    mean = lambda values: exp(sum(map(log, values)) / len(values))
+    out = ["| beside | rows | geometric mean of its time over ours | worst row | |", "|---|---|---|---|---|"]
+    if not best:
+        return out
+    each = {"the best peer of each row": best}
+    for p in PEERS:
+        own = {w: got[p] / got[plots.OURS] for w, got in rows.items() if p in got and p != plots.OURS}
+        if own:
+            each[p] = own
+    for name, own in each.items():
+        worst = min(own, key=own.get)
+        out.append(f"| {name} | {len(own)} | {mean(own.values()):.2f} | {own[worst]:.2f} | {worst} |")
+    return out
+
+
+def picture(threads):
+    shares = [
+        (w, {p: rate(WORKLOADS[w], ms) / limit(WORKLOADS[w], threads)[0] for p, ms in got.items()})
+        for w, got in medians(threads).items()
+    ]
+    peers = [p for p in PEERS if any(p in got for _, got in shares)]
+    title = f"{threads} thread{'s' * (threads > 1)}: share of the machine's limit"
+    return plots.shares(shares, peers, title, HERE / "results" / f"shares-{threads}.svg")
 
 
 def mins(threads, malloc="warm"):
@@ -125,7 +165,10 @@ if __name__ == "__main__":
         unit = "GB/s" if k.split("_")[0].split(".")[0] in ("copy", "triad", "read", "write", "memcpy") else "GOP/s"
         o.append(f"| {k} ({unit}) | {lim[k + '.1']:.1f} | {lim[k + '.2']:.1f} |")
     for t in (1, 2):
+        if medians(t):
+            o += ["", f"![share of the limit](results/{picture(t)})"]
         o += ["", f"## Median ms, {t} thread{'s' * (t > 1)}", ""] + table(t)
+        o += ["", f"## How far ahead, {t} thread{'s' * (t > 1)}", ""] + ahead(t)
     for t in (1, 2):
         o += ["", f"## Best peer by median and by minimum, {t} thread{'s' * (t > 1)}", ""] + mins(t)
     for t in (1, 2):
