@@ -15,6 +15,7 @@ from intarsia.dsl.files import Prelude, SourceFile, load_files, load_prelude
 from intarsia.dsl.semantics.checks import check_declarations
 from intarsia.dsl.semantics.signature import Signature, read_signature
 from intarsia.dsl.semantics.types import leaves
+from intarsia.ir.conditions import Condition
 from intarsia.ir.errors import CompileError, Diagnostic, Source, Span
 from intarsia.ir.graph import Module
 from intarsia.ir.types import Type
@@ -176,9 +177,19 @@ class Library:
         Raises:
             CompileError: everything that is wrong with the program.
         """
-        name = self.entry(function)
-        instance = bind_types(self._signature(name), types, dims or {}, statics or {})
-        return build_function(self._builder(), instance)
+        return self.build_open(function, types, dims or {}, statics or {})[0]
+
+    def build_open(
+        self,
+        function: str | None,
+        types: Mapping[str, Type] | None,
+        dims: Mapping[str, int],
+        statics: Mapping[str, object],
+    ) -> tuple[Module, tuple[Condition, ...]]:
+        """The Graph as `build` makes it, and what must hold of the sizes that have no value."""
+        instance = bind_types(self._signature(self.entry(function)), types, dims, statics)
+        builder = self._builder()
+        return build_function(builder, instance), tuple(builder.bounds.left_open)
 
     def build_traced(
         self, function: str | None, types: Mapping[str, Type], dims: Mapping[str, int], statics: Mapping[str, object]

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from intarsia.executable import CheckText, Executable, TensorLayout
+from intarsia.ir.conditions import Condition
 from intarsia.ir.errors import CompileError, Remarks, ScheduleError
 from intarsia.ir.graph import Module
 from intarsia.ir.plan import Plan, Repeat
@@ -29,6 +30,7 @@ from intarsia.passes.specialize import Specialize
 
 if TYPE_CHECKING:
     from intarsia.backends.cpu.compile import Compiled
+    from intarsia.backends.cpu.library import Interface
     from intarsia.backends.cpu.pieces import ObjectStore
 
 MODULE_STAGES = ("graph", "fused", "kernels", "scheduled")
@@ -42,12 +44,14 @@ STAGES = (*MODULE_STAGES, "plan", "llvm", "llvm-opt", "asm")
 class Compilation:
     """One program on its way to machine code. Every stage is a property, made on first use.
 
-    seconds: how long each stage took that was made, without those before it. remarks: the decisions of the passes.
+    conditions: what must hold of sizes that stay open. seconds: how long each stage took that was made, without those
+    before it. remarks: the decisions of the passes.
     """
 
     source_module: Module
     sizes: Mapping[str, int]
     options: Options
+    conditions: tuple[Condition, ...] = ()
     instruments: Sequence[Instrument] = ()
     remarks: Remarks = field(default_factory=Remarks)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -197,3 +201,13 @@ def executable_of(plan: Plan, pieces: tuple[bytes, ...], parameters: Sequence[st
 def checks_of(plan: Plan) -> dict[int, CheckText]:
     """The checks of all kernels by their numbers."""
     return {m.number: CheckText.of(m.code, m.message, m.span) for m in check_messages(plan.kernels)}
+
+
+def interface_of(compilation: Compilation) -> Interface:
+    """What a C library of a program offers."""
+    from intarsia.backends.cpu.library import Interface
+
+    parameters = compilation.source_module.graph.parameters
+    constants = frozenset(index for index, parameter in enumerate(parameters) if parameter.constant)
+    checks = tuple((m.number, m.message.format(*"…" * 14), m.span) for m in check_messages(compilation.plan.kernels))
+    return Interface(compilation.plan, constants, compilation.conditions, checks)

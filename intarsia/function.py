@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -223,11 +223,7 @@ class Function:
         if not dynamic:
             return {}
         found = known_sizes(self.form, *shapes_of(types), dims)
-        for name in dynamic:
-            if name not in found:
-                known = ", ".join(self.form.dimensions) or "none"
-                message = f"{self.form.function} has no dimension '{name}' to keep open"
-                raise CompileError("E0611", message, hint=f"its dimensions: {known}")
+        require_dimensions(self.form, dynamic, found)
         return found
 
     def _prove(self, types: Mapping[str, Type], statics: Mapping[str, object], dims: Mapping[str, int]) -> None:
@@ -265,8 +261,8 @@ class Function:
                 library.build(self.name, types=types, dims=sizes, statics=statics)  # finds what is wrong at these sizes
                 given = open_types(self.form, types, sizes, own.dynamic)
             fixed = {name: number for name, number in sizes.items() if name not in own.dynamic}
-            module = library.build(self.name, types=given, dims=fixed, statics=statics)
-            return Compilation(module, sizes, own)
+            module, conditions = library.build_open(self.name, given, fixed, statics)
+            return Compilation(module, sizes, own, conditions)
 
         return with_deep_stack(build)
 
@@ -319,6 +315,16 @@ class PositionalCall:
             addresses[index] = address_of(array)
         results = self._prepared(addresses)
         return results[0] if len(results) == 1 else tuple(results)
+
+
+def require_dimensions(form: SignatureForm, dynamic: Collection[str], also: Collection[str] = ()) -> None:
+    """Raise CompileError E0611 for a name to keep open that is no dimension of the function."""
+    packs = {d[2:] for t in form.tensors for d in t.dims if d.startswith("..")}
+    for name in dynamic:
+        if name not in form.dimensions and name not in also and name.rpartition("_")[0] not in packs:
+            known = ", ".join(form.dimensions) or "none"
+            message = f"{form.function} has no dimension '{name}' to keep open"
+            raise CompileError("E0611", message, hint=f"its dimensions: {known}")
 
 
 def shapes_of(types: Mapping[str, Type]) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:

@@ -275,7 +275,7 @@ def arg_reduction(builder: Builder, node: ast.Comprehension, scope: Scope) -> It
     if not axis.is_rectangular:
         return _arg_of_range(builder, frame, which, body, worst, scope, node.span)
     builder.bounds.require_nonnegative(axis.axis.extent, f"the extent of {axis.name}", node.binders[0].span)
-    if builder.bounds.value(axis.axis.extent) == 0:
+    if not builder.bounds.may_be_nonnegative(axis.axis.extent - 1, f"{which} over no elements", node.span):
         raise CompileError("E0207", f"{which} over no elements: {axis.name} has an empty range", node.span)
     values, indices = _over_outer_axes(builder, frame, (), body, worst, None, dtype, node.span)
     found = builder.add(ArgReduce(values, which, len(indices), span=node.span)).value

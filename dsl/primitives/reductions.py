@@ -64,7 +64,7 @@ def _arg_reduction(which: str) -> Callable[[Builder, Scope, Arguments, Span], It
         else:
             axis = arguments.axis("axis", x.tensor.rank)
             shape = tuple(ONE if d == axis else s for d, s in enumerate(kept))
-        if builder.bounds.value(x.tensor.shape[axis]) == 0:
+        if not builder.bounds.may_be_nonnegative(x.tensor.shape[axis] - 1, f"{which} over no elements", span):
             raise CompileError("E0207", f"{which} over no elements: axis {axis} of {x.type} is empty", span)
         found = builder.add(ArgReduce(x, which, axis, span=span)).value
         return builder.add(Reshape(found, shape, span=span)).value if keepdims else found

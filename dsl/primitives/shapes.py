@@ -34,7 +34,8 @@ def _reshape(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -
         rest = product(s for position, s in enumerate(shape) if position != unknown[0])
         shape[unknown[0]] = _quotient(builder, x, rest, arguments, where)
     new = TensorType(x.dtype, tuple(shape))
-    if builder.bounds.value(x.tensor.elements - new.elements):  # sizes of other names may be equal by value
+    # Sizes of other names may be equal by value.
+    if not builder.bounds.may_be_zero(x.tensor.elements - new.elements, f"reshape of {x.type} to {new}", span):
         show = builder.bounds.show
         message = f"reshape of {x.type} to {new}: {show(x.tensor.elements)} elements are not {show(new.elements)}"
         raise CompileError("E0205", message, span)
@@ -46,8 +47,8 @@ def _quotient(builder: Builder, x: Value, rest: Size, arguments: Arguments, span
     exact = divide_exactly(elements, rest)
     if exact is not None:
         return exact
-    left = builder.bounds.value(elements % rest)
-    if left or builder.bounds.value(rest) == 0 or (elements.constant and rest.constant == 0):
+    divides = builder.bounds.may_be_zero(elements % rest, f"reshape: {elements} does not divide by {rest}", span)
+    if not divides or builder.bounds.value(rest) == 0 or (elements.constant and rest.constant == 0):
         message = f"reshape of {x.type}: {builder.bounds.show(elements)} elements do not divide by {rest}"
         raise CompileError("E0205", message, span)
     return elements // rest
@@ -183,7 +184,7 @@ def _split(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -> 
         count = arguments.integer("parts")
         if count < 1:
             raise arguments.wrong("parts", "at least 1")
-        if builder.bounds.value(extent % count):
+        if not builder.bounds.may_be_zero(extent % count, f"split: {extent} is not a multiple of {count}", where):
             message = f"split of {x.type}: {builder.bounds.show(extent)} is not a multiple of {count}"
             raise CompileError("E0206", message, where)
         sizes = [extent // count] * count

@@ -61,7 +61,7 @@ def _padded(builder: Builder, x: Value, windows: Sequence[Window], literal: floa
 def _require_fits(builder: Builder, windows: Sequence[Window], extents: Sequence[Size], what: str, span: Span) -> None:
     for window, extent in zip(windows, extents):
         reach = extent + 2 * window.padding - (window.size - 1) * window.dilation - 1
-        if (left := builder.bounds.value(reach)) is not None and left < 0:
+        if not builder.bounds.may_be_nonnegative(reach, f"{what}: the window does not fit {extent}", span):
             show = builder.bounds.show
             message = f"{what}: a window of {show(window.size)} does not fit a dimension of {show(extent)}"
             raise CompileError("E0211", message, span, hint="add padding, or use a smaller window")
@@ -126,7 +126,7 @@ def _require_channels(
         wanted = str(inner) if groups == 1 else f"{groups} groups of {inner}"
         message = f"{name}: x has {show(channels)} channels, and w is for {wanted}"
         raise CompileError("E0211", message, span, hint=sharing_hint(inner * groups, channels))
-    if builder.bounds.value(outer % groups):
+    if not builder.bounds.may_be_zero(outer % groups, f"{name}: {outer} does not divide into {groups} groups", span):
         raise CompileError("E0211", f"{name}: {show(outer)} channels out do not divide into {groups} groups", span)
 
 

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from intarsia.dsl.semantics.frames import Frame, bound
+from intarsia.ir.conditions import Condition
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.proofs import Facts
-from intarsia.ir.sizes import Extremum, Quotient, Remainder, Size, SizeLike
+from intarsia.ir.sizes import Extremum, Quotient, Remainder, Size, SizeLike, maximum, minimum
 
 
 @dataclass
@@ -16,7 +17,7 @@ class Bounds:
     """What is known of dimension names and loop counters.
 
     `known` holds the sizes at hand: where a name has none, what cannot be shown for every size is left for the time
-    when it has one.
+    when it has one. `left_open` collects it.
     """
 
     dimensions: dict[str, None] = field(default_factory=dict)
@@ -24,6 +25,7 @@ class Bounds:
     counters: dict[str, tuple[Size, Size]] = field(default_factory=dict)
     facts: list[Size] = field(default_factory=list)
     untyped: set[str] = field(default_factory=set)  # sizes of tensors without a declared type: compared by value only
+    left_open: dict[Condition, None] = field(default_factory=dict)
 
     def at_hand(self, size: Size) -> Size:
         """The size with the known names replaced."""
@@ -55,7 +57,30 @@ class Bounds:
         if difference.constant is not None:
             return difference.constant == 0
         facts = self._assume(self.facts)
-        return True if facts.proves_equal(difference, 0) else None
+        if facts.proves_equal(difference, 0):
+            return True
+        self._leave_open(Condition(difference, f"{left} is not {right}", exact=True))
+        return None
+
+    def may_be_zero(self, size: Size, message: str, span: Span | None = None) -> bool:
+        """Is `size` 0, as far as the sizes at hand tell? By value, whatever the names."""
+        size = self.at_hand(size)
+        if size.constant is None:
+            self._leave_open(Condition(size, message, span, exact=True))
+        return size.constant in (None, 0)
+
+    def may_be_nonnegative(self, size: Size, message: str, span: Span | None = None) -> bool:
+        """Is `size` at least 0, as far as the sizes at hand tell?"""
+        size = self.at_hand(size)
+        if size.constant is None and not self._prove(size, ()):
+            self._leave_open(Condition(size, message, span))
+        return size.constant is None or size.constant >= 0
+
+    def _leave_open(self, condition: Condition) -> None:
+        """Keep what has to hold for sizes that are not at hand. Unknowns of a call speak of it again once solved."""
+        names = frozenset() if condition.size is None else condition.size.symbols
+        if names <= self.dimensions.keys():
+            self.left_open[condition] = None
 
     def holds(self, size: Size, frame: Frame | None = None) -> bool | None:
         """Is `size >= 0` for all values of its indices and counters? None where it depends on sizes not at hand."""
@@ -95,8 +120,7 @@ class Bounds:
 
     def require_nonnegative(self, size: Size, what: str, span: Span) -> None:
         """Raise E0311 where a size is negative."""
-        value = self.value(size)
-        if value is not None and value < 0:
+        if not self.may_be_nonnegative(size, f"{what} is {size}, which is negative", span):
             raise CompileError("E0311", f"{what} is {self.show(size)}, which is negative", span)
 
     def require_access(
@@ -116,6 +140,23 @@ class Bounds:
         definite = self._is_outside(index, extent, frame)
         if definite or below is False or above is False:
             raise self._outside(index, extent, what, dimension, shown, frame, span, below is not True)
+        self._leave_access_open(index, extent, what, frame, span, (below is True, above is True))
+
+    def _leave_access_open(
+        self, index: Size, extent: Size, what: str, frame: Frame | None, span: Span, shown: tuple[bool, bool]
+    ) -> None:
+        """Keep that the ends of what an index runs over are inside, but for the sides that are shown already."""
+        ranges = {n: r for n, r in self.counters.items() if n in index.symbols}
+        ranges |= _ranges(index, frame)
+        lengths = tuple(self.at_hand(b - a) for a, b in ranges.values())
+        for proved, end, sign in zip(shown, (False, True), (1, -1)):
+            if proved:
+                continue
+            reached = bound(index, None, end, {**self.counters, **ranges})
+            size = None if reached is None else self.at_hand(reached * sign + (extent - 1 if end else 0))
+            if size is not None and not size.symbols <= self.dimensions.keys():
+                size = None
+            self._leave_open(Condition(size, f"{what} can fall outside", span, ranges=lengths))
 
     def _require_in_scope(self, index: Size, frame: Frame | None, span: Span) -> None:
         """Raise E0409 for an index of index notation in the subscript of a whole tensor."""
@@ -186,3 +227,27 @@ class Bounds:
 
 def _is_compound(size: Size) -> bool:
     return any(isinstance(a, (Quotient, Remainder, Extremum)) for a in size.atoms())
+
+
+def _ranges(index: Size, frame: Frame | None) -> dict[str, tuple[Size, Size]]:
+    """The ranges of the indices in `index`, as far as they depend on no other: their hulls, and what the conditions
+    around say that is a bound of one of them."""
+    found: dict[str, tuple[Size, Size]] = {}
+    if frame is None:
+        return found
+    guards = [g for f in (frame, *frame.ancestors()) for g in f.guards]
+    facts = [fact for guard in guards for fact in guard.facts]
+    for name in sorted(index.symbols):
+        axis = frame.axis(name)
+        if axis is None or axis.hull is None:
+            continue
+        lower, upper = axis.hull
+        for fact in facts:
+            factor = fact.coefficient(name) or 0
+            rest = fact - Size.of(name) * factor
+            if factor == 1 and rest.symbols.isdisjoint(frame.names()):
+                lower = maximum(lower, -rest)
+            elif factor == -1 and rest.symbols.isdisjoint(frame.names()):
+                upper = minimum(upper, rest + 1)
+        found[name] = lower, upper
+    return found

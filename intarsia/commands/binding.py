@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,7 +22,7 @@ from intarsia.arguments import (
     random_fill,
 )
 from intarsia.files import Weights, read_array, read_weights
-from intarsia.function import Function, shapes_of
+from intarsia.function import Function, require_dimensions, shapes_of
 from intarsia.ir.dtypes import F32, I64, Array, DType
 from intarsia.ir.errors import CompileError
 from intarsia.ir.sizes import Size
@@ -124,11 +124,18 @@ class BoundTypes:
 
 
 def bind_types(
-    function: Function, arguments: Sequence[str], weights: Sequence[str], dims: Sequence[str], *, required: bool
+    function: Function,
+    arguments: Sequence[str],
+    weights: Sequence[str],
+    dims: Sequence[str],
+    *,
+    required: bool,
+    dynamic: Collection[str] = (),
 ) -> BoundTypes:
     """Types from the files and numbers that are given; what is not given keeps the type of the signature.
 
-    `required`: every dimension name must be decided. Raises CompileError E0614 naming those that are not.
+    `required`: every dimension name that is not `dynamic` must be decided. Raises CompileError E0614 naming those that
+    are not, E0611 for a dynamic one that the function does not have.
     """
     form = function.form
     specs, statics = _specifications(form, arguments)
@@ -143,18 +150,20 @@ def bind_types(
         if (spec := specs.get(tensor.label)) is not None and (shape := spec.shape()) is not None:
             types[tensor.label] = TensorType.of(tensor.dtype or spec.dtype() or _literal_type(spec), *shape)
     known = known_sizes(form, *shapes_of(types), sizes)
+    require_dimensions(form, dynamic)
     open_names = [n for n in form.dimensions if n not in known]
     if required:
         given = [t for p in form.parameters for t in p.tensors if t.label not in types and not p.has_default]
-        _require_sizes(form.function, given, known)
+        _require_sizes(form.function, given, {*known, *dynamic}, known)
+        _require_explicit(form, {*known, *dynamic})
     statics = {n: v for n, v in statics.items() if n not in tensors}
     if not types and not required:
         return BoundTypes(None, statics, sizes)
     for parameter in form.parameters:
         for tensor in parameter.tensors:
-            if tensor.label not in types and not parameter.has_default and not open_names:
+            if tensor.label not in types and not parameter.has_default and not (open_names and not required):
                 types[tensor.label] = _declared(tensor, known)
-    return BoundTypes(types, statics, sizes if open_names else known)
+    return BoundTypes(types, statics, sizes if open_names and not required else known)
 
 
 # ---------------------------------------------------------------------- reading the options
@@ -234,7 +243,8 @@ def _make(
     lengths = {label: len(value) for label, value in tensors.items() if isinstance(value, tuple)}
     shapes |= {label: shape for label, (spec, _) in pending.items() if (shape := spec.shape()) is not None}
     known = known_sizes(form, shapes, lengths, sizes)
-    _require_sizes(form.function, [t for spec, t in pending.values() if spec.shape() is None or t.length], known)
+    _require_sizes(form.function, [t for spec, t in pending.values() if spec.shape() is None or t.length], known, known)
+    _require_explicit(form, known)
     elements = _generic_elements(form, tensors, pending)
     for label, (spec, tensor) in pending.items():
         shape = spec.shape()
@@ -265,9 +275,11 @@ def _generic_elements(
 
 
 def _declared(tensor: TensorForm, known: Mapping[str, int]) -> Type:
-    """The type of the signature with the sizes that are known; a generic element is f32."""
-    element = TensorType.of(tensor.dtype or F32, *_wanted_shape(tensor, known))
-    return element if tensor.length is None else ListType(Size.of(size_of(tensor.length).evaluate(known)), element)
+    """The type of the signature with the sizes that are known, others by name; a generic element is f32."""
+    values = {name: Size.of(number) for name, number in known.items()}
+    shape = tuple(size_of(d).substitute(values) for d in _wanted_dims(tensor, known))
+    element = TensorType(tensor.dtype or F32, shape)
+    return element if tensor.length is None else ListType(size_of(tensor.length).substitute(values), element)
 
 
 def _wanted_dims(tensor: TensorForm, known: Mapping[str, int]) -> tuple[str, ...]:
@@ -279,13 +291,24 @@ def _wanted_dims(tensor: TensorForm, known: Mapping[str, int]) -> tuple[str, ...
     return tensor.expanded(len(tensor.dims) - 1 + count) if count else tensor.dims
 
 
-def _require_sizes(function: str, tensors: Sequence[TensorForm], known: Mapping[str, int]) -> None:
+def _require_explicit(form: SignatureForm, decided: Collection[str]) -> None:
+    """Raise CompileError E0614 naming the sizes that only `--dim` can decide and that it does not."""
+    _require(form.function, [n for n in form.explicit if n not in decided])
+
+
+def _require_sizes(
+    function: str, tensors: Sequence[TensorForm], decided: Collection[str], known: Mapping[str, int]
+) -> None:
     """Raise CompileError E0614 naming all sizes of some tensors that nothing decides."""
     unknown: dict[str, None] = {}
     for tensor in tensors:
         for text in (*_wanted_dims(tensor, known), *([tensor.length] if tensor.length else [])):
             names = {text} if text.startswith("..") else size_of(text).symbols
-            unknown.update((n, None) for n in sorted(names) if n not in known)
+            unknown.update((n, None) for n in sorted(names) if n not in decided)
+    _require(function, list(unknown))
+
+
+def _require(function: str, unknown: Sequence[str]) -> None:
     if unknown:
         options = " ".join(f"--dim {n[2:]}_0=…" if n.startswith("..") else f"--dim {n}=…" for n in unknown)
         raise CompileError("E0614", f"{function}: nothing decides {', '.join(unknown)}", hint=f"give {options}")

@@ -11,7 +11,7 @@ import click
 from intarsia.commands.binding import bind_types, type_options
 from intarsia.commands.options import compile_options, open_program, options_of, program_argument, write_output
 from intarsia.deep_stack import with_deep_stack
-from intarsia.driver import STAGES, Compilation
+from intarsia.driver import STAGES, Compilation, interface_of
 from intarsia.function import Function
 from intarsia.ir.errors import CompileError
 from intarsia.program import Program
@@ -73,7 +73,8 @@ def _compilation(
     function: Function, arguments: tuple[str, ...], weights: tuple[str, ...], settings: dict[str, Any], *, sized: bool
 ) -> Compilation:
     """The compilation for the sizes that are given. Raises CompileError E0614 naming those that lack."""
-    bound = bind_types(function, arguments, weights, settings["dims"], required=sized)
+    dynamic = function.program.options.dynamic
+    bound = bind_types(function, arguments, weights, settings["dims"], required=sized, dynamic=dynamic)
     return function.compilation_of_types(bound.types, bound.statics, bound.dims)
 
 
@@ -85,7 +86,7 @@ def _text(compilation: Compilation, stage: str, debug_info: bool) -> str:
     if stage == "header":
         from intarsia.backends.cpu.library import header
 
-        return header(compilation.plan)
+        return header(interface_of(compilation))
     return compilation.text(stage, debug_info)
 
 
@@ -94,7 +95,7 @@ def _binary(compilation: Compilation, stage: str | None) -> bytes:
         return compilation.code.object_code
     from intarsia.backends.cpu.library import shared_library
 
-    return shared_library(compilation.plan, compilation.target)
+    return shared_library(interface_of(compilation), compilation.target)
 
 
 def _write_all(folder: Path, compilation: Compilation, debug_info: bool) -> None:

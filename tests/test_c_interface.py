@@ -1,0 +1,184 @@
+"""Programs called from C: static and open sizes, constants, structs, lists, statuses, several threads."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from intarsia.cli import main
+
+pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+
+PROGRAM = """
+struct Linear(N, K) {
+    weight: f32[N, K]
+    bias: f32[N]
+}
+
+fn scaled(x: f32[4], new: f64) -> (f32[4], i64) {
+    return x * f32(new), argmax(x)
+}
+
+fn stack(x: f32[B, K], first: Linear(K, K), layer: Linear(K, K)[L]) -> f32[B, K] {
+    return loop (h = x @ transpose(first.weight) + first.bias) for i < L {
+        yield h @ transpose(layer[i].weight) + layer[i].bias
+    }
+}
+
+fn project(x: f32[B, 3], const p: Linear(2, 3), const scale: f32) -> f32[B, 2] {
+    return scale * (x @ transpose(p.weight) + p.bias)
+}
+
+fn shifted(x: f32[N], y: f32[M]) -> f32[M] {
+    return tensor[i < M](where(i < 3, x[i + 1], 0.0) + y[i])
+}
+
+fn halves(x: f32[N]) -> f32[2, N // 2] {
+    return reshape(x, (2, -1))
+}
+
+fn gather(x: f32[N], ids: i64[M]) -> f32[M] {
+    return tensor[i](x[ids[i]])
+}
+
+fn softmaxes(x: f32[N, M]) -> f32[N, M] {
+    e = exp(x - max(x, axis=1, keepdims=true))
+    return e / sum(e, axis=1, keepdims=true)
+}
+"""
+
+
+def run_c(folder: Path, function: str, code: str, *options: str) -> str:
+    """Make the library of a function, compile `code` as the body of `main`, and give what that prints."""
+    (folder / "p.ita").write_text(PROGRAM)
+    for stage, output in (("so", f"lib{function}.so"), ("header", f"{function}.h")):
+        assert (
+            main(["emit", f"{folder / 'p.ita'}:{function}", "--to", stage, *options, "-o", str(folder / output)]) == 0
+        )
+    lines = ["#include <pthread.h>", "#include <stdio.h>", "#include <stdlib.h>", f'#include "{function}.h"', code]
+    (folder / "main.c").write_text("\n".join(lines))
+    command = f"gcc -Wall -Wextra -Werror -std=gnu11 main.c -o main -L. -l{function} -Wl,-rpath,. -pthread"
+    subprocess.run(command.split(), cwd=folder, check=True)
+    return subprocess.run(["./main"], cwd=folder, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def body(text: str) -> str:
+    return f"int main(void) {{ {text} return 0; }}"
+
+
+def test_static_sizes_and_several_results(tmp_path: Path) -> None:
+    code = """float x[4] = {1, 4, 2, 3}, y[4]; double s = 0.5; int64_t best;
+    void *w = aligned_alloc(64, scaled_workspace_size() + 64);
+    printf("%d", scaled(x, &s, y, &best, w));
+    printf(" %g %g %g %g %ld", y[0], y[1], y[2], y[3], (long)best); free(w);"""
+    assert run_c(tmp_path, "scaled", body(code)) == "0 0.5 2 1 1.5 1"
+
+
+def test_structs_and_lists_with_open_sizes(tmp_path: Path) -> None:
+    code = """float x[6] = {1, 2, 3, 4, 5, 6}, swap[4] = {0, 1, 1, 0}, twice[4] = {2, 0, 0, 2}, b[2] = {1, 0}, y[6];
+    const float *weights[2] = {swap, twice}, *biases[2] = {b, b};
+    void *w = aligned_alloc(64, stack_workspace_size(3, 2) + 64);
+    printf("%d", stack(x, twice, b, weights, biases, y, 3, 2, w));
+    for (int i = 0; i < 6; i++) printf(" %g", y[i]);
+    printf(" %d", stack(x, twice, b, weights, biases, y, 3, 0, w));
+    for (int i = 0; i < 6; i++) printf(" %g", y[i]);
+    printf(" %d", stack(x, twice, b, NULL, biases, y, 3, 2, w)); free(w);"""
+    out = run_c(tmp_path, "stack", body(code), "--dynamic", "B", "--dynamic", "L", "--dim", "K=2")
+    # h0 = 2x + (1, 0); swapped + (1, 0); doubled + (1, 0).
+    wanted = [v for a, b in ((1, 2), (3, 4), (5, 6)) for v in (2 * (2 * b + 1) + 1, 2 * (2 * a + 1))]
+    first = [v for a, b in ((1, 2), (3, 4), (5, 6)) for v in (2 * a + 1, 2 * b)]
+    assert out.split() == ["0", *map(str, wanted), "0", *map(str, first), "-1"]
+
+
+def test_constants_are_prepared_once(tmp_path: Path) -> None:
+    code = """float x[6] = {1, 2, 3, 4, 5, 6}, weight[6] = {1, 0, 0, 0, 1, 1}, bias[2] = {10, 20}, scale = 2, y[4];
+    void *w = aligned_alloc(64, project_workspace_size(2) + 64), *p = malloc(project_prepared_size(2));
+    printf("%d", project_prepare(weight, bias, NULL, 2, p));
+    printf(" %d", project_prepare(weight, bias, &scale, 2, p));
+    for (int n = 0; n < 2; n++) {
+        printf(" %d", project(x, y, 2, p, w));
+        for (int i = 0; i < 4; i++) printf(" %g", y[i]);
+        x[0] = 7;
+    }
+    printf(" %d %d", project(x, y, 2, NULL, w), project(x, NULL, 2, p, w)); free(w); free(p);"""
+    out = run_c(tmp_path, "project", body(code), "--dynamic", "B")
+    assert out == "-1 0 0 22 50 28 62 0 34 50 28 62 -1 -1"
+
+
+def test_conditions_of_open_sizes_give_a_status(tmp_path: Path) -> None:
+    code = """float x[5] = {1, 2, 3, 4, 5}, y[4] = {10, 20, 30, 40}, z[4];
+    printf("%d", shifted(x, y, z, 4, 4, NULL));
+    for (int i = 0; i < 4; i++) printf(" %g", z[i]);
+    printf(" %d %d %d %d", shifted(x, y, z, 3, 4, NULL), shifted(x, y, z, 3, 2, NULL),
+           shifted(x, y, z, -1, 2, NULL), shifted(NULL, NULL, NULL, 0, 0, NULL));"""
+    out = run_c(tmp_path, "shifted", body(code), "--dynamic", "N", "--dynamic", "M")
+    assert out == "0 12 23 34 40 3 0 1 0"
+    header = (tmp_path / "shifted.h").read_text()
+    assert "3: `x[i + 1]` can fall outside (" in header and "1: the size N is negative" in header
+
+
+def test_divisions_that_are_not_exact_give_a_status(tmp_path: Path) -> None:
+    code = """float x[5] = {1, 2, 3, 4, 5}, y[4];
+    int fine = halves(x, y, 4, NULL);
+    printf("%d %g %d", fine, y[3], halves(x, y, 5, NULL) > 0);"""
+    assert run_c(tmp_path, "halves", body(code), "--dynamic", "N") == "0 4 1"
+
+
+def test_a_failed_check_gives_its_number(tmp_path: Path) -> None:
+    code = """float x[3] = {1, 2, 3}, y[2]; int64_t ids[2] = {2, 0};
+    int fine = gather(x, ids, y, 3, 2, NULL);
+    printf("%d %g %g", fine, y[0], y[1]); ids[1] = 3;
+    printf(" %d", gather(x, ids, y, 3, 2, NULL));"""
+    out = run_c(tmp_path, "gather", body(code), "--dynamic", "N", "--dynamic", "M", "--checks")
+    assert out == "0 3 1 1"
+    assert "1: subscript … is outside 0..… (" in (tmp_path / "gather.h").read_text()
+
+
+def test_calls_at_the_same_time(tmp_path: Path) -> None:
+    code = """enum { N = 64, M = 100 };
+    static float x[N * M];
+    static void *calls(void *failed) {
+        float *y = malloc(sizeof x);
+        void *w = aligned_alloc(64, (softmaxes_workspace_size(N, M) + 127) / 64 * 64);
+        for (int n = 0; n < 50; n++) {
+            if (softmaxes(x, y, N, M, w)) *(int *)failed = 1;
+            for (int i = 0; i < N; i++) {
+                double s = 0;
+                for (int j = 0; j < M; j++) s += y[i * M + j];
+                if (s < 0.99999 || s > 1.00001) *(int *)failed = 2;
+            }
+        }
+        free(w); free(y); return NULL;
+    }
+    int main(void) {
+        pthread_t threads[4]; int failed[4] = {0};
+        for (int i = 0; i < N * M; i++) x[i] = (float)(i % 37) / 7;
+        for (int i = 0; i < 4; i++) pthread_create(&threads[i], NULL, calls, &failed[i]);
+        for (int i = 0; i < 4; i++) pthread_join(threads[i], NULL);
+        printf("%d", failed[0] | failed[1] | failed[2] | failed[3]);
+        if (softmaxes_workspace_size(N, M) > 0) printf(" %d", softmaxes(x, x, N, M, NULL));
+    }"""
+    assert run_c(tmp_path, "softmaxes", code, "--dynamic", "N", "--dynamic", "M") in ("0", "0 -1")
+
+
+def test_the_header_is_fit_for_cpp(tmp_path: Path) -> None:
+    (tmp_path / "p.ita").write_text(PROGRAM)
+    assert main(["emit", f"{tmp_path / 'p.ita'}:scaled", "--to", "header", "-o", str(tmp_path / "p.h")]) == 0
+    command = ["g++" if shutil.which("g++") else "gcc", "-Wall", "-Werror", "-fsyntax-only", str(tmp_path / "p.h")]
+    subprocess.run(command, check=True)
+
+
+@pytest.mark.parametrize("name", ["memcpy", "exp"])
+def test_names_of_the_c_library_are_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = f"fn {name}(x: f32[3]) -> f32[3] {{ return x }}"
+    assert main(["emit", "-e", text, "--to", "so", "-o", str(tmp_path / "x.so")]) == 1
+    assert "E1712" in capsys.readouterr().err
+
+
+def test_conditions_that_cannot_be_stated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "fn f(x: f32[N], y: f32[M]) -> f32[M] { return tensor[i < M](x[(i * i) % 7 + 0 * M] + y[i]) }"
+    status = main(["emit", "-e", text, "--to", "header", "--dynamic", "N", "--dynamic", "M"])
+    assert status == 1 and "E1714" in capsys.readouterr().err
