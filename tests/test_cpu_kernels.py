@@ -330,6 +330,37 @@ def test_registers_through_loops_and_branches(target: Target) -> None:
     )
 
 
+def test_registers_under_lanes_that_start_anywhere(target: Target) -> None:
+    """What a loop carries is found also where lanes begin at other axes; an unknown beginning takes memory."""
+    check(
+        """kernel starts(x: f32[16], out y: f32[16], out z: f32[16]) {
+          alloc t: f32[16] register
+          alloc u: f32[16] register
+          unroll r in 0..2 { lane i in 8*r..8*r + 8 { t[i] = 0.0 } }
+          for s in 0..5 { unroll r.1 in 0..2 { lane i.1 in 8*r.1..8*r.1 + 8 { t[i.1] += x[i.1] } } }
+          for r.2 in 0..2 { lane i.2 in 8*r.2..8*r.2 + 8 { u[i.2] = x[i.2] } }
+          lane i.3 in 0..16 { y[i.3] = t[i.3] }
+          lane i.4 in 0..16 { z[i.4] = u[i.4] }
+        }""",
+        target=target,
+    )
+
+
+def test_register_subscripts_with_quotients(target: Target) -> None:
+    """Of axes that are numbers, they are numbers."""
+    check(
+        """kernel parts(x: f32[8], out y: f32[8]) {
+          alloc t: f32[8] register
+          unroll i in 0..8 {
+            t[i] = x[i]
+            if 0 < i % 3 { t[i // 2] += 1.0 }
+            y[i] = t[i // 2] + t[i % 3] * t[min(i, 1)]
+          }
+        }""",
+        target=target,
+    )
+
+
 def test_values_private_to_lanes(target: Target) -> None:
     check(
         """kernel private(x: f32[5, 64], out y: f32[64], out s: f32) {

@@ -198,6 +198,8 @@ def _lane_dimension(indices: tuple[Size, ...], lane: For | None, static: set[str
             continue
         if index.opaques or lane is None or names != {lane.axis} or not index.coefficient(lane.axis):
             return "many"
+        if not lane.lower.symbols <= static:
+            return "many"
         if found != "none":
             return "many"
         found = dimension

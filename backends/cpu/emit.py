@@ -280,7 +280,7 @@ class Emitter(Writes):
                     self.axes[loop.axis] = i
                     yield from self._written(loop.body, wanted)
             case "lanes":
-                self.lane = Lane(loop.axis, loop.lower.constant or 0, loop.step, trip_count(loop) or 1)
+                self.lane = self.lane_of(loop)
                 yield from self._written(loop.body, wanted)
                 self.lane = None
             case _:

@@ -109,6 +109,7 @@ class Indices:
 
     def linear(self, size: Size) -> Linear | None:
         """The size as a sum; None where lanes differ in another way than by a stride."""
+        size = self._with_known_axes(size)
         lane = self.lane
         if lane is not None and any(_mentions(a, lane.axis) for a in size.atoms()):
             resolved = self._take_apart(size, lane)
@@ -148,6 +149,13 @@ class Indices:
             elif not factors:
                 total += coefficient
         return Linear(total, tuple(terms), self.function.add(stride, symbolic_stride))
+
+    def _with_known_axes(self, size: Size) -> Size:
+        """Quotients, remainders and extrema of axes that are numbers, as numbers."""
+        if all(isinstance(atom, str) for atom in size.atoms()):
+            return size
+        known = {name: Size.of(value) for name, value in self.axes.items() if isinstance(value, int)}
+        return size.substitute(known, Size.opaque) if known.keys() & size.symbols else size
 
     def _take_apart(self, size: Size, lane: Lane) -> Size:
         """(64*a + lane) // 128 -> 64*a // 128, and (64*a + lane) % 128 -> 64*a % 128 + lane."""
