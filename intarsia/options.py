@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, replace
 from functools import cache
-from pathlib import Path
 
+from intarsia.cache import Cache
 from intarsia.ir.errors import CompileError
-from intarsia.ir.target import TARGETS, Target
-
-_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+from intarsia.ir.target import TARGETS, Rates, Target
 
 
 @dataclass(frozen=True)
@@ -65,21 +62,27 @@ def require_host(target: Target) -> None:
 
 @cache
 def host_target() -> Target:
-    """This machine: its processor as LLVM knows it, its cores and caches."""
+    """This machine: its processor as LLVM knows it, its cores and caches, and its rates if they were measured."""
     from intarsia.backends.cpu import machine
 
     found = machine.host_target()
-    return replace(found, cores=os.cpu_count() or 1, caches=_cache_sizes() or found.caches)
+    return replace(found, rates=known_rates(Cache(), found) or found.rates)
 
 
-def _cache_sizes() -> tuple[int, ...]:
-    """Bytes of each data cache, the nearest first, as Linux tells them; empty where it does not."""
-    sizes: dict[int, int] = {}
-    for folder in sorted(_CACHES.glob("index*")):
-        try:
-            kind, level, text = ((folder / n).read_text().strip() for n in ("type", "level", "size"))
-        except OSError:
-            continue
-        if kind != "Instruction" and (found := re.fullmatch(r"(\d+)([KMG]?)", text)):
-            sizes[int(level)] = int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]]
-    return tuple(size for _, size in sorted(sizes.items()))
+def known_rates(cache: Cache, target: Target) -> Rates | None:
+    """The rates of this machine as `intarsia list targets --measure` found them, or None if it never ran."""
+    found = cache.get("rates", _rates_key(target))
+    if found is None:
+        return None
+    values = json.loads(found)
+    return Rates(**{**values, "cache_bytes": tuple(values["cache_bytes"])})
+
+
+def remember_rates(cache: Cache, target: Target, rates: Rates) -> None:
+    """Keep measured rates for compilations to come."""
+    cache.put("rates", _rates_key(target), json.dumps(asdict(rates)).encode())
+    host_target.cache_clear()
+
+
+def _rates_key(target: Target) -> str:
+    return str(replace(target, rates=Rates()))

@@ -6,6 +6,7 @@ A program that is found in the cache loads no more of the back end than this fil
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -34,9 +35,12 @@ def _data_caches(folder: Path) -> tuple[int, ...]:
     """Bytes of the data caches of one core from the nearest on, as Linux describes them; empty elsewhere."""
     found: dict[int, int] = {}
     for entry in folder.glob("index*"):
-        level, kind, size = ((entry / name).read_text().strip() for name in ("level", "type", "size"))
-        if kind != "Instruction" and size.endswith("K"):
-            found[int(level)] = int(size[:-1]) << 10
+        try:
+            level, kind, size = ((entry / name).read_text().strip() for name in ("level", "type", "size"))
+        except OSError:
+            continue
+        if kind != "Instruction" and (match := re.fullmatch(r"(\d+)([KMG]?)", size)):
+            found[int(level)] = int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
     return tuple(found[level] for level in sorted(found))
 
 

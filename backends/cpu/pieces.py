@@ -19,7 +19,7 @@ from intarsia.backends.cpu.plan import add_entry, entry_name, kernels_in_place, 
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.kernel_text import print_kernel
 from intarsia.ir.plan import Invoke, Plan, PlanStatement, Repeat
-from intarsia.ir.target import Target
+from intarsia.ir.target import Rates, Target
 
 
 class ObjectStore(Protocol):
@@ -39,7 +39,12 @@ def compile_pieces(plan: Plan, target: Target, store: ObjectStore) -> tuple[byte
     for kernel in plan.kernels:
         overlapping = kernel.name in aliasing
         anonymous = replace(kernel, name="k")
-        key = _digest(print_kernel(anonymous), str(astuple(target)), str(overlapping), str(llvm.llvm_version_info))
+        key = _digest(
+            print_kernel(anonymous),
+            str(astuple(replace(target, rates=Rates()))),
+            str(overlapping),
+            str(llvm.llvm_version_info),
+        )
         names[kernel.name] = key
         if key in pieces:
             continue

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 
 import click
 
+from intarsia.measurement import duration_text, size_text
+
 
 def _first_line(documented: object) -> str:
     return (documented.__doc__ or "").strip().partition("\n")[0]
@@ -27,6 +29,32 @@ def passes() -> Iterable[tuple[str, str]]:
 
     all_passes()
     return [(name, _first_line(cls)) for name, cls in sorted(PASSES.items())]
+
+
+def measured_rates() -> Iterable[tuple[str, str]]:
+    from intarsia.cache import Cache
+    from intarsia.limits import measure_rates
+    from intarsia.options import host_target
+
+    click.echo("measuring this machine, for a few seconds …", err=True)
+    cache = Cache()
+    rates = measure_rates(cache)
+    target = host_target()
+    peak = rates.clock * rates.arithmetic * 2 * target.lanes(32)
+    yield (
+        "f32 operations",
+        f"{peak / 1e9:.1f} GFLOP/s a core, as {rates.arithmetic:g} units at {rates.clock / 1e9:.2f} GHz",
+    )
+    for level, (size, rate) in enumerate(zip(target.caches[1:], rates.cache_bytes), 2):
+        yield (
+            f"cache {level}",
+            f"{size_text(size)}, {rate * rates.clock / 1e9:.1f} GB/s a core, {rate:.1f} bytes a cycle",
+        )
+    yield (
+        "memory",
+        f"{rates.memory_of_one / 1e9:.1f} GB/s for one core, {rates.memory / 1e9:.1f} GB/s for all {target.cores}",
+    )
+    yield "threads", f"{duration_text(rates.fork)} to start and join them"
 
 
 def targets() -> Iterable[tuple[str, str]]:
@@ -78,9 +106,14 @@ LISTS: dict[str, Callable[[], Iterable[tuple[str, str]]]] = {
 
 @click.command("list")
 @click.argument("kind", type=click.Choice(list(LISTS)))
-def command(kind: str) -> None:
+@click.option(
+    "--measure", is_flag=True, help="targets: measure what this machine does in a cycle, for every compilation."
+)
+def command(kind: str, measure: bool) -> None:
     """List what the compiler knows."""
-    rows = list(LISTS[kind]())
+    if measure and kind != "targets":
+        raise click.UsageError("--measure goes with targets")
+    rows = [*(measured_rates() if measure else ()), *LISTS[kind]()]
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
         click.echo(f"{name:<{width}}  {text}".rstrip())
