@@ -8,7 +8,7 @@ arguments pass through an operation by the change that they make in its result. 
 Higham, "Accuracy and Stability of Numerical Algorithms", section 3.3.
 
 Decisions are taken on the values alone: where the program compares, sorts or truncates, a result on the edge may differ
-from the reference by more than the bound says.
+from the reference by more than the bound says. `ir/perturbation.py` finds those.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from intarsia.ir.interpreter import evaluate_with
 from intarsia.ir.points import Operand
 from intarsia.ir.types import TensorType
 
-_UNITS = 8.0
+UNITS = 8.0
+"""The eps of a result that a rounding may cost."""
 
-_EXACT = frozenset(("neg", "abs", "sign", "floor", "ceil", "round", "minimum", "maximum", "where", "isnan", "isinf"))
+EXACT = frozenset(("neg", "abs", "sign", "floor", "ceil", "round", "minimum", "maximum", "where", "isnan", "isinf"))
 """Functions that are not rounded."""
 
 
@@ -47,22 +48,34 @@ class Expected:
         """What is wrong with a result, or None. NaN matches NaN, and infinities match exactly."""
         if actual.shape != self.value.shape:
             return f"the shape is {actual.shape}, not {self.value.shape}"
+        wrong = self.wrong(actual)
+        return self.describe(actual, wrong) if wrong.any() else None
+
+    def wrong(self, actual: Array) -> Array:
+        """Which elements of a result of the right shape are wrong."""
         if not self.dtype.is_float:
-            wrong = np.asarray(actual != self.value)
-            found, wanted = actual, self.value
-        else:
-            found = convert(actual, self.dtype, F64)
-            with np.errstate(all="ignore"):
-                wanted = convert(convert(self.value, F64, self.dtype), self.dtype, F64)  # overflows as the dtype does
-                near = np.abs(found - self.value) <= self.bound
-            wrong = ~(near | (found == wanted) | (np.isnan(found) & np.isnan(wanted)))
-        if not wrong.any():
-            return None
+            return np.asarray(actual != self.value)
+        found, wanted = convert(actual, self.dtype, F64), self._rounded
+        with np.errstate(all="ignore"):
+            near = np.abs(found - self.value) <= self.bound
+        return np.asarray(~(near | (found == wanted) | (np.isnan(found) & np.isnan(wanted))))
+
+    def describe(self, actual: Array, wrong: Array) -> str:
+        """How many elements are wrong, and the first of them."""
         place = tuple(int(k) for k in np.argwhere(wrong)[0])
+        found = convert(actual, self.dtype, F64) if self.dtype.is_float else actual
         return (
             f"{int(wrong.sum())} of {wrong.size} elements are wrong; first at {list(place)}: "
-            f"{found[place]} instead of {wanted[place]} (allowed difference {self.bound[place]:.3g})"
+            f"{found[place]} instead of {self._rounded[place]} (allowed difference {self.bound[place]:.3g})"
         )
+
+    @property
+    def _rounded(self) -> Array:
+        """The value as the dtype has it: it overflows where the dtype does."""
+        if not self.dtype.is_float:
+            return self.value
+        with np.errstate(all="ignore"):
+            return convert(convert(self.value, F64, self.dtype), self.dtype, F64)
 
 
 def expected(module: Module, inputs: Sequence[Operand], sizes: Mapping[str, int] | None = None) -> tuple[Expected, ...]:
@@ -100,7 +113,7 @@ class MeasuredArithmetic(DoubleArithmetic):
         result = super().apply(function, values, dtypes)
         if not dtype.is_float or FUNCTIONS[function].result_dtype is not None:
             return result
-        bound = np.zeros(()) if function in _EXACT else _rounding(result, dtype)
+        bound = np.zeros(()) if function in EXACT else _rounding(result, dtype)
         for position, (argument, d) in enumerate(zip(arguments, dtypes)):
             if d.is_float:
                 bound = bound + self._change(function, values, position, argument.imag, result, dtypes)
@@ -199,7 +212,7 @@ class MeasuredArithmetic(DoubleArithmetic):
             bound = merge("add", base.imag, indices, values.imag, dtype)
             return _pair(value, bound + np.where(touched, _rounding(magnitudes, dtype), 0))
         # The relative errors of the factors of a product add up.
-        relative = merge("add", _relative(base), indices, _relative(values) + _UNITS * dtype.epsilon, dtype)
+        relative = merge("add", _relative(base), indices, _relative(values) + UNITS * dtype.epsilon, dtype)
         return _pair(value, _finite(np.abs(value) * relative))
 
     def matmul(self, left: Array, right: Array, dtype: DType) -> Array:
@@ -226,7 +239,7 @@ def _finite(bound: Array) -> Array:
 
 def _rounding(magnitude: Array, dtype: DType) -> Array:
     """What rounding may cost; the smallest number is what underflow may."""
-    lost = _UNITS * (dtype.epsilon * np.abs(magnitude) + smallest(dtype))
+    lost = UNITS * (dtype.epsilon * np.abs(magnitude) + smallest(dtype))
     return np.asarray(np.where(np.isfinite(magnitude), lost, 0))
 
 

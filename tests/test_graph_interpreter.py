@@ -12,6 +12,7 @@ from intarsia.ir.conversion import codes, convert, from_codes, reinterpret
 from intarsia.ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U64, Array, dtype
 from intarsia.ir.errors import CompileError, Source
 from intarsia.ir.interpreter import evaluate
+from intarsia.ir.perturbation import uncertain
 from intarsia.ir.points import Operand
 from intarsia.ir.random_graphs import random_inputs, random_module, random_sizes
 from intarsia.ir.text import read_module
@@ -353,3 +354,23 @@ def test_half_precision_is_computed_in_f32_and_rounded_once() -> None:
     got = Arithmetic().apply("sigmoid", (x,), (BF16,)).astype(np.float32)
     exact = 1 / (1 + np.exp(-x.astype(np.float64)))
     assert same(got, convert(exact, F64, BF16).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "text, uncertain_at", [("add %x, %one", []), ("mul %x, %x", []), ("mul %x, %tenth", [2]), ("exp %x", [0, 2])]
+)
+def test_what_hangs_on_a_rounding(text: str, uncertain_at: list[int]) -> None:
+    """A comparison with a neighbouring value is uncertain where a rounding made the value."""
+    function = f"""func @f(%x: f32[3], %y: f32[3]) {{
+      %one = constant 1.0 : f32
+      %tenth = constant 0.1 : f32
+      %0 = {text} : f32[3]
+      %1 = gt %0, %y : bool[3]
+      return %0, %1
+    }}"""
+    module = read_module(Source("test.ir", function))
+    x = f32(-1, 0, 3)
+    y, _ = evaluate(module, (x, x))
+    wanted = expected(module, (x, y))
+    found = uncertain(module, (x, y), {}, wanted, [np.zeros(3, np.bool_), np.ones(3, np.bool_)])
+    assert np.flatnonzero(found[1]).tolist() == uncertain_at and not found[0].any()

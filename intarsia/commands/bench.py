@@ -10,7 +10,7 @@ import click
 import numpy as np
 
 from intarsia.commands.binding import argument_options, bind
-from intarsia.commands.comparison import first_mismatch, reference_of
+from intarsia.commands.comparison import first_mismatch
 from intarsia.commands.interruption import interruptible
 from intarsia.commands.options import (
     INTERPRETERS,
@@ -63,7 +63,7 @@ def command(
     function = Program(source, options, use_cache=use_cache).entry(name)
     bound = bind(function, arguments, weights, settings["dims"], True)
     call = bound.call()
-    if (wrong := first_mismatch(reference_of(bound), interruptible(call))) is not None:
+    if (wrong := first_mismatch(bound, interruptible(call))) is not None:
         click.echo(f"WRONG: {wrong}", err=True)
         return 3
     calls: dict[str, Callable[[], object]] = {"intarsia": call}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +16,58 @@ from intarsia.commands.options import option_words
 from intarsia.deep_stack import with_deep_stack
 from intarsia.files import write_results
 from intarsia.ir.dtypes import Array
+from intarsia.ir.perturbation import uncertain
 from intarsia.ir.tolerance import Expected, expected
 
 ARGUMENTS, PROGRAM = "intarsia-reproducer.npz", "intarsia-reproducer.ita"
 """Files of a reproducer, in the current folder."""
 
 
-def reference_of(bound: Bound) -> tuple[Expected, ...]:
-    """The reference in f64 with its error bounds, for each result."""
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """How one result compares. problem: what is wrong with it, or None. uncertain: the elements that are not as in the
+    reference but hang on a rounding, which the reference takes in other places."""
+
+    name: str
+    result: Array
+    expected: Expected
+    problem: str | None
+    uncertain: int
+
+    @property
+    def text(self) -> str:
+        """What the user is told."""
+        if self.problem is not None:
+            return f"{self.name}: WRONG: {self.problem}"
+        if not self.uncertain:
+            return f"{self.name}: equal to the reference{_largest_error(self.result, self.expected.value)}"
+        return (
+            f"{self.name}: equal to the reference but for {self.uncertain} of {self.result.size} elements that hang on "
+            "a rounding: the reference too has others there when its roundings are moved within the tolerance"
+        )
+
+
+def compare(bound: Bound, results: Sequence[Array]) -> list[Outcome]:
+    """Each result beside the reference in f64 with its error bounds."""
     compilation = with_deep_stack(bound.compilation)
-    inputs = bound.inputs(compilation)
-    return with_deep_stack(lambda: expected(compilation.source_module, inputs, compilation.sizes))
+    module, inputs, sizes = compilation.source_module, bound.inputs(compilation), compilation.sizes
+    wanted = with_deep_stack(lambda: expected(module, inputs, sizes))
+    for reference, result in zip(wanted, results):
+        assert reference.value.shape == result.shape
+    suspects = [reference.wrong(result) for reference, result in zip(wanted, results)]
+    decided = with_deep_stack(lambda: uncertain(module, inputs, sizes, wanted, suspects))
+    outcomes = []
+    for index, (reference, result, suspect, hanging) in enumerate(zip(wanted, results, suspects, decided)):
+        wrong = suspect & ~hanging
+        problem = reference.describe(result, wrong) if wrong.any() else None
+        name = result_name(index, len(results))
+        outcomes.append(Outcome(name, result, reference, problem, int(hanging.sum())))
+    return outcomes
 
 
-def first_mismatch(wanted: Sequence[Expected], results: Sequence[Array]) -> str | None:
+def first_mismatch(bound: Bound, results: Sequence[Array]) -> str | None:
     """What is wrong with the first wrong result, or None."""
-    for index, (reference, result) in enumerate(zip(wanted, results)):
-        if (wrong := reference.mismatch(result)) is not None:
-            return f"{result_name(index, len(results))}: {wrong}"
-    return None
+    return next((f"{o.name}: {o.problem}" for o in compare(bound, results) if o.problem is not None), None)
 
 
 def result_name(index: int, count: int) -> str:
@@ -48,16 +82,10 @@ def report_comparison(
 
     settings: the options of the command; statics: its `--arg` words of static parameters.
     """
-    wanted = reference_of(bound)
-    wrong = 0
-    for index, (result, reference) in enumerate(zip(results, wanted)):
-        name, problem = result_name(index, len(results)), reference.mismatch(result)
-        if problem is not None:
-            click.echo(f"{name}: WRONG: {problem}", err=True)
-            wrong += 1
-        else:
-            click.echo(f"{name}: equal to the reference{_largest_error(result, reference.value)}", err=True)
-    if not wrong:
+    outcomes = compare(bound, results)
+    for outcome in outcomes:
+        click.echo(outcome.text, err=True)
+    if all(o.problem is None for o in outcomes):
         return 0
     command = write_reproducer(bound, settings, statics)
     click.echo(f"This is a bug in Intarsia. To see it again: {command}", err=True)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from intarsia.commands.binding import Bound, argument_options, bind
-from intarsia.commands.comparison import first_mismatch, reference_of
+from intarsia.commands.comparison import first_mismatch
 from intarsia.commands.interruption import interruptible
 from intarsia.commands.options import compile_options, open_program, options_of, program_argument, write_output
 from intarsia.deep_stack import with_deep_stack
@@ -77,4 +77,4 @@ def command(
 
 
 def _is_wrong(bound: Bound) -> bool:
-    return first_mismatch(reference_of(bound), interruptible(bound.call())) is not None
+    return first_mismatch(bound, interruptible(bound.call())) is not None
