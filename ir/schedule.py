@@ -9,7 +9,6 @@ In the pictures of the docstrings `…` stands for the rest of a body.
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Literal, TypeAlias, get_args
 
 from intarsia.ir.errors import CompileError
 from intarsia.ir.kernel import Memory
+from intarsia.ir.schedule_words import Words
 
 Tail: TypeAlias = Literal["mask", "min", "peel", "step"]
 AccumulateMode: TypeAlias = Literal["add", "set", "first", "load"]
@@ -87,68 +87,6 @@ def parse_step(text: str) -> Step:
     step = STEPS[word].read(words)
     words.end()
     return step
-
-
-class Words:
-    """The words of a step, taken one after the other."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self._words = re.findall(r"[A-Za-z_][\w.']*|\d+|->|\S", text)
-        self._next = 0
-
-    @property
-    def next(self) -> str:
-        """The next word, or nothing at the end."""
-        return self._words[self._next] if self._next < len(self._words) else ""
-
-    def take(self) -> str:
-        word = self.next
-        self._next += 1
-        return word
-
-    def accept(self, *words: str) -> str | None:
-        """Take the next word if it is one of these."""
-        return self.take() if self.next and self.next in words else None
-
-    def expect(self, word: str) -> None:
-        if not self.accept(word):
-            raise self.error(f"'{word}'")
-
-    def name(self) -> str:
-        if not re.match(r"[A-Za-z_]", self.next):
-            raise self.error("a name")
-        return self.take()
-
-    def names(self) -> tuple[str, ...]:
-        """All names that follow, at least one."""
-        found = [self.name()]
-        while re.match(r"[A-Za-z_]", self.next):
-            found.append(self.name())
-        return tuple(found)
-
-    def number(self) -> int:
-        if not self.next.isdigit():
-            raise self.error("a number")
-        return int(self.take())
-
-    def new_names(self, count: int) -> tuple[str, ...]:
-        """`-> a b`: names of new things, or none."""
-        return tuple(self.name() for _ in range(count)) if self.accept("->") else ()
-
-    def memory(self) -> Memory:
-        for memory in get_args(Memory):
-            if self.accept(memory):
-                return memory  # type: ignore[no-any-return]
-        raise self.error(f"one of {', '.join(get_args(Memory))}")
-
-    def end(self) -> None:
-        if self.next:
-            raise self.error("the end")
-
-    def error(self, wanted: str) -> CompileError:
-        found = f"'{self.next}'" if self.next else "the end"
-        return CompileError("E1601", f"schedule step '{self.text}': expected {wanted}, found {found}")
 
 
 def _arrow(names: tuple[str, ...]) -> str:
@@ -385,6 +323,59 @@ class Accumulate(Step):
         mode = "" if self.mode == "add" else f" {self.mode} {self.outer}".rstrip()
         keep = f" keep {' '.join(self.keep)}" if self.keep else ""
         return f"{self.buffer} at {self.axis} -> {self.new} {self.memory}{mode}{keep}"
+
+
+@dataclass(frozen=True)
+class Factor(Step):
+    """Take factors that do not change along a sum out of it: `factor y`.
+
+        y = 0.0; for j { y += e[j] / l * v[j] }   ->   y = 0.0; for j { y += e[j] * v[j] }; y = y / l
+
+    Refused unless one nest adds to y, after a statement that sets it to 0.
+    """
+
+    buffer: str
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return Factor(words.name())
+
+    def rest(self) -> str:
+        return self.buffer
+
+
+@dataclass(frozen=True)
+class Online(Step):
+    """Reduce block by block, so that a reduction that needs the result of another one along the same axis need not
+    wait for it: `online m 512 -> b`.
+
+        m = -inf; for i in 0..N { m max= x[i] }
+        l = 0.0; for j in 0..N { l += exp(x[j] - m) }
+     -> m = -inf; l = 0.0
+        for b in 0..N step 512 {
+          m.0 = m
+          for i in 0..min(512, N - b) { m max= x[b + i] }
+          m.1 = where(m == -inf, 0.0, m)
+          m.2 = where(m.0 == -inf, 1.0, exp(m.0 - m))
+          l *= m.2
+          for j in 0..min(512, N - b) { l += exp(x[b + j] - m.1) } }
+        l = where(m == -inf, nan, l)
+
+    All stages of the block of statements that run along the axis of m take part; a sum that uses m is rescaled where m
+    moves. Each of its summands needs one factor `exp(c * x - c * m)`, where x is what m is the maximum of. Blocks in
+    which a mask makes every x -inf are left out; what they would add, 0 times a factor, is added after the loop.
+    """
+
+    buffer: str
+    size: int
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return Online(words.name(), words.number(), words.new_names(1))
+
+    def rest(self) -> str:
+        return f"{self.buffer} {self.size}{_arrow(self.names)}"
 
 
 @dataclass(frozen=True)

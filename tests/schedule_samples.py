@@ -79,6 +79,26 @@ SAMPLES: dict[str, tuple[str, dict[str, int]]] = {
         }""",
         {},
     ),
+    "causal": (
+        """kernel causal(q: f32[7, 5], k: f32[9, 5], v: f32[9, 3], out y: f32[7, 3]) {
+          for i in 0..7 {
+            alloc s: f32[9]
+            alloc m: f32
+            alloc p: f32[9]
+            alloc l: f32
+            for j in 0..9 { s[j] = 0.0 }
+            for j.1 in 0..9 { for d in 0..5 { s[j.1] += q[i, d] * k[j.1, d] } }
+            m[] = -inf
+            for j.2 in 0..9 { m[] max= where(index(j.2) <= index(i), s[j.2], -inf) }
+            for j.3 in 0..9 { p[j.3] = exp(where(index(j.3) <= index(i), s[j.3], -inf) - m[]) }
+            l[] = 0.0
+            for j.4 in 0..9 { l[] += p[j.4] }
+            for e in 0..3 { y[i, e] = 0.0 }
+            for e.1 in 0..3 { for j.5 in 0..9 { y[i, e.1] += p[j.5] * v[j.5, e.1] / l[] } }
+          }
+        }""",
+        {},
+    ),
     "recurrence": (
         """kernel recurrence(a: f32[6, 10], out y: f32[6, 10]) {
           alloc h: f32[10]

@@ -36,7 +36,7 @@ class Proposals:
         special = getattr(self, f"_{word}", None)
         if special is not None:
             return str(special(kernel))
-        if word in ("unmask", "restrict", "inline", "nontemporal"):
+        if word in ("unmask", "restrict", "inline", "nontemporal", "factor"):
             return f"{word} {self._buffer(kernel)}"
         return f"{word} {self._axis(kernel)}"
 
@@ -94,6 +94,9 @@ class Proposals:
         mode = self.random.choice(["", "", "set", "load", f"first {self.random.choice(axes)}"])
         keep = self.random.choice(["", "", f" keep {self.random.choice(axes)}"])
         return f"accumulate {put.buffer} at {self.random.choice(axes)} -> {self._new()} cache {mode}{keep}"
+
+    def _online(self, kernel: Kernel) -> str:
+        return f"online {self._buffer(kernel)} {self.random.choice([2, 4, 16])}"
 
     def _prefetch(self, kernel: Kernel) -> str:
         return f"prefetch {self._buffer(kernel)} in {self._buffer(kernel)} {self._axis(kernel)} +1 L1"

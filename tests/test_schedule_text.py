@@ -13,7 +13,8 @@ EVERY_STEP = (
     "split m 64; split k 4 peel -> ko ku; collapse i j -> f; peel m.0; reorder m.0 k m.1; merge a b c; "
     "move x before y; localize t at i register; pack b at root -> bp[jn, k, jv, j] cache; "
     "accumulate c at k -> acc register set; accumulate c at kk -> acc register first pc; "
-    "accumulate c at k -> acc cache keep u l; inline t; vectorize j; unroll i jv; parallel ic; grid a b; "
+    "accumulate c at k -> acc cache keep u l; factor y; online m 512; online m 16 -> b; "
+    "inline t; vectorize j; unroll i jv; parallel ic; grid a b; "
     "version jn; unmask t; tighten k; restrict m; prefetch x in t i +1 L2; nontemporal y"
 )
 

@@ -135,7 +135,7 @@ def _drop_initial(kernel: Kernel, step: Accumulate, reduction: _Reduction, aroun
         if extra != ([step.outer] if step.mode == "first" else []):
             raise ScheduleError(f"it is also reduced over {', '.join(extra) or 'no outer loop'}")
         kept = (*(loop for loop in outer if loop.axis in used), *(d for d in reduction.dims if d.axis in used))
-        _require_same(kernel, step, block[users[-1]], kept, reduction.put)
+        require_neutral_start(kernel, step.buffer, block[users[-1]], kept, reduction.put)
         _require_unseen(kernel, step.buffer, reduction.put, path, depth)
         new = (*block[: users[-1]], *block[users[-1] + 1 :])
         return replace_block(kernel, block, new)
@@ -154,7 +154,7 @@ def _require_unseen(kernel: Kernel, name: str, put: Put, path: tuple[For, ...], 
                     raise ScheduleError(f"{describe((write, other))}: {name} is used before it is complete")
 
 
-def _require_same(kernel: Kernel, step: Accumulate, initial: Statement, loops: tuple[For, ...], put: Put) -> None:
+def require_neutral_start(kernel: Kernel, name: str, initial: Statement, loops: tuple[For, ...], put: Put) -> None:
     """`initial` is a nest over loops like these that sets the same elements to the neutral element."""
     own, body = perfect_nest(initial) if isinstance(initial, For) else ((), (initial,))
     setter = body[0]
@@ -164,7 +164,7 @@ def _require_same(kernel: Kernel, step: Accumulate, initial: Statement, loops: t
         or setter.operator != "="
         or setter.value != neutral(put.operator, put.value)
     ):
-        raise ScheduleError(f"the statement before it does not set {step.buffer} to the neutral element")
+        raise ScheduleError(f"the statement before it does not set {name} to the neutral element")
     conditions = {m for m in put.mask if m.symbols <= {loop.axis for loop in loops} | set(kernel.sizes)}
     names = {mine.axis: Size.of(theirs.axis) for mine, theirs in _matching(own, setter.indices, loops, put.indices)}
     same_loops = len(own) == len(loops) == len(names) and all(
@@ -178,7 +178,7 @@ def _require_same(kernel: Kernel, step: Accumulate, initial: Statement, loops: t
     )
     same_places = tuple(i.substitute(names) for i in setter.indices) == put.indices
     if not same_loops or not same_places or {m.substitute(names) for m in setter.mask} != conditions:
-        raise ScheduleError(f"what sets {step.buffer} runs over other elements than what is written back")
+        raise ScheduleError(f"what sets {name} runs over other elements than what is written back")
 
 
 def _matching(

@@ -10,10 +10,12 @@ from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.schedule import Schedule, Step
 from intarsia.passes.schedule.accumulate import accumulate
+from intarsia.passes.schedule.factor import factor
 from intarsia.passes.schedule.hints import nontemporal, prefetch
 from intarsia.passes.schedule.kinds import grid, parallel, unroll, vectorize
 from intarsia.passes.schedule.loops import collapse, merge, move, reorder, split
 from intarsia.passes.schedule.masks import peel, restrict, tighten, unmask, version
+from intarsia.passes.schedule.online import online
 from intarsia.passes.schedule.storage import inline, localize, pack
 
 _APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
@@ -26,6 +28,8 @@ _APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
     steps.Localize: localize,
     steps.Pack: pack,
     steps.Accumulate: accumulate,
+    steps.Factor: factor,
+    steps.Online: online,
     steps.Inline: inline,
     steps.Vectorize: vectorize,
     steps.Unroll: unroll,

@@ -1,0 +1,58 @@
+"""Where a masked reduction has any effect: the part of its axis to which a block of rows is bound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from intarsia.ir.kernel import For
+from intarsia.ir.proofs import Facts
+from intarsia.ir.scalar import Apply, Const, Expr, Mask
+from intarsia.ir.sizes import Size, maximum, minimum
+from intarsia.passes.schedule.masks import affine_mask
+from intarsia.passes.schedule.stages import Stage
+from intarsia.passes.schedule.tree import extreme
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The values of an axis from `lower` to `upper`, of those of a loop."""
+
+    lower: Size
+    upper: Size
+
+    def outside(self, loop: For) -> tuple[tuple[Size, Size], ...]:
+        """The ranges of the loop that it leaves out."""
+        parts = ((loop.lower, self.lower), (self.upper, loop.upper))
+        return tuple((a, b) for a, b in parts if a != b)
+
+
+def domain_of(value: Expr, state: Stage, facts: Facts) -> Domain:
+    """Where on its outermost reduction axis a maximum may be more than -inf. `facts` hold for the rows."""
+    first = state.reduced[0]
+    inner = (*state.kept, *state.reduced[1:])
+    lower, upper = first.lower, first.upper
+    for condition in _conditions(value) or ():
+        best = extreme(condition, inner, greatest=True)
+        slope = best.coefficient(first.axis) if best is not None and not best.opaques else None
+        if best is None or not slope:
+            continue
+        rest = best - Size.of(first.axis) * slope  # rest + slope * axis > 0
+        if slope < 0:
+            upper = minimum(upper, (rest - 1) // -slope + 1)
+        else:
+            lower = maximum(lower, (-rest) // slope + 1)
+    if not facts.proves(first.upper - lower):
+        lower = minimum(lower, first.upper)
+    if not facts.proves(upper - first.lower):
+        upper = maximum(upper, first.lower)
+    return Domain(lower, upper)
+
+
+def _conditions(value: Expr) -> Mask | None:
+    """The conditions without which a value is -inf, as a mask."""
+    match value:
+        case Apply("where", (condition, _, Const(number))) if number == float("-inf"):
+            return affine_mask(condition)
+        case Apply("mul", (inner, Const(number))) | Apply("mul", (Const(number), inner)) if number > 0:
+            return _conditions(inner)
+    return None

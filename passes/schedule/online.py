@@ -1,0 +1,222 @@
+"""The step `online`: reductions that need a maximum over their own axis go through it once, block by block.
+
+Where the maximum moves, the sums so far are multiplied by the ratio of old and new summands (`sweeps.py`).
+Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, https://arxiv.org/abs/1805.02867.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from intarsia.ir.errors import ScheduleError
+from intarsia.ir.kernel import Alloc, Buffer, For, Kernel, Put, PutOperator, Statement
+from intarsia.ir.kernel_access import accesses
+from intarsia.ir.scalar import Expr, Load, Mask, apply, constant, where
+from intarsia.ir.schedule import Online
+from intarsia.ir.sizes import Size, minimum
+from intarsia.passes.schedule.dependence import commute, conflicts, crossing_dependence, describe, may_meet
+from intarsia.passes.schedule.masks import neutral
+from intarsia.passes.schedule.stages import Stage
+from intarsia.passes.schedule.sweeps import Ratio, Sweep, find_sweep
+from intarsia.passes.schedule.tree import (
+    Body,
+    NameSource,
+    blocks,
+    change_loads,
+    facts_for,
+    find_buffer,
+    loops_in,
+    rename_axes,
+    replace_block,
+    substitute,
+    written_in,
+)
+
+
+def online(kernel: Kernel, step: Online) -> Kernel:
+    """See `Online`."""
+    find_buffer(kernel, step.buffer)
+    block, around = _home(kernel, step.buffer)
+    sweep = find_sweep(kernel, step.buffer, block, around)
+    _require_order(kernel, sweep, block)
+    names = NameSource(kernel)
+    axis = names.claim(step.names[0]) if step.names else names.derived(sweep.axes[sweep.state])
+    return replace_block(kernel, block, _Writer(kernel, sweep, names, axis, step.size).block(block))
+
+
+def _home(kernel: Kernel, name: str) -> tuple[Body, tuple[For, ...]]:
+    """The innermost block that holds all uses of a buffer, and the loops around it."""
+    paths = [a.loops for a in accesses(kernel.body) if a.buffer == name]
+    common = tuple(loops[0] for loops in zip(*paths) if all(loop is loops[0] for loop in loops))
+    for body, around in blocks(kernel):
+        if around == common and sum(a.buffer == name for a in accesses(body)) == len(paths):
+            return body, around
+    raise ScheduleError("its uses stand under a condition")
+
+
+def _require_order(kernel: Kernel, sweep: Sweep, block: Body) -> None:
+    """No stage may overtake one on which it depends: neither as a whole, nor an earlier block of it a later block of
+    another one. That the sums need the maximum is what the step is for."""
+    place = {stage: n for n, stage in enumerate(sweep.stages)}
+    old = sorted(sweep.stages, key=lambda s: next(n for n, x in enumerate(block) if x is s.statement))
+    for n, first in enumerate(old):
+        for second in old[n + 1 :]:
+            if place[first] > place[second]:
+                pair = crossing_dependence(kernel, (first.statement,), (second.statement,), {}, sweep.around)
+                if pair is not None:
+                    raise ScheduleError(f"{describe(pair)} stands between the blocks")
+    volatile = written_in(s.statement for s in sweep.axes)
+    steps = For("'block", sweep.domain.lower, sweep.domain.upper, ())
+    around = (*sweep.around, steps)
+    moved = [list(accesses(_one_block(stage, axis, steps.axis), around)) for stage, axis in sweep.axes.items()]
+    for n, one in enumerate(moved):
+        for other in moved[n + 1 :]:
+            for a, b in conflicts(one, other):
+                if a.buffer == sweep.state.put.buffer or commute(a, b):
+                    continue
+                if may_meet(kernel, a, b, {steps.axis: ">"}, sweep.around, volatile):
+                    raise ScheduleError(f"{describe((a, b))} cross blocks")
+
+
+def _one_block(stage: Stage, axis: str, block: str) -> Body:
+    """What a stage does at one value of its axis."""
+    body = stage.around(stage.put, (loop for loop in stage.loops if loop.axis != axis))
+    return substitute(body, {axis: Size.of(block)})
+
+
+class _Writer:
+    """Writes the block of statements anew, as a sweep over blocks of `size` along `axis`."""
+
+    def __init__(self, kernel: Kernel, sweep: Sweep, names: NameSource, axis: str, size: int) -> None:
+        self.sweep = sweep
+        self.names = names
+        self.axis = axis
+        self.size = size
+        self.facts = facts_for(kernel, sweep.around)
+        self.state = sweep.state.put
+        state = kernel.buffers()[self.state.buffer]
+        self.old = replace(state, name=names.derived(state.name), role="temp")
+        self.shift = replace(self.old, name=names.derived(state.name))
+        self.scales = {
+            key: replace(self.old, name=names.derived(state.name))
+            for key in dict.fromkeys(r.key for r in sweep.ratios.values())
+        }
+
+    def block(self, block: Body) -> Body:
+        """The new statements."""
+        sweep = self.sweep
+        skipped = [self._skipped(stage, ratio) for stage, ratio in sweep.ratios.items()]
+        return (
+            *(s for s in block if isinstance(s, Alloc)),
+            *(s.statement for s in (*sweep.before, *sweep.initial)),
+            *(s for make, _ in skipped for s in make),
+            self._loop(),
+            *(s for _, use in skipped for s in use),
+            *(s for stage, ratio in sweep.ratios.items() for s in self._of_nothing(stage, ratio)),
+            *(s.statement for s in sweep.after),
+        )
+
+    def _loop(self) -> For:
+        """The loop over blocks."""
+        domain = self.sweep.domain
+        body: list[Statement] = [Alloc(b) for b in (self.old, self.shift, *self.scales.values())]
+        for stage, axis in self.sweep.axes.items():
+            if stage is self.sweep.state:
+                body += self._per_row(stage, self.old.name, self.state.indices, "=", self._held)
+                body += self._part(stage, axis)
+                body += self._moved()
+            else:
+                if stage in self.sweep.ratios:
+                    ratio = self.sweep.ratios[stage]
+                    scale = replace(ratio.maximum, buffer=self.scales[ratio.key].name)
+                    body += self._per_row(stage, stage.put.buffer, stage.put.indices, "*=", scale)
+                body += change_loads(self._part(stage, axis), self._shifted)
+        return For(self.axis, domain.lower, domain.upper, tuple(body), "seq", self.size)
+
+    @property
+    def _held(self) -> Load:
+        """The maximum so far, in the axes of its own stage."""
+        return Load(self.state.buffer, self.state.indices, self.state.value.dtype)
+
+    def _moved(self) -> Body:
+        """After the maximum of a block: what summands are relative to (any number will do as long as there is only
+        -inf: they are 0), and the ratio of the new summands to the old ones."""
+        stage, held = self.sweep.state, self._held
+        old = replace(held, buffer=self.old.name)
+        lowest, one, zero = (constant(v, held.dtype) for v in (float("-inf"), 1.0, 0.0))
+        relative = where(apply("eq", held, lowest), zero, held)
+        body = self._per_row(stage, self.shift.name, held.indices, "=", relative)
+        for ratio in {r.key: r for r in self.sweep.ratios.values()}.values():
+            change = where(apply("eq", old, lowest), one, ratio.between(old, held))
+            body += self._per_row(stage, self.scales[ratio.key].name, held.indices, "=", change)
+        return body
+
+    def _shifted(self, e: Expr) -> Expr | None:
+        return replace(e, buffer=self.shift.name) if isinstance(e, Load) and e.buffer == self.state.buffer else None
+
+    def _part(self, stage: Stage, axis: str) -> Body:
+        """The part of a stage that belongs to a block."""
+        here, extent = Size.of(self.axis), self.sweep.domain.upper - self.sweep.domain.lower
+        exact = all(c % self.size == 0 for _, c in extent.terms)
+        width = Size.of(self.size) if exact else minimum(self.size, self.sweep.domain.upper - here)
+        body: Body = (stage.put,)
+        for loop in reversed(stage.loops):
+            if loop.axis == axis:
+                body = substitute(body, {axis: here + axis})
+                loop = replace(loop, lower=Size.of(0), upper=width)
+            body = (replace(loop, body=body),)
+        return body
+
+    def _per_row(
+        self, stage: Stage, buffer: str, indices: tuple[Size, ...], operator: PutOperator, value: Expr
+    ) -> Body:
+        """A write for each row of a stage."""
+        put = Put(buffer, indices, operator, value, _without(stage.put.mask, stage))
+        return self._fresh(stage.around(put, stage.kept))
+
+    def _of_nothing(self, stage: Stage, ratio: Ratio) -> Body:
+        """The sum of a row of which every summand is exp(-inf - -inf): it is NaN, unless the row is empty."""
+        if ratio.guarded is not None:
+            return ()
+        first = next(loop for loop in stage.loops if loop.axis == self.sweep.axes[stage])
+        held = Load(stage.put.buffer, stage.put.indices, stage.put.value.dtype)
+        none = apply("eq", ratio.maximum, constant(float("-inf"), ratio.maximum.dtype))
+        value = where(none, constant(float("nan"), held.dtype), held)
+        mask = _without(stage.put.mask, stage)
+        if not self.facts.proves(first.upper - first.lower - 1):
+            mask = (*mask, first.upper - first.lower)
+        return self._fresh(stage.around(Put(held.buffer, held.indices, "=", value, mask), stage.kept))
+
+    def _skipped(self, stage: Stage, ratio: Ratio) -> tuple[Body, Body]:
+        """What the blocks that are left out add to a sum: 0 times its other factors, which is NaN where one of these
+        is infinite or NaN. The statements that sum that up, for all rows at once, and those that add it."""
+        first = next(loop for loop in stage.loops if loop.axis == self.sweep.axes[stage])
+        outside = self.sweep.domain.outside(first)
+        rest = ratio.rest.value(stage.put.value.dtype)
+        dims = tuple(loop for loop in stage.kept if loop.axis in rest.symbols)
+        reduced = tuple(loop for loop in stage.reduced if loop is not first)
+        if not outside or not rest.symbols & {loop.axis for loop in stage.reduced}:
+            return (), ()
+        dtype = stage.put.value.dtype
+        place = tuple(Size.of(loop.axis) - loop.lower for loop in dims)
+        zeros = Buffer(self.names.derived(stage.put.buffer), dtype, tuple(d.upper - d.lower for d in dims), "cache")
+        known = {loop.axis for loop in stage.kept if loop not in dims}
+        mask = tuple(m for m in stage.put.mask if not m.symbols & known)
+        nothing = apply("mul", constant(0.0, dtype), rest)
+        start = stage.around(Put(zeros.name, place, "=", neutral("+=", rest)), dims)
+        make: list[Statement] = [Alloc(zeros), *self._fresh(start)]
+        for lower, upper in outside:
+            part = replace(first, lower=lower, upper=upper)
+            make += self._fresh(stage.around(Put(zeros.name, place, "+=", nothing, mask), (part, *reduced, *dims)))
+        add = replace(stage.put, value=Load(zeros.name, place, dtype), mask=_without(stage.put.mask, stage))
+        return tuple(make), self._fresh(stage.around(add, stage.kept))
+
+    def _fresh(self, body: Body) -> Body:
+        """A nest with axes of its own."""
+        return rename_axes(body, {loop.axis: self.names.derived(loop.axis) for loop in loops_in(body)})
+
+
+def _without(mask: Mask, stage: Stage) -> Mask:
+    """The conditions of a mask that do not depend on what a stage reduces."""
+    reduced = {loop.axis for loop in stage.reduced}
+    return tuple(m for m in mask if not m.symbols & reduced)

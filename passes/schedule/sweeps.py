@@ -1,0 +1,254 @@
+"""Recognizing sweeps: reductions over one axis of which some need the maximum that another one finds.
+
+Let m be the maximum of x along an axis, and A = sum of exp(c * x - c * m) * g, where g does not depend on m. Over a
+part of the axis both are partial. A greater m' makes of A the value A * exp(c * m - c * m'): the *ratio*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from intarsia.ir.errors import ScheduleError
+from intarsia.ir.kernel import Alloc, For, Kernel, walk
+from intarsia.ir.kernel_access import accesses
+from intarsia.ir.scalar import Apply, Const, Expr, Load, apply, constant, loads, where
+from intarsia.ir.sizes import Size
+from intarsia.passes.schedule.domains import Domain, domain_of
+from intarsia.passes.schedule.masks import neutral
+from intarsia.passes.schedule.products import Linear, Product
+from intarsia.passes.schedule.stages import Stage, correspondence, definitions_in, expand, stages_in
+from intarsia.passes.schedule.tree import Body, facts_for
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How a sum A follows the maximum m: its summands are `function(scale * x - scale * m) * rest`.
+
+    With `guarded`, that number stands for m where m is infinite. `maximum` is m as the summands read it.
+    """
+
+    function: str
+    scale: float
+    guarded: Const | None
+    maximum: Load
+    rest: Product
+
+    def between(self, old: Expr, new: Expr) -> Expr:
+        """What turns a sum relative to the maximum `old` into one relative to `new`."""
+        difference: Expr = apply("sub", self._shift(old), self._shift(new))
+        if self.scale != 1.0:
+            difference = apply("mul", difference, constant(self.scale, old.dtype))
+        return apply(self.function, difference)
+
+    def _shift(self, maximum: Expr) -> Expr:
+        if self.guarded is None:
+            return maximum
+        return where(apply("isinf", maximum), self.guarded, maximum)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for sums that are rescaled by the same number."""
+        return (self.function, self.scale, self.guarded)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The stages of a block of statements by what a sweep over the axis makes of them.
+
+    `axes`: those that go through it block by block, in order, each with its own name for the axis; `state` finds the
+    maximum, those with `ratios` are rescaled. `before`, `initial` (what sets the neutral elements) and `after` stay
+    whole. `domain`: where on the axis anything happens.
+    """
+
+    around: tuple[For, ...]
+    state: Stage
+    axes: Mapping[Stage, str]
+    ratios: Mapping[Stage, Ratio]
+    before: tuple[Stage, ...]
+    initial: tuple[Stage, ...]
+    after: tuple[Stage, ...]
+    domain: Domain
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return (*self.before, *self.initial, *self.axes, *self.after)
+
+
+def find_sweep(kernel: Kernel, name: str, block: Body, around: tuple[For, ...]) -> Sweep:
+    """The sweep that finds the maximum `name`. Raises ScheduleError where there is none."""
+    stages = stages_in(block)
+    if not isinstance(stages, tuple):
+        raise ScheduleError("a statement beside it is no nest around one write")
+    writers = [s for s in stages if s.put.buffer == name and s.put.operator != "="]
+    if len(writers) != 1 or writers[0].put.operator != "max=" or not writers[0].reduced:
+        raise ScheduleError(f"{name} is not the maximum over a loop")
+    state = writers[0]
+    temporaries = _temporaries(kernel, block)
+    definitions = definitions_in(stages, temporaries)
+    value = expand(state, definitions)
+    axes = {state: state.reduced[0].axis}
+    ratios: dict[Stage, Ratio] = {}
+    for stage in stages[stages.index(state) + 1 :]:
+        whole = expand(stage, definitions)
+        if stage.put.operator != "=" and _reads(whole, name):
+            ratios[stage] = _ratio(whole, stage, state, value)
+            axes[stage] = stage.reduced[0].axis
+    if not ratios:
+        raise ScheduleError(f"no sum over its axis needs {name}")
+    _spread(stages, axes, temporaries)
+    order = {s: axes[s] for s in stages if s in axes}
+    _require_partial(stages, order, ratios, state)
+    before, initial, after = _others(stages, order, (state, *ratios))
+    domain = domain_of(value, state, facts_for(kernel, (*around, *state.kept)))
+    return Sweep(around, state, order, ratios, before, initial, after, domain)
+
+
+def _temporaries(kernel: Kernel, block: Body) -> frozenset[str]:
+    """The temporaries that are used in a block only."""
+    inside = [a.buffer for a in accesses(block)]
+    everywhere = [a.buffer for a in accesses(kernel.body)]
+    local = {s.buffer.name for s, _ in walk(kernel.body) if isinstance(s, Alloc)}
+    return frozenset(name for name in local & {*inside} if inside.count(name) == everywhere.count(name))
+
+
+def _reads(value: Expr, name: str) -> bool:
+    return any(load.buffer == name for load in loads(value))
+
+
+# ---------------------------------------------------------------------- ratios
+
+
+def _ratio(whole: Expr, stage: Stage, state: Stage, value: Expr) -> Ratio:
+    """The ratio of a sum that needs the state. `whole` and `value` are what the two reduce, written out. Raises
+    ScheduleError where there is none."""
+    name = state.put.buffer
+    if stage.put.operator != "+=":
+        raise ScheduleError(f"{stage.put.buffer} {stage.put.operator} … needs {name}, and only sums can be rescaled")
+    uses = {load.indices: load for load in loads(whole) if load.buffer == name}
+    indices, load = next(iter(uses.items()))
+    rows = correspondence(state.put.indices, state.kept, indices, stage.kept) if len(uses) == 1 else None
+    if rows is None or load.mask or len(stage.reduced) != len(state.reduced):
+        raise ScheduleError(f"{stage.put.buffer} does not run over the rows and the axis of {name}")
+    pairs = list(zip(state.reduced, stage.reduced))
+    names = {**rows, **{mine.axis: Size.of(other.axis) for mine, other in pairs}}
+    for mine, other in pairs:
+        if (mine.lower.substitute(names), mine.upper.substitute(names), mine.step) != (
+            other.lower,
+            other.upper,
+            other.step,
+        ):
+            raise ScheduleError(f"{mine.axis} and {other.axis} have other bounds")
+    if {m.substitute(names) for m in state.put.mask} != set(stage.put.mask):
+        raise ScheduleError(f"{stage.put.buffer} and {name} are reduced under other masks")
+    product = Product.of(whole)
+    moving = [f for f in product.factors if _reads(f, name)]
+    if len(moving) == 1 and moving[0] in product.above and isinstance(moving[0], Apply):
+        found = _exponential(moving[0], load, Linear.of(value.substitute(names)))
+        if found is not None:
+            function, scale, guarded = found
+            if guarded is not None and len(product.factors) > 1:
+                raise ScheduleError(f"the sum {stage.put.buffer} has another factor, and {name} may be infinite")
+            return Ratio(function, scale, guarded, load, product.where(lambda f: f != moving[0]))
+    raise ScheduleError(
+        f"{whole} is not exp(c * x - c * {name}) times what does not need {name}, where {name} is max(x)"
+    )
+
+
+def _exponential(factor: Apply, load: Load, of: Linear) -> tuple[str, float, Const | None] | None:
+    """The function, scale and guard of a factor `exp(c * x - c * m)`, c > 0, where m is loaded and x is `of`."""
+    if factor.function not in ("exp", "exp2"):
+        return None
+    form = Linear.of(factor.arguments[0])
+    terms = [t for t in form.terms if _reads(t, load.buffer)]
+    if len(terms) != 1 or form.terms[terms[0]] >= 0:
+        return None
+    scale = -form.terms[terms[0]]
+    if not form.without(terms[0]).is_close(Linear({}).plus(of, scale)):
+        return None
+    match terms[0]:
+        case Load():
+            return factor.function, scale, None
+        case Apply("where", (Apply("isinf", (tested,)), Const() as number, other)) if tested == other == load:
+            return factor.function, scale, number
+    return None
+
+
+# ---------------------------------------------------------------------- what takes part
+
+
+def _spread(stages: Sequence[Stage], axes: dict[Stage, str], temporaries: frozenset[str]) -> None:
+    """Add every stage that shares a temporary along the axis with one that takes part."""
+    growing = True
+    while growing:
+        growing = False
+        for stage, axis in list(axes.items()):
+            for access in accesses((stage.statement,)):
+                place = tuple(i.coefficient(axis) for i in access.indices)
+                if access.buffer not in temporaries or not any(place):
+                    continue
+                for other in stages:
+                    found = _axes_at(other, access.buffer, place)
+                    if found is not None and other not in axes:
+                        axes[other] = found
+                        growing = True
+                    elif found is not None and axes[other] != found:
+                        raise ScheduleError(f"{access.buffer} is used along {found} and along {axes[other]}")
+
+
+def _axes_at(stage: Stage, buffer: str, place: tuple[int | None, ...]) -> str | None:
+    """The axis with which a stage subscripts a buffer in these places; None if it does not use the buffer."""
+    uses = [a for a in accesses((stage.statement,)) if a.buffer == buffer]
+    found = {
+        loop.axis for a in uses for loop in stage.loops if tuple(i.coefficient(loop.axis) for i in a.indices) == place
+    }
+    if uses and len(found) != 1:
+        raise ScheduleError(f"{buffer} is used in another way in the stage of {stage.put.buffer}")
+    return next(iter(found), None)
+
+
+def _require_partial(
+    stages: Sequence[Stage], order: Mapping[Stage, str], ratios: Mapping[Stage, Ratio], state: Stage
+) -> None:
+    """What is made of unfinished results during the sweep serves the sums with a ratio only."""
+    finished = {state.put.buffer, *(s.put.buffer for s in ratios)}
+    partial = set(finished)
+    for stage in (s for s in order if s is not state):
+        read = {load.buffer for load in stage.reads} & partial
+        if stage in ratios:
+            read = {load.buffer for f in ratios[stage].rest.factors for load in loads(f)} & partial
+            if read:
+                raise ScheduleError(f"{stage.put.buffer} needs the finished {', '.join(sorted(read))}")
+        elif read and (stage.put.operator != "=" or read & finished - {state.put.buffer}):
+            raise ScheduleError(f"{stage.put.buffer} needs the finished {', '.join(sorted(read))}")
+        elif read:
+            partial.add(stage.put.buffer)
+            outside = [s for s in stages if s not in order and stage.put.buffer in s.touched]
+            if outside or all(stage.put.buffer != load.buffer for s in order for load in s.reads):
+                raise ScheduleError(f"{stage.put.buffer} needs the finished {state.put.buffer}")
+
+
+def _others(
+    stages: Sequence[Stage], order: Mapping[Stage, str], reducing: Sequence[Stage]
+) -> tuple[tuple[Stage, ...], tuple[Stage, ...], tuple[Stage, ...]]:
+    """The stages that are not in the sweep: what comes before, initial values of what it reduces, what comes after."""
+    targets = {s.put.buffer: s for s in reducing}
+    before: list[Stage] = []
+    initial: list[Stage] = []
+    after: list[Stage] = []
+    changed = {s.put.buffer for s in order}
+    for stage in (s for s in stages if s not in order):
+        user = targets.get(stage.put.buffer)
+        if user is not None and stage is next(s for s in stages if user.put.buffer in s.touched):
+            if stage.put.operator != "=" or stage.put.value != neutral(user.put.operator, user.put.value):
+                raise ScheduleError(f"{stage.put.buffer} does not start from the neutral element")
+            initial.append(stage)
+        elif changed & stage.touched:
+            changed.add(stage.put.buffer)
+            after.append(stage)
+        else:
+            before.append(stage)
+    missing = targets.keys() - {s.put.buffer for s in initial}
+    if missing:
+        raise ScheduleError(f"no statement beside it sets {', '.join(sorted(missing))}")
+    return tuple(before), tuple(initial), tuple(after)

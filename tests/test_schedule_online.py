@@ -1,0 +1,113 @@
+"""Reductions that go through their axis once: with infinities and NaN, masks and blocks of rows."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from intarsia.ir.dtypes import Array
+from intarsia.ir.errors import Source
+from intarsia.ir.kernel import Kernel
+from intarsia.ir.kernel_interpreter import run
+from intarsia.ir.kernel_text import print_kernel, read_kernel
+from intarsia.ir.kernel_verifier import problems
+from intarsia.ir.schedule import Schedule
+from intarsia.passes.schedule.apply import apply
+
+ROWS, KEYS, DEPTH, WIDTH = 7, 13, 2, 3
+
+STAGES = f"""kernel attention(q: f32[{ROWS}, {DEPTH}], k: f32[{KEYS}, {DEPTH}], v: f32[{KEYS}, {WIDTH}],
+                              out y: f32[{ROWS}, {WIDTH}], out l: f32[{ROWS}]) {{
+  alloc s: f32[{ROWS}, {KEYS}]
+  alloc m: f32[{ROWS}]
+  alloc p: f32[{ROWS}, {KEYS}]
+  for i in 0..{ROWS} {{ for j in 0..{KEYS} {{ s[i, j] = 0.0 }} }}
+  for i.1 in 0..{ROWS} {{ for j.1 in 0..{KEYS} {{ for d in 0..{DEPTH} {{ s[i.1, j.1] += q[i.1, d] * k[j.1, d] }} }} }}
+  for i.2 in 0..{ROWS} {{ m[i.2] = -inf }}
+  for i.3 in 0..{ROWS} {{ for j.3 in 0..{KEYS} {{ m[i.3] max= SCORE(i.3, j.3) }} }}
+  for i.4 in 0..{ROWS} {{ for j.4 in 0..{KEYS} {{ p[i.4, j.4] = exp(SCORE(i.4, j.4) - m[i.4]) }} }}
+  for i.5 in 0..{ROWS} {{ l[i.5] = 0.0 }}
+  for i.6 in 0..{ROWS} {{ for j.6 in 0..{KEYS} {{ l[i.6] += p[i.6, j.6] }} }}
+  for i.7 in 0..{ROWS} {{ for e in 0..{WIDTH} {{ y[i.7, e] = 0.0 }} }}
+  for i.8 in 0..{ROWS} {{ for e.1 in 0..{WIDTH} {{ for j.7 in 0..{KEYS} {{
+    y[i.8, e.1] += p[i.8, j.7] / l[i.8] * v[j.7, e.1] }} }} }}
+}}"""
+
+MASKS = {
+    "full": "s[i, j] * 0.5",
+    "bias": "s[i, j] * 0.5 + f32(index(j - i))",
+    "causal": "where(index(j) <= index(i), s[i, j] * 0.5, -inf)",
+    "anticausal": "where(index(i + 9) <= index(j), s[i, j], -inf)",
+    "window": "where(index(j) <= index(i) and index(i) < index(j + 3), s[i, j], -inf)",
+}
+
+BLOCKS = "; ".join(f"split {axis} 3 -> b{n} r{n}" for n, axis in enumerate(
+    ("i", "i.1", "i.2", "i.3", "i.4", "i.5", "i.6", "i.7", "i.8", "i.8.0")
+))  # fmt: skip
+SCHEDULES = {
+    "rows at once": "factor y; online m 4 -> b",
+    "one row": "factor y; merge i i.1 i.2 i.3 i.4 i.5 i.6 i.7 i.8 i.8.0; online m 5 -> b",
+    "blocks of rows": f"factor y; {BLOCKS}; merge {' '.join(f'b{n}' for n in range(10))}; online m 4 -> b",
+}
+
+
+def attention(score: str) -> Kernel:
+    def written(match: re.Match[str]) -> str:
+        axes = {"i": match[1], "j": match[2]}
+        return re.sub(r"\b[ij]\b", lambda m: axes[m[0]], score)
+
+    return read_kernel(Source("attention.ir", re.sub(r"SCORE\(([\w.]+), ([\w.]+)\)", written, STAGES)))
+
+
+def results(kernel: Kernel, inputs: dict[str, Array]) -> tuple[Array, Array]:
+    y, total = np.full((ROWS, WIDTH), 7, np.float32), np.full(ROWS, 7, np.float32)
+    with np.errstate(all="ignore"):
+        run(kernel, {**inputs, "y": y, "l": total}, {})
+    return y, total
+
+
+def special(seed: int) -> dict[str, Array]:
+    """Inputs of which few elements are infinite or NaN; keys at the front that make every score -inf."""
+    random = np.random.default_rng(seed)
+    inputs = {
+        name: random.standard_normal(shape).astype(np.float32)
+        for name, shape in (("q", (ROWS, DEPTH)), ("k", (KEYS, DEPTH)), ("v", (KEYS, WIDTH)))
+    }
+    for array in inputs.values():
+        places = random.random(array.shape) < 0.05
+        array[places] = random.choice([np.inf, -np.inf, np.nan], places.sum())
+    if seed % 2:
+        inputs["q"] = abs(inputs["q"])
+        inputs["k"][: random.integers(1, KEYS + 1)] = -np.inf
+    return inputs
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("mask", MASKS)
+def test_infinities_and_nan_are_kept(mask: str, schedule: str) -> None:
+    naive = attention(MASKS[mask])
+    online = apply(naive, Schedule.parse(SCHEDULES[schedule]))
+    assert not problems(online)
+    seen = np.zeros(2, int)
+    for seed in range(12):
+        inputs = special(seed)
+        for expected, actual in zip(results(naive, inputs), results(online, inputs)):
+            np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+            seen += np.isnan(expected).sum(), np.isfinite(expected).sum()
+    assert seen.min() > 30, "some results are numbers, some are NaN"
+
+
+@pytest.mark.parametrize(
+    ("mask", "bounds"),
+    [
+        ("full", r"0\.\.13 step 4"),
+        ("causal", r"0\.\.min\(13, 3 \* \w+ \+ 3\) step 4"),
+        ("window", r"max\(0, 3 \* \w+ - 2\)\.\.min\(13, 3 \* \w+ \+ 3\) step 4"),
+    ],
+)
+def test_blocks_that_a_mask_rules_out_are_left_out(mask: str, bounds: str) -> None:
+    kernel = apply(attention(MASKS[mask]), Schedule.parse(SCHEDULES["blocks of rows"]))
+    loop = next(line for line in print_kernel(kernel).splitlines() if line.strip().startswith("for b in"))
+    assert re.search(bounds, loop), loop
