@@ -2,8 +2,8 @@
 
 A tile of the result, a few rows by a few vectors of columns, stays in registers while the reduction runs. The operand
 that runs along the vectors is packed into panels where it is read often enough; the other one is read one number at a
-time. Blocks of rows, batches or blocks of columns go to threads. The numbers were measured, see docs/kernel-ir.md; the
-scheme is that of Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34(3), 2008.
+time. Batches, blocks of rows or blocks of columns go to threads. The scheme is that of Goto and van de Geijn, "Anatomy of
+high-performance matrix multiplication", ACM TOMS 34(3), 2008, but each thread packs the block that it works on itself.
 """
 
 from __future__ import annotations
@@ -28,25 +28,8 @@ from intarsia.ir.schedule import (
 )
 from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
 from intarsia.passes.schedule.shape import count, effort, lanes_for, points, stride
-from intarsia.passes.schedule.tree import find_loop, loops_in, perfect_nest, puts_in
-
-FEW = 32
-"""Up to so many rows the columns' operand is read once, in wide pieces, and never packed."""
-
-REUSED = 192
-"""Rows from which on packing the columns' operand pays."""
-
-BLOCK = 64
-"""Rows whose part of the other operand stays in the second cache."""
-
-DEEP = 1536
-"""A longer reduction is cut into parts of about `PART`, so that a panel stays in the second cache."""
-
-PART = 1024
-PART_OF_FEW = 256
-
-WIDE = 512
-"""Columns of a block where there are few rows."""
+from intarsia.passes.schedule.tiling import Extents, Tiling, choose_tiling
+from intarsia.passes.schedule.tree import loops_in, perfect_nest, puts_in
 
 SQUARE = 4
 """Dot products along each side of a tile of them."""
@@ -76,24 +59,6 @@ class Contraction:
     main: Nest
     initial: Nest | None
     epilogues: tuple[Nest, ...]
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """rows x vectors * lanes: the tile in registers. block: rows of tiles in a block. part: length of a piece of the
-    reduction, 0 for all of it. packed: is the right operand packed?"""
-
-    rows: int
-    vectors: int
-    lanes: int
-    block: int
-    part: int
-    packed: bool
-    few: bool
-
-    @property
-    def columns(self) -> int:
-        return self.vectors * self.lanes
 
 
 # ---------------------------------------------------------------------- recognizing
@@ -153,34 +118,33 @@ def _neighbours(b: Builder, put: Put, main: Nest, loop: For) -> tuple[Nest | Non
 # ---------------------------------------------------------------------- choosing
 
 
-def choose_tiling(b: Builder, c: Contraction) -> Tiling | None:
-    """Sizes of tiles and blocks for a contraction; None if its results do not fill a vector."""
+def extents(b: Builder, c: Contraction) -> Extents:
+    """What a contraction's tiling depends on."""
 
     def length(axis: str) -> int | None:
         return trips(b.loop(axis)).constant
 
-    rows, columns = length(c.main.row), length(c.main.column)
-    lanes = lanes_for((c.put,), b.target)
-    if columns is not None and columns <= lanes // 2:
-        return None
-    accumulators = b.target.registers // 2
-    few = rows is not None and rows <= FEW
-    most = 8 if accumulators >= 16 else 6
-    height = most if rows is None else -(-rows // -(-rows // most))
-    width = max(1, (accumulators + height - 1) // height)
-    width = min(8, max(4, width)) if few else min(2, width)
-    if columns is not None:
-        width = min(width, -(-columns // lanes))
-    depth = points(b.loop(a) for a in c.main.reduced)
-    step = PART_OF_FEW if few else PART
-    part = step if len(c.main.reduced) == 1 and depth > (2 * step if few else DEEP) else 0
-    along = stride(b.kernel.buffers()[c.right.buffer], c.right.indices, c.main.column)
-    is_plain = all(i.as_name is not None or i.constant is not None for i in c.right.indices)
-    packed = is_plain and (along != 1 or (not few and (rows is None or rows >= REUSED)))
-    block = BLOCK
-    if rows is not None:
-        block = min(BLOCK, -(-rows // (2 * max(2, b.target.cores))))
-    return Tiling(height, width, lanes, max(1, block // height), part, packed, few)
+    buffer = b.kernel.buffers()[c.right.buffer]
+    outer, repeated = _batches(c)
+    return Extents(
+        rows=length(c.main.row),
+        columns=length(c.main.column),
+        depth=points(b.loop(a) for a in c.main.reduced),
+        repeats=points(b.loop(a) for a in repeated),
+        batches=points(b.loop(a) for a in outer),
+        lanes=lanes_for((c.put,), b.target),
+        bytes=buffer.dtype.bytes,
+        follows=bool(c.epilogues),
+        across=stride(buffer, c.right.indices, c.main.column) != 1,
+        movable=all(i.as_name is not None or i.constant is not None for i in c.right.indices),
+        divisible=len(c.main.reduced) == 1,
+    )
+
+
+def _batches(c: Contraction) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The batch axes along which the right operand changes, and those along which it does not."""
+    outer = tuple(a for a in c.main.batch if a in c.right.symbols)
+    return outer, tuple(a for a in c.main.batch if a not in c.right.symbols)
 
 
 # ---------------------------------------------------------------------- scheduling
@@ -189,7 +153,7 @@ def choose_tiling(b: Builder, c: Contraction) -> Tiling | None:
 def schedule_contraction(b: Builder, loop: For) -> bool:
     """Schedule a contraction with its initial value and what follows it. Returns whether every step was legal."""
     c = find_contraction(b, loop)
-    tiling = choose_tiling(b, c) if c is not None else None
+    tiling = choose_tiling(extents(b, c), b.target) if c is not None else None
     if c is None or tiling is None:
         return False
     if tiling.few and _is_dot(b, c):
@@ -199,60 +163,58 @@ def schedule_contraction(b: Builder, loop: For) -> bool:
 
 @dataclass(frozen=True)
 class _Tiled:
-    """The axes of a nest after it was split: blocks (of rows, or of panels for few rows), tiles of rows, panels of
-    columns, and inside a tile rows, vectors if there are several, lanes."""
+    """The axes of a nest after it was split, from the outermost: `blocks`, of batches, rows and columns; inside a block
+    `tiles`, and among them panels of columns; inside a tile rows, vectors if there are several, lanes."""
 
-    batch: tuple[str, ...]
-    blocks: str
+    blocks: tuple[str, ...]
+    tiles: tuple[str, ...]
     panels: str
-    tiles: str
-    row: str
-    columns: tuple[str, ...]
+    inner: tuple[str, ...]
 
     @property
     def outer(self) -> tuple[str, ...]:
-        return (*self.batch, self.blocks, self.panels, self.tiles)
-
-    @property
-    def inner(self) -> tuple[str, ...]:
-        return (self.row, *self.columns)
+        return (*self.blocks, *self.tiles)
 
 
-def _split(b: Builder, nest: Nest, t: Tiling) -> _Tiled:
-    tiles, row = b.split(nest.row, t.rows)
-    panels, inside = b.split(nest.column, t.columns)
-    columns = b.split(inside, t.lanes) if t.vectors > 1 else (inside,)
-    if t.few:
-        blocks, panels = b.split(panels, max(1, WIDE // t.columns), "min")
-    else:
-        blocks, tiles = b.split(tiles, t.block, "min")
-    return _Tiled(nest.batch, blocks, panels, tiles, row, columns)
+def _split(b: Builder, nest: Nest, t: Tiling, repeated: tuple[int, ...]) -> _Tiled:
+    """Split a nest; `repeated` says which batch axes are walked inside a block."""
+    blocks = [a for n, a in enumerate(nest.batch) if n not in repeated]
+    inside = [a for n, a in enumerate(nest.batch) if n in repeated]
+    rows, row = b.split(nest.row, t.rows)
+    panels, column = b.split(nest.column, t.columns)
+    vectors = b.split(column, t.lanes) if t.vectors > 1 else (column,)
+    if t.block_rows:
+        block, rows = b.split(rows, t.block_rows // t.rows, "min")
+        blocks.append(block)
+    if t.block_columns:
+        block, panels = b.split(panels, max(1, t.block_columns // t.columns), "min")
+        blocks.append(block)
+    tiles = (panels, *inside, rows) if t.few else (*inside, rows, panels)
+    return _Tiled(tuple(blocks), tiles, panels, (row, *vectors))
 
 
 def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
     """Tiles in registers, lanes along the columns."""
-    main = _split(b, c.main, t)
+    repeated = tuple(n for n, a in enumerate(c.main.batch) if t.inside and a not in c.right.symbols)
+    main = _split(b, c.main, t, repeated)
     reduced, part = c.main.reduced, ""
     if t.part:
-        length = count(trips(b.loop(reduced[0])))
-        part, inside = b.split(reduced[0], -(-length // -(-length // t.part)), "min")
+        part, inside = b.split(reduced[0], t.part, "min")
         reduced = (inside,)
-    at = len(main.batch) + t.few
-    outer = (*main.outer[:at], part, *main.outer[at:]) if part else main.outer
-    b.take(Reorder((*outer, *reduced, *main.inner)))
-    initial = None if c.initial is None else _split(b, c.initial, t)
+    parts = (part,) if part else ()
+    b.take(Reorder((*main.blocks, *parts, *main.tiles, *reduced, *main.inner)))
+    initial = None if c.initial is None else _split(b, c.initial, t, repeated)
     if initial is not None:
         b.take(Reorder((*initial.outer, *initial.inner)))
-    if not part:
-        for epilogue in c.epilogues:
-            own = _split(b, epilogue, t)
-            b.take(Reorder((*own.outer, *own.inner)))
-            for ours, theirs in zip(main.outer, own.outer):
-                b.take(Merge((ours, theirs)))
-            _write_out(b, own.inner)
-    copied = ""
+    for epilogue in c.epilogues:
+        own = _split(b, epilogue, t, repeated)
+        b.take(Reorder((*own.outer, *own.inner)))
+        for ours, theirs in zip(main.blocks if part else main.outer, own.outer):
+            b.take(Merge((ours, theirs)))
+        _write_out(b, own.inner)
     if t.packed:
-        copied = _pack(b, c, part or _innermost(c.right, main.batch), (main.panels, *reduced, *main.columns))
+        at = part or (main.blocks[-1] if main.blocks else ROOT)
+        _pack(b, c, at, (*(a for a in main.tiles if a == main.panels), *reduced, *main.inner[1:]))
     _write_out(b, main.inner)
     tile = Accumulate(c.put.buffer, reduced[0], b.fresh(c.put.buffer), "register", "set", outer=part)
     if initial is None:
@@ -263,10 +225,10 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
         _write_out(b, initial.inner)
         b.take(replace(tile, mode="add"))
     if c.epilogues and not part and b.kernel.buffers()[c.put.buffer].role == "temp":
-        b.attempt(Localize(c.put.buffer, main.tiles, "register"))
+        b.attempt(Localize(c.put.buffer, main.tiles[-1], "register"))
     _unroll_reduction(b, reduced[-1])
-    b.attempt(Version(main.tiles))
-    _share(b, (*main.batch, main.blocks), copied)
+    b.attempt(Version(main.tiles[-1]))
+    _share(b, main.blocks or main.tiles[:1])
 
 
 def _is_dot(b: Builder, c: Contraction) -> bool:
@@ -290,7 +252,7 @@ def _tile_dots(b: Builder, c: Contraction, t: Tiling) -> None:
     for loop in loops_in(b.loop(tiles).body):
         if loop.axis == steps or loop.axis.startswith(f"{steps}."):
             b.attempt(Peel(loop.axis))
-    _share(b, (*c.main.batch, panels), "")
+    _share(b, (*c.main.batch, panels))
 
 
 def _write_out(b: Builder, inner: tuple[str, ...]) -> None:
@@ -298,11 +260,6 @@ def _write_out(b: Builder, inner: tuple[str, ...]) -> None:
     if inner[:-1]:
         b.take(Unroll(inner[:-1]))
     b.take(Vectorize(inner[-1:]))
-
-
-def _innermost(load: Load, batch: tuple[str, ...]) -> str:
-    """The innermost of the axes on which a load depends, or the whole kernel."""
-    return next((axis for axis in reversed(batch) if axis in load.symbols), ROOT)
 
 
 def _unroll_reduction(b: Builder, axis: str) -> None:
@@ -314,8 +271,8 @@ def _unroll_reduction(b: Builder, axis: str) -> None:
         b.take(Unroll((b.split(axis, UNROLLED, "peel")[1],)))
 
 
-def _share(b: Builder, axes: tuple[str, ...], copied: str) -> None:
-    """Give the iterations of an outer loop to threads, and the panels that are copied if that is not done inside."""
+def _share(b: Builder, axes: tuple[str, ...]) -> None:
+    """Give the iterations of an outer loop to threads."""
     if effort(b.kernel.body) < SMALL:
         return
     lengths = {axis: count(trips(b.loop(axis))) for axis in axes}
@@ -323,16 +280,13 @@ def _share(b: Builder, axes: tuple[str, ...], copied: str) -> None:
     best = next((a for a in axes if lengths[a] >= wanted), None) or max(axes, key=lambda a: lengths[a])
     if lengths[best] > 1:
         b.attempt(Parallel((best,)), silent=False)
-    if copied and not any(loop.kind == "parallel" for loop in find_loop(b.kernel, copied)[1]):
-        b.attempt(Parallel((copied,)))
 
 
 # ---------------------------------------------------------------------- packing
 
 
-def _pack(b: Builder, c: Contraction, at: str, axes: tuple[str, ...]) -> str:
-    """Copy the right operand so that the columns of a panel lie together for each step of the reduction. Returns the
-    axis that counts the panels that are copied."""
+def _pack(b: Builder, c: Contraction, at: str, axes: tuple[str, ...]) -> None:
+    """Copy the right operand so that the columns of a panel lie together for each step of the reduction."""
     load = _load(b, c.right.buffer, axes[-1])
     layout = tuple(axis for axis in axes if axis in load.symbols)
     before = set(b.axes())
@@ -343,11 +297,10 @@ def _pack(b: Builder, c: Contraction, at: str, axes: tuple[str, ...]) -> str:
     indices = _load(b, load.buffer, lane).indices
     along = next((axis for axis in copied if stride(buffer, indices, axis) == 1), lane)
     if along == lane:
-        b.take(Vectorize((lane,)))
+        _write_out(b, copied[copied.index(panels) + 2 :])
     else:
         _transpose(b, load.buffer, copied, along, lane)
     b.attempt(Version(panels))
-    return panels
 
 
 def _transpose(b: Builder, buffer: str, copied: tuple[str, ...], along: str, lane: str) -> None:

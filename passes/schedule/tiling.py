@@ -1,0 +1,118 @@
+"""Sizes of the tiles and blocks of a contraction, from its extents and what the target offers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from intarsia.ir.target import Target
+from intarsia.passes.schedule.builder import SHARES
+
+FEW = 32
+"""Up to so many rows the columns' operand is read once, in wide pieces, and never packed."""
+
+REUSED = 192
+"""Rows from which on packing the columns' operand pays even where it fits into the second cache."""
+
+BLOCK_ROWS = 96
+"""Rows of a block at least, so that packing the columns' operand for each of them costs little."""
+
+FEW_COLUMNS = 512
+"""Columns of a block where there are few rows."""
+
+FEW_STEPS = 256
+"""Steps of the reduction that few rows take at a time, so that what they read of it stays in the first cache."""
+
+
+@dataclass(frozen=True)
+class Extents:
+    """What a tiling is chosen for. None is an extent that is not known before the program runs.
+
+    repeats: how often the columns' operand is used again for other rows, beside `rows`. batches: products that share
+    nothing. lanes: elements of a vector; bytes: of an element of the columns' operand. follows: is something done to
+    the result afterwards? across: does the columns' operand not lie along the columns? movable: can it be packed?
+    divisible: can the reduction be cut?
+    """
+
+    rows: int | None
+    columns: int | None
+    depth: int
+    repeats: int
+    batches: int
+    lanes: int
+    bytes: int
+    follows: bool
+    across: bool
+    movable: bool
+    divisible: bool
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """rows x (vectors * lanes): the tile in registers. block_rows, block_columns: rows and columns of a block, 0 for
+    all of them. part: length of a piece of the reduction, 0 for all of it. packed: is the columns' operand packed?
+    inside: do all the rows that use a packed block again do so before the next one is packed? few: columns first."""
+
+    rows: int
+    vectors: int
+    lanes: int
+    block_rows: int
+    block_columns: int
+    part: int
+    packed: bool
+    inside: bool
+    few: bool
+
+    @property
+    def columns(self) -> int:
+        return self.vectors * self.lanes
+
+
+def choose_tiling(e: Extents, target: Target) -> Tiling | None:
+    """Sizes for a contraction; None if its results do not fill a vector."""
+    if e.columns is not None and e.columns <= e.lanes // 2:
+        return None
+    few = e.rows is not None and e.rows <= FEW
+    rows, vectors = register_tile(e, target, few)
+    width = vectors * e.lanes
+    if few:
+        part = _part(e.depth, FEW_STEPS, 2 * FEW_STEPS) if e.divisible else 0
+        columns = max(1, FEW_COLUMNS // width) * width
+        return Tiling(rows, vectors, e.lanes, 0, columns, part, e.across and e.movable, False, True)
+    first, second = target.caches[0], target.caches[min(1, len(target.caches) - 1)]
+    steps = first * 2 // 3 // (rows * e.bytes)  # a tile's rows of the left operand stay in the first cache
+    panel = second // 2 // (width * e.bytes)  # steps for which a panel stays in half of the second one
+    part = 0
+    if e.divisible:
+        part = _part(e.depth, min(steps, panel), panel if e.follows else min(steps * 3 // 2, panel))
+    most = max(1, second // 2 // ((part or e.depth) * e.bytes) // width) * width
+    wanted = -(-SHARES * max(2, target.cores) // e.batches)
+    columns = most
+    if e.columns is not None:
+        columns = min(most, max(width, -(-e.columns // wanted // width) * width))
+    enough = e.columns is None or -(-e.columns // columns) >= wanted
+    is_small = e.columns is not None and e.columns * e.depth * e.bytes <= second // 2
+    packed = e.movable and (e.across or not is_small or e.rows is None or e.rows * e.repeats >= REUSED)
+    inside = enough or e.repeats == 1
+    block = 0
+    if not enough and inside and e.rows is not None and e.columns is not None:
+        share = max(BLOCK_ROWS, -(-e.rows // -(-wanted * columns // e.columns)))
+        block = 0 if share >= e.rows else -(-share // rows) * rows
+    return Tiling(rows, vectors, e.lanes, block, columns, part, packed, inside, False)
+
+
+def register_tile(e: Extents, target: Target, few: bool) -> tuple[int, int]:
+    """Rows and vectors of a tile: enough accumulators to keep the multiply-add units busy for the length of an
+    addition, and few loads for each."""
+    accumulators = target.registers // 2
+    most = 8 if accumulators >= 16 else 6
+    rows = most if e.rows is None else -(-e.rows // -(-e.rows // most))
+    vectors = max(1, (accumulators + rows - 1) // rows)
+    vectors = min(8, max(4, vectors)) if few else min(2, vectors)
+    if e.columns is not None:
+        vectors = min(vectors, -(-e.columns // e.lanes))
+    return rows, vectors
+
+
+def _part(depth: int, steps: int, most: int) -> int:
+    """The length of equal pieces of a reduction of at most `steps` steps; 0 where it is at most `most` long."""
+    return 0 if depth <= most else -(-depth // -(-depth // steps))
