@@ -165,6 +165,25 @@ class Peel(Step):
 
 
 @dataclass(frozen=True)
+class Partition(Step):
+    """Make parts of a loop in each of which a choice or mask has one outcome: `partition i`.
+
+       for i in 0..N + M { y[i] = where(i < N, a[i], b[i - N]) }
+    -> for i in 0..N { y[i] = a[i] }
+       for i.0 in N..N + M { y[i.0] = b[i.0 - N] }
+    """
+
+    axis: str
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return Partition(words.name())
+
+    def rest(self) -> str:
+        return self.axis
+
+
+@dataclass(frozen=True)
 class Reorder(Step):
     """Permute loops of a perfect nest: `reorder k i j`. Loops of the nest that are not named keep their places.
 

@@ -16,11 +16,13 @@ from intarsia.passes.schedule.kinds import grid, parallel, unroll, vectorize
 from intarsia.passes.schedule.loops import collapse, merge, move, reorder, split
 from intarsia.passes.schedule.masks import peel, restrict, tighten, unmask, version
 from intarsia.passes.schedule.online import online
+from intarsia.passes.schedule.partition import partition
 from intarsia.passes.schedule.storage import inline, localize, pack
 
 _APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
     steps.Split: split,
     steps.Collapse: collapse,
+    steps.Partition: partition,
     steps.Peel: peel,
     steps.Reorder: reorder,
     steps.Merge: merge,

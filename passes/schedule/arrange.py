@@ -5,12 +5,31 @@ from __future__ import annotations
 from itertools import pairwise
 
 from intarsia.ir.kernel import For, Kernel, Put
-from intarsia.ir.kernel_access import accesses
+from intarsia.ir.kernel_access import accesses, trips
 from intarsia.ir.scalar import Const
-from intarsia.ir.schedule import Accumulate, Localize, Merge, Move
+from intarsia.ir.schedule import Accumulate, Localize, Merge, Move, Partition
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.dependence import carried_dependence
-from intarsia.passes.schedule.tree import Body, allocated_in, blocks, find_loop, loops_in
+from intarsia.passes.schedule.shape import count
+from intarsia.passes.schedule.tree import Body, allocated_in, blocks, find_loop, loops_in, puts_in
+
+MOST = 4
+"""Copies of a statement up to which parts of loops are made."""
+
+LONG = 16
+"""Iterations from which on a loop is worth parts."""
+
+
+def make_parts(b: Builder) -> None:
+    """Make parts of the loops of a kernel that is one pointwise stage: a concatenation becomes copies, and the edges of
+    a stencil stand apart from its middle."""
+    if len(b.outermost()) != 1 or any(put.operator != "=" for put in puts_in(b.kernel.body)):
+        return
+    for loop in reversed(loops_in(b.kernel.body)):
+        if count(trips(loop)) >= LONG:
+            before = len(puts_in(b.kernel.body))
+            if b.attempt(Partition(loop.axis)) and len(puts_in(b.kernel.body)) > max(MOST, before):
+                b.undo()
 
 
 def merge_rows(b: Builder) -> None:

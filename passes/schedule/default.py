@@ -10,7 +10,7 @@ from intarsia.ir.kernel import For, Kernel
 from intarsia.ir.kernel_access import trips
 from intarsia.ir.schedule import Nontemporal, Parallel, Reorder, Schedule
 from intarsia.ir.target import Target
-from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, merge_rows
+from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, make_parts, merge_rows
 from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
 from intarsia.passes.schedule.contraction import schedule_contraction
 from intarsia.passes.schedule.reductions import reduce_in_parts, sum_columns
@@ -31,6 +31,7 @@ def build_schedule(kernel: Kernel, target: Target) -> Builder:
     for loop in b.outermost():
         if loop in b.outermost():
             schedule_contraction(b, loop)
+    make_parts(b)
     for loop in b.waiting():
         sum_columns(b, reduce_in_parts(b, loop.axis))
     merge_rows(b)
