@@ -10,7 +10,7 @@ from intarsia.ir.kernel_access import accesses
 from intarsia.ir.scalar import Expr, Load, Mask, loads
 from intarsia.ir.schedule import Accumulate
 from intarsia.ir.sizes import Size
-from intarsia.passes.schedule.dependence import describe, may_meet
+from intarsia.passes.schedule.dependence import Order, describe, may_meet
 from intarsia.passes.schedule.masks import neutral
 from intarsia.passes.schedule.storage import most_trips
 from intarsia.passes.schedule.tree import (
@@ -147,11 +147,19 @@ def _require_unseen(kernel: Kernel, name: str, put: Put, path: tuple[For, ...], 
     top = path[depth]
     write = next(a for a in accesses((top,), path[:depth]) if a.statement is put and a.writes)
     volatile = written_in((top,))
-    for other in accesses((top,), path[:depth]):
-        if other.buffer == name and other.statement is not put:
-            for position in range(depth, len(path) - 1):
-                if may_meet(kernel, write, other, {path[position].axis: ">"}, path[:position], volatile):
-                    raise ScheduleError(f"{describe((write, other))}: {name} is used before it is complete")
+    found = list(accesses((top,), path[:depth]))
+    for number, other in enumerate(found):
+        if other.buffer != name or other.statement is put:
+            continue
+        for position in range(depth, len(path) - 1):
+            is_inside = path[position] in other.loops
+            if not is_inside and number > found.index(write):
+                break  # after the whole loop
+            order: dict[str, Order] = {path[position].axis: ">"} if is_inside else {}
+            if may_meet(kernel, write, other, order, path[:position], volatile):
+                raise ScheduleError(f"{describe((write, other))}: {name} is used before it is complete")
+            if not is_inside:
+                break
 
 
 def require_neutral_start(kernel: Kernel, name: str, initial: Statement, loops: tuple[For, ...], put: Put) -> None:
