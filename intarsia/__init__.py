@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from intarsia.api import compile as compile
     from intarsia.api import jit as jit
     from intarsia.api import load as load
+    from intarsia.api import release_memory as release_memory
     from intarsia.files import read_weights as read_weights
     from intarsia.function import Function as Function
     from intarsia.ir.errors import CompileError as CompileError
@@ -38,8 +39,9 @@ _HOMES = {
     "jit": "intarsia.api",
     "load": "intarsia.api",
     "read_weights": "intarsia.files",
+    "release_memory": "intarsia.api",
 }
-__all__ = ["CompileError", "Function", "Options", "Program", "compile", "jit", "load", "read_weights"]
+__all__ = ["CompileError", "Function", "Options", "Program", "compile", "jit", "load", "read_weights", "release_memory"]
 
 
 def __getattr__(name: str) -> Any:

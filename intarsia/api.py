@@ -9,6 +9,7 @@ from intarsia.function import Function
 from intarsia.ir.errors import Source
 from intarsia.options import Options
 from intarsia.program import Program
+from intarsia.runtime.buffers import POOL
 
 
 def load(path: str | Path, options: Options | None = None, *, use_cache: bool = True) -> Program:
@@ -28,3 +29,8 @@ def compile(text: str, options: Options | None = None, *, use_cache: bool = True
 def jit(text: str, options: Options | None = None, *, use_cache: bool = True) -> Function:
     """The entry point of a program in a string, ready to call: `main`, else the only or the last function."""
     return compile(text, options, use_cache=use_cache).entry()
+
+
+def release_memory() -> None:
+    """Give memory that is kept for the results of later calls back to the system. It comes back as it is needed."""
+    POOL.release()

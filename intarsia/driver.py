@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from intarsia.effort import effort_of
 from intarsia.executable import CheckText, Executable, TensorLayout
 from intarsia.ir.conditions import Condition
 from intarsia.ir.errors import CompileError, Remarks, ScheduleError
@@ -38,6 +39,12 @@ MODULE_STAGES = ("graph", "fused", "kernels", "scheduled")
 
 STAGES = (*MODULE_STAGES, "plan", "llvm", "llvm-opt", "asm")
 """The stages that have a text, in order."""
+
+LONG = 10_000_000
+"""Nanoseconds of a program that a user may want to interrupt."""
+
+BRIEF = 10_000
+"""Nanoseconds that other Python threads can be made to wait."""
 
 
 @dataclass
@@ -182,6 +189,9 @@ def executable_of(plan: Plan, pieces: tuple[bytes, ...], parameters: Sequence[st
 
     from intarsia.backends.cpu.plan import entry_name
 
+    effort = effort_of(plan)
+    several = len(plan.body) > 1 or any(isinstance(s, Repeat) for s in plan.body)
+
     def layouts(place: str) -> list[TensorLayout]:
         slots = sorted((s for s in plan.slots if s.place == place), key=lambda s: s.index)
         return [TensorLayout(s.name, s.dtype, s.shape, s.length) for s in slots]
@@ -194,7 +204,8 @@ def executable_of(plan: Plan, pieces: tuple[bytes, ...], parameters: Sequence[st
         plan.sizes,
         plan.workspace_bytes,
         checks_of(plan),
-        len(plan.body) > 1 or any(isinstance(s, Repeat) for s in plan.body),
+        several and (effort is None or effort > LONG),
+        effort is not None and effort < BRIEF,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from intarsia.ir.dtypes import Array, DType, dtype
 from intarsia.ir.errors import CompileError, Source, Span
 from intarsia.ir.sizes import Size
 from intarsia.runtime import buffers
+from intarsia.runtime.dispatch import NativeCall, TensorGuard
 from intarsia.runtime.native import ErrorRecord, NativeFunction, address_of, native_symbols, pointer_table
 from intarsia.signature import size_of
 
@@ -83,8 +83,8 @@ class Executable:
     """Machine code of one program for one set of types.
 
     inputs and outputs are in the order of the entry function; `sizes` are the names passed at run time. checks: what
-    the run-time checks of the code mean, by their numbers. interruptible: there are several kernels, or a loop over
-    kernels, so that the code can stop between two of them.
+    the run-time checks of the code mean, by their numbers. interruptible: it may take long, and there are several
+    kernels, or a loop over kernels, so that the code can stop between two of them. brief: it takes some microseconds.
     """
 
     entry: str
@@ -95,6 +95,7 @@ class Executable:
     workspace: Size
     checks: Mapping[int, CheckText] = field(default_factory=dict)
     interruptible: bool = True
+    brief: bool = False
     _prepared: dict[tuple[int, ...], PreparedCall] = field(default_factory=dict, repr=False)
 
     def to_bytes(self) -> bytes:
@@ -108,6 +109,7 @@ class Executable:
                 "workspace": str(self.workspace),
                 "checks": {number: list(vars(c).values()) for number, c in self.checks.items()},
                 "interruptible": self.interruptible,
+                "brief": self.brief,
                 "pieces": [len(piece) for piece in self.pieces],
             }
         ).encode()
@@ -127,6 +129,7 @@ class Executable:
             size_of(head["workspace"]),
             {int(number): CheckText(*c) for number, c in head["checks"].items()},
             head["interruptible"],
+            head["brief"],
         )
 
     @cached_property
@@ -159,33 +162,51 @@ class PreparedCall:
     """An executable for concrete sizes: what a call takes beside the addresses of its inputs is made once."""
 
     def __init__(self, executable: Executable, sizes: Mapping[str, int]) -> None:
+        self._executable = executable
         self._native = executable.native
         self._sizes = tuple(sizes.values())
         self._workspace = int(executable.workspace.evaluate(sizes))
-        self._checks = executable.checks
-        self._interruptible = executable.interruptible
-        shapes = [(t.concrete_shape(sizes), t.dtype.numpy) for t in executable.outputs]
-        self._outputs = [
-            (np.empty if math.prod(s) * d.itemsize < buffers.SMALL else buffers.empty, s, d) for s, d in shapes
-        ]
+        self._outputs = [(t.concrete_shape(sizes), t.dtype.numpy) for t in executable.outputs]
 
     def __call__(self, inputs: Sequence[int]) -> list[Array]:
         """Run on the addresses of the inputs, which the caller keeps alive; gives new arrays.
 
         Raises CompileError where a run-time check fails, KeyboardInterrupt on Ctrl-C.
         """
-        outputs = [allocate(shape, dtype) for allocate, shape, dtype in self._outputs]
+        outputs = [buffers.empty(shape, dtype) for shape, dtype in self._outputs]
         workspace = buffers.lease(self._workspace) if self._workspace else None
-        record = ErrorRecord() if self._checks else None
+        checks = self._executable.checks
+        record = ErrorRecord() if checks else None
         status = self._native.call(
             inputs,
             [address_of(o) for o in outputs],
             self._sizes,
-            workspace.address if workspace is not None else 0,
+            address_of(workspace) if workspace is not None else 0,
             record.address if record is not None else 0,
-            interruptible=self._interruptible,
+            interruptible=self._executable.interruptible,
         )
         if status:
             assert record is not None
-            raise self._checks[status].error(record.values[: record.count])
+            raise checks[status].error(record.values[: record.count])
         return outputs
+
+    def dispatched(
+        self, inputs: Sequence[int], arguments: Sequence[TensorGuard], owners: Sequence[object]
+    ) -> NativeCall | None:
+        """The same call for a dispatcher, with the arguments that are filled in; None if it should be interruptible.
+
+        `owners` keep the other inputs alive.
+        """
+        if self._executable.interruptible:
+            return None
+        results = [TensorGuard(dtype, shape) for shape, dtype in self._outputs]
+        return NativeCall(
+            self._native.address,
+            tuple(inputs),
+            self._sizes,
+            self._workspace,
+            tuple(arguments),
+            tuple(results),
+            self._executable.brief,
+            (self._native, *owners),
+        )

@@ -16,6 +16,7 @@ from intarsia.ir.dtypes import Array
 from intarsia.ir.errors import CompileError
 from intarsia.options import Options, require_host
 from intarsia.runtime import dlpack
+from intarsia.runtime.dispatch import Dispatcher, NativeCall, TensorGuard
 from intarsia.runtime.native import address_of, pointer_table
 from intarsia.signature import ParameterForm, SignatureForm, known_sizes
 from intarsia.tensors import Tensors, adapted, declared_types, kind_of, open_types, snapshot, split_arguments
@@ -40,6 +41,7 @@ class Function:
         self.name = name
         self.bound = dict(bound or {})
         self._calls: dict[tuple[object, ...], PositionalCall] = {}
+        self._dispatcher = Dispatcher()
         self._compiled: dict[object, tuple[Executable, dict[str, int]]] = {}
 
     def __repr__(self) -> str:
@@ -92,9 +94,15 @@ class Function:
         Dimension names that no argument decides are keywords (`grid(x, N=64)`). Results are of the arguments' kind.
         """
         if not named:
+            result = self._dispatcher.function(*positional)
+            if result is not NotImplemented:
+                return result
             kinds = tuple([(v.dtype, v.shape) if type(v) is np.ndarray else type(v) for v in positional])
             call = self._calls.get(kinds)
             if call is not None:
+                if not call.is_repeated:
+                    call.is_repeated = True  # a program that runs once does not wait for what speeds up repetition
+                    self._dispatch(call)
                 return call(positional)
         given, dims = self.arrange(positional, named)
         statics, tensors = self.split(given)
@@ -103,11 +111,17 @@ class Function:
         if not named and self._is_plain(positional, executable):
             if len(self._calls) >= _KNOWN_CALLS:  # a stream of ever new sizes
                 self._calls.clear()
+                self._dispatcher.clear()
             names = [p.name for p in self._free]
-            self._calls[kinds] = PositionalCall(executable, sizes, inputs, names[: len(positional)])
+            self._calls[kinds] = PositionalCall(executable, sizes, inputs, dict(zip(names, positional)))
         library = dlpack.library_of([v for v in given.values() if not isinstance(v, Mapping)])
         results = [dlpack.to_library(r, library) for r in executable.run(inputs, sizes)]
         return results[0] if len(results) == 1 else tuple(results)
+
+    def _dispatch(self, call: PositionalCall) -> None:
+        """Have a call made natively from now on where it can be."""
+        if (native := call.dispatched()) is not None:
+            self._dispatcher.add(native)
 
     def _is_plain(self, positional: Sequence[object], executable: Executable) -> bool:
         """Do the types of the positional arguments alone decide what has to be run on their memory?"""
@@ -278,7 +292,7 @@ class Function:
 class PositionalCall:
     """A call whose arguments are NumPy arrays and numbers of known types: all that is left to do is to take addresses.
 
-    `inputs` are those of one such call, of which the bound ones stay; `names` are the parameters given by position.
+    `inputs` are those of one such call, of which the bound ones stay; `given` are its arguments by name, in order.
     """
 
     def __init__(
@@ -286,18 +300,24 @@ class PositionalCall:
         executable: Executable,
         sizes: Mapping[str, int],
         inputs: Sequence[Array | tuple[Array, ...]],
-        names: Sequence[str],
+        given: Mapping[str, object],
     ) -> None:
+        self.is_repeated = False
         self._prepared: PreparedCall = executable.prepare(sizes)
-        positions = {name: position for position, name in enumerate(names)}
+        self._count = len(given)
+        self._only_arrays = all(type(value) is np.ndarray for value in given.values())
+        positions = {name: position for position, name in enumerate(given)}
         self._given: list[tuple[int, int, dlpack.Parameter]] = []
+        self._guards: dict[int, TensorGuard] = {}
         self._bound: list[object] = []
         self._addresses: list[int] = []
         for index, (layout, array) in enumerate(zip(executable.inputs, inputs)):
             if layout.label in positions:
                 shape = layout.concrete_shape(sizes)
                 parameter = dlpack.Parameter(layout.label, layout.dtype, shape)
-                self._given.append((index, positions[layout.label], parameter))
+                position = positions[layout.label]
+                self._given.append((index, position, parameter))
+                self._guards[position] = TensorGuard(layout.dtype.numpy, shape, index)
                 self._addresses.append(0)
                 continue
             table = array if isinstance(array, np.ndarray) else pointer_table(array)
@@ -315,6 +335,12 @@ class PositionalCall:
             addresses[index] = address_of(array)
         results = self._prepared(addresses)
         return results[0] if len(results) == 1 else tuple(results)
+
+    def dispatched(self) -> NativeCall | None:
+        """The same for a dispatcher, if it can be made by one."""
+        if not self._only_arrays or len(self._guards) != self._count:
+            return None
+        return self._prepared.dispatched(self._addresses, [self._guards[p] for p in range(self._count)], self._bound)
 
 
 def require_dimensions(form: SignatureForm, dynamic: Collection[str], also: Collection[str] = ()) -> None:

@@ -61,6 +61,18 @@ def machine(target: Target) -> llvm.TargetMachine:
     )
 
 
+def assemble(text: str) -> bytes:
+    """Object code for this machine of LLVM IR that is written out by hand: made in the least time, not for the most
+    speed."""
+    initialise()
+    target = llvm.Target.from_triple(llvm.get_process_triple())
+    generator = target.create_target_machine(opt=0, reloc="pic", codemodel="small")
+    module = llvm.parse_assembly(text, llvm.create_context())
+    module.triple, module.data_layout = llvm.get_process_triple(), str(generator.target_data)
+    code: bytes = generator.emit_object(module)
+    return code
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedFunction:
     """A function in this process. `owner` keeps its code alive."""

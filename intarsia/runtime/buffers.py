@@ -3,96 +3,59 @@
 Fresh pages cost more than most kernels: writing to 64 MiB for the first time takes longer than a softmax over it. So
 the memory of a result goes back to a pool when its last array or view is gone, and the next result takes it from there.
 Alignment is 64 bytes (a cache line, the widest vector), or 2 MiB from 4 MiB up, where NumPy's allocator asks the kernel
-for huge pages. Results below 64 KiB come from `numpy.empty`, whose own free lists are fast enough.
+for huge pages. Results below 4 KiB come from NumPy's allocator, which is fast enough there.
+
+The pool itself is native code (`extension.py`). Where that is not to be had, all memory is fresh.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import threading
-import weakref
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from intarsia.ir.dtypes import Array
+from intarsia.runtime.control_groups import limits
+from intarsia.runtime.extension import HEAD_BYTES, Extension, make_extension
 
-SMALL = 64 << 10  # below, a result is a plain NumPy array
+SMALL = 4 << 10  # below, a result is a plain NumPy array
 LARGE = 4 << 20  # from here on memory lies on huge pages
 CACHE_LINE = 64
 HUGE_PAGE = 2 << 20
 
 
-@dataclass(frozen=True, eq=False)
-class _Block:
-    """One piece of memory; `owner` is the NumPy array that it was cut from."""
-
-    address: int
-    size: int
-    owner: Array
-
-
-class Lease:
-    """The use of one piece of memory of the pool, until the last reference to this object is gone.
-
-    `address` is aligned as the module says, and `size`, in bytes, is at least what was asked for. The contents are
-    whatever the previous user left. NumPy takes the object as an array of bytes that keeps it alive.
-    """
-
-    __slots__ = ("__weakref__", "_block", "_pool", "address", "size")
-
-    def __init__(self, block: _Block, pool: BufferPool) -> None:
-        self._block = block
-        self._pool = pool
-        self.address = block.address
-        self.size = block.size
-
-    @property
-    def __array_interface__(self) -> dict[str, Any]:
-        return {"data": (self.address, False), "shape": (self.size,), "typestr": "|u1", "version": 3}
-
-    def __del__(self) -> None:
-        self._pool._give_back(self._block)
-
-
 class BufferPool:
-    """Pieces of memory that are free to be used again; `limit` bytes of them at most, oldest dropped first.
+    """Memory that is free to be used again, in blocks: `limit` bytes at most, by default an eighth of the memory that
+    this process may use. A block that would be too much makes the pool give everything back to the system first.
 
     Safe to use from several threads, and in a forked child, which has its own copy of everything.
     """
 
     def __init__(self, limit: int | None = None) -> None:
-        self.limit = _an_eighth_of_memory() if limit is None else limit
-        self._free: list[_Block] = []  # oldest first
-        self._free_bytes = 0
-        # A garbage collection may end a lease while this very thread holds the lock, so giving back never waits for
-        # the lock: it leaves the block here, for whoever holds the lock next.
-        self._returned: deque[_Block] = deque()
-        self._lock = threading.Lock()
-        if hasattr(os, "register_at_fork"):
-            pool = weakref.ref(self)
-            os.register_at_fork(after_in_child=lambda: _renew_lock(pool()))
+        self.limit = usable_memory() // 8 if limit is None else limit
+
+    @cached_property
+    def extension(self) -> Extension | None:
+        """The native code over this pool; made when it is first wanted, which takes some 5 ms."""
+        return make_extension(self._new_block, self.limit)
 
     @property
     def free_bytes(self) -> int:
         """Bytes that are held without being used."""
-        with self._lock:
-            self._collect()
-            return self._free_bytes
+        return self.extension.free_bytes if self.extension else 0
 
-    def lease(self, size: int) -> Lease:
-        """Memory of at least `size` bytes, for as long as the result is kept."""
-        step = max(CACHE_LINE, 1 << max(0, size.bit_length() - 4))  # eight sizes for each power of two
-        rounded = max(1, -(-size // step)) * step
-        with self._lock:
-            self._collect()
-            block = self._take(rounded)
-        return Lease(block or _allocate(rounded), self)
+    def lease(self, size: int) -> Array:
+        """Memory of at least `size` bytes, aligned as the module says, for as long as the array or a view is kept.
+
+        The contents are whatever the previous user left.
+        """
+        if self.extension is None:
+            return self._new_block(max(1, size))[HEAD_BYTES:]
+        return self.extension.allocate(size)
 
     def empty(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
         """An array like `numpy.empty`'s, C-contiguous, whose memory goes back to the pool when it and its views die."""
@@ -100,57 +63,33 @@ class BufferPool:
         size = math.prod(shape) * element.itemsize
         if size < SMALL:
             return np.empty(tuple(shape), element)
-        return np.ndarray(tuple(shape), element, np.asarray(self.lease(size)))
+        return np.ndarray(tuple(shape), element, self.lease(size))
 
-    def clear(self) -> None:
+    def release(self) -> None:
         """Give all free memory back to the system."""
-        with self._lock:
-            self._collect()
-            self._free.clear()
-            self._free_bytes = 0
+        if self.extension is not None:
+            self.extension.release()
 
-    def _give_back(self, block: _Block) -> None:
-        self._returned.append(block)
-        if self._lock.acquire(blocking=False):
-            try:
-                self._collect()
-            finally:
-                self._lock.release()
-
-    def _collect(self) -> None:
-        """File the returned blocks and drop the oldest beyond the limit. The lock is held."""
-        while self._returned:
-            block = self._returned.popleft()
-            self._free.append(block)
-            self._free_bytes += block.size
-        while self._free_bytes > self.limit:
-            self._free_bytes -= self._free.pop(0).size
-
-    def _take(self, size: int) -> _Block | None:
-        """The block of this size that came back last, whose lines may still be cached. The lock is held."""
-        for index in reversed(range(len(self._free))):
-            if self._free[index].size == size:
-                self._free_bytes -= size
-                return self._free.pop(index)
-        return None
+    def _new_block(self, size: int) -> Array:
+        """The head of a block and `size` aligned bytes after it."""
+        alignment = HUGE_PAGE if size >= LARGE else CACHE_LINE
+        length = HEAD_BYTES + size
+        try:
+            owner = np.empty(length + alignment, np.uint8)
+        except MemoryError:
+            self.release()
+            owner = np.empty(length + alignment, np.uint8)
+        start = -(owner.__array_interface__["data"][0] + HEAD_BYTES) % alignment
+        return owner[start : start + length]
 
 
-def _allocate(size: int) -> _Block:
-    alignment = HUGE_PAGE if size >= LARGE else CACHE_LINE
-    owner = np.empty(size + alignment, np.uint8)
-    start: int = owner.__array_interface__["data"][0]
-    return _Block(start + -start % alignment, size, owner)
-
-
-def _an_eighth_of_memory() -> int:
+def usable_memory() -> int:
+    """Bytes of memory of this machine, or of the control group of this process where that is less."""
     if not hasattr(os, "sysconf"):
-        return 1 << 30
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
-
-
-def _renew_lock(pool: BufferPool | None) -> None:
-    if pool is not None:
-        pool._lock = threading.Lock()
+        return 8 << 30
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    allowed = [int(limit) for limit in limits("memory.max") if limit.isdecimal()]
+    return min([installed, *allowed])
 
 
 POOL = BufferPool()
@@ -162,6 +101,6 @@ def empty(shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
     return POOL.empty(shape, dtype)
 
 
-def lease(size: int) -> Lease:
+def lease(size: int) -> Array:
     """A workspace of `size` bytes from the process's pool (`BufferPool.lease`)."""
     return POOL.lease(size)

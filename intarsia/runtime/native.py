@@ -3,8 +3,8 @@
 An entry function may run on several threads at once: every call has its own argument tables, workspace and error
 record. Besides its arguments compiled code refers to what `native_symbols` names.
 
-A call through this module costs a few microseconds of Python and ctypes. A C function object made by the JIT, which
-reads the fields of its array arguments itself, can take the place of `NativeFunction.run` where that is too much.
+A call through this module costs a few microseconds of Python and ctypes; `dispatch.py` makes those that were made
+before without it.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class NativeFunction:
             [address_of(t) for t in tables],
             [address_of(o) for o in outputs],
             sizes,
-            workspace.address if workspace else 0,
+            address_of(workspace) if workspace is not None else 0,
             record.address,
             interruptible=interruptible,
         )

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.ir.errors import CompileError
+from intarsia.runtime.control_groups import MEMBERSHIP, ROOT, limits
 
 SPIN_COUNT = "10000"
 """Turns that an idle worker spins before it sleeps; some 30 ns each, so 0.3 ms."""
@@ -219,21 +220,11 @@ def _bounded_spinning() -> Iterator[None]:
         del os.environ["GOMP_SPINCOUNT"]
 
 
-def _quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float:
-    """Cores' worth of time that the control groups (version 2) of this process allow; infinite without a limit."""
-    try:
-        own = next((line[3:] for line in membership.read_text().splitlines() if line.startswith("0::")), "/")
-    except OSError:  # not Linux
-        return math.inf
-    group = root / own.strip("/")
+def _quota(root: Path = ROOT, membership: Path = MEMBERSHIP) -> float:
+    """Cores' worth of time that the control groups of this process allow; infinite without a limit."""
     quota = math.inf
-    for folder in (group, *group.parents):
-        if not folder.is_relative_to(root):
-            break
-        try:
-            limit, period = (folder / "cpu.max").read_text().split()
-        except (OSError, ValueError):
-            continue
-        if limit != "max":
-            quota = min(quota, int(limit) / int(period))
+    for text in limits("cpu.max", root, membership):
+        match text.split():
+            case [limit, period] if limit.isdecimal() and period.isdecimal():
+                quota = min(quota, int(limit) / int(period))
     return quota

@@ -1,0 +1,590 @@
+; What a call from Python needs beside the compiled program itself, for CPython and NumPy: arrays whose memory is used
+; again, and a function object that checks the arguments of a call and makes it. `extension.py` says what each name
+; stands for, loads this, and tests that the structures below are those of the running interpreter.
+;
+; All of it runs while the interpreter's lock is held, but for the compiled program in @run, so nothing here needs a
+; lock of its own. No address is written here: the linker fills them in, and the object code can be kept.
+
+; ---------------------------------------------------------------- Python and NumPy
+
+%Object = type { i64, ptr }                                     ; references, type
+%Array = type { %Object, ptr, i32, ptr, ptr, ptr, ptr, i32 }    ; data, dimensions, shape, strides, base, element, flags
+%Method = type { ptr, ptr, i32, ptr }                           ; name, function, convention, documentation
+
+@array_type = external global %Object
+@uint8 = external global %Object
+@none = external global %Object
+@not_implemented = external global %Object
+
+declare void @Py_IncRef(ptr)
+declare void @Py_DecRef(ptr)
+declare ptr @PyCapsule_New(ptr, ptr, ptr)
+declare ptr @PyCapsule_GetPointer(ptr, ptr)
+declare ptr @PyEval_SaveThread()
+declare void @PyEval_RestoreThread(ptr)
+declare ptr @PyLong_FromSsize_t(i64)
+declare i64 @PyLong_AsSsize_t(ptr)
+declare ptr @PyObject_CallOneArg(ptr, ptr)
+declare ptr @PyTuple_GetItem(ptr, i64)
+declare ptr @PyTuple_New(i64)
+declare i32 @PyTuple_SetItem(ptr, i64, ptr)
+declare ptr @PyArray_NewFromDescr(ptr, ptr, i32, ptr, ptr, ptr, i32, ptr)
+declare i32 @PyArray_SetBaseObject(ptr, ptr)
+declare i64 @llvm.ctlz.i64(i64, i1)
+declare i64 @llvm.umax.i64(i64, i64)
+declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
+declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
+
+@dispatch.name = private constant [9 x i8] c"dispatch\00"
+@allocate.name = private constant [9 x i8] c"allocate\00"
+@release.name = private constant [8 x i8] c"release\00"
+
+; Conventions: METH_FASTCALL, METH_O, METH_NOARGS.
+@methods = global [3 x %Method] [
+  %Method { ptr @dispatch.name, ptr @dispatch, i32 128, ptr null },
+  %Method { ptr @allocate.name, ptr @allocate, i32 8, ptr null },
+  %Method { ptr @release.name, ptr @release, i32 4, ptr null }
+]
+
+; ---------------------------------------------------------------- memory that is used again
+
+; A block is a head of 64 bytes and the memory that follows it. Free blocks are linked by size: sizes go up in steps of
+; an eighth of a power of two, in lines of 64 bytes.
+%Block = type { ptr, i64, i64, ptr }          ; next free one, number of its size, bytes, the array that owns the memory
+%Pool = type { i64, i64, [512 x ptr] }        ; most bytes to keep free, bytes that are free, free blocks of each size
+
+@pool = external global %Pool
+@new_block = external global %Object          ; a Python function: bytes -> array that begins with the head of a block
+@block.name = private constant [15 x i8] c"intarsia block\00"
+
+; A block of at least so many bytes; null, with an exception set, where there is no more memory.
+define internal ptr @take(i64 %bytes) {
+entry:
+  %at.least = call i64 @llvm.umax.i64(i64 %bytes, i64 1)
+  %padded = add i64 %at.least, 63
+  %lines = lshr i64 %padded, 6
+  %zeros = call i64 @llvm.ctlz.i64(i64 %lines, i1 false)
+  %exponent = sub i64 63, %zeros
+  %large = icmp ugt i64 %exponent, 3
+  %above = sub i64 %exponent, 3
+  %shift = select i1 %large, i64 %above, i64 0
+  %unit = shl i64 1, %shift
+  %rest = sub i64 %unit, 1
+  %raised = add i64 %lines, %rest
+  %units = lshr i64 %raised, %shift                              ; up to 16 of them
+  %eights = shl i64 %shift, 3
+  %number = add i64 %eights, %units
+  %rounded.lines = shl i64 %units, %shift
+  %rounded = shl i64 %rounded.lines, 6
+  %head = getelementptr %Pool, ptr @pool, i32 0, i32 2, i64 %number
+  %block = load ptr, ptr %head
+  %empty = icmp eq ptr %block, null
+  br i1 %empty, label %allocate, label %reuse
+
+reuse:
+  %next.field = getelementptr %Block, ptr %block, i32 0, i32 0
+  %next = load ptr, ptr %next.field
+  store ptr %next, ptr %head
+  %free.field = getelementptr %Pool, ptr @pool, i32 0, i32 1
+  %free = load i64, ptr %free.field
+  %left = sub i64 %free, %rounded
+  store i64 %left, ptr %free.field
+  ret ptr %block
+
+allocate:
+  %integer = call ptr @PyLong_FromSsize_t(i64 %rounded)
+  %no.integer = icmp eq ptr %integer, null
+  br i1 %no.integer, label %failed, label %ask
+
+ask:
+  %owner = call ptr @PyObject_CallOneArg(ptr @new_block, ptr %integer)
+  call void @Py_DecRef(ptr %integer)
+  %no.owner = icmp eq ptr %owner, null
+  br i1 %no.owner, label %failed, label %made
+
+made:
+  %data.field = getelementptr %Array, ptr %owner, i32 0, i32 1
+  %new = load ptr, ptr %data.field
+  %number.field = getelementptr %Block, ptr %new, i32 0, i32 1
+  store i64 %number, ptr %number.field
+  %bytes.field = getelementptr %Block, ptr %new, i32 0, i32 2
+  store i64 %rounded, ptr %bytes.field
+  %owner.field = getelementptr %Block, ptr %new, i32 0, i32 3
+  store ptr %owner, ptr %owner.field
+  ret ptr %new
+
+failed:
+  ret ptr null
+}
+
+; Keep a block for later use. Where that would be more than the pool may keep, all that is free goes back to the system.
+define internal void @give(ptr %block) {
+entry:
+  %bytes.field = getelementptr %Block, ptr %block, i32 0, i32 2
+  %bytes = load i64, ptr %bytes.field
+  %free.field = getelementptr %Pool, ptr @pool, i32 0, i32 1
+  %free = load i64, ptr %free.field
+  %limit = load i64, ptr @pool
+  %total = add i64 %free, %bytes
+  %too.much = icmp ugt i64 %total, %limit
+  br i1 %too.much, label %clear, label %keep
+
+clear:
+  call void @clear()
+  %alone.too.much = icmp ugt i64 %bytes, %limit
+  br i1 %alone.too.much, label %drop, label %keep
+
+drop:
+  call void @drop(ptr %block)
+  ret void
+
+keep:
+  %before = load i64, ptr %free.field
+  %now = add i64 %before, %bytes
+  store i64 %now, ptr %free.field
+  %number.field = getelementptr %Block, ptr %block, i32 0, i32 1
+  %number = load i64, ptr %number.field
+  %head = getelementptr %Pool, ptr @pool, i32 0, i32 2, i64 %number
+  %next = load ptr, ptr %head
+  %next.field = getelementptr %Block, ptr %block, i32 0, i32 0
+  store ptr %next, ptr %next.field
+  store ptr %block, ptr %head
+  ret void
+}
+
+; Give the memory of a block back to NumPy's allocator.
+define internal void @drop(ptr %block) {
+  %owner.field = getelementptr %Block, ptr %block, i32 0, i32 3
+  %owner = load ptr, ptr %owner.field
+  call void @Py_DecRef(ptr %owner)
+  ret void
+}
+
+; Drop every free block.
+define internal void @clear() {
+entry:
+  br label %size
+
+size:
+  %number = phi i64 [ 0, %entry ], [ %following, %next.size ]
+  %head = getelementptr %Pool, ptr @pool, i32 0, i32 2, i64 %number
+  br label %first
+
+first:
+  %block = load ptr, ptr %head
+  %none = icmp eq ptr %block, null
+  br i1 %none, label %next.size, label %one
+
+one:
+  %next.field = getelementptr %Block, ptr %block, i32 0, i32 0
+  %next = load ptr, ptr %next.field
+  store ptr %next, ptr %head
+  %bytes.field = getelementptr %Block, ptr %block, i32 0, i32 2
+  %bytes = load i64, ptr %bytes.field
+  %free.field = getelementptr %Pool, ptr @pool, i32 0, i32 1
+  %free = load i64, ptr %free.field
+  %left = sub i64 %free, %bytes
+  store i64 %left, ptr %free.field
+  call void @drop(ptr %block)
+  br label %first
+
+next.size:
+  %following = add i64 %number, 1
+  %more = icmp ult i64 %following, 512
+  br i1 %more, label %size, label %done
+
+done:
+  ret void
+}
+
+; The end of a capsule, which is the base of an array in a block: the array and its views are gone.
+define internal void @end_of_capsule(ptr %capsule) {
+  %block = call ptr @PyCapsule_GetPointer(ptr %capsule, ptr @block.name)
+  call void @give(ptr %block)
+  ret void
+}
+
+; An array in the memory of a block, which goes back to the pool with the last view of it; null, with an exception set.
+define internal ptr @array_in(ptr %block, ptr %element, i32 %dimensions, ptr %shape) {
+entry:
+  %data = getelementptr i8, ptr %block, i64 64
+  call void @Py_IncRef(ptr %element)                             ; the constructor takes a reference over
+  ; 0x501: C-contiguous, aligned, writeable
+  %array = call ptr @PyArray_NewFromDescr(ptr @array_type, ptr %element, i32 %dimensions, ptr %shape, ptr null, ptr %data, i32 1281, ptr null)
+  %no.array = icmp eq ptr %array, null
+  br i1 %no.array, label %no.owner, label %own
+
+own:
+  %capsule = call ptr @PyCapsule_New(ptr %block, ptr @block.name, ptr @end_of_capsule)
+  %no.capsule = icmp eq ptr %capsule, null
+  br i1 %no.capsule, label %no.owner.drop, label %attach
+
+attach:
+  %status = call i32 @PyArray_SetBaseObject(ptr %array, ptr %capsule)
+  %attached = icmp eq i32 %status, 0
+  br i1 %attached, label %done, label %not.attached
+
+done:
+  ret ptr %array
+
+no.owner.drop:
+  call void @Py_DecRef(ptr %array)
+  br label %no.owner
+
+no.owner:
+  call void @give(ptr %block)
+  ret ptr null
+
+not.attached:                                                    ; the capsule is gone, and has given the block back
+  call void @Py_DecRef(ptr %array)
+  ret ptr null
+}
+
+; allocate(bytes): an array of at least so many bytes, in a block.
+define internal ptr @allocate(ptr %self, ptr %argument) {
+entry:
+  %bytes = call i64 @PyLong_AsSsize_t(ptr %argument)
+  %negative = icmp slt i64 %bytes, 0
+  br i1 %negative, label %failed, label %go
+
+go:
+  %block = call ptr @take(i64 %bytes)
+  %no.block = icmp eq ptr %block, null
+  br i1 %no.block, label %failed, label %made
+
+made:
+  %shape = getelementptr %Block, ptr %block, i32 0, i32 2
+  %array = call ptr @array_in(ptr %block, ptr @uint8, i32 1, ptr %shape)
+  ret ptr %array
+
+failed:
+  ret ptr null
+}
+
+; release(): drop every free block.
+define internal ptr @release(ptr %self, ptr %unused) {
+  call void @clear()
+  call void @Py_IncRef(ptr @none)
+  ret ptr @none
+}
+
+; ---------------------------------------------------------------- calls
+
+; A call that was made before, and what the arguments must be for it to be made again. `dispatch.py` fills these in.
+%Call = type {
+  ptr,        ;  0 the entry function, as ir/plan.py has it
+  i64,        ;  1 bytes of its workspace
+  ptr,        ;  2 its sizes
+  i64,        ;  3 its inputs: how many
+  ptr,        ;  4    their addresses, where bound; those of arguments are filled in
+  i64,        ;  5 arguments: how many
+  ptr,        ;  6    %Tensor of each
+  i64,        ;  7 results: how many
+  ptr,        ;  8    %Tensor of each
+  i64         ;  9 whether other threads of Python may run meanwhile
+}
+; For an argument the number is the place among the inputs, for a result the bytes to take from the pool, or 0.
+%Tensor = type { ptr, i64, ptr, i64 }         ; element type, dimensions, shape, number
+
+; dispatch(*arguments), where `self` is a tuple whose first item is an array of the addresses of calls, null at the end:
+; makes the first call that the arguments fit; NotImplemented where there is none, and where the call failed.
+define internal ptr @dispatch(ptr %self, ptr %arguments, i64 %count) {
+entry:
+  %table = call ptr @PyTuple_GetItem(ptr %self, i64 0)
+  %table.field = getelementptr %Array, ptr %table, i32 0, i32 1
+  %calls = load ptr, ptr %table.field
+  br label %look
+
+look:
+  %place = phi ptr [ %calls, %entry ], [ %next, %compare ]
+  %call = load ptr, ptr %place
+  %next = getelementptr ptr, ptr %place, i64 1
+  %end = icmp eq ptr %call, null
+  br i1 %end, label %none, label %compare
+
+compare:
+  %fits = call i1 @fits(ptr %call, ptr %arguments, i64 %count)
+  br i1 %fits, label %found, label %look
+
+found:
+  %result = call ptr @run(ptr %call, ptr %arguments)
+  ret ptr %result
+
+none:
+  call void @Py_IncRef(ptr @not_implemented)
+  ret ptr @not_implemented
+}
+
+; Are these exactly the arguments that a call is for: arrays of NumPy, dense, of these element types and shapes?
+define internal i1 @fits(ptr %call, ptr %arguments, i64 %count) {
+entry:
+  %count.field = getelementptr %Call, ptr %call, i32 0, i32 5
+  %wanted.count = load i64, ptr %count.field
+  %as.many = icmp eq i64 %count, %wanted.count
+  %tensors.field = getelementptr %Call, ptr %call, i32 0, i32 6
+  %tensors = load ptr, ptr %tensors.field
+  br i1 %as.many, label %argument, label %no
+
+argument:
+  %i = phi i64 [ 0, %entry ], [ %i.next, %last.size ]
+  %more = icmp ult i64 %i, %count
+  br i1 %more, label %type, label %yes
+
+type:
+  %argument.field = getelementptr ptr, ptr %arguments, i64 %i
+  %array = load ptr, ptr %argument.field
+  %type.field = getelementptr %Object, ptr %array, i32 0, i32 1
+  %type.found = load ptr, ptr %type.field
+  %is.array = icmp eq ptr %type.found, @array_type
+  br i1 %is.array, label %element, label %no
+
+element:
+  %element.field = getelementptr %Array, ptr %array, i32 0, i32 6
+  %element.found = load ptr, ptr %element.field
+  %element.wanted.field = getelementptr %Tensor, ptr %tensors, i64 %i, i32 0
+  %element.wanted = load ptr, ptr %element.wanted.field
+  %same.element = icmp eq ptr %element.found, %element.wanted
+  br i1 %same.element, label %dimensions, label %no
+
+dimensions:
+  %dimensions.field = getelementptr %Array, ptr %array, i32 0, i32 2
+  %dimensions.found = load i32, ptr %dimensions.field
+  %dimensions.long = zext i32 %dimensions.found to i64
+  %dimensions.wanted.field = getelementptr %Tensor, ptr %tensors, i64 %i, i32 1
+  %dimensions.wanted = load i64, ptr %dimensions.wanted.field
+  %same.dimensions = icmp eq i64 %dimensions.long, %dimensions.wanted
+  br i1 %same.dimensions, label %dense, label %no
+
+dense:                                                           ; 0x101: C-contiguous, aligned
+  %flags.field = getelementptr %Array, ptr %array, i32 0, i32 7
+  %flags = load i32, ptr %flags.field
+  %density = and i32 %flags, 257
+  %is.dense = icmp eq i32 %density, 257
+  %shape.field = getelementptr %Array, ptr %array, i32 0, i32 3
+  %shape = load ptr, ptr %shape.field
+  %shape.wanted.field = getelementptr %Tensor, ptr %tensors, i64 %i, i32 2
+  %shape.wanted = load ptr, ptr %shape.wanted.field
+  br i1 %is.dense, label %size, label %no
+
+size:
+  %d = phi i64 [ 0, %dense ], [ %d.next, %same.size ]
+  %sized = icmp ult i64 %d, %dimensions.wanted
+  br i1 %sized, label %same.size, label %last.size
+
+same.size:
+  %size.field = getelementptr i64, ptr %shape, i64 %d
+  %size.found = load i64, ptr %size.field
+  %size.wanted.field = getelementptr i64, ptr %shape.wanted, i64 %d
+  %size.wanted = load i64, ptr %size.wanted.field
+  %d.next = add i64 %d, 1
+  %equal = icmp eq i64 %size.found, %size.wanted
+  br i1 %equal, label %size, label %no
+
+last.size:
+  %i.next = add i64 %i, 1
+  br label %argument
+
+yes:
+  ret i1 true
+
+no:
+  ret i1 false
+}
+
+; A new array for a result: small ones in NumPy's memory, which it keeps at hand, others in a block.
+define internal ptr @new_result(ptr %tensor) {
+entry:
+  %element = load ptr, ptr %tensor
+  %dimensions.field = getelementptr %Tensor, ptr %tensor, i32 0, i32 1
+  %dimensions.long = load i64, ptr %dimensions.field
+  %dimensions = trunc i64 %dimensions.long to i32
+  %shape.field = getelementptr %Tensor, ptr %tensor, i32 0, i32 2
+  %shape = load ptr, ptr %shape.field
+  %bytes.field = getelementptr %Tensor, ptr %tensor, i32 0, i32 3
+  %bytes = load i64, ptr %bytes.field
+  %small = icmp eq i64 %bytes, 0
+  br i1 %small, label %from.numpy, label %from.pool
+
+from.numpy:
+  call void @Py_IncRef(ptr %element)                             ; the constructor takes a reference over
+  %array = call ptr @PyArray_NewFromDescr(ptr @array_type, ptr %element, i32 %dimensions, ptr %shape, ptr null, ptr null, i32 0, ptr null)
+  ret ptr %array
+
+from.pool:
+  %block = call ptr @take(i64 %bytes)
+  %no.block = icmp eq ptr %block, null
+  br i1 %no.block, label %failed, label %made
+
+made:
+  %pooled = call ptr @array_in(ptr %block, ptr %element, i32 %dimensions, ptr %shape)
+  ret ptr %pooled
+
+failed:
+  ret ptr null
+}
+
+; Make a call on arguments that fit it. Gives the result, or a tuple of several; NotImplemented where the program
+; reports a failed check, for the caller to make the call again and to say what was wrong; null where memory ran out.
+define internal ptr @run(ptr %call, ptr %arguments) {
+entry:
+  %inputs.count.field = getelementptr %Call, ptr %call, i32 0, i32 3
+  %inputs.count = load i64, ptr %inputs.count.field
+  %inputs.field = getelementptr %Call, ptr %call, i32 0, i32 4
+  %inputs.known = load ptr, ptr %inputs.field
+  %inputs.bytes = shl i64 %inputs.count, 3
+  %inputs = alloca ptr, i64 %inputs.count
+  call void @llvm.memcpy.p0.p0.i64(ptr %inputs, ptr %inputs.known, i64 %inputs.bytes, i1 false)
+  %count.field = getelementptr %Call, ptr %call, i32 0, i32 5
+  %count = load i64, ptr %count.field
+  %tensors.field = getelementptr %Call, ptr %call, i32 0, i32 6
+  %tensors = load ptr, ptr %tensors.field
+  %results.count.field = getelementptr %Call, ptr %call, i32 0, i32 7
+  %results.count = load i64, ptr %results.count.field
+  %results.field = getelementptr %Call, ptr %call, i32 0, i32 8
+  %results.wanted = load ptr, ptr %results.field
+  %results = alloca ptr, i64 %results.count
+  %outputs = alloca ptr, i64 %results.count
+  %record = alloca [16 x i64]
+  call void @llvm.memset.p0.i64(ptr %record, i8 0, i64 128, i1 false)
+  br label %argument
+
+argument:
+  %i = phi i64 [ 0, %entry ], [ %i.next, %address ]
+  %more.arguments = icmp ult i64 %i, %count
+  br i1 %more.arguments, label %address, label %result
+
+address:
+  %argument.field = getelementptr ptr, ptr %arguments, i64 %i
+  %array = load ptr, ptr %argument.field
+  %data.field = getelementptr %Array, ptr %array, i32 0, i32 1
+  %data = load ptr, ptr %data.field
+  %place.field = getelementptr %Tensor, ptr %tensors, i64 %i, i32 3
+  %place = load i64, ptr %place.field
+  %input = getelementptr ptr, ptr %inputs, i64 %place
+  store ptr %data, ptr %input
+  %i.next = add i64 %i, 1
+  br label %argument
+
+result:
+  %r = phi i64 [ 0, %argument ], [ %r.next, %made ]
+  %more.results = icmp ult i64 %r, %results.count
+  br i1 %more.results, label %make, label %workspace
+
+make:
+  %wanted = getelementptr %Tensor, ptr %results.wanted, i64 %r
+  %new = call ptr @new_result(ptr %wanted)
+  %not.made = icmp eq ptr %new, null
+  br i1 %not.made, label %failed, label %made
+
+made:
+  %result.place = getelementptr ptr, ptr %results, i64 %r
+  store ptr %new, ptr %result.place
+  %new.data.field = getelementptr %Array, ptr %new, i32 0, i32 1
+  %new.data = load ptr, ptr %new.data.field
+  %output = getelementptr ptr, ptr %outputs, i64 %r
+  store ptr %new.data, ptr %output
+  %r.next = add i64 %r, 1
+  br label %result
+
+workspace:
+  %workspace.field = getelementptr %Call, ptr %call, i32 0, i32 1
+  %workspace.bytes = load i64, ptr %workspace.field
+  %needs.none = icmp eq i64 %workspace.bytes, 0
+  br i1 %needs.none, label %ready, label %take.workspace
+
+take.workspace:
+  %block = call ptr @take(i64 %workspace.bytes)
+  %no.block = icmp eq ptr %block, null
+  br i1 %no.block, label %failed, label %ready
+
+ready:
+  %scratch = phi ptr [ null, %workspace ], [ %block, %take.workspace ]
+  %scratch.memory = getelementptr i8, ptr %scratch, i64 64
+  %entry.function = load ptr, ptr %call
+  %sizes.field = getelementptr %Call, ptr %call, i32 0, i32 2
+  %sizes = load ptr, ptr %sizes.field
+  %let.others.field = getelementptr %Call, ptr %call, i32 0, i32 9
+  %let.others = load i64, ptr %let.others.field
+  %alone = icmp eq i64 %let.others, 0
+  br i1 %alone, label %held, label %released
+
+held:
+  %status.held = call i32 %entry.function(ptr %inputs, ptr %outputs, ptr %sizes, ptr %scratch.memory, ptr %record, ptr null)
+  br label %ran
+
+released:
+  %thread = call ptr @PyEval_SaveThread()
+  %status.released = call i32 %entry.function(ptr %inputs, ptr %outputs, ptr %sizes, ptr %scratch.memory, ptr %record, ptr null)
+  call void @PyEval_RestoreThread(ptr %thread)
+  br label %ran
+
+ran:
+  %status = phi i32 [ %status.held, %held ], [ %status.released, %released ]
+  %no.scratch = icmp eq ptr %scratch, null
+  br i1 %no.scratch, label %checked, label %give.workspace
+
+give.workspace:
+  call void @give(ptr %scratch)
+  br label %checked
+
+checked:
+  %good = icmp eq i32 %status, 0
+  br i1 %good, label %return, label %refused
+
+refused:
+  call void @drop_references(ptr %results, i64 %results.count)
+  call void @Py_IncRef(ptr @not_implemented)
+  ret ptr @not_implemented
+
+failed:                                                          ; after %r results were made
+  call void @drop_references(ptr %results, i64 %r)
+  ret ptr null
+
+return:
+  %single = icmp eq i64 %results.count, 1
+  br i1 %single, label %one, label %several
+
+one:
+  %only = load ptr, ptr %results
+  ret ptr %only
+
+several:
+  %tuple = call ptr @PyTuple_New(i64 %results.count)
+  %no.tuple = icmp eq ptr %tuple, null
+  br i1 %no.tuple, label %failed, label %fill
+
+fill:
+  %t = phi i64 [ 0, %several ], [ %t.next, %put ]
+  %more.items = icmp ult i64 %t, %results.count
+  br i1 %more.items, label %put, label %filled
+
+put:
+  %item.place = getelementptr ptr, ptr %results, i64 %t
+  %item = load ptr, ptr %item.place
+  %put.status = call i32 @PyTuple_SetItem(ptr %tuple, i64 %t, ptr %item)
+  %t.next = add i64 %t, 1
+  br label %fill
+
+filled:
+  ret ptr %tuple
+}
+
+define internal void @drop_references(ptr %objects, i64 %count) {
+entry:
+  br label %look
+
+look:
+  %i = phi i64 [ 0, %entry ], [ %next, %drop ]
+  %more = icmp ult i64 %i, %count
+  br i1 %more, label %drop, label %done
+
+drop:
+  %place = getelementptr ptr, ptr %objects, i64 %i
+  %object = load ptr, ptr %place
+  call void @Py_DecRef(ptr %object)
+  %next = add i64 %i, 1
+  br label %look
+
+done:
+  ret void
+}
