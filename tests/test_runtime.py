@@ -179,6 +179,8 @@ def test_every_thread_of_the_team_runs(two_threads: None) -> None:
 
 
 def test_fork_and_join_take_less_than_ten_microseconds(two_threads: None) -> None:
+    if usable_cores() < 2 or os.getloadavg()[0] > usable_cores():
+        pytest.skip("needs two cores to itself")
     counters, repeats = np.zeros(32, np.int64), 500
     function = native(PARALLEL, sizes=1)
     times = []
@@ -186,8 +188,6 @@ def test_fork_and_join_take_less_than_ten_microseconds(two_threads: None) -> Non
         start = time.perf_counter()
         function.call([], [], [repeats], workspace=address_of(counters))
         times.append((time.perf_counter() - start) / repeats)
-    if usable_cores() < 2:
-        pytest.skip("needs two cores")
     assert min(times) < 10e-6  # the minimum: other processes may hold a core for a while
 
 

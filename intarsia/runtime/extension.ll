@@ -24,7 +24,7 @@ declare ptr @PyEval_SaveThread()
 declare void @PyEval_RestoreThread(ptr)
 declare ptr @PyLong_FromSsize_t(i64)
 declare i64 @PyLong_AsSsize_t(ptr)
-declare ptr @PyObject_CallOneArg(ptr, ptr)
+declare ptr @PyObject_CallFunctionObjArgs(ptr, ...)
 declare ptr @PyTuple_GetItem(ptr, i64)
 declare ptr @PyTuple_New(i64)
 declare i32 @PyTuple_SetItem(ptr, i64, ptr)
@@ -97,7 +97,7 @@ allocate:
   br i1 %no.integer, label %failed, label %ask
 
 ask:
-  %owner = call ptr @PyObject_CallOneArg(ptr @new_block, ptr %integer)
+  %owner = call ptr (ptr, ...) @PyObject_CallFunctionObjArgs(ptr @new_block, ptr %integer, ptr null)
   call void @Py_DecRef(ptr %integer)
   %no.owner = icmp eq ptr %owner, null
   br i1 %no.owner, label %failed, label %made

@@ -35,7 +35,7 @@ _PYTHON_FUNCTIONS = (
     "PyEval_RestoreThread",
     "PyLong_FromSsize_t",
     "PyLong_AsSsize_t",
-    "PyObject_CallOneArg",
+    "PyObject_CallFunctionObjArgs",
     "PyTuple_GetItem",
     "PyTuple_New",
     "PyTuple_SetItem",
@@ -85,8 +85,8 @@ def make_extension(new_block: Callable[[int], Array], limit: int) -> Extension |
     `new_block`: bytes -> an array that begins with the head of a block and is that much longer. The pool keeps at most
     `limit` bytes free. What is made stays for the life of the process, as arrays refer to its code.
     """
-    numpy_functions = _numpy_functions() if _is_supported() else None
-    if numpy_functions is None:
+    functions = _interface_functions() if _is_supported() else None
+    if functions is None:
         return None
     pool = np.zeros(2 + _SIZES, np.int64)
     pool[0] = limit
@@ -97,8 +97,7 @@ def make_extension(new_block: Callable[[int], Array], limit: int) -> Extension |
         "not_implemented": NotImplemented,
         "new_block": new_block,
     }
-    symbols = {name: _address(getattr(ctypes.pythonapi, name)) for name in _PYTHON_FUNCTIONS}
-    symbols |= numpy_functions | {name: id(item) for name, item in objects.items()}
+    symbols = functions | {name: id(item) for name, item in objects.items()}
     symbols["pool"] = pool.__array_interface__["data"][0]
     code = assemble(Path(__file__).with_suffix(".ll").read_text(encoding="utf-8"))
     loaded = load(code, "methods", symbols)
@@ -159,16 +158,18 @@ def _is_laid_out(array: Array) -> bool:
     )
 
 
-def _numpy_functions() -> dict[str, int] | None:
-    """Addresses of functions of NumPy's C interface, or None where it is not a version that is known."""
+def _interface_functions() -> dict[str, int] | None:
+    """Addresses of functions of the C interfaces of Python and NumPy, or None where these are not as they are known."""
     module = next((m for m in map(sys.modules.get, _NUMPY_MODULES) if m is not None), None)
     table = _interface_table(module) if module is not None else None
-    if table is None:
+    own = {name: getattr(ctypes.pythonapi, name, None) for name in _PYTHON_FUNCTIONS}
+    if table is None or None in own.values():
         return None
     version = ctypes.PYFUNCTYPE(ctypes.c_uint)(table[0] or 0)()
     if version >> 24 not in _NUMPY_VERSIONS:
         return None
-    return {name: table[place] or 0 for name, place in _NUMPY_FUNCTIONS.items()}
+    numpy_functions = {name: table[place] or 0 for name, place in _NUMPY_FUNCTIONS.items()}
+    return {name: _address(function) for name, function in own.items()} | numpy_functions
 
 
 _NUMPY_MODULES = ("numpy._core._multiarray_umath", "numpy.core._multiarray_umath")
