@@ -4,7 +4,7 @@
 
 Every kernel has a process of its own for each number of threads. All versions get the same inputs, are compared with the
 first peer's results, and then take turns; the fastest call counts. What a kernel changes is laid anew before each call,
-outside of the time.
+outside of the time. With a label, kernels that are not measured keep the rows that the file has.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ WARM_MALLOC = {
 """Freed memory is kept, in huge pages: our results are new arrays, and those of C were made before the calls."""
 SHORT_S = 5e-3
 """A call shorter than this is repeated within its turn."""
-LONG_S = 2.0
-"""A call longer than this has two turns."""
+LONG_S, VERY_LONG_S = 1.0, 8.0
+"""If a call takes longer than this, all have two turns, or one besides the first."""
 TOLERANCE = 1e-9
 
 
@@ -114,8 +114,9 @@ def measure(name: str, dataset: str, peers: list[str], rounds: int) -> dict[str,
             wanted = wanted or [np.array(w) for w in found]
             errors[label] = max(map(difference, found, wanted))
             assert errors[label] <= TOLERANCE, f"{name}: {label} is off by {errors[label]:.2g}"
-        best = dict.fromkeys(calls, float("inf"))
-        for _ in range(2 if max(first.values()) > LONG_S else rounds):
+        best = dict(first)
+        longest = max(first.values())
+        for _ in range(1 if longest > VERY_LONG_S else 2 if longest > LONG_S else rounds):
             for label, call in calls.items():
                 best[label] = min(best[label], seconds(call, lays[label]))
         return {"kernel": name, "sizes": sizes, "seconds": best, "errors": errors, "first": first}
@@ -162,8 +163,13 @@ def main() -> None:
             times = " ".join(f"{k} {v * 1e3:.3f}" for k, v in row.get("seconds", {}).items())
             print(f"{name} x{threads}: {times or row['failed']}", flush=True)
     if options.label:
+        path = RESULTS / f"polybench-{options.label}.json"
+        kept = json.loads(path.read_text())["rows"] if path.exists() else []
+        new = {(row["kernel"], row["threads"]) for row in rows}
+        rows += [row for row in kept if (row["kernel"], row["threads"]) not in new]
+        rows.sort(key=lambda row: (list(KERNELS).index(row["kernel"]), row["threads"]))
         content = {"machine": platform.processor() or platform.machine(), "dataset": options.dataset, "rows": rows}
-        (RESULTS / f"polybench-{options.label}.json").write_text(json.dumps(content, indent=1) + "\n")
+        path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
