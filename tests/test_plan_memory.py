@@ -13,6 +13,7 @@ from intarsia.ir.dtypes import F32, I64
 from intarsia.ir.errors import Remarks, Source
 from intarsia.ir.graph import Graph, Module, Parameter, Region, Value
 from intarsia.ir.interpreter import evaluate
+from intarsia.ir.kernel import Alloc, Buffer
 from intarsia.ir.kernel_text import print_kernel, read_kernel
 from intarsia.ir.kernel_verifier import verify_kernel
 from intarsia.ir.ops import BroadcastTo, Constant, Elementwise, Fused, ListGet, Loop, Reduce, Reshape, Update
@@ -30,6 +31,7 @@ from intarsia.passes.lower import Lower
 from intarsia.passes.pipeline import Context
 from intarsia.passes.plan_memory import plan
 from intarsia.passes.plan_memory.offsets import Piece, aligned, peak, place
+from intarsia.passes.plan_memory.program import with_scratch_parameters
 
 LENGTHS = (3, 17)
 i = Size.of("i")
@@ -235,6 +237,20 @@ def test_scratch_memory_of_kernels_is_planned() -> None:
     np.testing.assert_allclose(run_plan(made, [data])[0], data / 50, rtol=1e-6)
     verify_kernel(kernel)
     assert read_kernel(Source("kernel", print_kernel(kernel))) == kernel
+
+
+def test_scratch_memory_whose_size_depends_on_a_counter_stays_with_the_kernel() -> None:
+    """The workspace is made before any loop runs, so no counter may decide how large it is."""
+    text = """
+kernel f(x: f32[B, 9], inout y: f32[9])[sizes B, k] {
+  alloc open: f32[B, 999]
+  alloc counted: f32[k + 1, 999]
+  y[k] = x[0, k]
+}
+"""
+    kernel = with_scratch_parameters(read_kernel(Source("kernel", text)), ("B",))
+    assert [b.name for b in kernel.parameters if b.role == "temp"] == ["open"]
+    assert kernel.body[0] == Alloc(Buffer("counted", F32, (Size.of("k") + 1, Size.of(999))))
 
 
 def test_the_report_counts_live_bytes() -> None:

@@ -42,7 +42,7 @@ from intarsia.passes.plan_memory.sharing import Group, InOutput, InRow, InState,
 
 def plan(module: Module, remarks: Remarks | None = None) -> Plan:
     """The plan of a module after `lower` (scheduled or not). Remarks say what is reused, in place or kept, and why."""
-    kernels = {k.name: with_scratch_parameters(k) for k in module.kernels}
+    kernels = {k.name: with_scratch_parameters(k, module.graph.dimensions) for k in module.kernels}
     program = linearise(module, kernels)
     return _Writer(program, share(program, remarks or Remarks())).plan()
 

@@ -320,9 +320,15 @@ _ON_STACK = 4096
 """Bytes up to which a temporary of a kernel stays with the kernel."""
 
 
-def with_scratch_parameters(kernel: Kernel) -> Kernel:
-    """The kernel with its large temporaries, those at the top level of its body, as parameters of role `temp`."""
+def with_scratch_parameters(kernel: Kernel, dimensions: Iterable[str]) -> Kernel:
+    """The kernel with its large temporaries, those at the top level of its body, as parameters of role `temp`.
+
+    A temporary whose size depends on more than the open `dimensions`, on a loop counter, stays with the kernel: the
+    workspace is made before any loop runs.
+    """
+    known = frozenset(dimensions)
     moved = [s for s in kernel.body if isinstance(s, Alloc) and _is_large(s)]
+    moved = [s for s in moved if all(extent.symbols <= known for extent in s.buffer.shape)]
     if not moved:
         return kernel
     scratch = (replace(s.buffer, memory="global", role="temp") for s in moved)
