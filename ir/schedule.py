@@ -276,7 +276,8 @@ class Pack(Step):
                 for k { for j.1 { … bp[k, j.1] … } } }
 
     The dimensions of the copy are axes inside the loop, in any order: that is its layout. Masks of the loads move into
-    the copy, which pads with what they gave. Refused unless the buffer is read in one way and not written.
+    the copy, which pads with what they gave. Where the buffer is read in several ways, as in `x[i, k] * x[j, k]`, the
+    layout tells which one is meant. Refused unless just one reads along these axes, and where the buffer is written.
     """
 
     buffer: str

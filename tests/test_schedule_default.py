@@ -164,6 +164,32 @@ def test_a_chain_is_one_pass_of_whole_vectors() -> None:
     assert put.nontemporal and not put.mask
 
 
+def writes_past_caches(text: str, **dims: int) -> bool:
+    module = load(Source("f.ita", text)).build(None, None, dims)
+    found = default_pipeline(dims).run(module, Context(TARGET)).kernels
+    return any(isinstance(s, Put) and s.nontemporal for k in found for s, _ in walk(k.body))
+
+
+def test_what_the_next_step_reads_stays_in_the_caches() -> None:
+    """Two grids that fit the last cache: a step alone goes past the caches, those of a loop do not."""
+    side = int((TARGET.caches[-1] / 8 * 0.4) ** 0.5)
+    step = "2.0 * (x[i, j] + x[i, j - 1])"
+    once = f"fn f(x: f64[N, N]) -> f64[N, N] {{ return update x[i in 0..N, j in 1..N] = {step} }}"
+    often = once.replace("return", "return loop (x = x) for t < 9 { yield").replace("}", "} }")
+    assert writes_past_caches(once, N=side) and not writes_past_caches(often, N=side)
+    assert writes_past_caches(often, N=2 * side)
+
+
+def test_single_elements_are_written_through_the_caches() -> None:
+    text = "fn f(x: f64[N, N]) -> f64[N, N] { return loop (x = x) for i < N { yield update x[i, i] = 1.0 } }"
+    assert not writes_past_caches(text, N=1 << 14)
+
+
+def test_a_matrix_times_its_transpose_is_packed_and_tiled() -> None:
+    text = "fn f(x: f32[M, K]) -> f32[M, M] { return x @ transpose(x) }"
+    assert [b.memory for b in large(text, M=512, K=512).buffers().values() if b.role == "temp"][:1] == ["cache"]
+
+
 def test_small_kernels_wake_no_threads() -> None:
     for name in ("softmax", "matmul", "gelu"):
         for kernel, _ in kernels(name):

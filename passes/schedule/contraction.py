@@ -316,5 +316,6 @@ def _transpose(b: Builder, buffer: str, copied: tuple[str, ...], along: str, lan
 
 
 def _load(b: Builder, buffer: str, axis: str) -> Load:
-    """The load of a buffer in the loop over `axis`."""
-    return next(x for put in puts_in((b.loop(axis),)) for x in loads(put.value) if x.buffer == buffer)
+    """The load of a buffer along `axis`."""
+    found = (x for put in puts_in((b.loop(axis),)) for x in loads(put.value))
+    return next(x for x in found if x.buffer == buffer and axis in x.symbols)

@@ -6,7 +6,7 @@ vectors, outer loops go to threads. A step that is refused is left out; what was
 
 from __future__ import annotations
 
-from intarsia.ir.kernel import For, Kernel
+from intarsia.ir.kernel import For, Kernel, Put, walk
 from intarsia.ir.kernel_access import trips
 from intarsia.ir.schedule import Nontemporal, Parallel, Reorder, Schedule
 from intarsia.ir.target import Target
@@ -25,8 +25,8 @@ def schedule_kernel(kernel: Kernel, target: Target) -> tuple[Schedule, Kernel]:
     return b.schedule, b.kernel
 
 
-def build_schedule(kernel: Kernel, target: Target) -> Builder:
-    """The same, with the remarks."""
+def build_schedule(kernel: Kernel, target: Target, repeated: bool = False) -> Builder:
+    """The same, with the remarks. `repeated`: the kernel runs in a loop, whose next step may want what it writes."""
     b = Builder(kernel, target)
     for loop in b.outermost():
         if loop in b.outermost():
@@ -41,17 +41,21 @@ def build_schedule(kernel: Kernel, target: Target) -> Builder:
         vectorize_region(b, loop.axis)
     for loop in b.outermost():
         parallelize(b, loop.axis)
-    bypass_caches(b)
+    bypass_caches(b, repeated)
     return b
 
 
-def bypass_caches(b: Builder) -> None:
-    """Write results past the caches if they could not stay there anyway."""
+def bypass_caches(b: Builder, repeated: bool) -> None:
+    """Write whole vectors of results past the caches if these could not stay there anyway. What the next step of a loop
+    may read stays as long as there is any room for it."""
     last = b.target.caches[-1]
-    if sum(bytes_of(buffer) for buffer in b.kernel.parameters) < last // 2:
+    if sum(bytes_of(buffer) for buffer in b.kernel.parameters) < (last if repeated else last // 2):
         return
+    in_vectors = {
+        s.buffer for s, around in walk(b.kernel.body) if isinstance(s, Put) and any(x.kind == "lane" for x in around)
+    }
     for buffer in b.kernel.outputs:
-        if bytes_of(buffer) >= last // 4:
+        if bytes_of(buffer) >= last // 4 and buffer.name in in_vectors:
             b.attempt(Nontemporal(buffer.name))
 
 

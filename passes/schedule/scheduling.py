@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from intarsia.ir.errors import ScheduleError
-from intarsia.ir.graph import Module
+from intarsia.ir.graph import Module, Region
 from intarsia.ir.kernel import Kernel
+from intarsia.ir.ops import Call, Loop
 from intarsia.ir.schedule import Schedule
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.schedule.apply import apply
@@ -31,10 +33,11 @@ class ScheduleKernels(Pass):
 
     def run(self, module: Module, context: Context) -> Module:
         pinned = pinned_schedules(context.pinned_schedule)
-        kernels = tuple(self._schedule(kernel, pinned, context) for kernel in module.kernels)
+        repeated = frozenset(called_in_loops(module.graph.body))
+        kernels = tuple(self._schedule(k, pinned, context, k.name in repeated) for k in module.kernels)
         return dataclasses.replace(module, kernels=kernels)
 
-    def _schedule(self, kernel: Kernel, pinned: dict[str, Schedule], context: Context) -> Kernel:
+    def _schedule(self, kernel: Kernel, pinned: dict[str, Schedule], context: Context, repeated: bool) -> Kernel:
         own = pinned.get(kernel.name, pinned.get(""))
         if own is not None:
             context.schedules[kernel.name] = own
@@ -42,11 +45,21 @@ class ScheduleKernels(Pass):
                 return apply(kernel, own)
             except ScheduleError as error:
                 raise ScheduleError(f"kernel {kernel.name}: {error}") from None
-        built = build_schedule(kernel, context.target)
+        built = build_schedule(kernel, context.target, repeated)
         context.schedules[kernel.name] = built.schedule
         for remark in built.remarks:
             context.remarks.add(remark)
         return built.kernel
+
+
+def called_in_loops(region: Region, inside: bool = False) -> Iterator[str]:
+    """The kernels that loops of a program call."""
+    for node in region.nodes:
+        match node:
+            case Call() if inside:
+                yield node.kernel
+            case Loop():
+                yield from called_in_loops(node.body, inside=True)
 
 
 def pinned_schedules(text: str | None) -> dict[str, Schedule]:

@@ -155,7 +155,7 @@ def pack(kernel: Kernel, step: Pack) -> Kernel:
         loop, outer = find_loop(kernel, step.axis)
         around, body = (*outer, loop), loop.body
     buffer = find_buffer(kernel, step.buffer)
-    load, inner = _only_load(str(step), buffer, body, len(around))
+    load, inner = _load_along(step, buffer, body, len(around))
     layout = _layout(step, load, inner)
     names = NameSource(kernel)
     names.claim(step.new)
@@ -171,7 +171,7 @@ def pack(kernel: Kernel, step: Pack) -> Kernel:
     copy = rewrite(copy, lambda s: replace(s, axis=str(renamed[s.axis])) if isinstance(s, For) else None)
 
     def read(e: Expr) -> Expr | None:
-        return Load(step.new, places, load.dtype) if isinstance(e, Load) and e.buffer == step.buffer else None
+        return Load(step.new, places, load.dtype) if e == load else None
 
     alloc = Alloc(Buffer(step.new, buffer.dtype, shape, step.memory))
     new = (alloc, *copy, *change_loads(body, read))
@@ -180,8 +180,9 @@ def pack(kernel: Kernel, step: Pack) -> Kernel:
     return replace_loop(kernel, step.axis, lambda found: replace(found, body=new))
 
 
-def _only_load(what: str, buffer: Buffer, body: Body, depth: int) -> tuple[Load, tuple[For, ...]]:
-    """The one way in which statements read a buffer, and the loops around it below the first `depth`."""
+def _load_along(step: Pack, buffer: Buffer, body: Body, depth: int) -> tuple[Load, tuple[For, ...]]:
+    """The way in which statements read a buffer along the axes of the layout, and the loops around it below the first
+    `depth`. A buffer that is read in one way only is read in that one."""
     written = written_in(body)
     if buffer.name in written:
         raise ScheduleError("it is written")
@@ -191,20 +192,27 @@ def _only_load(what: str, buffer: Buffer, body: Body, depth: int) -> tuple[Load,
             for load in loads(expression):
                 if load.buffer == buffer.name:
                     found.setdefault(load, around)
-    if len(found) != 1:
-        ways = ", ".join(map(str, found)) or "nowhere"
-        raise ScheduleError(f"it is read in {len(found)} ways: {ways}")
-    (load,) = found
+    along = [load for load in found if sorted(_axes_used(load, found[load])) == sorted(step.layout)]
+    chosen = along if len(found) > 1 else list(found)
+    if len(chosen) != 1:
+        ways = ", ".join(map(str, along or found)) or "nowhere"
+        raise ScheduleError(f"it is read in {len(along or found)} ways: {ways}")
+    (load,) = chosen
     for value in (o for size in (*load.indices, *load.mask) for o in size.opaques):
         if any(inner.buffer in written for inner in loads(value)):
             raise ScheduleError(f"its subscript {value} changes")
     return load, found[load]
 
 
+def _axes_used(load: Load, loops: tuple[For, ...]) -> list[str]:
+    """The axes of loops that a load's subscripts depend on."""
+    return [loop.axis for loop in loops if any(loop.axis in index.symbols for index in load.indices)]
+
+
 def _layout(step: Pack, load: Load, inner: tuple[For, ...]) -> tuple[For, ...]:
     """The loops whose axes are the dimensions of the copy."""
     loops = {loop.axis: loop for loop in inner}
-    used = [axis for axis in loops if any(axis in index.symbols for index in load.indices)]
+    used = _axes_used(load, inner)
     if sorted(used) != sorted(step.layout):
         raise ScheduleError(f"the layout has to name {', '.join(used) or 'no axis'}")
     other = [axis for m in load.mask for axis in loops if axis in m.symbols and axis not in used]
