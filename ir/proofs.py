@@ -44,10 +44,11 @@ class Facts:
 
     @cached_property
     def first_use(self) -> dict[Monomial, int]:
-        """Where each monomial is first spoken of; axes of inner loops come after those of outer ones."""
+        """Where each monomial, and each name, in quotients too, is first spoken of; axes of inner loops come after those of
+        outer ones."""
         found: dict[Monomial, int] = {}
         for position, fact in enumerate(self.nonnegative):
-            for monomial, _ in fact.terms:
+            for monomial in (*(m for m, _ in fact.terms), *((name,) for name in sorted(fact.symbols))):
                 found.setdefault(monomial, position)
         return found
 
@@ -124,6 +125,11 @@ def _prove(e: Size, facts: Facts, budget: list[int], depth: int) -> bool:
     own = [*_facts_of_atoms(e), *_facts_of_remainders(e, facts, budget, depth)]
     for monomial, coefficient in _by_hardness(e, facts):
         match monomial:
+            case (Quotient(n, d),) if (d.constant or 0) > 0 and coefficient > 0:
+                # All else is at least 0 at first sight; q is if n is. The facts of q would lose that q is whole.
+                rest = e - Size(((monomial, coefficient),))
+                if facts.is_sum_of_nonnegative(rest) and _prove(n, facts, budget, depth + 1):
+                    return True
             case (Quotient(n, d),) if d.constant is None and abs(coefficient) == 1:
                 if _prove(d - 1, facts, budget, depth + 1):
                     # q >= k says n >= d*k, and q <= k says n < d*(k + 1).
@@ -152,15 +158,15 @@ def _by_hardness(e: Size, facts: Facts) -> list[tuple[Monomial, int]]:
 
 
 def _helpful(e: Size, monomial: Monomial, coefficient: int, facts: Iterable[Size]) -> list[tuple[Size, int]]:
-    """Facts that can cancel a monomial, with its coefficient in them, first those that leave least."""
+    """Facts that can cancel a monomial, with its coefficient in them, first those that leave least and cancel most."""
     own = dict(e.terms)
-    found: list[tuple[int, Size, int]] = []
+    found: list[tuple[tuple[int, int], Size, int]] = []
     for fact in facts:
         c = next((c for m, c in fact.terms if m == monomial), 0)
         if c and (c > 0) == (coefficient > 0):
             added = sum(m not in own for m, _ in fact.terms if m)
             cancelled = sum(own.get(m, 0) * c == k * coefficient for m, k in fact.terms if m)
-            found.append((added - cancelled, fact, c))
+            found.append(((added - cancelled, -cancelled), fact, c))
     found.sort(key=lambda t: t[0])
     return [(fact, c) for _, fact, c in found]
 

@@ -12,6 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 import intarsia
+from intarsia.ir.kernel_verifier import unproved_accesses
+from intarsia.ir.proofs import Facts, ranges
+from intarsia.options import Options
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 Array = NDArray[np.float32]
@@ -253,3 +256,24 @@ def test_examples_check_and_their_tests_pass(path: Path) -> None:
     assert main(["check", str(path)]) == 0
     assert main(["fmt", "--check", str(path)]) == 0
     assert main(["test", str(path)]) == 0
+
+
+@pytest.mark.parametrize(
+    "name, function, dims",
+    [
+        ("attention", "causal", {"H": 0, "S": 0, "D": 0}),
+        ("attention", "attend", {"H": 8, "S": 24, "D": 32, "T": 0}),
+        ("hpc", "gemm", {"M": 16, "N": 32, "K": 0}),
+        ("conv", "downsample", {"N": 16, "C": 24, "H": 32, "W": 0}),
+        ("rnn", "gru", {"T": 3, "B": 24, "I": 32, "H": 0}),
+    ],
+)
+def test_open_sizes_leave_no_access_unproved(name: str, function: str, dims: dict[str, int]) -> None:
+    """A size of 0 stays open. The counters of loops around a kernel are inside what they count."""
+    opened = tuple(n for n, number in dims.items() if not number)
+    program = intarsia.load(EXAMPLES / f"{name}.ita", Options(dynamic=opened, target="cpu:x86-avx512"))
+    fixed = {n: number for n, number in dims.items() if number}
+    compilation = program[function].compilation_of_types(None, {}, fixed)
+    for kernel in compilation.scheduled.kernels:
+        known = ranges({"t": (0, fixed.get("T", "T"))}) if "t" in kernel.sizes else Facts()
+        assert unproved_accesses(kernel, known) == ()

@@ -208,6 +208,14 @@ def test_what_programs_need_is_proved(bounds: dict[str, tuple[Size | int, Size |
     assert ranges(bounds, DIMENSIONS).proves(size(expression))  # type: ignore[arg-type]
 
 
+def test_a_quotient_of_what_is_not_negative_is_not_negative() -> None:
+    """The rest of a block that was split once more, as `schedule` leaves it."""
+    block = minimum(250, N - size("i") * 250)
+    facts = Facts(DIMENSIONS.nonnegative, DIMENSIONS.names | {"i"}).within("i", 0, (N + 249) // 250)
+    facts = facts.within("j", block // 4 * 4, block)
+    assert facts.proves(size("250 * i + j")) and facts.proves_below(size("250 * i + j"), N)
+
+
 @pytest.mark.parametrize("expression", ["i - 1", "N - i - 2", "i - j", "N // 2 - i"])
 def test_what_is_false_is_not_proved(expression: str) -> None:
     assert not ranges({"i": (0, N), "j": (0, N)}, DIMENSIONS).proves(size(expression))
