@@ -27,9 +27,9 @@ OPS: dict[str, type[Node]] = {}
 N = TypeVar("N", bound="Node")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Value:
-    """One result of one node."""
+    """One result of one node, which makes it once: `==` is identity."""
 
     node: Node
     index: int = 0
@@ -88,9 +88,9 @@ class Node:
     def value(self) -> Value:
         """The only result."""
         assert len(self.results) == 1, f"{self.name} has {len(self.results)} results"
-        return Value(self)
+        return self.values[0]
 
-    @property
+    @cached_property
     def values(self) -> tuple[Value, ...]:
         return tuple(Value(self, i) for i in range(len(self.results)))
 

@@ -108,7 +108,10 @@ class Size:
         return Size(tuple(kept))
 
     def __add__(self, other: SizeLike) -> Size:
-        return Size._collect((*self.terms, *Size.of(other).terms))
+        right = Size.of(other)
+        if not right.terms:
+            return self
+        return Size._collect((*self.terms, *right.terms)) if self.terms else right
 
     def __radd__(self, other: SizeLike) -> Size:
         return Size.of(other) + self
@@ -125,7 +128,7 @@ class Size:
     def __mul__(self, other: SizeLike) -> Size:
         right = Size.of(other)
         if (n := right.constant) is not None:
-            return Size(tuple((m, c * n) for m, c in self.terms)) if n else ZERO
+            return self if n == 1 else Size(tuple((m, c * n) for m, c in self.terms)) if n else ZERO
         return Size._collect(
             (tuple(sorted((*m1, *m2), key=str)), c1 * c2) for m1, c1 in self.terms for m2, c2 in right.terms
         )
@@ -264,6 +267,8 @@ class Size:
         """Replace names by sizes; `opaque` maps each data-dependent value (default: names are replaced in it too)."""
         if not self.terms or (opaque is None and not (self.symbols & names.keys())):
             return self
+        if (name := self.as_name) is not None:
+            return names.get(name, self)
         total = ZERO
         for monomial, coefficient in self.terms:
             product = Size.of(coefficient)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar
 
 from intarsia.ir.dtypes import DType
@@ -29,7 +30,7 @@ class Axis:
     def of(name: str, extent: SizeLike) -> Axis:
         return Axis(name, ZERO, Size.of(extent))
 
-    @property
+    @cached_property
     def extent(self) -> Size:
         return self.upper - self.lower
 

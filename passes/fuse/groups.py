@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from intarsia.ir.graph import Node, Region, Structured, Value
 from intarsia.ir.ops import Argsort, Constant, Cumulative, Loop, Sort
 from intarsia.ir.types import TensorType
 from intarsia.passes.fuse.members import Member
+from intarsia.passes.fuse.order import GroupOrder
 from intarsia.passes.fuse.rows import CONTRACTIONS, Refusal, refusal, stages_of
 from intarsia.passes.lower.uses import CHEAP
 
@@ -23,6 +25,10 @@ class Group:
 
     nodes: list[Node]
     members: list[Member] = field(default_factory=list)
+
+    @cached_property
+    def has_contraction(self) -> bool:
+        return any(m.is_contraction for m in self.members)
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,7 @@ class Search:
             self.group_of[node] = Group([node], [member] if member else [])
             for value in node.inputs:
                 self.users.setdefault(value, []).append(node)
-        self._needs = _Needs()
-        for node in reversed(nodes):
-            group = self.group_of[node]
-            self._needs.add(group, 1 << self.position[node], self._successors(group))
+        self._order = GroupOrder(self.group_of.values(), self._successors, self._predecessors)
 
     def run(self) -> list[Group]:
         """All groups, in an order in which each comes after what it uses."""
@@ -104,9 +107,9 @@ class Search:
         for node, group in ((edge.user, consumer), (edge.value.node, producer)):
             if not group.members:
                 return _refuse_op(node)
-        if all(any(m.is_contraction for m in g.members) for g in (producer, consumer)):
+        if producer.has_contraction and consumer.has_contraction:
             return CONTRACTIONS
-        if self._meets_elsewhere(producer, consumer):
+        if self._order.meets_elsewhere(producer, consumer):
             return Refusal("cycle", "what lies between them would need the group and be needed by it")
         members = self._joined(producer, consumer)
         if len(members) > self.max_ops:
@@ -138,8 +141,8 @@ class Search:
 
     def _priority(self, edge: Edge) -> tuple[bool, int, int]:
         """A contraction first, for its epilogue saves a pass that nothing else can; then what is largest."""
-        has_contraction = any(m.is_contraction for m in self.group_of[edge.value.node].members)
-        return not has_contraction, -estimated_bytes(edge.value), self.position[edge.value.node]
+        producer = edge.value.node
+        return not self.group_of[producer].has_contraction, -estimated_bytes(edge.value), self.position[producer]
 
     def _joined(self, a: Group, b: Group) -> list[Member]:
         return sorted((*a.members, *b.members), key=lambda m: self.position[m.node])
@@ -147,18 +150,15 @@ class Search:
     def _merge(self, a: Group, b: Group) -> Group:
         members = self._joined(a, b)
         group = Group([m.node for m in members], members)
+        self._order.merge(a, b, group)  # while the nodes are still those of the two
         self.group_of.update((node, group) for node in group.nodes)
-        self._needs.merge(a, b, group)
         return group
 
-    def _meets_elsewhere(self, producer: Group, consumer: Group) -> bool:
-        """Does a path lead from one group to the other through a third?"""
-        others = (g for g in self._successors(producer) if g is not consumer)
-        return any(self._needs.leads(g, consumer) for g in others)
+    def _successors(self, group: Group) -> Iterator[Group]:
+        return (self.group_of[u] for node in group.nodes for v in node.values for u in self.users.get(v, ()))
 
-    def _successors(self, group: Group) -> list[Group]:
-        found = (self.group_of[u] for node in group.nodes for v in node.values for u in self.users.get(v, ()))
-        return [g for g in dict.fromkeys(found) if g is not group]
+    def _predecessors(self, group: Group) -> Iterator[Group]:
+        return (self.group_of[v.node] for node in group.nodes for v in node.inputs if v.node in self.group_of)
 
     def _in_order(self) -> list[Group]:
         """Depth first from the first node on, so that the order of the program stays where it can."""
@@ -172,36 +172,9 @@ class Search:
                 done[group] = None
                 continue
             stack.append((group, True))
-            needed = (self.group_of[v.node] for node in group.nodes for v in node.inputs if v.node in self.group_of)
-            stack += [(g, False) for g in reversed(list(dict.fromkeys(needed))) if g is not group]
+            needed = dict.fromkeys(self._predecessors(group))
+            stack += [(g, False) for g in reversed(needed) if g is not group]
         return list(done)
-
-
-class _Needs:
-    """What each group leads to, as nodes of all groups after it: a bit for each. Kept true as groups merge."""
-
-    def __init__(self) -> None:
-        self._own: dict[Group, int] = {}
-        self._after: dict[Group, int] = {}
-
-    def add(self, group: Group, own: int, successors: Iterable[Group]) -> None:
-        """A new group, after those that need it."""
-        self._own[group] = own
-        self._after[group] = 0
-        for successor in successors:
-            self._after[group] |= self._own[successor] | self._after[successor]
-
-    def leads(self, first: Group, last: Group) -> bool:
-        """Does `last` need anything of `first`, at any distance?"""
-        return bool(self._after[first] & self._own[last])
-
-    def merge(self, a: Group, b: Group, group: Group) -> None:
-        own = self._own.pop(a) | self._own.pop(b)
-        after = (self._after.pop(a) | self._after.pop(b)) & ~own
-        for other, found in self._after.items():
-            if found & own:  # what leads to a part now leads to the whole
-                self._after[other] = found | own | after
-        self._own[group], self._after[group] = own, after
 
 
 def _refuse_op(node: Node) -> Refusal:

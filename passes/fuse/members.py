@@ -57,6 +57,11 @@ class Member:
             found.append((self.node.base, tuple(Size.of(f"base{d}") for d in range(self.node.base.tensor.rank))))
         return tuple(found)
 
+    @cached_property
+    def reads_of(self) -> frozenset[Node]:
+        """The nodes whose values it reads."""
+        return frozenset(v.node for v in self.node.operands)
+
     @property
     def _target_loads(self) -> tuple[Load, ...]:
         targets = self.node.targets if isinstance(self.node, Update) else ()
@@ -95,6 +100,11 @@ class Member:
     def extents(self) -> Mapping[str, Size]:
         """The extents of all axes, reduced ones too."""
         return {a.name: a.extent for a in self.space.all_axes}
+
+    @cached_property
+    def wide_extents(self) -> Mapping[str, Size]:
+        """Those of all axes that are more than one element long."""
+        return {name: extent for name, extent in self.extents.items() if extent != ONE}
 
     @cached_property
     def dimensions(self) -> tuple[tuple[Node, str, Size], ...]:
@@ -174,7 +184,9 @@ class Point:
     @property
     def repeats(self) -> bool:
         """May several points of the stage read one element? Then computing it there computes it several times."""
-        axes = {name: extent for name, extent in self.stage.extents.items() if extent != ONE}
+        axes = self.stage.wide_extents
+        if axes.keys() == {i.as_name for i in self.indices}:  # as it mostly is
+            return False
         seen: set[str] = set()
         for index in self.indices:
             own = {name: extent for name, extent in axes.items() if name in index.symbols}

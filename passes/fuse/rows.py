@@ -69,8 +69,7 @@ def stages_of(members: Sequence[Member], outputs: frozenset[Value]) -> Stages:
     reduced = {m.node for m in members if m.is_reduced}
     total: dict[Node, int] = {}
     for member in members:
-        inner = {v.node for v in member.node.operands} - reduced
-        total[member.node] = member.work + sum(total.get(n, 0) for n in inner)
+        total[member.node] = member.work + sum([total.get(n, 0) for n in member.reads_of if n not in reduced])
     reads: dict[Value, dict[Point, None]] = {}
     computed: dict[Node, tuple[Point, ...]] = {}
     stages: list[Member] = []
@@ -95,7 +94,7 @@ def stages_of(members: Sequence[Member], outputs: frozenset[Value]) -> Stages:
 
 def at(member: Member, place: Point) -> Iterable[tuple[Value, tuple[Size, ...]]]:
     """What a member reads, and at which subscripts, when it is computed at a place."""
-    if place.stage is member and all(i.as_name == a.name for i, a in zip(place.indices, member.space.axes)):
+    if all(i.as_name == a.name for i, a in zip(place.indices, member.space.axes)):
         return member.reads
     names = {axis.name: index for axis, index in zip(member.space.axes, place.indices)}
     return ((value, tuple(i.substitute(names) for i in indices)) for value, indices in member.reads)

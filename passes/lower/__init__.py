@@ -142,7 +142,7 @@ class _Block:
             case Fused(body):
                 made = [v for v in body.results if literal_of(v) is None]
                 self._group(body.nodes, made, node)
-                self.values.update((Value(node, n), self.value(v)) for n, v in enumerate(body.results) if v in made)
+                self.values.update((own, self.value(v)) for own, v in zip(node.values, body.results) if v in made)
             case Reshape(x) if literal_of(x) is None:
                 self._append(node, replace(node, x=self.value(x)))
             case Structured() | Update() | ArgReduce() | Cumulative() | Sort() | Argsort():
