@@ -93,7 +93,6 @@ class Prelude:
     """The standard library, `prelude.ita`, of which only the functions that are asked for are parsed."""
 
     source: Source
-    cache_dir: Path | None = None
     parsed: dict[str, ast.Function] = field(default_factory=dict)
 
     is_prelude = True
@@ -106,7 +105,7 @@ class Prelude:
         if name not in self.ranges:
             return None
         if name not in self.parsed:
-            declaration = parse_declaration(self.source, *self.ranges[name], cache_dir=self.cache_dir)
+            declaration = parse_declaration(self.source, *self.ranges[name])
             assert isinstance(declaration, ast.Function)
             self.parsed[name] = declaration
         return self.parsed[name], self
@@ -127,19 +126,19 @@ class Prelude:
         return self.ranges
 
 
-def load_prelude(cache_dir: Path | None = None) -> Prelude:
+def load_prelude() -> Prelude:
     """The standard library, not yet parsed."""
-    return Prelude(Source(PRELUDE.name, PRELUDE.read_text("utf-8")), cache_dir)
+    return Prelude(Source(PRELUDE.name, PRELUDE.read_text("utf-8")))
 
 
-def load_files(source: Source, cache_dir: Path | None = None) -> list[SourceFile]:
+def load_files(source: Source) -> list[SourceFile]:
     """Parse a file and all that it imports; the first is the file itself, each file is there once.
 
     Raises:
         CompileError: E0314 a name is declared twice, E0319 a file cannot be read, E0320 an import cycle, and what the
             parser finds.
     """
-    loader = _Loader(cache_dir)
+    loader = _Loader()
     loader.load(source, Path(source.name))
     if loader.diagnostics:
         raise CompileError.of(loader.diagnostics)
@@ -150,7 +149,6 @@ def load_files(source: Source, cache_dir: Path | None = None) -> list[SourceFile
 class _Loader:
     """Loads a file and its imports; `open` are the files whose imports are being followed."""
 
-    cache_dir: Path | None
     files: dict[Path, SourceFile] = field(default_factory=dict)
     open: list[Path] = field(default_factory=list)
     diagnostics: list[Diagnostic] = field(default_factory=list)
@@ -161,7 +159,7 @@ class _Loader:
         """Parse one file, then what it imports; `line` is where `importer` does. What is wrong is collected."""
         key = path.resolve()
         try:
-            program = parse_program(source, cache_dir=self.cache_dir)
+            program = parse_program(source)
         except CompileError as error:
             note = [("imported from here", line.span)] if line is not None else []
             self.diagnostics += [

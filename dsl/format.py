@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from intarsia.dsl import ast
 from intarsia.dsl.comments import Comment, Comments, attach, is_chained
@@ -25,11 +24,11 @@ _LEVELS |= dict.fromkeys(["+", "-"], _SUM) | dict.fromkeys(["*", "/", "//", "%",
 _DECLARATIONS_WITH_BODY = (ast.Struct, ast.Function, ast.Test)
 
 
-def format_program(source: Source, *, cache_dir: Path | None = None) -> str:
+def format_program(source: Source) -> str:
     """The canonical text of a file. Raises CompileError where it does not parse."""
-    program = parse_program(source, cache_dir=cache_dir)
+    program = parse_program(source)
     text = render(Printer(source, attach(program)).program(program), WIDTH)
-    assert ast.same(parse_program(Source(source.name, text), cache_dir=cache_dir), program)
+    assert ast.same(parse_program(Source(source.name, text)), program)
     return text
 
 

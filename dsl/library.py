@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from pathlib import Path
 
 from intarsia.dsl import ast
 from intarsia.dsl.evaluation.builder import MAX_DIAGNOSTICS, Assigned, Builder
@@ -226,17 +225,13 @@ class Library:
         return Builder(prelude=self.prelude, representative=representative)
 
 
-def load(source: Source, *, cache_dir: Path | None = None) -> Library:
-    """Parse a file and all that it imports.
-
-    Args:
-        source: the file; imports are relative to its name.
-        cache_dir: where the parser keeps its tables.
+def load(source: Source) -> Library:
+    """Parse a file and all that it imports, by paths relative to its name.
 
     Raises:
         CompileError: what is wrong with the syntax, the imports, or names that are declared twice.
     """
-    return Library(load_files(source, cache_dir), load_prelude(cache_dir))
+    return Library(load_files(source), load_prelude())
 
 
 def _text(span: Span) -> str:

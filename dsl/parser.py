@@ -57,12 +57,8 @@ def decode_source(name: str, data: bytes) -> Source:
         raise CompileError("E0102", message, Span(source, position, position + 1), hint=hint) from None
 
 
-def parse_program(source: Source, *, cache_dir: Path | None = None) -> ast.Program:
+def parse_program(source: Source) -> ast.Program:
     """Parse a file.
-
-    Args:
-        source: the file.
-        cache_dir: where the tables of the grammar are kept; without it they are computed once a process (0.2 s).
 
     Raises:
         CompileError: all that is wrong with the syntax, at most one error a line and MAX_DIAGNOSTICS in all.
@@ -72,7 +68,7 @@ def parse_program(source: Source, *, cache_dir: Path | None = None) -> ast.Progr
     _raise(diagnostics)
     chunks = _chunks(source)
     for chunk, following in zip(chunks, [*chunks[1:], None], strict=True):
-        node, found = _parse(source, chunk, "program", cache_dir, following)
+        node, found = _parse(source, chunk, "program", following)
         diagnostics += found
         if isinstance(node, ast.Program):
             declarations += node.declarations
@@ -80,10 +76,10 @@ def parse_program(source: Source, *, cache_dir: Path | None = None) -> ast.Progr
     return ast.Program(source, tuple(declarations), span=Span(source, 0, len(source.text)))
 
 
-def parse_expression(source: Source, *, cache_dir: Path | None = None) -> ast.Expression:
+def parse_expression(source: Source) -> ast.Expression:
     """Parse a text that is one expression. Raises CompileError."""
     _raise(lexical_errors.check_text(source))
-    node, diagnostics = _parse(source, _Chunk("", 0, len(source.text)), "expression", cache_dir)
+    node, diagnostics = _parse(source, _Chunk("", 0, len(source.text)), "expression")
     _raise(diagnostics)
     return cast(ast.Expression, node)
 
@@ -98,9 +94,9 @@ def split_declarations(source: Source) -> dict[str, tuple[int, int]]:
     return ranges
 
 
-def parse_declaration(source: Source, start: int, end: int, *, cache_dir: Path | None = None) -> ast.Declaration:
+def parse_declaration(source: Source, start: int, end: int) -> ast.Declaration:
     """Parse one range that `split_declarations` gave; spans are those of the whole source. Raises CompileError."""
-    node, diagnostics = _parse(source, _Chunk("", start, end), "program", cache_dir)
+    node, diagnostics = _parse(source, _Chunk("", start, end), "program")
     _raise(diagnostics)
     assert isinstance(node, ast.Program)
     return node.declarations[0]
@@ -125,16 +121,16 @@ def _chunks(source: Source) -> list[_Chunk]:
 
 
 @cache
-def _language(cache_dir: Path | None) -> tuple[Tables, Lexer]:
-    tables = load_tables(cache_dir)
+def _language() -> tuple[Tables, Lexer]:
+    tables = load_tables()
     return tables, Lexer(tables.terminals)
 
 
 def _parse(
-    source: Source, chunk: _Chunk, start: str, cache_dir: Path | None, following: _Chunk | None = None
+    source: Source, chunk: _Chunk, start: str, following: _Chunk | None = None
 ) -> tuple[object, list[Diagnostic]]:
     """The tree of one chunk, or None, and what is wrong with it."""
-    tables, lexer = _language(cache_dir)
+    tables, lexer = _language()
     next_word = None
     if following is not None:
         word = _WORD.match(source.text, following.start)

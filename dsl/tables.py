@@ -1,18 +1,16 @@
-"""The LALR(1) tables of the grammar: computed by lark, kept as plain data in the user's cache.
+"""The LALR(1) tables of the grammar: computed by lark, kept beside the grammar as plain data.
 
-Lark checks that the grammar has no conflicts and computes the automaton; the result is small enough to be read back in
-a millisecond, so that a parse imports lark only where no cache holds the tables yet. The automaton itself is run by
-`automaton.py`.
+Lark checks that the grammar has no conflicts and computes the automaton, which takes a quarter of a second; the result
+is read back in a millisecond. After a change of the grammar, `python -m intarsia.dsl.tables` writes it anew; until then
+it is computed in each process. The automaton itself is run by `automaton.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,10 +19,9 @@ if TYPE_CHECKING:
     from lark.grammar import Rule as LarkRule
 
 GRAMMAR = Path(__file__).with_name("grammar.lark")
+TABLES = Path(__file__).with_name("grammar.json")
 STARTS = ("program", "expression")
 END = "$END"
-
-_FORMAT = 1  # of the cached file
 
 
 @dataclass(frozen=True)
@@ -69,24 +66,42 @@ class Tables:
 
 
 @cache
-def load_tables(cache_dir: Path | None = None) -> Tables:
-    """The tables of `grammar.lark`, from `cache_dir` where they are, else computed and, with a `cache_dir`, kept there.
-
-    A cached file that is damaged is computed again; a folder that cannot be written is not an error.
-    """
-    if cache_dir is None:
+def load_tables() -> Tables:
+    """The tables of `grammar.lark`, from their file if it was made from the grammar as it is."""
+    data = json.loads(TABLES.read_text("utf-8"))
+    if data["grammar"] != _digest():
         return build_tables()
-    digest = hashlib.sha256(f"{_FORMAT}\n{GRAMMAR.read_text('utf-8')}".encode()).hexdigest()
-    path = cache_dir / f"grammar-{digest[:16]}.json"
-    tables = _read(path)
-    if tables is None:
-        tables = build_tables()
-        _write(path, tables)
-    return tables
+    return Tables(
+        terminals=tuple(Terminal(*terminal) for terminal in data["terminals"]),
+        rules=tuple(
+            Rule(origin, length, tuple(children), action, tuple(spliced))
+            for origin, length, children, action, spliced in data["rules"]
+        ),
+        actions=tuple(data["actions"]),
+        starts=data["starts"],
+        ends=data["ends"],
+    )
+
+
+def tables_text(tables: Tables) -> str:
+    """The contents of the file: an item a line, so that changes can be read."""
+    fields = {"grammar": _digest(), **vars(tables)}
+    return "{\n" + ",\n".join(f"{json.dumps(name)}: {_json(value)}" for name, value in fields.items()) + "\n}\n"
+
+
+def _json(value: object) -> str:
+    if not isinstance(value, tuple):
+        return json.dumps(value)
+    items = (json.dumps(item if isinstance(item, dict) else astuple(item)) for item in value)
+    return "[\n" + ",\n".join(items) + "\n]"
+
+
+def _digest() -> str:
+    return hashlib.sha256(GRAMMAR.read_bytes()).hexdigest()
 
 
 def build_tables() -> Tables:
-    """Have lark compute the tables of the grammar (about 0.2 s).
+    """Have lark compute the tables of the grammar.
 
     That it has no conflicts is a test's business: lark's strict mode takes as long again.
     """
@@ -142,35 +157,5 @@ def _rule(rule: LarkRule) -> Rule:
     return Rule(rule.origin.name, len(rule.expansion), tuple(children), action, spliced)
 
 
-def _read(path: Path) -> Tables | None:
-    """The tables of a cached file, or None where it is missing or is not what was written."""
-    try:
-        checksum, text = path.read_text("utf-8").split("\n", 1)
-    except (OSError, ValueError):
-        return None
-    if checksum != hashlib.sha256(text.encode()).hexdigest():
-        return None
-    data = json.loads(text)
-    return Tables(
-        terminals=tuple(Terminal(**terminal) for terminal in data["terminals"]),
-        rules=tuple(
-            Rule(r["origin"], r["length"], tuple(r["children"]), r["action"], tuple(r["spliced"]))
-            for r in data["rules"]
-        ),
-        actions=tuple(data["actions"]),
-        starts=data["starts"],
-        ends=data["ends"],
-    )
-
-
-def _write(path: Path, tables: Tables) -> None:
-    """Write through a temporary file, so that no other process can see half a file."""
-    text = json.dumps(asdict(tables))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
-        os.replace(temporary, path)
-    except OSError:
-        return
+if __name__ == "__main__":
+    TABLES.write_text(tables_text(build_tables()), "utf-8")

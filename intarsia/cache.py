@@ -33,7 +33,7 @@ _MAGIC = b"intarsia cache 1\n"
 _HEADER = struct.Struct(f"<{len(_MAGIC)}sQ32s")
 _STALE_SECONDS = 3600.0  # an unfinished file this old was left by a process that died
 
-SOURCE_SUFFIXES = (".py", ".lark", ".ita")
+SOURCE_SUFFIXES = (".py", ".json", ".lark", ".ita")
 SOURCE_FOLDERS = ("backends", "costmodel", "dsl", "ir", "passes")
 
 

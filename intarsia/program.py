@@ -42,7 +42,7 @@ class Program:
         """The parsed program and what it imports; not needed where everything is in the cache."""
         from intarsia.dsl.library import load
 
-        return with_deep_stack(lambda: load(self.source, cache_dir=self.cache.directory))
+        return with_deep_stack(lambda: load(self.source))
 
     @property
     def is_parsed(self) -> bool:

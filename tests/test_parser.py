@@ -292,23 +292,18 @@ def test_long_programs_parse_in_linear_time() -> None:
     assert seconds(5_000) < max(15 * seconds(1000), 1.0)
 
 
-def test_tables_come_from_the_cache(tmp_path: Path) -> None:
+def test_the_tables_are_those_of_the_grammar() -> None:
+    """If not: python -m intarsia.dsl.tables"""
     built = tables.build_tables()
-    assert tables._read(tmp_path / "missing.json") is None
-    cached = tmp_path / "deep" / "cache"
-    assert tables.load_tables(cached) == built
-    (path,) = cached.iterdir()
-    assert tables._read(path) == built
-    for damaged in (path.read_bytes()[:-100], b"", b"\xff\xfe", b"[]\n[]"):
-        path.write_bytes(damaged)
-        tables.load_tables.cache_clear()
-        assert tables.load_tables(cached) == built
-        assert tables._read(path) == built
-    tables.load_tables.cache_clear()
-    (tmp_path / "file").write_text("")
-    assert tables.load_tables(tmp_path / "file") == built  # a folder that cannot be made
-    program = parse_program(Source("test", VALID), cache_dir=cached)
-    assert ast.same(program, parse(VALID))
+    assert tables.TABLES.read_text("utf-8") == tables.tables_text(built)
+    assert tables.load_tables() == built
+
+
+def test_tables_of_a_changed_grammar_are_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = tmp_path / "grammar.lark"
+    changed.write_text(tables.GRAMMAR.read_text("utf-8").replace('"yield"', '"produce"'), "utf-8")
+    monkeypatch.setattr(tables, "GRAMMAR", changed)
+    assert "produce" in Lexer(tables.load_tables.__wrapped__().terminals).reserved
 
 
 def test_the_builder_has_a_method_for_every_alternative() -> None:

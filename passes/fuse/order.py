@@ -1,8 +1,8 @@
 """An order of groups in which each comes after what it uses, kept true as groups merge.
 
-Only what lies between the two groups of an edge is ever looked at, as in the order of Pearce and Kelly for growing graphs,
-and from both ends in turn, since one of them often has nothing behind it. So a merge costs the same in a program of any
-length.
+Only what lies between the two groups of an edge is ever looked at, as in the order of Pearce and Kelly for growing
+graphs, and from both ends in turn, since one of them often has nothing behind it. So a merge costs the same in long
+programs as in short ones.
 """
 
 from __future__ import annotations

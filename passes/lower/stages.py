@@ -21,13 +21,15 @@ class Names:
 
     def __init__(self, taken: Iterable[str] = ()) -> None:
         self._taken = set(taken)
+        self._counts: dict[str, int] = {}
 
     def fresh(self, base: str) -> str:
-        name, count = base, 0
+        name, count = base, self._counts.get(base, 0)
         while name in self._taken:
             count += 1
             name = f"{base}.{count}"
         self._taken.add(name)
+        self._counts[base] = count
         return name
 
 
