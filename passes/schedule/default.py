@@ -6,15 +6,16 @@ vectors, outer loops go to threads. A step that is refused is left out; what was
 
 from __future__ import annotations
 
-from intarsia.ir.kernel import For, Kernel, Put, walk
+from intarsia.ir.kernel import For, Kernel
 from intarsia.ir.kernel_access import trips
-from intarsia.ir.schedule import Nontemporal, Parallel, Reorder, Schedule
+from intarsia.ir.schedule import Parallel, Reorder, Schedule
 from intarsia.ir.target import Target
 from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, make_parts, merge_rows
 from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
 from intarsia.passes.schedule.contraction import schedule_contraction
 from intarsia.passes.schedule.reductions import reduce_in_parts, sum_columns
-from intarsia.passes.schedule.shape import bytes_of, count, effort
+from intarsia.passes.schedule.shape import count, effort
+from intarsia.passes.schedule.streams import bypass_caches, fetch_early
 from intarsia.passes.schedule.tree import loops_in
 from intarsia.passes.schedule.vectors import vectorize_region
 
@@ -39,24 +40,11 @@ def build_schedule(kernel: Kernel, target: Target, repeated: bool = False) -> Bu
     accumulate_rows(b)
     for loop in b.waiting():
         vectorize_region(b, loop.axis)
+    fetch_early(b)
     for loop in b.outermost():
         parallelize(b, loop.axis)
     bypass_caches(b, repeated)
     return b
-
-
-def bypass_caches(b: Builder, repeated: bool) -> None:
-    """Write whole vectors of results past the caches if these could not stay there anyway. What the next step of a loop
-    may read stays as long as there is any room for it."""
-    last = b.target.caches[-1]
-    if sum(bytes_of(buffer) for buffer in b.kernel.parameters) < (last if repeated else last // 2):
-        return
-    in_vectors = {
-        s.buffer for s, around in walk(b.kernel.body) if isinstance(s, Put) and any(x.kind == "lane" for x in around)
-    }
-    for buffer in b.kernel.outputs:
-        if bytes_of(buffer) >= last // 4 and buffer.name in in_vectors:
-            b.attempt(Nontemporal(buffer.name))
 
 
 def parallelize(b: Builder, top: str) -> None:

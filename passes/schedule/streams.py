@@ -1,0 +1,97 @@
+"""The last part of a default schedule: what comes from memory is fetched early, what goes there bypasses the caches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from intarsia.ir.kernel import For, Put, walk
+from intarsia.ir.kernel_access import trips
+from intarsia.ir.scalar import Load, loads
+from intarsia.ir.schedule import Nontemporal, Prefetch
+from intarsia.passes.schedule.builder import Builder
+from intarsia.passes.schedule.shape import LINE, bytes_of, count, operations, stride
+
+AHEAD = 4096
+"""Bytes that a single pass over memory fetches ahead: a page, where the prefetchers of the machine stop."""
+
+DENSE = 12
+"""Operations of one element from which on a pass leaves the machine's own prefetchers too little room."""
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A statement that reads a buffer along a vector, and the loops around it that go one after the other."""
+
+    put: Put
+    load: Load
+    loops: tuple[For, ...]
+
+
+def fetch_early(b: Builder) -> None:
+    """Fetch rows of large inputs before they are needed.
+
+    Where several passes run over a row, the first one waits for memory; the second one, which finds the row in the
+    cache, fetches the next row meanwhile. A single pass that computes much fetches its own row ahead.
+    """
+    for buffer in b.kernel.inputs:
+        if bytes_of(buffer) < b.target.caches[1]:
+            continue
+        for top in b.outermost():
+            passes = _passes(b, buffer.name, top)
+            if len(passes) > 1:
+                _fetch_next_row(b, buffer.name, passes)
+            elif passes and operations(passes[0].put.value) > DENSE:
+                _fetch_ahead(b, buffer.name, passes[0])
+
+
+def _passes(b: Builder, name: str, top: For) -> list[_Pass]:
+    """The passes over a buffer in a nest, one for each result: the last iterations of a loop may stand by themselves."""
+    found: dict[str, _Pass] = {}
+    buffers = b.kernel.buffers()
+    for statement, around in walk((top,)):
+        if not isinstance(statement, Put) or not around or around[-1].kind != "lane":
+            continue
+        loops = tuple(loop for loop in around if loop.kind not in ("lane", "unroll"))
+        for load in loads(statement.value):
+            along = load.buffer == name and stride(buffers[name], load.indices, around[-1].axis) == 1
+            if along and loops and loops[-1].axis in load.symbols:
+                found.setdefault(statement.buffer, _Pass(statement, load, loops))
+    return list(found.values())
+
+
+def _fetch_next_row(b: Builder, name: str, passes: list[_Pass]) -> None:
+    """Let the second pass fetch what the next iteration of the loop around all of them reads, if that fits a cache."""
+    shared = [loops[0] for loops in zip(*(p.loops for p in passes)) if len({loop.axis for loop in loops}) == 1]
+    second = passes[1]
+    if not shared or not any(shared[-1].axis in i.symbols for i in second.load.indices):
+        return
+    row = math.prod(count(trips(x)) for x in _inside(b, shared[-1], second)) * second.load.dtype.bytes
+    if LINE * 4 <= row <= b.target.caches[1] // 4:
+        b.attempt(Prefetch(name, second.put.buffer, shared[-1].axis, 1, 1 if row <= b.target.caches[0] // 2 else 2))
+
+
+def _inside(b: Builder, row: For, one: _Pass) -> list[For]:
+    """The loops of a pass inside that over rows, along which it moves through its buffer."""
+    around = next(around for statement, around in walk((row,)) if statement is one.put)
+    return [loop for loop in around[1:] if loop.axis in one.load.symbols]
+
+
+def _fetch_ahead(b: Builder, name: str, one: _Pass) -> None:
+    step = stride(b.kernel.buffers()[name], one.load.indices, one.loops[-1].axis)
+    if step and len(one.loops) > 1:
+        b.attempt(Prefetch(name, one.put.buffer, one.loops[-1].axis, max(1, AHEAD // (step * one.load.dtype.bytes))))
+
+
+def bypass_caches(b: Builder, repeated: bool) -> None:
+    """Write whole vectors of results past the caches if these could not stay there anyway. What the next step of a loop
+    may read stays as long as there is any room for it."""
+    last = b.target.caches[-1]
+    if sum(bytes_of(buffer) for buffer in b.kernel.parameters) < (last if repeated else last // 2):
+        return
+    in_vectors = {
+        s.buffer for s, around in walk(b.kernel.body) if isinstance(s, Put) and any(x.kind == "lane" for x in around)
+    }
+    for buffer in b.kernel.outputs:
+        if bytes_of(buffer) >= last // 4 and buffer.name in in_vectors:
+            b.attempt(Nontemporal(buffer.name))
