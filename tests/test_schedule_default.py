@@ -10,7 +10,7 @@ from schedule_samples import SAMPLES, assert_same_meaning, results, sample
 
 from intarsia.dsl.library import load
 from intarsia.ir.errors import Source
-from intarsia.ir.kernel import For, Kernel, Put, walk
+from intarsia.ir.kernel import For, Kernel, Prefetch, Put, walk
 from intarsia.ir.kernel_access import trips
 from intarsia.ir.kernel_counts import count_accesses
 from intarsia.ir.kernel_text import print_kernel, read_kernel
@@ -37,6 +37,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
     "half": ("fn f(x: bf16[N, M]) -> bf16[N] { return sum(x, axis=1) }", {"N": 13, "M": 117}),
     "argmax": ("fn f(x: f32[N, M]) -> i64[N] { return argmax(x, axis=1) }", {"N": 13, "M": 117}),
     "gelu": ("fn f(x: f32[N], y: f32[N]) -> f32[N] { return gelu(x * 2.0 + y) }", {"N": 1003}),
+    "transpose_wide": ("fn f(x: i8[N, M]) -> i8[M, N] { return transpose(x) }", {"N": 150, "M": 333}),
     "broadcast": ("fn f(x: f32[N, M], y: f32[M]) -> f32[N, M] { return x * y + 1.0 }", {"N": 13, "M": 50}),
     "transpose": ("fn f(x: f32[N, M]) -> f32[M, N] { return transpose(x) }", {"N": 130, "M": 77}),
     "matmul": ("fn f(a: f32[M, K], b: f32[K, N]) -> f32[M, N] { return a @ b }", {"M": 70, "N": 50, "K": 33}),
@@ -188,6 +189,40 @@ def test_single_elements_are_written_through_the_caches() -> None:
 def test_a_matrix_times_its_transpose_is_packed_and_tiled() -> None:
     text = "fn f(x: f32[M, K]) -> f32[M, M] { return x @ transpose(x) }"
     assert [b.memory for b in large(text, M=512, K=512).buffers().values() if b.role == "temp"][:1] == ["cache"]
+
+
+def prefetches(kernel: Kernel) -> list[tuple[str, str, int]]:
+    """What is fetched early: the buffer, the innermost loop that steps, the cache."""
+    found = [(s, loops) for s, loops in walk(kernel.body) if isinstance(s, Prefetch)]
+    return [(s.buffer, [x.axis for x in loops if x.kind in ("seq", "parallel")][-1], s.level) for s, loops in found]
+
+
+def test_the_second_pass_over_a_row_fetches_the_next_one() -> None:
+    assert prefetches(large(PROGRAMS["softmax"][0], N=4096, M=4097))
+    kernel = large(PROGRAMS["softmax"][0], N=4096, M=4096)
+    (found,) = prefetches(kernel)
+    assert found[0] == "x" and found[2] == 1
+    (fetching,) = [loops for s, loops in walk(kernel.body) if isinstance(s, Prefetch)]
+    statement = next(s for s in fetching[-1].body if isinstance(s, Put))
+    assert "exp" in str(statement.value)
+    long = large(PROGRAMS["softmax"][0], N=512, M=32768)
+    assert [level for _, _, level in prefetches(long)] == [2]  # a row that would fill the first cache
+    assert not prefetches(large(PROGRAMS["softmax"][0], N=16, M=4096))  # all of it is in a cache
+
+
+def test_a_dense_pass_fetches_ahead() -> None:
+    text = "fn f(x: f32[N, M], s: f32[M]) -> f32[N, M] { return tanh(x * s) }"
+    assert [buffer for buffer, _, _ in prefetches(large(text, N=4096, M=4096))] == ["x"]
+    assert not prefetches(large("fn f(x: f32[N, M], s: f32[M]) -> f32[N, M] { return x * s }", N=4096, M=4096))
+
+
+def test_transpositions_go_by_long_pieces_of_rows() -> None:
+    kernel = large(PROGRAMS["transpose"][0], N=4096, M=4096)
+    blocks = [loop for loop, _ in walk(kernel.body) if isinstance(loop, For)][:4]
+    assert [trips(loop).constant for loop in blocks] == [4096 // 128, 4096 // 64, 8, 4]
+    small = large(PROGRAMS["transpose"][0], N=4096, M=80)
+    found = [trips(loop).constant for loop, _ in walk(small.body) if isinstance(loop, For)][:4]
+    assert found == [4096 // 128, 2, 8, 3]  # 80 are five squares: three in each block
 
 
 def test_small_kernels_wake_no_threads() -> None:

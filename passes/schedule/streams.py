@@ -46,7 +46,7 @@ def fetch_early(b: Builder) -> None:
 
 
 def _passes(b: Builder, name: str, top: For) -> list[_Pass]:
-    """The passes over a buffer in a nest, one for each result: the last iterations of a loop may stand by themselves."""
+    """The passes over a buffer in a nest, one for each result: the last iterations of a loop may stand apart."""
     found: dict[str, _Pass] = {}
     buffers = b.kernel.buffers()
     for statement, around in walk((top,)):
