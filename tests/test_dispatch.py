@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
 import sys
 import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -339,6 +342,29 @@ def test_threads_call_at_once() -> None:
         thread.join()
     assert not wrong
     assert is_native(f, vector(17), vector(17))
+
+
+EXIT = """
+import atexit, builtins, threading
+import numpy as np, intarsia
+f = intarsia.jit("fn f(x: f32[N], y: f32[N]) -> f32[N] { return x + y }")
+x = np.ones(1_000_000, np.float32)
+cycle = [f(x, x) for _ in range(4)]
+cycle.append(cycle)
+builtins.kept = f(x, x)
+atexit.register(lambda: f(x, x))
+def work():
+    while True:
+        f(x, x)
+threading.Thread(target=work, daemon=True).start()
+f(x, x)
+"""
+
+
+def test_results_outlive_everything_and_calls_may_run_at_exit() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(intarsia.__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", EXIT], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def seconds(call: Callable[[], object], times: int = 500) -> float:
