@@ -287,6 +287,18 @@ def test_register_transpose(target: Target, d: str, n: int) -> None:
     )
 
 
+@pytest.mark.parametrize("d, rows, n", [("f32", 8, 16), ("f32", 7, 16), ("f32", 1, 8), ("f64", 3, 8), ("i16", 5, 32)])
+def test_register_transpose_of_few_rows(target: Target, d: str, rows: int, n: int) -> None:
+    check(
+        f"""kernel transpose(x: {d}[{rows}, {n}], out y: {d}[{n}, {rows}]) {{
+          alloc t: {d}[{rows}, {n}] register
+          unroll i in 0..{rows} {{ lane l in 0..{n} {{ t[i, l] = x[i, l] }} }}
+          unroll j in 0..{n} {{ lane m in 0..{rows} {{ y[j, m] = t[m, j] }} }}
+        }}""",
+        target=target,
+    )
+
+
 def test_register_parts(target: Target) -> None:
     """Halves, single elements, reversed and strided lanes of registers, and writes to them."""
     check(

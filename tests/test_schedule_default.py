@@ -56,6 +56,16 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
         "fn f(x: f32[N, I, H, W], w: f32[O, I, 3, 3]) -> f32[N, O, H, W] { return relu(conv2d(x, w, padding=1)) }",
         {"N": 1, "I": 3, "O": 36, "H": 9, "W": 40},
     ),
+    "conv2d_strided": (
+        "fn f(x: f32[N, I, 2*H, 2*W], w: f32[O, I, 4, 4]) -> f32[N, O, H, W] {"
+        " return conv2d(x, w, stride=2, padding=1) }",
+        {"N": 2, "I": 3, "O": 40, "H": 5, "W": 19},
+    ),
+    "conv2d_narrow": (
+        "fn f(x: f32[N, I, 7, 7], w: f32[O, I, 1, 3], b: f32[O]) -> f32[N, O, 7, 5] {"
+        " c = conv2d(x, w)\n return tensor[n, o, i, j](c[n, o, i, j] * b[o]) }",
+        {"N": 1, "I": 20, "O": 17},
+    ),
     "pooling": ("fn f(x: f32[N, C, 16, 16]) -> f32[N, C, 8, 8] { return max_pool2d(x, 2) }", {"N": 2, "C": 3}),
     "cumsum": ("fn f(x: f32[N, M]) -> f32[N, M] { return cumsum(x, axis=0) }", {"N": 12, "M": 30}),
     "take": (
@@ -239,6 +249,20 @@ def test_large_products_are_packed_and_tiled() -> None:
     assert counts["y"].stores == 1024 * 1024 and counts["y"].loads == 0
     assert counts["b"].loads == 1024 * 512  # each block of it is packed once, by the thread that uses it
     assert len(axes_of_kind(kernel, "parallel")) == 1
+
+
+def test_convolutions_have_lanes_along_channels() -> None:
+    text = "fn f(x: f32[1, I, H, W], w: f32[O, I, 3, 3]) -> f32[1, O, H - 2, W - 2] { return conv2d(x, w) }"
+    kernel = large(text, I=64, O=64, H=58, W=58)
+    counts = count_accesses(kernel, {})
+    assert counts["y"].stores == 64 * 56 * 56 and counts["y"].loads == 0
+    assert counts["w"].loads == 64 * 64 * 9  # packed once
+    (tile,) = [x for x in kernel.buffers().values() if x.memory == "register"]
+    assert [int(extent.constant or 0) for extent in tile.shape] == [8, 2, 16]  # pixels by two vectors of channels
+    (main,) = [s for s, _ in walk(kernel.body) if isinstance(s, Put) and s.operator == "+="]
+    assert not main.mask
+    few = large(text, I=64, O=3, H=58, W=58)
+    assert all(b.memory != "cache" for b in few.buffers().values())  # lanes along three channels would be empty
 
 
 def test_chunks_of_a_reduction_depend_on_sizes_alone() -> None:

@@ -117,7 +117,8 @@ class Registers:
             second = sources[-1]
             lanes = [lane + (first.lanes if v is second and second is not first else 0) for v, lane in parts]
             return shuffle(self.function, first, second, lanes)
-        if first.lanes == len(parts) == len(sources) and len(set(wanted)) == 1 and first.lanes & (first.lanes - 1) == 0:
+        is_column = len(parts) == len(sources) <= first.lanes and len(set(wanted)) == 1
+        if is_column and first.lanes & (first.lanes - 1) == 0:
             return transpose(self.function, sources)[wanted[0]]
         result = zero(first.dtype, len(parts))
         for position, (value, lane) in enumerate(parts):
@@ -126,36 +127,38 @@ class Registers:
 
 
 def transpose(function: Function, rows: list[Value]) -> list[Value]:
-    """The columns of n vectors of n lanes, n a power of two, by n * log2(n) shuffles of two vectors.
+    """The columns of up to n vectors of n lanes, n a power of two: n vectors take n * log2(n) shuffles of two.
 
     Within 128 bits pairs of lanes are interleaved (one cheap instruction on x86 and ARM), then groups of 128 bits are
     exchanged. Shuffles are shared, so the columns may be asked for one by one.
     """
-    n = len(rows)
+    n, wanted = rows[0].lanes, len(rows)
+    vectors = rows + rows[-1:] * ((1 << (wanted - 1).bit_length()) - wanted)  # as many as a power of two
     group = min(n, max(1, 128 // rows[0].dtype.bits))
     # Each vector is followed by what it holds: (row, column) of each of its lanes.
-    held = [[(r, c) for c in range(n)] for r in range(n)]
-    vectors = list(rows)
+    held = [[(r, c) for c in range(n)] for r in range(len(vectors))]
 
     def combine(a: int, b: int, lanes: list[int]) -> tuple[Value, list[tuple[int, int]]]:
         both = held[a] + held[b]
         return shuffle(function, vectors[a], vectors[b], lanes), [both[i] for i in lanes]
 
     distance = 1
-    while distance < n:
-        made: list[tuple[Value, list[tuple[int, int]]]] = [(vectors[0], held[0])] * n
+    while distance < len(vectors):
+        made: list[tuple[Value, list[tuple[int, int]]]] = [(vectors[0], held[0])] * len(vectors)
         block = distance if distance < group else group
-        for a in range(n):
+        for a in range(len(vectors)):
             if a & distance:
                 continue
             low, high = _exchange(n, block, group, distance)
             made[a], made[a + distance] = combine(a, a + distance, low), combine(a, a + distance, high)
         vectors, held = [v for v, _ in made], [h for _, h in made]
         distance *= 2
-    order = {h[0][1]: i for i, h in enumerate(held)}
-    for column, i in order.items():
-        assert held[i] == [(r, column) for r in range(n)], "the network does not transpose"
-    return [vectors[order[c]] for c in range(n)]
+    columns: list[Value] = []
+    for column in range(n):
+        i = next(i for i, h in enumerate(held) if (0, column) in h)
+        lanes = [held[i].index((r, column)) for r in range(wanted)]
+        columns.append(vectors[i] if lanes == list(range(n)) else shuffle(function, vectors[i], vectors[i], lanes))
+    return columns
 
 
 def _exchange(n: int, block: int, group: int, distance: int) -> tuple[list[int], list[int]]:

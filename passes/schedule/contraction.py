@@ -2,8 +2,8 @@
 
 A tile of the result, a few rows by a few vectors of columns, stays in registers while the reduction runs. The operand
 that runs along the vectors is packed into panels where it is read often enough; the other one is read one number at a
-time. Batches, blocks of rows or blocks of columns go to threads. The scheme is that of Goto and van de Geijn, "Anatomy of
-high-performance matrix multiplication", ACM TOMS 34(3), 2008, but each thread packs the block that it works on itself.
+time. Batches, blocks of rows or blocks of columns go to threads. The scheme is that of Goto and van de Geijn, "Anatomy
+of high-performance matrix multiplication", ACM TOMS 34(3), 2008, but each thread packs the block it works on itself.
 """
 
 from __future__ import annotations
@@ -64,8 +64,11 @@ class Contraction:
 # ---------------------------------------------------------------------- recognizing
 
 
-def find_contraction(b: Builder, loop: For) -> Contraction | None:
-    """The contraction that a nest is, if it is one and long enough in both directions for a tile."""
+def find_contraction(b: Builder, loop: For, across: str = "") -> Contraction | None:
+    """The contraction that a nest is, if it is one and long enough in both directions for a tile.
+
+    Columns are those along which the result lies in memory; or `across`, and then those are the rows.
+    """
     nest, body = perfect_nest(loop)
     if len(body) != 1 or not isinstance(put := body[0], Put) or put.operator != "+=" or put.mask:
         return None
@@ -77,7 +80,8 @@ def find_contraction(b: Builder, loop: For) -> Contraction | None:
         return None
     kept = [a for a in axes if a in names]
     reduced = tuple(a for a in axes if a not in names)
-    column = next((a for a in kept if stride(b.kernel.buffers()[put.buffer], put.indices, a) == 1), None)
+    along = next((a for a in kept if stride(b.kernel.buffers()[put.buffer], put.indices, a) == 1), None)
+    column = across if across in kept else along
     operands = list(dict.fromkeys(loads(put.value)))
     right = [x for x in operands if column in x.symbols]
     left = [x for x in operands if column not in x.symbols]
@@ -85,7 +89,7 @@ def find_contraction(b: Builder, loop: For) -> Contraction | None:
     rows = [a for a in rows if count(trips(axes[a])) > 1]
     if column is None or not rows or len(right) != 1 or not reduced:
         return None
-    row = max(rows, key=lambda a: count(trips(axes[a])))
+    row = along if across and along in rows else max(rows, key=lambda a: count(trips(axes[a])))
     main = Nest(row, column, tuple(a for a in kept if a not in (row, column)), reduced)
     before, after = _neighbours(b, put, main, loop)
     return Contraction(put, right[0], main, before, after)
@@ -95,7 +99,7 @@ def _neighbours(b: Builder, put: Put, main: Nest, loop: For) -> tuple[Nest | Non
     """The stage that sets the result, and those that use it point by point, in their own axes."""
     initial: Nest | None = None
     epilogues: list[Nest] = []
-    position = {str(index.as_name): d for d, index in enumerate(put.indices)}
+    position = {str(index.as_name): d for d, index in enumerate(put.indices) if index.constant is None}
     for stage in b.outermost():
         nest, body = perfect_nest(stage)
         if stage is loop or len(body) != 1 or not isinstance(own := body[0], Put) or own.operator != "=":
@@ -211,24 +215,24 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
         b.take(Reorder((*own.outer, *own.inner)))
         for ours, theirs in zip(main.blocks if part else main.outer, own.outer):
             b.take(Merge((ours, theirs)))
-        _write_out(b, own.inner)
+        write_out(b, own.inner)
     if t.packed:
         at = part or (main.blocks[-1] if main.blocks else ROOT)
         _pack(b, c, at, (*(a for a in main.tiles if a == main.panels), *reduced, *main.inner[1:]))
-    _write_out(b, main.inner)
+    write_out(b, main.inner)
     tile = Accumulate(c.put.buffer, reduced[0], b.fresh(c.put.buffer), "register", "set", outer=part)
     if initial is None:
         b.take(replace(tile, mode="load"))
     elif not part:
         b.take(tile)
     elif not b.attempt(replace(tile, mode="first")):  # a reduction of open length may have no part at all
-        _write_out(b, initial.inner)
+        write_out(b, initial.inner)
         b.take(replace(tile, mode="add"))
     if c.epilogues and not part and b.kernel.buffers()[c.put.buffer].role == "temp":
         b.attempt(Localize(c.put.buffer, main.tiles[-1], "register"))
-    _unroll_reduction(b, reduced[-1])
+    unroll_reduction(b, reduced[-1])
     b.attempt(Version(main.tiles[-1]))
-    _share(b, main.blocks or main.tiles[:1])
+    share(b, main.blocks or main.tiles[:1])
 
 
 def _is_dot(b: Builder, c: Contraction) -> bool:
@@ -245,24 +249,24 @@ def _tile_dots(b: Builder, c: Contraction, t: Tiling) -> None:
     *outer, last = c.main.reduced
     steps, lane = b.split(last, t.lanes)
     b.take(Reorder((*c.main.batch, panels, tiles, *outer, steps, row, column, lane)))
-    _write_out(b, (row, column, lane))
+    write_out(b, (row, column, lane))
     first = outer[0] if outer else steps
     b.take(Accumulate(c.put.buffer, first, b.fresh(c.put.buffer), "register", "add", (lane,)))
     b.attempt(Version(tiles))
     for loop in loops_in(b.loop(tiles).body):
         if loop.axis == steps or loop.axis.startswith(f"{steps}."):
             b.attempt(Peel(loop.axis))
-    _share(b, (*c.main.batch, panels))
+    share(b, (*c.main.batch, panels))
 
 
-def _write_out(b: Builder, inner: tuple[str, ...]) -> None:
+def write_out(b: Builder, inner: tuple[str, ...]) -> None:
     """Lanes for the last axis, everything else of a tile written out."""
     if inner[:-1]:
         b.take(Unroll(inner[:-1]))
     b.take(Vectorize(inner[-1:]))
 
 
-def _unroll_reduction(b: Builder, axis: str) -> None:
+def unroll_reduction(b: Builder, axis: str) -> None:
     """Write a short innermost reduction out, or four steps of a long one."""
     length = trips(b.loop(axis)).constant
     if length is not None and length <= 2 * UNROLLED:
@@ -271,7 +275,7 @@ def _unroll_reduction(b: Builder, axis: str) -> None:
         b.take(Unroll((b.split(axis, UNROLLED, "peel")[1],)))
 
 
-def _share(b: Builder, axes: tuple[str, ...]) -> None:
+def share(b: Builder, axes: tuple[str, ...]) -> None:
     """Give the iterations of an outer loop to threads."""
     if effort(b.kernel.body) < SMALL:
         return
@@ -297,7 +301,7 @@ def _pack(b: Builder, c: Contraction, at: str, axes: tuple[str, ...]) -> None:
     indices = _load(b, load.buffer, lane).indices
     along = next((axis for axis in copied if stride(buffer, indices, axis) == 1), lane)
     if along == lane:
-        _write_out(b, copied[copied.index(panels) + 2 :])
+        write_out(b, copied[copied.index(panels) + 2 :])
     else:
         _transpose(b, load.buffer, copied, along, lane)
     b.attempt(Version(panels))

@@ -13,6 +13,7 @@ from intarsia.ir.target import Target
 from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, make_parts, merge_rows
 from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
 from intarsia.passes.schedule.contraction import schedule_contraction
+from intarsia.passes.schedule.convolution import schedule_convolution
 from intarsia.passes.schedule.reductions import reduce_in_parts, sum_columns
 from intarsia.passes.schedule.shape import count, effort
 from intarsia.passes.schedule.streams import bypass_caches, fetch_early
@@ -31,7 +32,7 @@ def build_schedule(kernel: Kernel, target: Target, repeated: bool = False) -> Bu
     b = Builder(kernel, target)
     for loop in b.outermost():
         if loop in b.outermost():
-            schedule_contraction(b, loop)
+            _ = schedule_convolution(b, loop) or schedule_contraction(b, loop)
     make_parts(b)
     for loop in b.waiting():
         sum_columns(b, reduce_in_parts(b, loop.axis))

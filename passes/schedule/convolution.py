@@ -1,0 +1,156 @@
+"""Default schedule of convolutions: lanes along output channels, rows of a tile along a row of pixels.
+
+A convolution is a contraction in which pixels of the image are read at sums of axes, which no packing makes a panel of.
+Lanes along pixels would have to be read from any address, or from every second one, and fill no whole vectors in a
+narrow image. So the weights are packed into panels of channels, a pixel is one number for all lanes, and a tile, which
+holds pixels by channels, is transposed in registers when it is written, because the result lies along the pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from intarsia.ir.kernel import For
+from intarsia.ir.kernel_access import trips
+from intarsia.ir.scalar import loads
+from intarsia.ir.schedule import Accumulate, Localize, Merge, Pack, Reorder, Version
+from intarsia.passes.schedule.builder import Builder
+from intarsia.passes.schedule.contraction import (
+    Contraction,
+    Nest,
+    find_contraction,
+    share,
+    unroll_reduction,
+    write_out,
+)
+from intarsia.passes.schedule.shape import count, lanes_for, stride
+from intarsia.passes.schedule.tree import blocks, loops_in
+
+ROWS = 8
+"""Pixels of a tile at most."""
+
+VECTORS = 2
+"""Vectors of channels of a tile: with eight pixels ten loads for sixteen multiply-adds."""
+
+STRIDED = 0.3
+"""How much lanes along pixels are worth that are read at every second address, or farther apart."""
+
+
+def schedule_convolution(b: Builder, loop: For) -> bool:
+    """Schedule a convolution with its initial value and what follows it, if lanes along channels fill vectors better
+    than lanes along pixels. Returns whether that was the case and every step was legal."""
+    c = find_convolution(b, loop)
+    return c is not None and b.together(f"tiles of pixels of {c.put.buffer}", lambda: _tile(b, c))
+
+
+def find_convolution(b: Builder, loop: For) -> Contraction | None:
+    """The convolution that a nest is, seen along its channels, if that is the better way."""
+    plain = find_contraction(b, loop)
+    if plain is None or all(i.as_name is not None or i.constant is not None for i in plain.right.indices):
+        return None
+    lanes = lanes_for((plain.put,), b.target)
+    pixels = count(trips(b.loop(plain.main.column)))
+    image = b.kernel.buffers()[plain.right.buffer]
+    near = stride(image, plain.right.indices, plain.main.column) == 1
+    best, worth = None, _filled(pixels, lanes) * (1.0 if near else STRIDED)
+    for axis in (plain.main.row, *plain.main.batch):
+        c = find_contraction(b, loop, axis)
+        if c is None or any(i.as_name is None and i.constant is None for i in c.right.indices):
+            continue
+        channels = trips(b.loop(axis)).constant or lanes
+        found = _filled(channels, lanes) * _filled(pixels, _rows(b, c))
+        if channels > lanes // 2 and c.main.row == plain.main.column and found >= worth:
+            best, worth = c, found
+    return best
+
+
+def _filled(length: int, unit: int) -> float:
+    """The share of whole units that a length fills."""
+    return length / (-(-length // unit) * unit)
+
+
+def _rows(b: Builder, c: Contraction) -> int:
+    """Pixels of a tile: so that all tiles of a row of pixels are about full."""
+    length = trips(b.loop(c.main.row)).constant
+    return ROWS if length is None else -(-length // -(-length // ROWS))
+
+
+@dataclass(frozen=True)
+class _Tiled:
+    """The axes of a nest after it was split: panels of channels, batches and rows of pixels, tiles in a row; inside a
+    tile pixels and channels."""
+
+    panels: str
+    batch: tuple[str, ...]
+    tiles: str
+    pixel: str
+    channels: tuple[str, ...]
+
+    @property
+    def outer(self) -> tuple[str, ...]:
+        return (self.panels, *self.batch, self.tiles)
+
+
+def _split(b: Builder, nest: Nest, rows: int, vectors: int, lanes: int) -> _Tiled:
+    tiles, pixel = b.split(nest.row, rows)
+    panels, channel = b.split(nest.column, vectors * lanes)
+    channels = b.split(channel, lanes) if vectors > 1 else (channel,)
+    return _Tiled(panels, nest.batch, tiles, pixel, channels)
+
+
+def _tile(b: Builder, c: Contraction) -> None:
+    """Tiles in registers, lanes along the channels; results are written along the pixels."""
+    rows, lanes = _rows(b, c), lanes_for((c.put,), b.target)
+    vectors = min(VECTORS, -(-(trips(b.loop(c.main.column)).constant or VECTORS * lanes) // lanes))
+    main = _split(b, c.main, rows, vectors, lanes)
+    reduced = c.main.reduced
+    b.take(Reorder((*main.outer, *reduced, main.pixel, *main.channels)))
+    if c.initial is not None:
+        initial = _split(b, c.initial, rows, vectors, lanes)
+        b.take(Reorder((*initial.outer, initial.pixel, *initial.channels)))
+    for epilogue in c.epilogues:
+        own = _split(b, epilogue, rows, vectors, lanes)
+        b.take(Reorder((*own.outer, *own.channels, own.pixel)))
+        for ours, theirs in zip(main.outer, own.outer):
+            b.take(Merge((ours, theirs)))
+        write_out(b, (*own.channels, own.pixel))
+    _pack(b, c, main)
+    tile = b.fresh(c.put.buffer)
+    b.take(Accumulate(c.put.buffer, reduced[0], tile, "register", "load" if c.initial is None else "set"))
+    before, after = _around(b, main.tiles, reduced[0])
+    write_out(b, before)
+    write_out(b, (main.pixel, *main.channels))
+    pixel, *channels = after
+    b.take(Reorder((*channels, pixel)))
+    write_out(b, (*channels, pixel))
+    if c.epilogues and b.kernel.buffers()[c.put.buffer].role == "temp":
+        b.attempt(Localize(c.put.buffer, main.tiles, "register"))
+    unroll_reduction(b, reduced[-1])
+    b.attempt(Version(main.tiles))
+    share(b, (main.panels, *main.batch))
+
+
+def _around(b: Builder, tiles: str, reduced: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The axes of the nest before the reduction of a tile, which sets it, and of that after it, which writes it."""
+    body = next(body for body, around in blocks(b.kernel) if around and around[-1].axis == tiles)
+    loops = [s for s in body if isinstance(s, For)]
+    here = next(n for n, loop in enumerate(loops) if loop.axis == reduced)
+    first, last = loops[here - 1], loops[here + 1]
+    return tuple(x.axis for x in loops_in((first,))), tuple(x.axis for x in loops_in((last,)))
+
+
+def _pack(b: Builder, c: Contraction, main: _Tiled) -> None:
+    """Copy the weights of a panel so that its channels lie together for each step of the reduction."""
+    layout = _used(b, c, (*c.main.reduced, *main.channels))
+    before = set(b.axes())
+    b.take(Pack(c.right.buffer, main.panels, b.fresh(c.right.buffer), layout, "cache"))
+    copied = [axis for axis in b.axes() if axis not in before]
+    write_out(b, tuple(copied[len(layout) - len(main.channels) :]))
+
+
+def _used(b: Builder, c: Contraction, axes: Sequence[str]) -> tuple[str, ...]:
+    """The axes that the load of the weights uses now."""
+    put = next(s for s in b.loop(axes[-1]).body)
+    load = next(x for x in loads(put.value) if x.buffer == c.right.buffer)  # type: ignore[union-attr]
+    return tuple(axis for axis in axes if axis in load.symbols)
