@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import subprocess
@@ -18,11 +19,12 @@ import numpy as np
 import pytest
 
 import intarsia
+from intarsia import executable
 from intarsia.effort import effort_of
 from intarsia.runtime import dispatch
 from intarsia.runtime.buffers import POOL, BufferPool
 from intarsia.runtime.dispatch import MOST_CALLS, Dispatcher, nothing_fits
-from intarsia.runtime.native import address_of
+from intarsia.runtime.native import address_of, native_symbols
 
 pytestmark = pytest.mark.skipif(POOL.extension is None, reason="no native calls with this interpreter")
 
@@ -342,6 +344,39 @@ def test_threads_call_at_once() -> None:
         thread.join()
     assert not wrong
     assert is_native(f, vector(17), vector(17))
+
+
+def counting_teams(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Stands in for the OpenMP runtime, for two threads: notes the threads of each team."""
+    teams: list[int] = []
+    body_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+    def fork(body: Callable[[int | None], None], data: int | None, threads: int, flags: int) -> None:
+        teams.append(threads)
+        body(data)
+
+    entry = ctypes.CFUNCTYPE(None, body_type, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(fork)
+    count = ctypes.c_int32(2)
+    own = {
+        "GOMP_parallel": ctypes.cast(entry, ctypes.c_void_p).value,
+        "intarsia_thread_count": ctypes.addressof(count),
+    }
+    monkeypatch.setattr(executable, "native_symbols", lambda: {**native_symbols(), **own})
+    monkeypatch.setattr(counting_teams, "kept", (entry, count), raising=False)
+    return teams
+
+
+@pytest.mark.parametrize("dynamic", [(), ("N",)])
+def test_only_enough_work_wakes_threads(monkeypatch: pytest.MonkeyPatch, dynamic: tuple[str, ...]) -> None:
+    teams = counting_teams(monkeypatch)
+    f = intarsia.jit(
+        "fn f(x: f32[N, 64]) -> f32[N, 64] { return softmax(x, axis=1) }", intarsia.Options(dynamic=dynamic)
+    )
+    f(np.ones((4, 64), np.float32))
+    f(np.ones((100, 64), np.float32))
+    assert not teams
+    f(np.ones((20_000, 64), np.float32))
+    assert teams == [2]
 
 
 EXIT = """

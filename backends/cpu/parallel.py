@@ -6,6 +6,9 @@ with as many threads as `@intarsia_thread_count` says at that moment (in a C lib
 says); for one thread the worker is called directly. Chunks are taken in any order and by any thread, so a slow core
 holds nobody up; as iterations of a parallel loop are independent, no result depends on it. Temporaries of the body that
 do not fit the stack are allocated once per thread.
+
+How many threads there are is bounded by the work: each has `NANOSECONDS_PER_THREAD` of it at least. A loop whose length
+is told by the run alone is one thread's if it is short (`SHORT`); for one whose length is known the schedule decided.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING
 from intarsia.backends.cpu.analysis import allocations, statements, uses
 from intarsia.backends.cpu.llvm import Function, Operand
 from intarsia.ir.kernel import Check, For
+from intarsia.ir.kernel_effort import loop_effort
 
 if TYPE_CHECKING:
     from intarsia.backends.cpu.emit import Emitter
@@ -23,8 +27,17 @@ if TYPE_CHECKING:
 CHUNKS_PER_THREAD = 8
 """Enough to even out threads of unequal speed, few enough that taking a chunk costs nothing."""
 
+NANOSECONDS_PER_THREAD = 2_000
+"""Work that is worth taking a thread for, by the estimate of `loop_effort`."""
+
+SHORT = 20_000
+"""Nanoseconds of a loop that no other thread is woken for."""
+
 THREAD_COUNT = "intarsia_thread_count"
 """The external `i32` that holds the number of threads to use."""
+
+MANY = 1 << 31
+"""More threads than there are."""
 
 _FRAME_HEAD = 3
 """A frame begins with the counter, the bound and the size of a chunk; the captured values follow."""
@@ -44,7 +57,7 @@ def emit(emitter: Emitter, loop: For) -> None:
 
     def run() -> None:
         wanted = function.op(f"zext i32 {_thread_count(function)} to i64")
-        threads = function.minimum(wanted, count)
+        threads = function.minimum(function.minimum(wanted, _most_threads(emitter, loop)), count)
         chunks = function.minimum(function.multiply(threads, CHUNKS_PER_THREAD), count)
         single = function.compare("sle", threads, 1)
         chunks = function.op(f"select i1 {single}, i64 1, i64 {chunks}")
@@ -62,6 +75,18 @@ def emit(emitter: Emitter, loop: For) -> None:
 
     emitter.branch(function.compare("sgt", count, 0) if isinstance(count, str) else str(count > 0).lower(), (), run)
     emitter.forget(a.buffer for a in uses(loop.body) if a.is_write)
+
+
+def _most_threads(emitter: Emitter, loop: For) -> Operand:
+    """How many threads the work is enough for."""
+    effort, function = loop_effort(loop), emitter.function
+    if effort is None:
+        return MANY
+    if effort.constant is not None:
+        return max(2, effort.constant // NANOSECONDS_PER_THREAD)
+    work = emitter.number(effort)
+    enough = function.op(f"sdiv i64 {work}, {NANOSECONDS_PER_THREAD}")
+    return function.op(f"select i1 {function.compare('slt', work, SHORT)}, i64 1, i64 {enough}")
 
 
 def _thread_count(function: Function) -> str:

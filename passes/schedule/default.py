@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from intarsia.ir.kernel import For, Kernel
 from intarsia.ir.kernel_access import trips
+from intarsia.ir.kernel_effort import loop_effort
 from intarsia.ir.schedule import Parallel, Reorder, Schedule
 from intarsia.ir.target import Target
 from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, make_parts, merge_rows
@@ -51,13 +52,13 @@ def build_schedule(kernel: Kernel, target: Target, repeated: bool = False) -> Bu
 def parallelize(b: Builder, top: str) -> None:
     """Give the iterations of an outer loop to threads, if there is enough to do."""
     loop = b.loop(top)
-    if effort((loop,)) < SMALL or any(inner.kind == "parallel" for inner in loops_in((loop,))):
+    if _is_short(loop) or any(inner.kind == "parallel" for inner in loops_in((loop,))):
         return
     wanted = SHARES * max(b.target.cores, 2)
     candidates = [loop]
     while len(inner := [s for s in candidates[-1].body if isinstance(s, For)]) == 1:
         candidates.append(inner[0])
-    usable = [c for c in candidates if c.kind == "seq" and count(trips(c)) > 1 and effort((c,)) >= SMALL]
+    usable = [c for c in candidates if c.kind == "seq" and count(trips(c)) > 1 and not _is_short(c)]
     enough = [c for c in usable if count(trips(c)) >= wanted]
     for candidate in enough or sorted(usable, key=lambda c: -count(trips(c))):
         if b.attempt(Parallel((candidate.axis,)), silent=False):
@@ -65,6 +66,12 @@ def parallelize(b: Builder, top: str) -> None:
     for candidate in candidates[1:]:
         if candidate.kind == "seq" and count(trips(candidate)) >= wanted and _share_across(b, loop, candidate):
             return
+
+
+def _is_short(loop: For) -> bool:
+    """Is there too little to do for several threads? Where open sizes decide that, it is decided when it runs."""
+    work = loop_effort(loop)
+    return effort((loop,)) < SMALL and (work is None or work.constant is not None)
 
 
 def _share_across(b: Builder, loop: For, inner: For) -> bool:

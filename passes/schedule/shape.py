@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from intarsia.ir.functions import FUNCTIONS
 from intarsia.ir.kernel import Buffer, Check, For, Kernel, Put, Statement, walk
 from intarsia.ir.kernel_access import accesses, expressions, trips
-from intarsia.ir.scalar import Apply, Bitcast, Cast, Expr, Load
-from intarsia.ir.scalar import walk as walk_expression
+from intarsia.ir.kernel_effort import operations as operations
 from intarsia.ir.sizes import ZERO, Size, row_major_strides
 from intarsia.ir.target import Target
 
@@ -31,18 +29,6 @@ def count(size: Size) -> int:
 def points(loops: Iterable[For]) -> int:
     """How often a statement inside loops runs, about."""
     return math.prod(count(trips(loop)) for loop in loops)
-
-
-def operations(expression: Expr) -> int:
-    """Scalar operations of an expression; a load counts as one."""
-    total = 0
-    for e in walk_expression(expression):
-        match e:
-            case Apply(function):
-                total += FUNCTIONS[function].operations
-            case Load() | Cast() | Bitcast():
-                total += 1
-    return total
 
 
 def work(body: Iterable[Statement]) -> int:
