@@ -235,6 +235,14 @@ def test_transpositions_go_by_long_pieces_of_rows() -> None:
     assert found == [4096 // 128, 2, 8, 3]  # 80 are five squares: three in each block
 
 
+def test_a_column_that_every_row_reads_is_copied_once() -> None:
+    text = "fn f(x: f64[N, K], y: f64[K, M]) -> f64[N] { return tensor[i](sum[k](x[i, k] * y[k, 3])) }"
+    kernel = large(text, N=500, K=600, M=9)
+    counts = count_accesses(kernel, {})
+    assert counts["y"].loads == 600
+    assert [b.name for b in kernel.buffers().values() if b.memory == "cache"] == ["y.0"]
+
+
 def test_small_kernels_wake_no_threads() -> None:
     for name in ("softmax", "matmul", "gelu"):
         for kernel, _ in kernels(name):

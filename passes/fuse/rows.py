@@ -17,7 +17,7 @@ from intarsia.ir.ops import Reshape, Update
 from intarsia.ir.sizes import Size
 from intarsia.ir.types import TensorType
 from intarsia.passes.fuse.members import Member, Point
-from intarsia.passes.lower.uses import CHEAP
+from intarsia.passes.lower.uses import CHEAP, sums_of
 
 AxisOf: TypeAlias = tuple[object, str]
 """An axis of a stage by the node and the name, or a dimension of a value."""
@@ -106,12 +106,26 @@ def refusal(members: Sequence[Member], stages: Stages) -> Refusal | None:
         for place in stages.places[member.node]:
             if place.stage is not member and (found := _refuse_inlining(member, place)):
                 return found
-    if any(isinstance(s.node, Update) for s in stages.stages) and len(stages.stages) > 1:
-        return Refusal("update", "an update is the only stored value of its kernel")
+    updates = [s for s in stages.stages if isinstance(s.node, Update)]
+    if updates and len(stages.stages) > 1:
+        return _refuse_beside(updates[-1], members, stages)
     contractions = [s for s in stages.stages if s.is_contraction]
     if len(contractions) > 1:
         return CONTRACTIONS
     return _refuse_rows(stages, contractions[0] if contractions else None)
+
+
+def _refuse_beside(update: Member, members: Sequence[Member], stages: Stages) -> Refusal | None:
+    """Stages in the kernel of an update: reductions that it reads once for each element that it writes. They then run
+    for these elements only."""
+    node = update.node
+    assert isinstance(node, Update)
+    own = sums_of(node, [m.node for m in members], stages.outputs)
+    if any(stage is not update and stage.value not in own for stage in stages.stages):
+        return Refusal("update", "only sums for the elements that it writes are stored beside an update")
+    if any(stage.is_contraction for stage in stages.stages):
+        return Refusal("update", "a matrix product is tiled in a kernel of its own")
+    return None
 
 
 def _refuse_inlining(member: Member, place: Point) -> Refusal | None:

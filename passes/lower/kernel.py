@@ -29,7 +29,7 @@ from intarsia.passes.lower.names import buffer_label, op_label, value_extents
 from intarsia.passes.lower.rows import lower_cumulative, lower_sort
 from intarsia.passes.lower.stages import StageWriter, subscripts, symbols
 from intarsia.passes.lower.update import lower_update
-from intarsia.passes.lower.uses import CHEAP, Uses, work
+from intarsia.passes.lower.uses import CHEAP, Uses, sums_of, work
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,9 @@ class GroupLowering:
         self.temporaries: dict[str, Buffer] = {}
         self.bases: dict[Value, Value] = {}
         self._stored: dict[_Key, Definition] = {}
+        self._postponed: dict[str, tuple[Value, Space]] = {}
+        updates = [m for m in members if isinstance(m, Update)]
+        self._sums = sums_of(updates[0], self.members, self.outputs) if len(updates) == 1 else frozenset()
 
     def run(self, name: str, span: Span | None) -> LoweredGroup:
         """The kernel of the members."""
@@ -262,7 +265,9 @@ class GroupLowering:
             check_space(self, node, node.space, self.checks)
         cut = cut_ranges(node.space, self.extents(node.operands).__getitem__)
         space = self.inlined_space(cut, node.operands)
-        if space.reduced:
+        if node.value in self._sums:
+            self._postpone(node.value, space)
+        elif space.reduced:
             self.reduce(node.value, space)
         else:
             self.define(node.value, space.axes, cast(space.dtype, space.body))
@@ -297,6 +302,35 @@ class GroupLowering:
             self.define(value, space.axes, cast(space.dtype, total))
         else:
             self.definitions[value] = Definition(tuple(a.name for a in space.axes), total)
+
+    def _postpone(self, value: Value, space: Space) -> None:
+        """A reduction that an update reads: it runs over the elements that the update writes, see `reduce_for`."""
+        buffer = self.temporary(value.node, space.body.dtype, value.tensor.shape)
+        element = Load(buffer.name, subscripts(space.axes), buffer.dtype)
+        self.definitions[value] = Definition(tuple(a.name for a in space.axes), cast(space.dtype, element))
+        self._postponed[buffer.name] = value, space
+
+    def reduce_for(self, axes: Sequence[Axis], expression: Expr) -> None:
+        """The stages of the postponed reductions that an expression over axes reads, where it reads them."""
+        for load in dict.fromkeys(loads(expression)):
+            if load.buffer not in self._postponed:
+                continue
+            value, space = self._postponed.pop(load.buffer)
+            assert space.combiner is not None
+            combiner, span = COMBINERS[space.combiner], value.node.span
+            names = {a.name: index for a, index in zip(space.axes, load.indices)}
+            reduced = []
+            for axis in space.reduced:
+                name = axis.name
+                while name in {a.name for a in axes}:
+                    name += "'"
+                reduced.append(Axis(name, axis.lower.substitute(names), axis.upper.substitute(names)))
+                names[axis.name] = Size.of(name)
+            neutral = Const(combiner.neutral(load.dtype), load.dtype)
+            self.writer.write(axes, load.buffer, load.indices, "=", neutral, span)
+            body = transform(space.body, names)
+            operator = COMBINER_OPERATORS[combiner.name]
+            self.writer.write((*axes, *reduced), load.buffer, load.indices, operator, body, span)
 
     def _accumulated(self, value: Value, space: Space, in_result: bool = True) -> Definition:
         """The stages of a reduction, in the result itself where nothing is rounded; an equal one is shared."""

@@ -33,6 +33,7 @@ def lower_update(group: GroupLowering, node: Update) -> None:
     axes = group.inlined_axes(node.axes, node.operands)
     targets = [group.inlined_size(t, node.operands) for t in node.targets]
     value = group.inlined(node.body, node.operands)
+    group.reduce_for(axes, value)
     target = base.buffer
     facts = group.writer.scope.facts
     if target is None or not (_reads_only_old(target, axes, targets, value, facts) and group.take_over(node, target)):

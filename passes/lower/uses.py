@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from intarsia.ir.functions import FUNCTIONS
 from intarsia.ir.graph import Node, Structured, Value
+from intarsia.ir.kernel import For
+from intarsia.ir.kernel_access import is_injective
 from intarsia.ir.ops import ArgReduce, Argsort, Cumulative, Sort, Update
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Expr, Index, Load, loads
 from intarsia.ir.sizes import Size, product
@@ -96,6 +99,34 @@ class Uses:
             self._read(value)
             if not _reads_each_once(load, axes, value):
                 self.repeated.add(value)
+
+
+def sums_of(update: Update, members: Sequence[Node], outputs: Collection[Value]) -> frozenset[Value]:
+    """The reductions of a group that only its update reads, one element for each that it writes: they can run over the
+    axes of the update, and leave out what it does not need."""
+    once = _read_once_by(update)
+    users = Counter(v for m in members for v in dict.fromkeys(m.inputs))
+    return frozenset(
+        m.value
+        for m in members
+        if isinstance(m, Structured) and m.space.reduced and m.value in once
+        if users[m.value] == 1 and m.value not in outputs
+    )
+
+
+def _read_once_by(update: Update) -> frozenset[Value]:
+    """The operands of which an update reads one element for each element that it writes, always another one."""
+    if any(s.opaques for s in _sizes(update)):
+        return frozenset()
+    places: dict[Value, set[tuple[Size, ...]]] = {}
+    for load in loads(update.body):
+        places.setdefault(update.operands[operand_position(load.buffer)], set()).add(load.indices)
+    axes = [For(a.name, a.lower, a.upper, ()) for a in update.axes]
+    return frozenset(
+        value
+        for value, (first, *others) in places.items()
+        if value != update.base and not others and is_injective(first, axes) and not any(i.opaques for i in first)
+    )
 
 
 def _sizes(node: Update) -> Iterable[Size]:

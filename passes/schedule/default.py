@@ -13,6 +13,7 @@ from intarsia.ir.schedule import Parallel, Reorder, Schedule
 from intarsia.ir.target import Target
 from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, make_parts, merge_rows
 from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
+from intarsia.passes.schedule.columns import copy_columns
 from intarsia.passes.schedule.contraction import schedule_contraction
 from intarsia.passes.schedule.convolution import schedule_convolution
 from intarsia.passes.schedule.reductions import reduce_in_parts, sum_columns
@@ -35,6 +36,7 @@ def build_schedule(kernel: Kernel, target: Target, repeated: bool = False) -> Bu
         if loop in b.outermost():
             _ = schedule_convolution(b, loop) or schedule_contraction(b, loop)
     make_parts(b)
+    copy_columns(b)
     for loop in b.waiting():
         sum_columns(b, reduce_in_parts(b, loop.axis))
     merge_rows(b)

@@ -156,6 +156,7 @@ def pack(kernel: Kernel, step: Pack) -> Kernel:
         around, body = (*outer, loop), loop.body
     buffer = find_buffer(kernel, step.buffer)
     load, inner = _load_along(step, buffer, body, len(around))
+    _require_unchanged(kernel, load, body, around)
     layout = _layout(step, load, inner)
     names = NameSource(kernel)
     names.claim(step.new)
@@ -163,8 +164,7 @@ def pack(kernel: Kernel, step: Pack) -> Kernel:
     loops = [_hull(loop, inner, layout[:n]) for n, loop in enumerate(layout)]
     places = tuple((Size.of(loop.axis) - loop.lower) // loop.step for loop in loops)
     shape = tuple(_greatest(most_trips(loop), tuple(loops)) for loop in loops)
-    _require_bounds(kernel, load, (*around, *loops))
-    copy: Body = (Put(step.new, places, "=", load),)
+    copy: Body = (Put(step.new, places, "=", _within_bounds(kernel, load, (*around, *loops))),)
     for loop in reversed(loops):
         copy = (replace(loop, body=copy),)
     copy = substitute(copy, renamed)
@@ -183,9 +183,6 @@ def pack(kernel: Kernel, step: Pack) -> Kernel:
 def _load_along(step: Pack, buffer: Buffer, body: Body, depth: int) -> tuple[Load, tuple[For, ...]]:
     """The way in which statements read a buffer along the axes of the layout, and the loops around it below the first
     `depth`. A buffer that is read in one way only is read in that one."""
-    written = written_in(body)
-    if buffer.name in written:
-        raise ScheduleError("it is written")
     found: dict[Load, tuple[For, ...]] = {}
     for statement, around in walk(body):
         for expression in expressions(statement):
@@ -197,11 +194,20 @@ def _load_along(step: Pack, buffer: Buffer, body: Body, depth: int) -> tuple[Loa
     if len(chosen) != 1:
         ways = ", ".join(map(str, along or found)) or "nowhere"
         raise ScheduleError(f"it is read in {len(along or found)} ways: {ways}")
-    (load,) = chosen
+    return chosen[0], found[chosen[0]]
+
+
+def _require_unchanged(kernel: Kernel, load: Load, body: Body, around: tuple[For, ...]) -> None:
+    """No statement may change what the copy holds, nor where it is read."""
+    written = written_in(body)
     for value in (o for size in (*load.indices, *load.mask) for o in size.opaques):
         if any(inner.buffer in written for inner in loads(value)):
             raise ScheduleError(f"its subscript {value} changes")
-    return load, found[load]
+    own = [a for a in accesses(body, around) if a.buffer == load.buffer]
+    reads = [a for a in own if not a.writes and a.indices == load.indices]
+    for write in (a for a in own if a.writes):
+        if any(may_meet(kernel, write, read, {}, around, written) for read in reads):
+            raise ScheduleError(f"it is written at {describe((write, write))}")
 
 
 def _axes_used(load: Load, loops: tuple[For, ...]) -> list[str]:
@@ -260,14 +266,19 @@ def most_trips(loop: For) -> Size:
     return (extent + (loop.step - 1)) // loop.step
 
 
-def _require_bounds(kernel: Kernel, load: Load, loops: tuple[For, ...]) -> None:
-    """The copy may not touch memory that the loads did not."""
+def _within_bounds(kernel: Kernel, load: Load, loops: tuple[For, ...]) -> Load:
+    """The load as the copy makes it: under a mask where its subscripts could be outside, as they are in iterations that
+    the loops around the old load do not have."""
     buffers = kernel.buffers()
+    mask = load.mask
     for inner in loads(load):
         facts = facts_for(kernel, loops, inner.mask)
         for index, extent in zip(inner.indices, buffers[inner.buffer].extents):
-            if not (facts.proves(index) and facts.proves_below(index, extent)):
+            conditions = [c for c in (index + 1, extent - index) if not facts.proves(c - 1)]
+            if conditions and (inner != load or index.opaques):
                 raise ScheduleError(f"{index} may be outside 0..{extent} where it is copied")
+            mask = (*mask, *conditions)
+    return replace(load, mask=mask)
 
 
 # ---------------------------------------------------------------------- inline
