@@ -10,6 +10,7 @@ import pytest
 from graph_shorthands import Program, binary, i, k, load, parameter, program, scalar, update
 from op_programs import PROGRAMS, gather, sparse_rows
 
+import intarsia
 from intarsia.ir.dtypes import F32, I32, I64, Array
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Graph, Module
@@ -146,3 +147,18 @@ def test_updates_work_in_place_where_no_point_reads_what_another_writes() -> Non
     roles = {tuple(b.role for b in k.parameters) for k in lowered.kernels}
     assert roles == {("inout",), ("in", "out")}
     assert sum(b.role == "out" for k in lowered.kernels for b in k.parameters) == 1, "only the shifted row is copied"
+
+
+def test_a_sweep_in_place_leaves_its_input_alone() -> None:
+    """A loop that became one kernel changes its state, never the argument that the state begins as."""
+    text = """
+fn f(x: f64[N]) -> (f64[N], f64[N]) {
+    y = loop (s = x) for j in 1..N { yield update s[j] += s[j - 1] }
+    return x, y
+}
+"""
+    x = np.arange(1.0, 8.0)
+    same, sums = intarsia.compile(text, use_cache=False).f(x)
+    np.testing.assert_array_equal(x, np.arange(1.0, 8.0))
+    np.testing.assert_array_equal(same, x)
+    np.testing.assert_array_equal(sums, np.cumsum(x))

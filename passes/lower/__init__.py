@@ -13,7 +13,7 @@ values in memory, and the order of its nodes is the order of execution. See docs
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from intarsia.ir.graph import Module, Node, Region, Structured, Value
@@ -29,6 +29,7 @@ from intarsia.passes.lower.kernel import GroupLowering, LoweredGroup, literal_of
 from intarsia.passes.lower.loops import lower_pointwise_loop, members_of, runs_inside
 from intarsia.passes.lower.names import kernel_label
 from intarsia.passes.lower.order import readers_first
+from intarsia.passes.lower.recurrences import recurrence
 from intarsia.passes.lower.stages import Names, rename_buffers
 from intarsia.passes.pipeline import Context, Pass
 
@@ -52,7 +53,19 @@ class Lower(Pass):
         loops_inside = self.pointwise_loops and checks is None
         lowering = _RegionLowering(kernels, frozenset(graph.body.parameters), checks, loops_inside)
         body = lowering.region(graph.body, scope, {})
-        return replace(module.with_body(body), kernels=kernels.in_order)
+        called = frozenset(kernels_called(body))
+        return replace(module.with_body(body), kernels=tuple(k for k in kernels.in_order if k.name in called))
+
+
+def kernels_called(region: Region) -> Iterator[str]:
+    """The names of the kernels that a region calls."""
+    for node in region.nodes:
+        match node:
+            case Call(kernel):
+                yield kernel
+            case Loop(body=body, condition=condition):
+                yield from kernels_called(body)
+                yield from kernels_called(condition) if condition is not None else ()
 
 
 class Kernels:
@@ -150,7 +163,7 @@ class _Block:
             case Loop() if self.lowering.loops_inside and runs_inside(node):
                 self._pointwise_loop(node)
             case Loop():
-                self._append(node, self._loop(node))
+                self._plan_loop(node)
             case ListGet(source, old):
                 (index,), scalars = self._scalars((old,), node.scalars)
                 if old.opaques and not index.opaques and isinstance(source.type, ListType):  # data that is a literal
@@ -180,6 +193,22 @@ class _Block:
         lower_pointwise_loop(group, loop)
         words = ("scan" if loop.stacked else "loop", *((kernel_label(members),) if members else ()))
         self._call(group.finish("", loop.span), "_".join(words), loop)
+
+    def _plan_loop(self, old: Loop) -> None:
+        """A loop of the plan, or the kernel that does all its steps if each of them changes single elements."""
+        new = self._loop(old)
+        called = {k.name: k for k in self.lowering.kernels.in_order}
+        made = recurrence(new, called, self.scope.names) if self.lowering.loops_inside else None
+        if made is None:
+            self._append(old, new)
+            return
+        kernel = self.lowering.kernels.add(
+            made.kernel, f"{made.kernel.name.removeprefix(self.lowering.kernels.prefix + '_')}_{new.counter}"
+        )
+        sizes = tuple(map(Size.of, kernel.sizes))
+        call = Call(kernel.name, made.arguments, made.types, sizes, span=old.span, more_spans=old.more_spans)
+        self.nodes.append(call)
+        self.values.update((v, call.values[made.results[n]]) for n, v in enumerate(old.values))
 
     def _call(self, lowered: LoweredGroup, label: str, node: Node) -> None:
         """Call a kernel; its results stand for what the group computes."""
