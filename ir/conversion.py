@@ -43,8 +43,8 @@ def from_codes(patterns: Array, dtype: DType) -> Array:
     if dtype == BOOL:
         return np.asarray(patterns != 0)
     if dtype.bits >= 8 or dtype.is_float:
-        patterns = np.ascontiguousarray(patterns.astype(f"u{dtype.bytes}"))
-        return patterns.view(dtype.numpy).reshape(np.shape(patterns))
+        contiguous = np.ascontiguousarray(patterns.astype(f"u{dtype.bytes}"))  # which makes a vector of a scalar
+        return contiguous.view(dtype.numpy).reshape(np.shape(patterns))
     return _low_bits(patterns, dtype)
 
 

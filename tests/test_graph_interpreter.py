@@ -104,6 +104,8 @@ def test_f64_rounds_once_to_bf16() -> None:
 
 def test_bitcasts() -> None:
     assert reinterpret(f32(1.0), F32, I32).tolist() == [0x3F800000]
+    scalar = reinterpret(np.asarray(1.0, np.float32), F32, I32)
+    assert scalar.shape == () and scalar == 0x3F800000
     i4, f4 = dtype("i4"), dtype("f4e2m1")
     assert i4 is not None and f4 is not None
     assert reinterpret(convert(i64(-1, 7), I64, i4), i4, f4).astype(float).tolist() == [-6, 6]

@@ -6,24 +6,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from guarded_memory import GuardedMemory
 
 from intarsia.backends.cpu.compile import load as load_code
-from intarsia.driver import Compilation, Options
-from intarsia.dsl.library import load
+from intarsia.backends.cpu.machine import LoadedFunction
+from intarsia.driver import Compilation
+from intarsia.ir.dtypes import Array
 from intarsia.ir.errors import CompileError, Source
 from intarsia.ir.interpreter import evaluate
 from intarsia.ir.plan_interpreter import run_plan
+from intarsia.ir.points import Operand
 from intarsia.ir.tolerance import Expected, expected
-from intarsia.program import type_of
-from intarsia.runtime.native import NativeFunction, address_of, native_symbols
-
-Arrays = Mapping[str, npt.NDArray[np.generic]]
+from intarsia.options import Options
+from intarsia.program import Program
+from intarsia.runtime.native import NativeFunction, address_of, native_symbols, pointer_table
+from intarsia.runtime.threads import THREADS
 
 LEVELS = ("reference", "fused", "kernels", "scheduled", "plan", "cpu")
-SLOW_WORK = 200_000
-"""Scalar operations beyond which kernels are not interpreted one element at a time."""
+OPTIONS = Options()
+NOT_YET = "E0901"
+"""What the compiler says it cannot compile yet; the interpreters run it."""
 
 
 @dataclass(frozen=True)
@@ -38,63 +40,89 @@ class Failure:
         return f"{self.level}: {self.message.splitlines()[0][:60]}" if self.message else self.level
 
 
-def compare(text: str, arguments: Arrays, levels: Sequence[str] = LEVELS) -> Failure | None:
-    """The first level whose result differs from the reference in f64 beyond its error bound, or that fails."""
+def compare(
+    text: str, arguments: Mapping[str, object], levels: Sequence[str] = LEVELS, options: Options = OPTIONS
+) -> Failure | None:
+    """The first level whose result differs from the reference in f64 beyond its error bound, or that fails.
+
+    Arguments that the program does not have are left out.
+    """
     level = "build"
     try:
-        library = load(Source("fuzz.ita", text))
-        types = {name: type_of(np.asarray(a)) for name, a in arguments.items()}
-        sizes = library.bind_sizes(None, types, {})
-        module = library.build(None, types=types, dims=sizes, statics={})
-        inputs = [np.asarray(arguments[p.label]) for p in module.graph.parameters]
+        function = Program(Source("fuzz.ita", text), options, use_cache=False).entry()
+        known = {p.name for p in function.form.parameters}
+        given, dims = function.arrange((), {n: a for n, a in arguments.items() if n in known})
+        statics, tensors = function.split(given)
+        compilation = function.compilation(tensors, statics, dims)
+        module, sizes = compilation.source_module, compilation.sizes
+        inputs = [_plain(tensors[p.label]) for p in module.graph.parameters]
         wanted = expected(module, inputs, sizes)
-        compilation = Compilation(module, sizes, Options())
         for level in levels:
-            results = _run(level, compilation, inputs, sizes)
-            if (message := _mismatch(wanted, results)) is not None:
-                return Failure(level, message)
+            for results in _run(level, compilation, inputs):
+                if (message := _mismatch(wanted, results)) is not None:
+                    return Failure(level, message)
     except CompileError as error:
+        if error.code == NOT_YET:
+            return None
         return Failure(level, f"{error.code}: {error}")
     except (AssertionError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         return Failure(level, f"{type(error).__name__}: {error}")
     return None
 
 
-def _run(
-    level: str, compilation: Compilation, inputs: list[npt.NDArray[np.generic]], sizes: Mapping[str, int]
-) -> Sequence[npt.NDArray[np.generic]]:
+def _plain(tensor: object) -> Operand:
+    return [np.asarray(a) for a in tensor] if isinstance(tensor, (list, tuple)) else np.asarray(tensor)
+
+
+def _run(level: str, compilation: Compilation, inputs: list[Operand]) -> list[Sequence[Array]]:
+    """The results of one level; of machine code with one thread and with several, which must be the same."""
+    sizes = compilation.sizes
     match level:
         case "reference":
-            return evaluate(compilation.source_module, inputs, sizes)
+            return [evaluate(compilation.source_module, inputs, sizes)]
         case "fused" | "kernels" | "scheduled":
-            return evaluate(getattr(compilation, level), inputs, sizes)
+            return [evaluate(getattr(compilation, level), inputs, sizes)]
         case "plan":
-            return run_plan(compilation.plan, inputs, sizes)
-        case _:
-            return _run_native(compilation, inputs)
-
-
-def _run_native(compilation: Compilation, inputs: list[npt.NDArray[np.generic]]) -> list[npt.NDArray[np.generic]]:
-    """Machine code on guarded memory: arguments, poisoned results and workspace each end at a page without access."""
-    plan, code = compilation.plan, compilation.code
+            return [run_plan(compilation.plan, inputs, sizes)]
+    code = compilation.code
     loaded = load_code(code.object_code, code.entry, native_symbols())
+    found = []
+    before = THREADS.get()
+    for threads in (1, 3):
+        THREADS.set(threads)
+        found.append(_run_native(compilation, loaded, inputs))
+    THREADS.set(before)
+    for one, other in zip(*found):
+        assert one.tobytes() == other.tobytes(), "the number of threads changes a result"
+    return found[:1]
+
+
+def _run_native(compilation: Compilation, loaded: LoadedFunction, inputs: list[Operand]) -> list[Array]:
+    """Machine code on guarded memory: arguments, poisoned results and workspace each end at a page without access."""
+    plan = compilation.plan
+    sizes = {name: compilation.sizes[name] for name in plan.sizes}
     memory = GuardedMemory()
     outputs = [
-        memory.array(np.full(tuple(map(int, s.shape)), 85, s.dtype.numpy))
-        for s in sorted((s for s in plan.slots if s.place == "output"), key=lambda s: s.index)
+        memory.array(np.full(tuple(s.evaluate(sizes) for s in slot.shape), 85, slot.dtype.numpy))
+        for slot in sorted((s for s in plan.slots if s.place == "output"), key=lambda s: s.index)
     ]
-    guarded = [memory.array(np.ascontiguousarray(a)) for a in inputs]
-    workspace = memory.array(np.full(-(-int(plan.workspace_bytes) // 64) * 64, 0x7F, np.uint8))
-    function = NativeFunction(loaded.address, len(guarded), len(outputs), owner=loaded)
-    addresses = ([address_of(a) for a in guarded], [address_of(a) for a in outputs])
-    status = function.call(*addresses, workspace=address_of(workspace))
+    guarded = [[memory.array(a) for a in i] if isinstance(i, list) else memory.array(i) for i in inputs]
+    tables = [pointer_table(g) if isinstance(g, list) else g for g in guarded]
+    workspace = memory.array(np.full(-(-plan.workspace_bytes.evaluate(sizes) // 64) * 64, 0x7F, np.uint8))
+    function = NativeFunction(loaded.address, len(inputs), len(outputs), len(sizes), owner=loaded)
+    addresses = ([address_of(t) for t in tables], [address_of(a) for a in outputs])
+    status = function.call(*addresses, list(sizes.values()), workspace=address_of(workspace))
     assert status == 0, f"the entry function returned {status}"
-    for given, kept in zip(inputs, guarded):
+    for given, kept in zip(_flat(inputs), _flat(guarded)):
         assert given.tobytes() == kept.tobytes(), "an input was written"
     return outputs
 
 
-def _mismatch(wanted: Sequence[Expected], results: Sequence[npt.NDArray[np.generic]]) -> str | None:
+def _flat(operands: Sequence[Operand]) -> list[Array]:
+    return [a for o in operands for a in (o if isinstance(o, list) else [o])]
+
+
+def _mismatch(wanted: Sequence[Expected], results: Sequence[Array]) -> str | None:
     for index, (reference, result) in enumerate(zip(wanted, results)):
         if (message := reference.mismatch(np.asarray(result))) is not None:
             return f"result{index}: {message}"

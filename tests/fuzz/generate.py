@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import rarer
 
 SIZES = (0, 1, 1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33)
 DIMS = ("A", "B", "C", "D")
+
+Argument: TypeAlias = "npt.NDArray[np.generic] | dict[str, npt.NDArray[np.generic]] | list[Argument]"
+"""A tensor, a struct of them, or a list of structs."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,15 @@ class FuzzProgram:
     seed: int
     text: str
     sizes: dict[str, int]
-    arguments: dict[str, npt.NDArray[np.generic]]
+    arguments: dict[str, Argument]
 
 
 @dataclass
 class Generator:
-    """Builds one function body, statement by statement."""
+    """Builds one function body, statement by statement.
+
+    lists: the parameters that are lists of square structs: name, dimension, length.
+    """
 
     random: random.Random
     sizes: dict[str, int]
@@ -52,6 +60,7 @@ class Generator:
     counter: int = 0
     indent: str = "    "
     functions: list[str] = field(default_factory=list)
+    lists: list[tuple[str, str, int]] = field(default_factory=list)
 
     # ---------------------------------------------------------------- choosing
 
@@ -444,9 +453,7 @@ class Generator:
         v = self.pick(floating=True)
         if v is None:
             return False
-        if not self.functions:
-            self.functions.append("fn helper[T: float](x: T[..S]) -> T[..S] {\n    return tanh(x) + 0.5 * x\n}")
-        self.add(f"helper({v.name})", v.dtype, v.dims, False, False)
+        self.add(f"{rarer.declare(self, 'helper')}({v.name})", v.dtype, v.dims, False, False)
         return True
 
     STATEMENTS = (
@@ -457,7 +464,9 @@ class Generator:
 
     def statement(self, kinds: tuple[str, ...] = STATEMENTS) -> None:
         for _ in range(8):
-            if getattr(self, self.random.choice(kinds))():
+            rare = self.random.random() < 0.35
+            done = self.random.choice(rarer.STATEMENTS)(self) if rare else getattr(self, self.random.choice(kinds))()
+            if done:
                 self.lines = [line for line in self.lines if line]
                 return
 
@@ -478,7 +487,7 @@ def generate(seed: int, statements: int | None = None) -> FuzzProgram:
     sizes = {d: rng.choice(SIZES) for d in DIMS}
     generator = Generator(rng, sizes)
     numbers = np.random.default_rng(seed)
-    arguments: dict[str, npt.NDArray[np.generic]] = {}
+    arguments: dict[str, Argument] = {}
     parameters = []
     for _ in range(rng.randint(1, 4)):
         dims = tuple(rng.sample(DIMS, rng.choice((0, 1, 1, 2, 2, 2, 3))))
@@ -493,6 +502,7 @@ def generate(seed: int, statements: int | None = None) -> FuzzProgram:
         else:
             low = 0 if dtype[0] == "u" else -9
             arguments[variable.name] = numbers.integers(low, 10, shape).astype(numpy_dtype)
+    _more_parameters(seed, generator, parameters, arguments)
     first = len(generator.scope)
     unbound = [d for d in DIMS if not any(d in v.dims for v in generator.scope)]
     for _ in range(statements or rng.randint(1, 9)):
@@ -504,3 +514,46 @@ def generate(seed: int, statements: int | None = None) -> FuzzProgram:
     head = f"fn main({', '.join(parameters)}) -> {result_types} {{"
     text = "\n\n".join([*generator.functions, f"{head}\n{body}\n}}"]) + "\n"
     return FuzzProgram(seed, text, {d: n for d, n in sizes.items() if d not in unbound}, arguments)
+
+
+def _more_parameters(seed: int, generator: Generator, parameters: list[str], arguments: dict[str, Argument]) -> None:
+    """Perhaps a tensor with NaN, infinities and zeros of both signs or of a rarer dtype, a struct, a list of structs.
+
+    By random numbers of their own: the other parameters of a seed stay what they are.
+    """
+    rng, numbers, sizes = random.Random(seed + 0.5), np.random.default_rng(seed + 1), generator.sizes
+    if rng.random() < 0.3:
+        dims = tuple(rng.sample(DIMS, rng.choice((1, 2, 2))))
+        variable = Variable(generator.fresh("z"), rng.choice(("f32", "f32", "f16", "bool", "i16", "u32", "u64")), dims)
+        shape = tuple(sizes[d] for d in dims)
+        if variable.dtype.startswith("f"):
+            special = rng.choice(([np.nan], [np.inf, -np.inf], [0.0, -0.0]))
+            values = np.where(numbers.random(shape) < 0.2, numbers.choice(special, shape), numbers.normal(size=shape))
+        else:
+            values = numbers.integers(0, 2 if variable.dtype == "bool" else 9, shape)
+        numpy_dtype = {"f32": "f4", "f16": "f2", "bool": "?", "i16": "i2", "u32": "u4", "u64": "u8"}[variable.dtype]
+        arguments[variable.name] = values.astype(numpy_dtype)
+        parameters.append(f"{variable.name}: {variable.type}")
+        generator.scope.append(variable)
+    if rng.random() < 0.3:
+        rows, columns = rng.sample(DIMS, 2)
+        name, listed = generator.fresh("p"), rng.random() < 0.5
+        columns = rows if listed else columns
+        generator.functions.append("struct Linear(N, K) {\n    weight: f32[N, K]\n    bias: f32[N]\n}")
+
+        def linear() -> dict[str, npt.NDArray[np.generic]]:
+            shape = (sizes[rows], sizes[columns])
+            return {"weight": _uniform(numbers, shape), "bias": _uniform(numbers, shape[:1])}
+
+        length = rng.randint(1, 3)
+        arguments[name] = [linear() for _ in range(length)] if listed else linear()
+        parameters.append(f"{name}: Linear({rows}, {columns}){f'[{length}]' if listed else ''}")
+        if listed:
+            generator.lists.append((name, rows, length))
+        place = f"[{rng.randrange(length)}]" if listed else ""
+        generator.add(f"{name}{place}.weight", "f32", (rows, columns), True, True)
+        generator.add(f"{name}{place}.bias", "f32", (rows,), True, True)
+
+
+def _uniform(numbers: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[np.generic]:
+    return numbers.uniform(-1, 1, shape).astype(np.float32)

@@ -1,12 +1,14 @@
-"""A long run of the fuzzer: `python tests/fuzz/run.py FIRST COUNT [--keep DIR]`.
+"""A long run of the fuzzer: `python tests/fuzz/run.py FIRST COUNT [--keep DIR] [--dynamic] [--target TARGET]`.
 
 Seeds FIRST to FIRST + COUNT; progress and failures grouped by kind; for each new kind a reduced program is kept in DIR
-(default tests/fuzz/found), named by its seed. A run is resumed by its range of seeds.
+(default tests/fuzz/found), named by its seed. A run is resumed by its range of seeds. With `--dynamic` some of the
+dimensions of each program stay open.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import time
 from pathlib import Path
@@ -19,14 +21,22 @@ from generate import FuzzProgram, generate
 
 from intarsia.deep_stack import with_deep_stack
 from intarsia.ir.errors import Source
+from intarsia.options import Options
 from intarsia.reduction import reduce_program
 
 
-def reduced(program: FuzzProgram, kind: str) -> str:
+def options_for(program: FuzzProgram, target: str, dynamic: bool) -> Options:
+    """How a program is compiled: dimensions that stay open are chosen by its seed."""
+    names = sorted(program.sizes)
+    chosen = random.Random(program.seed).sample(names, random.Random(program.seed).randint(0, len(names)))
+    return Options(target=target, dynamic=tuple(chosen) if dynamic else ())
+
+
+def reduced(program: FuzzProgram, kind: str, options: Options) -> str:
     """The smallest program with a failure of the same kind."""
 
     def fails(source: Source) -> bool:
-        failure = compare(source.text, program.arguments)
+        failure = compare(source.text, program.arguments, options=options)
         return failure is not None and failure.kind.split(":")[0] == kind.split(":")[0] and failure.level != "build"
 
     return reduce_program(Source("fuzz.ita", program.text), fails).text
@@ -38,17 +48,20 @@ def main() -> int:
     parser.add_argument("count", type=int)
     parser.add_argument("--keep", type=Path, default=Path(__file__).parent / "found")
     parser.add_argument("--levels", default=",".join(LEVELS))
+    parser.add_argument("--target", default="cpu")
+    parser.add_argument("--dynamic", action="store_true", help="keep some of the dimensions open")
     options = parser.parse_args()
     kinds: dict[str, list[int]] = {}
     start = time.perf_counter()
     for number, seed in enumerate(range(options.first, options.first + options.count)):
         program = generate(seed)
-        failure = compare(program.text, program.arguments, options.levels.split(","))
+        compiled = options_for(program, options.target, options.dynamic)
+        failure = compare(program.text, program.arguments, options.levels.split(","), compiled)
         if failure is not None:
             if failure.kind not in kinds:
                 print(f"\nseed {seed}: {failure.level}: {failure.message}\n", flush=True)
                 options.keep.mkdir(exist_ok=True, parents=True)
-                text = program.text if failure.level == "build" else reduced(program, failure.kind)
+                text = program.text if failure.level == "build" else reduced(program, failure.kind, compiled)
                 (options.keep / f"{seed}.ita").write_text(f"# {failure.kind}\n{text}", encoding="utf-8")
             kinds.setdefault(failure.kind, []).append(seed)
         if number % 100 == 99:
