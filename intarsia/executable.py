@@ -18,6 +18,7 @@ from intarsia.ir.sizes import Size
 from intarsia.runtime import buffers
 from intarsia.runtime.dispatch import NativeCall, TensorGuard
 from intarsia.runtime.native import ErrorRecord, NativeFunction, address_of, native_symbols, pointer_table
+from intarsia.runtime.threads import PARALLEL
 from intarsia.signature import size_of
 
 
@@ -137,7 +138,8 @@ class Executable:
         """The entry function in this process."""
         from intarsia.backends.cpu.machine import load
 
-        loaded = load(self.pieces, self.entry, native_symbols())
+        parallel = any(PARALLEL.encode() in piece for piece in self.pieces)  # the symbol's name, if it is referred to
+        loaded = load(self.pieces, self.entry, native_symbols(parallel=parallel))
         return NativeFunction(loaded.address, len(self.inputs), len(self.outputs), len(self.sizes), owner=loaded)
 
     def prepare(self, sizes: Mapping[str, int]) -> PreparedCall:

@@ -13,13 +13,15 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from intarsia.cache import Cache
 from intarsia.ir.target import Rates, Target
 from intarsia.options import host_target, known_rates, remember_rates
-from intarsia.runtime.threads import parallel_runtime, thread_count
+from intarsia.runtime.team import team_entry
+from intarsia.runtime.threads import thread_count
 
 _ACCUMULATORS = 12  # enough for two units of latency 5, and they fit 16 registers
 _STEPS = 1 << 20
@@ -27,6 +29,8 @@ _REPEATS = 8
 _COPY_BYTES = 64 << 20
 _READ_BYTES = 128 << 20
 _FORKS = 2000
+
+_NOTHING_SOURCE = "define void @nothing(ptr %data) { ret void }"
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def measure_rates(cache: Cache) -> Rates:
         cache_bytes=tuple(_read(target, size, 1) / clock for size in beyond),
         memory_of_one=_read(target, _READ_BYTES, 1),
         memory=_read(target, _READ_BYTES, target.cores),
-        fork=_fork_seconds(target.cores) or default.fork,
+        fork=_fork_seconds(target, target.cores) or default.fork,
     )
     if (before := known_rates(cache, target)) is not None:
         found = Rates(
@@ -116,20 +120,21 @@ def _read(target: Target, size: int, threads: int) -> float:
     return threads * own * times / best
 
 
-def _fork_seconds(threads: int) -> float | None:
-    """Seconds to start threads and join them, or None without an OpenMP runtime."""
-    runtime = parallel_runtime()
-    if runtime is None or threads == 1:
+def _fork_seconds(target: Target, threads: int) -> float | None:
+    """Seconds to start threads and join them, or None for one thread."""
+    if threads == 1:
         return None
-    body = ctypes.CFUNCTYPE(ctypes.c_int)(runtime.team_size)  # a function that does nothing, whatever it is given
-    fork = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(runtime.fork)
-    address = ctypes.cast(body, ctypes.c_void_p)
+    nothing, owner = _compiled(_NOTHING_SOURCE, "nothing", target, None, ctypes.c_void_p)
+    fork = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(team_entry())
+    address = ctypes.cast(nothing, ctypes.c_void_p)  # type: ignore[arg-type]
 
     def run(thread: int) -> None:
         for _ in range(_FORKS):
             fork(address, None, threads, 0)
 
-    return _best_seconds(run, 1) / _FORKS
+    best = _best_seconds(run, 1) / _FORKS
+    del owner
+    return best
 
 
 def _best_seconds(work: Callable[[int], object], threads: int) -> float:
@@ -146,7 +151,7 @@ def _best_seconds(work: Callable[[int], object], threads: int) -> float:
 # ---------------------------------------------------------------------- code
 
 
-def _compiled(source: str, name: str, target: Target, *types: type) -> tuple[Callable[..., object], object]:
+def _compiled(source: str, name: str, target: Target, *types: Any) -> tuple[Callable[..., object], object]:
     """A function of LLVM IR, the type of its result and those of its arguments given, and what keeps it alive."""
     from intarsia.backends.cpu.compile import parse
     from intarsia.backends.cpu.machine import load, machine

@@ -361,7 +361,7 @@ def counting_teams(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         "GOMP_parallel": ctypes.cast(entry, ctypes.c_void_p).value,
         "intarsia_thread_count": ctypes.addressof(count),
     }
-    monkeypatch.setattr(executable, "native_symbols", lambda: {**native_symbols(), **own})
+    monkeypatch.setattr(executable, "native_symbols", lambda **chosen: {**native_symbols(**chosen), **own})
     monkeypatch.setattr(counting_teams, "kept", (entry, count), raising=False)
     return teams
 

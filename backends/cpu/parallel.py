@@ -1,9 +1,9 @@
 """Parallel loops: the body becomes a function, and the threads of a team take chunks of iterations from a counter.
 
 `@kernel.NAME.chunkN(captures…, i64 from, i64 to)` runs some iterations; `@kernel.NAME.workerN(ptr frame)` is what every
-thread of the team runs: it takes chunks until none is left. The team is opened by `GOMP_parallel` (libgomp, libomp)
-with as many threads as `@intarsia_thread_count` says at that moment (in a C library: as many as the OpenMP runtime
-says); for one thread the worker is called directly. Chunks are taken in any order and by any thread, so a slow core
+thread of the team runs: it takes chunks until none is left. The team is opened by `GOMP_parallel` (in Python that of
+this package, in a C library that of OpenMP) with as many threads as `@intarsia_thread_count` says at that moment (in a
+C library: as many as the OpenMP runtime says); for one thread the worker is called directly. Chunks are taken in any order and by any thread, so a slow core
 holds nobody up; as iterations of a parallel loop are independent, no result depends on it. Temporaries of the body that
 do not fit the stack are allocated once per thread.
 

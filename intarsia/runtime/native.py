@@ -51,13 +51,13 @@ class CheckFailure:
     values: tuple[int, ...]
 
 
-def native_symbols() -> dict[str, int]:
+def native_symbols(*, parallel: bool = True) -> dict[str, int]:
     """Names and addresses that compiled code may refer to, for the JIT linker; all live as long as the process.
 
-    `GOMP_parallel`, `GOMP_barrier`, `omp_get_thread_num`, `omp_get_num_threads`: functions.
     `intarsia_thread_count`: an `i32`, the threads to use, read on each call (1: call the body directly).
+    `GOMP_parallel`, where the code has `parallel` loops: opens a parallel region.
     """
-    return thread_symbols()
+    return thread_symbols(parallel=parallel)
 
 
 class NativeFunction:
