@@ -28,9 +28,6 @@ SLOW = {"div": 8, "sqrt": 10, "rsqrt": 12, "floordiv": 12, "mod": 12, "pow": 30}
 HIDDEN = 0.85
 """The part of what is not the slowest resource that runs behind it."""
 
-FILLED = 0.75
-"""The part of a cache that a kernel can count on."""
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -182,7 +179,7 @@ def _transfers(kernel: Kernel, extents: Extents, target: Target) -> dict[str, fl
     footprints = Footprints(extents, target.cache_line)
     found: dict[str, float] = {}
     for level, size in enumerate(target.caches):
-        brought = traffic(footprints, FILLED * size, kernel.body)
+        brought = traffic(footprints, size, kernel.body)
         moved = sum(n * (2 if name in written and name not in streamed else 1) for name, n in brought.items())
         rate = rates.cache_bytes[min(level, len(rates.cache_bytes) - 1)] * rates.clock
         if level == len(target.caches) - 1:

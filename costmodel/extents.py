@@ -20,6 +20,9 @@ OPEN = 1000
 RAGGED = 16
 """What an integer counts as that depends on data."""
 
+FILLED = 0.75
+"""The part of a cache that a kernel can count on."""
+
 
 @dataclass(frozen=True)
 class Extents:
@@ -81,40 +84,91 @@ class Extents:
                     self._visit(otherwise)
 
 
-class Footprints:
-    """Bytes of each buffer that a body touches when it runs once, each cache line once; remembered by body."""
+STARTED = 64
+"""Bytes that could be brought while a run of bytes begins, which no prefetcher foresees."""
 
-    def __init__(self, extents: Extents, line: int) -> None:
+WAYS = 12
+"""Lines of one set of a cache, about."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What is touched of a buffer: bytes, in whole lines, in runs of `run` bytes that lie `stride` bytes apart; 0
+    where they lie together."""
+
+    bytes: float
+    run: float
+    stride: int
+
+    def cost(self, startup: float) -> float:
+        """Bytes that could be brought in the same time if they lay together; `startup` for the beginning of a run."""
+        return self.bytes * (1 + startup / self.run) if self.stride else self.bytes
+
+    def occupied(self, capacity: float, line: int) -> float:
+        """Bytes of a cache that are taken: more than there are where the stride leads into few sets only."""
+        if self.stride % line:
+            return self.bytes
+        sets = 1 << max(0, int(math.log2(max(1, capacity / line / WAYS))))
+        reached = sets // math.gcd(self.stride // line, sets) * max(1.0, self.run / line)
+        return self.bytes * max(1.0, sets / reached)
+
+
+class Footprints:
+    """What a body touches of each buffer when it runs once, each cache line once; remembered by body."""
+
+    def __init__(self, extents: Extents, line: int, startup: float = STARTED) -> None:
         self.extents = extents
         self.line = line
-        self._known: dict[int, Mapping[str, float]] = {}
+        self.startup = startup
+        self._known: dict[int, Mapping[str, Footprint]] = {}
 
-    def of(self, body: Sequence[Statement]) -> Mapping[str, float]:
+    def of(self, body: Sequence[Statement]) -> Mapping[str, Footprint]:
         """For a body of the kernel, or a tuple of one statement of it."""
         key = id(body[0]) if len(body) == 1 else id(body)
         if key not in self._known:
             self._known[key] = self._count(body)
         return self._known[key]
 
-    def _count(self, body: Sequence[Statement]) -> Mapping[str, float]:
-        found: dict[str, float] = {}
+    def fits(self, body: Sequence[Statement], capacity: float) -> bool:
+        """Does all that a body touches stay in a cache of so many bytes until it is over?"""
+        found = self.of(body).values()
+        occupied = max((f.occupied(capacity, self.line) for f in found), default=0.0)
+        return sum(f.bytes for f in found) <= FILLED * capacity and occupied <= capacity
+
+    def cost(self, body: Sequence[Statement]) -> dict[str, float]:
+        """Bytes of each buffer that a body brings if nothing is there yet, short runs counted as longer ones."""
+        return {name: found.cost(self.startup) for name, found in self.of(body).items()}
+
+    def _count(self, body: Sequence[Statement]) -> Mapping[str, Footprint]:
+        found: dict[str, Footprint] = {}
         for leaf, loops in self.extents.leaves(body):
             for access in accesses((leaf,)):
                 buffer = self.extents.buffers[access.buffer]
                 if buffer.memory != "register":
                     touched = self._touched(buffer, access, loops)
-                    found[buffer.name] = max(found.get(buffer.name, 0), touched)
+                    known = found.get(buffer.name)
+                    if known is None or touched.bytes > known.bytes:
+                        found[buffer.name] = touched
         return found
 
-    def _touched(self, buffer: Buffer, access: Access, loops: Sequence[For]) -> float:
-        spans: list[float] = []
-        for index, extent in zip(access.indices[-len(buffer.shape) :] if buffer.shape else (), buffer.shape):
-            whole = max(1, self.extents.value(extent))
-            spans.append(min(whole, 1 + sum(self._reach(index, loop, whole) for loop in loops)))
-        if len(spans) < len(buffer.shape):  # the row of a routine
-            spans.append(max(1, self.extents.value(buffer.shape[-1])))
-        contiguous = spans.pop() if spans else 1
-        return math.prod(spans) * max(self.line, contiguous * buffer.dtype.bytes)
+    def _touched(self, buffer: Buffer, access: Access, loops: Sequence[For]) -> Footprint:
+        shape = [max(1, self.extents.value(extent)) for extent in buffer.shape]
+        indices = (
+            access.indices[len(access.indices) - len(shape) :] if len(access.indices) > len(shape) else access.indices
+        )
+        spans = [float(whole) for whole in shape]  # of the row of a routine, all
+        for d, index in enumerate(indices):
+            spans[d] = min(shape[d], 1 + sum(self._reach(index, loop, shape[d]) for loop in loops))
+        run, stride = float(buffer.dtype.bytes), 0
+        size = run
+        for span, whole in zip(reversed(spans), reversed(shape)):
+            if stride == 0 and span > 1 and run < size:
+                stride = int(size)
+            elif stride == 0:
+                run *= span
+            size *= whole
+        count = math.prod(spans) * buffer.dtype.bytes / run
+        return Footprint(count * max(self.line, run), run, stride)
 
     def _reach(self, index: Size, loop: For, whole: int) -> float:
         """How far an axis moves a subscript."""
@@ -128,22 +182,22 @@ class Footprints:
 
 
 def traffic(footprints: Footprints, capacity: float, body: Sequence[Statement]) -> Mapping[str, float]:
-    """Bytes of each buffer that one execution of a body brings into a cache of so many bytes.
+    """Bytes of each buffer that one execution of a body brings into a cache of so many bytes, short runs counted as the
+    longer ones that would take their time.
 
     The reuse argument of tiling: a loop brings each line once if one iteration fits the cache, since what the next
     iteration needs again is still there, and else as often as its body runs.
     """
     extents = footprints.extents
-    found = footprints.of(body)
-    if sum(found.values()) <= capacity:
-        return found
     total: dict[str, float] = {}
+    if footprints.fits(body, capacity):
+        return footprints.cost(body)
     for statement in extents.statements(body):
-        if isinstance(statement, For) and sum(footprints.of(statement.body).values()) > capacity:
+        if isinstance(statement, For) and not footprints.fits(statement.body, capacity):
             inner = traffic(footprints, capacity, statement.body)
             brought = {name: count * extents.trips[statement.axis] for name, count in inner.items()}
         else:
-            brought = dict(footprints.of((statement,)))
+            brought = footprints.cost((statement,))
         for name, count in brought.items():
             total[name] = total.get(name, 0) + count
     return total

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from intarsia.costmodel.analytic import estimate
-from intarsia.costmodel.extents import Extents, Footprints, traffic
+from intarsia.costmodel.extents import FILLED, Extents, Footprints, traffic
 from intarsia.dsl.library import load
 from intarsia.ir.errors import Source
 from intarsia.ir.kernel import Kernel
@@ -46,11 +46,11 @@ def naive(program: str, **sizes: int) -> Kernel:
 def test_bytes_are_those_of_a_simulated_cache(program: str, capacity: int) -> None:
     """What the model says goes through a cache is what a simulated one sees, within a factor of two."""
     scheduled = naive(program, N=24, M=40)
-    footprints = Footprints(Extents.of(scheduled), 4)
-    predicted = sum(traffic(footprints, capacity * 4, scheduled.body).values()) / 4
+    footprints = Footprints(Extents.of(scheduled), 4, startup=0)
+    predicted = sum(traffic(footprints, capacity * 4 / FILLED, scheduled.body).values()) / 4
     counted = sum(sum(pair) for pair in memory_traffic(scheduled, {}, capacity).values())
     temporaries = {b.name for b in scheduled.buffers().values()} - {b.name for b in scheduled.parameters}
-    own = traffic(footprints, capacity * 4, scheduled.body)
+    own = traffic(footprints, capacity * 4 / FILLED, scheduled.body)
     predicted -= sum(own.get(name, 0) for name in temporaries) / 4
     assert 1 / 2 <= predicted / counted <= 2
 
