@@ -87,6 +87,9 @@ class Extents:
 STARTED = 64
 """Bytes that could be brought while a run of bytes begins, which no prefetcher foresees."""
 
+CROWDED = 6
+"""How many lines to a set, against an even distribution, undo what prefetching does."""
+
 WAYS = 12
 """Lines of one set of a cache, about."""
 
@@ -100,9 +103,13 @@ class Footprint:
     run: float
     stride: int
 
-    def cost(self, startup: float) -> float:
-        """Bytes that could be brought in the same time if they lay together; `startup` for the beginning of a run."""
-        return self.bytes * (1 + startup / self.run) if self.stride else self.bytes
+    def cost(self, startup: float, capacity: float, line: int) -> float:
+        """Bytes that could be brought in the same time if they lay together: `startup` more for each run, and several
+        times so where what is brought early is thrown out before it is used."""
+        if not self.stride:
+            return self.bytes
+        is_crowded = self.occupied(capacity, line) > CROWDED * self.bytes
+        return self.bytes * (1 + (CROWDED if is_crowded else 1) * startup / self.run)
 
     def occupied(self, capacity: float, line: int) -> float:
         """Bytes of a cache that are taken: more than there are where the stride leads into few sets only."""
@@ -135,9 +142,9 @@ class Footprints:
         occupied = max((f.occupied(capacity, self.line) for f in found), default=0.0)
         return sum(f.bytes for f in found) <= FILLED * capacity and occupied <= capacity
 
-    def cost(self, body: Sequence[Statement]) -> dict[str, float]:
-        """Bytes of each buffer that a body brings if nothing is there yet, short runs counted as longer ones."""
-        return {name: found.cost(self.startup) for name, found in self.of(body).items()}
+    def cost(self, body: Sequence[Statement], capacity: float) -> dict[str, float]:
+        """Bytes of each buffer that a body brings into an empty cache, short runs counted as longer ones."""
+        return {name: found.cost(self.startup, capacity, self.line) for name, found in self.of(body).items()}
 
     def _count(self, body: Sequence[Statement]) -> Mapping[str, Footprint]:
         found: dict[str, Footprint] = {}
@@ -191,13 +198,13 @@ def traffic(footprints: Footprints, capacity: float, body: Sequence[Statement]) 
     extents = footprints.extents
     total: dict[str, float] = {}
     if footprints.fits(body, capacity):
-        return footprints.cost(body)
+        return footprints.cost(body, capacity)
     for statement in extents.statements(body):
         if isinstance(statement, For) and not footprints.fits(statement.body, capacity):
             inner = traffic(footprints, capacity, statement.body)
             brought = {name: count * extents.trips[statement.axis] for name, count in inner.items()}
         else:
-            brought = footprints.cost((statement,))
+            brought = footprints.cost((statement,), capacity)
         for name, count in brought.items():
             total[name] = total.get(name, 0) + count
     return total

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from intarsia.costmodel.analytic import estimate
 from intarsia.effort import effort_of
 from intarsia.executable import CheckText, Executable, TensorLayout
 from intarsia.ir.conditions import Condition
@@ -76,6 +77,7 @@ class Compilation:
             checks=self.options.checks,
             unordered=self.options.unordered,
             pinned_schedule=self.options.schedule,
+            predict=lambda kernel: estimate(kernel, self.target).seconds,
         )
 
     @cached_property

@@ -11,12 +11,13 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from intarsia.ir.errors import CompileError, Remark, Remarks, Span
 from intarsia.ir.graph import Module
+from intarsia.ir.kernel import Kernel
 from intarsia.ir.schedule import Schedule
 from intarsia.ir.target import Target
 from intarsia.passes import all_passes
@@ -33,8 +34,9 @@ class Context:
     """What a compilation hands to every pass: the machine, where remarks go, and what the user asked for.
 
     dynamic: dimension names that stay run-time values. checks: subscripts and divisors are checked at run time.
-    unordered: float atomics are allowed. pinned_schedule: the text of schedules that the user pins. schedules: the one
-    that each kernel got, filled in by `schedule`.
+    unordered: float atomics are allowed. pinned_schedule: the text of schedules that the user pins. predict: seconds of
+    a scheduled kernel on the target; without it, every decision is the likeliest one. schedules: the one that each
+    kernel got, filled in by `schedule`.
     """
 
     target: Target
@@ -43,6 +45,7 @@ class Context:
     checks: bool = False
     unordered: bool = False
     pinned_schedule: str | None = None
+    predict: Callable[[Kernel], float] | None = None
     schedules: dict[str, Schedule] = field(default_factory=dict)
 
 

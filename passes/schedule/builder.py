@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from intarsia.ir.errors import Remark, ScheduleError, Span
 from intarsia.ir.kernel import For, Kernel
@@ -10,6 +11,8 @@ from intarsia.ir.schedule import Schedule, Step, parse_step
 from intarsia.ir.target import Target
 from intarsia.passes.schedule.apply import apply_step
 from intarsia.passes.schedule.tree import NameSource, find_loop, loops_in
+
+T = TypeVar("T")
 
 SMALL = 20_000
 """Nanoseconds of work, about, below which waking other threads does not pay."""
@@ -21,12 +24,15 @@ SHARES = 4
 class Builder:
     """Applies steps to a kernel and remembers them.
 
-    `take` wants a step, `attempt` may do without it and leaves a remark that says why not.
+    `take` wants a step, `attempt` may do without it and leaves a remark that says why not. `choose` takes the first of
+    some options, unless `choices` names another by its place; `decisions` tells how many options each choice had.
     """
 
-    def __init__(self, kernel: Kernel, target: Target) -> None:
+    def __init__(self, kernel: Kernel, target: Target, choices: Mapping[str, int] | None = None) -> None:
         self.kernel = kernel
         self.target = target
+        self.choices = choices or {}
+        self.decisions: dict[str, int] = {}
         self.steps: list[Step] = []
         self._before: list[Kernel] = []
         self.remarks: list[Remark] = []
@@ -57,6 +63,11 @@ class Builder:
                 self.remark(str(error), done=False)
             return False
         return True
+
+    def choose(self, name: str, options: Sequence[T]) -> T:
+        """One of several options, the likeliest first: all of them give sound schedules."""
+        self.decisions[name] = len(options)
+        return options[self.choices.get(name, 0)]
 
     def split(self, axis: str, factor: int, tail: str = "mask") -> tuple[str, str]:
         """Split an axis; the names of the two that replace it."""

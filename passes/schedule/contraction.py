@@ -28,7 +28,7 @@ from intarsia.ir.schedule import (
 )
 from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
 from intarsia.passes.schedule.shape import count, effort, lanes_for, points, stride
-from intarsia.passes.schedule.tiling import Extents, Tiling, choose_tiling
+from intarsia.passes.schedule.tiling import Extents, Tiling, choose_tiling, other_tilings
 from intarsia.passes.schedule.tree import loops_in, perfect_nest, puts_in
 
 SQUARE = 4
@@ -157,9 +157,13 @@ def _batches(c: Contraction) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def schedule_contraction(b: Builder, loop: For) -> bool:
     """Schedule a contraction with its initial value and what follows it. Returns whether every step was legal."""
     c = find_contraction(b, loop)
-    tiling = choose_tiling(extents(b, c), b.target) if c is not None else None
-    if c is None or tiling is None:
+    if c is None:
         return False
+    size = extents(b, c)
+    likeliest = choose_tiling(size, b.target)
+    if likeliest is None:
+        return False
+    tiling = b.choose(f"tiling of {c.put.buffer}", [likeliest, *other_tilings(likeliest, size, b.target)])
     if tiling.few and _is_dot(b, c):
         return b.together(f"tiles of dot products of {c.put.buffer}", lambda: _tile_dots(b, c, tiling))
     return b.together(f"tiles of {c.put.buffer}", lambda: _tile(b, c, tiling))

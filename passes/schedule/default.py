@@ -6,6 +6,8 @@ vectors, outer loops go to threads. A step that is refused is left out; what was
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from intarsia.ir.kernel import For, Kernel
 from intarsia.ir.kernel_access import trips
 from intarsia.ir.kernel_effort import loop_effort
@@ -29,9 +31,12 @@ def schedule_kernel(kernel: Kernel, target: Target) -> tuple[Schedule, Kernel]:
     return b.schedule, b.kernel
 
 
-def build_schedule(kernel: Kernel, target: Target, repeated: bool = False) -> Builder:
-    """The same, with the remarks. `repeated`: the kernel runs in a loop, whose next step may want what it writes."""
-    b = Builder(kernel, target)
+def build_schedule(
+    kernel: Kernel, target: Target, repeated: bool = False, choices: Mapping[str, int] | None = None
+) -> Builder:
+    """The same, with the remarks. `repeated`: the kernel runs in a loop, whose next step may want what it writes.
+    `choices`: the place of an option, by the name of the decision, where it is not the likeliest one."""
+    b = Builder(kernel, target, choices)
     for loop in b.outermost():
         if loop in b.outermost():
             _ = schedule_convolution(b, loop) or schedule_contraction(b, loop)

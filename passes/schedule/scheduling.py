@@ -15,6 +15,7 @@ from intarsia.ir.ops import Call, Loop
 from intarsia.ir.schedule import Schedule
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.schedule.apply import apply
+from intarsia.passes.schedule.choosing import best_schedule
 from intarsia.passes.schedule.default import build_schedule
 
 
@@ -45,7 +46,10 @@ class ScheduleKernels(Pass):
                 return apply(kernel, own)
             except ScheduleError as error:
                 raise ScheduleError(f"kernel {kernel.name}: {error}") from None
-        built = build_schedule(kernel, context.target, repeated)
+        if context.predict is None:
+            built = build_schedule(kernel, context.target, repeated)
+        else:
+            built = best_schedule(kernel, context.target, context.predict, repeated)
         context.schedules[kernel.name] = built.schedule
         for remark in built.remarks:
             context.remarks.add(remark)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from intarsia.ir.target import Target
 from intarsia.passes.schedule.builder import SHARES
@@ -98,6 +99,27 @@ def choose_tiling(e: Extents, target: Target) -> Tiling | None:
         share = max(BLOCK_ROWS, -(-e.rows // -(-wanted * columns // e.columns)))
         block = 0 if share >= e.rows else -(-share // rows) * rows
     return Tiling(rows, vectors, e.lanes, block, columns, part, packed, inside, False)
+
+
+SHAPES = ((6, 4), (4, 4))
+"""Rows and vectors of other tiles that fit 32 registers."""
+
+
+def other_tilings(t: Tiling, e: Extents, target: Target) -> Iterator[Tiling]:
+    """Other sizes that may be better than the likeliest: packing or not, and tiles of another shape."""
+    if t.packed != e.across and e.movable and not t.few:
+        yield replace(t, packed=not t.packed)
+    for rows, vectors in SHAPES:
+        width = vectors * e.lanes
+        fits = rows * vectors + vectors < target.registers and (e.columns is None or width < e.columns + e.lanes)
+        if fits and (e.rows is None or rows <= e.rows) and (rows, vectors) != (t.rows, t.vectors):
+            yield replace(
+                t,
+                rows=rows,
+                vectors=vectors,
+                block_rows=-(-t.block_rows // rows) * rows,
+                block_columns=-(-t.block_columns // width) * width,
+            )
 
 
 def register_tile(e: Extents, target: Target, few: bool) -> tuple[int, int]:

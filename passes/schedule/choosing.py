@@ -1,0 +1,38 @@
+"""Choosing among schedules: a predictor of time looks at the decisions of the default schedule one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from intarsia.ir.kernel import Kernel
+from intarsia.ir.target import Target
+from intarsia.passes.schedule.builder import Builder
+from intarsia.passes.schedule.default import build_schedule
+
+Predictor: TypeAlias = Callable[[Kernel], float]
+"""Seconds that a scheduled kernel takes on the target."""
+
+LONG_ENOUGH = 50e-6
+"""Seconds from which on other decisions are looked at: each takes the compiler some 10 ms."""
+
+WORTH = 0.98
+"""A decision is changed if the kernel is then predicted to take at most this part of the time."""
+
+
+def best_schedule(kernel: Kernel, target: Target, predict: Predictor, repeated: bool = False) -> Builder:
+    """The schedule that a predictor likes best: from the default one on, each decision is changed in turn."""
+    best = build_schedule(kernel, target, repeated)
+    likeliest = expected = predict(best.kernel) if best.decisions else 0.0
+    if expected < LONG_ENOUGH:
+        return best
+    for name, options in tuple(best.decisions.items()):
+        for option in range(1, options):
+            other = build_schedule(kernel, target, repeated, {**best.choices, name: option})
+            predicted = predict(other.kernel)
+            if predicted < WORTH * expected:
+                best, expected = other, predicted
+    if best.choices:
+        chosen = ", ".join(f"{name}, option {option}" for name, option in best.choices.items())
+        best.remark(f"{chosen}: predicted {1e6 * expected:.3g} us against {1e6 * likeliest:.3g} us")
+    return best

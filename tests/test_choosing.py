@@ -1,0 +1,65 @@
+"""Choosing among the decisions of the default schedule by a predictor."""
+
+from __future__ import annotations
+
+import pytest
+from schedule_samples import assert_same_meaning
+
+from intarsia.dsl.library import load
+from intarsia.ir.errors import Source
+from intarsia.ir.kernel import Kernel
+from intarsia.ir.kernel_text import print_kernel
+from intarsia.ir.kernel_verifier import verify_kernel
+from intarsia.ir.target import TARGETS
+from intarsia.passes.pipeline import Context, default_pipeline
+from intarsia.passes.schedule.choosing import LONG_ENOUGH, best_schedule
+from intarsia.passes.schedule.default import build_schedule
+
+TARGET = TARGETS["cpu:x86-avx512"]
+
+
+def product(m: int, k: int, n: int) -> Kernel:
+    text = "fn f(a: f32[M, K], b: f32[K, N], c: f32[N]) -> f32[M, N] { return maximum(a @ b + c, 0.0) }"
+    module = load(Source("p", text)).build(None)
+    (found,) = default_pipeline({"M": m, "K": k, "N": n}).before("schedule").run(module, Context(TARGET)).kernels
+    return found
+
+
+def test_every_option_is_a_sound_schedule() -> None:
+    kernel = product(37, 19, 70)
+    decisions = build_schedule(kernel, TARGET).decisions
+    assert decisions
+    seen = set()
+    for name, options in decisions.items():
+        for option in range(options):
+            scheduled = build_schedule(kernel, TARGET, choices={name: option}).kernel
+            verify_kernel(scheduled)
+            assert_same_meaning(kernel, scheduled, {})
+            seen.add(print_kernel(scheduled))
+        assert len(seen) == options, "each option is another kernel"
+
+
+def test_the_predictor_decides() -> None:
+    kernel = product(256, 64, 512)
+    ((name, options),) = build_schedule(kernel, TARGET).decisions.items()
+    wanted = print_kernel(build_schedule(kernel, TARGET, choices={name: options - 1}).kernel)
+
+    def predict(found: Kernel) -> float:
+        return 1.0 if print_kernel(found) == wanted else 2.0
+
+    best = best_schedule(kernel, TARGET, predict)
+    assert best.choices == {name: options - 1}
+    assert best.remarks[-1].message.endswith("predicted 1e+06 us against 2e+06 us")
+
+
+@pytest.mark.parametrize("seconds", (LONG_ENOUGH / 2, 1.0))
+def test_nothing_changes_for_no_gain_or_in_short_kernels(seconds: float) -> None:
+    kernel = product(256, 64, 512)
+    asked: list[Kernel] = []
+
+    def predict(found: Kernel) -> float:
+        asked.append(found)
+        return seconds * (1.0 if len(asked) == 1 else 0.99)
+
+    assert best_schedule(kernel, TARGET, predict).choices == {}
+    assert (len(asked) == 1) == (seconds < LONG_ENOUGH)
