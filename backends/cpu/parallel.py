@@ -3,9 +3,9 @@
 `@kernel.NAME.chunkN(captures…, i64 from, i64 to)` runs some iterations; `@kernel.NAME.workerN(ptr frame)` is what every
 thread of the team runs: it takes chunks until none is left. The team is opened by `GOMP_parallel` (in Python that of
 this package, in a C library that of OpenMP) with as many threads as `@intarsia_thread_count` says at that moment (in a
-C library: as many as the OpenMP runtime says); for one thread the worker is called directly. Chunks are taken in any order and by any thread, so a slow core
-holds nobody up; as iterations of a parallel loop are independent, no result depends on it. Temporaries of the body that
-do not fit the stack are allocated once per thread.
+C library: as many as the OpenMP runtime says); for one thread the worker is called directly. Chunks are taken in any
+order and by any thread, so a slow core holds nobody up; as iterations of a parallel loop are independent, no result
+depends on it. Temporaries of the body that do not fit the stack are allocated once per thread.
 
 How many threads there are is bounded by the work: each has `NANOSECONDS_PER_THREAD` of it at least. A loop whose length
 is told by the run alone is one thread's if it is short (`SHORT`); for one whose length is known the schedule decided.
