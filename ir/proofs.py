@@ -44,8 +44,8 @@ class Facts:
 
     @cached_property
     def first_use(self) -> dict[Monomial, int]:
-        """Where each monomial, and each name, in quotients too, is first spoken of; axes of inner loops come after those
-        of outer ones."""
+        """Where each monomial, and each name, in quotients too, is first spoken of; axes of inner loops come after
+        those of outer ones."""
         found: dict[Monomial, int] = {}
         for position, fact in enumerate(self.nonnegative):
             for monomial in (*(m for m, _ in fact.terms), *((name,) for name in sorted(fact.symbols))):
