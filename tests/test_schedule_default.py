@@ -61,6 +61,10 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
         " return conv2d(x, w, stride=2, padding=1) }",
         {"N": 2, "I": 3, "O": 40, "H": 5, "W": 19},
     ),
+    "conv2d_groups": (
+        "fn f(x: f32[N, 6, 9, 11], w: f32[40, 3, 3, 3]) -> f32[N, 40, 7, 9] { return conv2d(x, w, groups=2) }",
+        {"N": 2},
+    ),
     "conv2d_narrow": (
         "fn f(x: f32[N, I, 7, 7], w: f32[O, I, 1, 3], b: f32[O]) -> f32[N, O, 7, 5] {"
         " c = conv2d(x, w)\n return tensor[n, o, i, j](c[n, o, i, j] * b[o]) }",
@@ -265,10 +269,15 @@ def test_convolutions_have_lanes_along_channels() -> None:
     counts = count_accesses(kernel, {})
     assert counts["y"].stores == 64 * 56 * 56 and counts["y"].loads == 0
     assert counts["w"].loads == 64 * 64 * 9  # packed once
-    (tile,) = [x for x in kernel.buffers().values() if x.memory == "register"]
-    assert [int(extent.constant or 0) for extent in tile.shape] == [8, 2, 16]  # pixels by two vectors of channels
+    tiles = [[int(n.constant or 0) for n in x.shape] for x in kernel.buffers().values() if x.memory == "register"]
+    assert sorted(tiles) == [[8, 2, 16], [16, 16]]  # pixels by two vectors of channels; squares of weights
     (main,) = [s for s, _ in walk(kernel.body) if isinstance(s, Put) and s.operator == "+="]
     assert not main.mask
+    grouped = text.replace("w: f32[O, I, ", "w: f32[O, I//4, ").replace("(x, w)", "(x, w, groups=4)")
+    (main,) = [
+        s for s, _ in walk(large(grouped, I=128, O=128, H=58, W=58).body) if isinstance(s, Put) and s.operator == "+="
+    ]
+    assert not main.mask and "//" not in str(main.value)
     few = large(text, I=64, O=3, H=58, W=58)
     assert all(b.memory != "cache" for b in few.buffers().values())  # lanes along three channels would be empty
 

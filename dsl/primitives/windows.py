@@ -12,10 +12,10 @@ from intarsia.dsl.semantics.scope import Scope
 from intarsia.dsl.semantics.values import Item
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.graph import Value
-from intarsia.ir.ops import Pad
+from intarsia.ir.ops import Pad, Reshape
 from intarsia.ir.ops.reduction import accumulated
 from intarsia.ir.scalar import Apply, Cast, Expr, Index, Load, cast
-from intarsia.ir.sizes import ZERO, Size, maximum, minimum
+from intarsia.ir.sizes import ONE, ZERO, Size, maximum, minimum
 from intarsia.ir.space import Axis, Space
 
 if TYPE_CHECKING:
@@ -85,23 +85,34 @@ def _convolution(rank: int) -> Callable[[Builder, Scope, Arguments, Span], Item]
         outer, inner = kernel.tensor.shape[:2]
         _require_channels(builder, x.tensor.shape[1], outer, inner, groups, name, span)
         padded = _padded(builder, x, windows, 0, span)
-        names = {n: builder.axis_symbol(n, None) for n in ("n", "o", "c", *letters, *offsets)}
-        axes = [Axis.of(names["n"], x.tensor.shape[0]), Axis.of(names["o"], outer)]
-        axes += [Axis.of(names[n], w.count(e)) for n, w, e in zip(letters, windows, extents)]
+        names = {n: builder.axis_symbol(n, None) for n in ("n", "g", "o", "c", *letters, *offsets)}
+        batch, group, out, channel = (Size.of(names[n]) for n in "ngoc")
+        spatial = [Axis.of(names[n], w.count(e)) for n, w, e in zip(letters, windows, extents)]
         reduced = [Axis.of(names["c"], inner), *(Axis.of(names[n], s) for n, s in zip(offsets, sizes))]
-        channel = Size.of(names["c"])
-        if groups > 1:
-            channel = channel + Size.of(names["o"]) // (outer // groups) * inner
+        axes = [Axis.of(names["n"], x.tensor.shape[0])]
+        each = outer // groups
+        if groups > 1:  # an axis of its own, so that no subscript needs a quotient
+            axes.append(Axis.of(names["g"], Size.of(groups)))
+            channel = channel + group * inner
+            out = group if each == ONE else out + group * each
+        if groups == 1 or each != ONE:
+            axes.append(Axis.of(names["o"], each))
+        axes += spatial
         places = [w.index(names[a], names[b]) for w, a, b in zip(windows, letters, offsets)]
+        weight = (out, *(Size.of(names[n]) for n in ("c", *offsets)))
         body = Apply(
             "mul",
             (
-                Load(builder.buffer(padded), (Size.of(names["n"]), channel, *places), x.dtype),
-                Load(builder.buffer(kernel), tuple(Size.of(names[n]) for n in ("o", "c", *offsets)), x.dtype),
+                Load(builder.buffer(padded), (batch, channel, *places), x.dtype),
+                Load(builder.buffer(kernel), weight, x.dtype),
             ),
         )
         summed, dtype = accumulated("sum", body)
-        return builder.compute(Space(tuple(axes), summed, dtype, tuple(reduced), "sum"), span)
+        result = builder.compute(Space(tuple(axes), summed, dtype, tuple(reduced), "sum"), span)
+        shape = (axes[0].extent, outer, *(a.extent for a in spatial))
+        if len(axes) == len(shape):
+            return result
+        return builder.add(Reshape(result, shape, span=span)).value
 
     return build
 

@@ -307,11 +307,11 @@ def _pack(b: Builder, c: Contraction, at: str, axes: tuple[str, ...]) -> None:
     if along == lane:
         write_out(b, copied[copied.index(panels) + 2 :])
     else:
-        _transpose(b, load.buffer, copied, along, lane)
+        transpose_copy(b, load.buffer, copied, along, lane)
     b.attempt(Version(panels))
 
 
-def _transpose(b: Builder, buffer: str, copied: tuple[str, ...], along: str, lane: str) -> None:
+def transpose_copy(b: Builder, buffer: str, copied: tuple[str, ...], along: str, lane: str) -> None:
     """Copy squares through registers: `along` is how the source lies in memory, `lane` how the copy does."""
     size = count(trips(b.loop(lane)))
     b.take(Reorder((*(axis for axis in copied if axis not in (along, lane)), along, lane)))

@@ -12,15 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from intarsia.ir.kernel import For
-from intarsia.ir.kernel_access import trips
+from intarsia.ir.kernel_access import is_injective, trips
 from intarsia.ir.scalar import loads
-from intarsia.ir.schedule import Accumulate, Localize, Merge, Pack, Reorder, Version
+from intarsia.ir.schedule import Accumulate, Collapse, Localize, Merge, Pack, Reorder, Version
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.contraction import (
     Contraction,
     Nest,
     find_contraction,
     share,
+    transpose_copy,
     unroll_reduction,
     write_out,
 )
@@ -56,7 +57,7 @@ def find_convolution(b: Builder, loop: For) -> Contraction | None:
     best, worth = None, _filled(pixels, lanes) * (1.0 if near else STRIDED)
     for axis in (plain.main.row, *plain.main.batch):
         c = find_contraction(b, loop, axis)
-        if c is None or any(i.as_name is None and i.constant is None for i in c.right.indices):
+        if c is None or not is_injective(c.right.indices, [x for x in loops_in((loop,)) if x.axis in c.right.symbols]):
             continue
         channels = trips(b.loop(axis)).constant or lanes
         found = _filled(channels, lanes) * _filled(pixels, _rows(b, c))
@@ -78,9 +79,10 @@ def _rows(b: Builder, c: Contraction) -> int:
 
 @dataclass(frozen=True)
 class _Tiled:
-    """The axes of a nest after it was split: panels of channels, batches and rows of pixels, tiles in a row; inside a
-    tile pixels and channels."""
+    """The axes of a nest after it was split: groups, which have weights of their own, panels of channels, batches and
+    rows of pixels, tiles in a row; inside a tile pixels and channels."""
 
+    groups: tuple[str, ...]
     panels: str
     batch: tuple[str, ...]
     tiles: str
@@ -89,28 +91,30 @@ class _Tiled:
 
     @property
     def outer(self) -> tuple[str, ...]:
-        return (self.panels, *self.batch, self.tiles)
+        return (*self.groups, self.panels, *self.batch, self.tiles)
 
 
-def _split(b: Builder, nest: Nest, rows: int, vectors: int, lanes: int) -> _Tiled:
+def _split(b: Builder, nest: Nest, grouped: Sequence[bool], rows: int, vectors: int, lanes: int) -> _Tiled:
     tiles, pixel = b.split(nest.row, rows)
     panels, channel = b.split(nest.column, vectors * lanes)
     channels = b.split(channel, lanes) if vectors > 1 else (channel,)
-    return _Tiled(panels, nest.batch, tiles, pixel, channels)
+    groups, batch = (tuple(a for a, own in zip(nest.batch, grouped) if own == wanted) for wanted in (True, False))
+    return _Tiled(groups, panels, batch, tiles, pixel, channels)
 
 
 def _tile(b: Builder, c: Contraction) -> None:
     """Tiles in registers, lanes along the channels; results are written along the pixels."""
     rows, lanes = _rows(b, c), lanes_for((c.put,), b.target)
     vectors = min(VECTORS, -(-(trips(b.loop(c.main.column)).constant or VECTORS * lanes) // lanes))
-    main = _split(b, c.main, rows, vectors, lanes)
+    grouped = [axis in c.right.symbols for axis in c.main.batch]
+    main = _split(b, c.main, grouped, rows, vectors, lanes)
     reduced = c.main.reduced
     b.take(Reorder((*main.outer, *reduced, main.pixel, *main.channels)))
     if c.initial is not None:
-        initial = _split(b, c.initial, rows, vectors, lanes)
+        initial = _split(b, c.initial, grouped, rows, vectors, lanes)
         b.take(Reorder((*initial.outer, initial.pixel, *initial.channels)))
     for epilogue in c.epilogues:
-        own = _split(b, epilogue, rows, vectors, lanes)
+        own = _split(b, epilogue, grouped, rows, vectors, lanes)
         b.take(Reorder((*own.outer, *own.channels, own.pixel)))
         for ours, theirs in zip(main.outer, own.outer):
             b.take(Merge((ours, theirs)))
@@ -128,7 +132,7 @@ def _tile(b: Builder, c: Contraction) -> None:
         b.attempt(Localize(c.put.buffer, main.tiles, "register"))
     unroll_reduction(b, reduced[-1])
     b.attempt(Version(main.tiles))
-    share(b, (main.panels, *main.batch))
+    share(b, main.outer[:-1])
 
 
 def _around(b: Builder, tiles: str, reduced: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -146,7 +150,13 @@ def _pack(b: Builder, c: Contraction, main: _Tiled) -> None:
     before = set(b.axes())
     b.take(Pack(c.right.buffer, main.panels, b.fresh(c.right.buffer), layout, "cache"))
     copied = [axis for axis in b.axes() if axis not in before]
-    write_out(b, tuple(copied[len(layout) - len(main.channels) :]))
+    steps, channels = copied[: -len(main.channels)], copied[-len(main.channels) :]
+    while len(steps) > 1 and b.attempt(Collapse(steps[0], steps[1], (step := b.fresh(steps[0]),))):
+        steps[:2] = [step]
+    if len(steps) == 1 and count(trips(b.loop(steps[0]))) >= count(trips(b.loop(channels[-1]))):
+        transpose_copy(b, c.right.buffer, (*steps, *channels), steps[0], channels[-1])
+    else:
+        write_out(b, tuple(channels))
 
 
 def _used(b: Builder, c: Contraction, axes: Sequence[str]) -> tuple[str, ...]:
