@@ -3,7 +3,7 @@
 Fresh pages cost more than most kernels: writing to 64 MiB for the first time takes longer than a softmax over it. So
 the memory of a result goes back to a pool when its last array or view is gone, and the next result takes it from there.
 Alignment is 64 bytes (a cache line, the widest vector), or 2 MiB from 4 MiB up, where NumPy's allocator asks the kernel
-for huge pages. Results below 4 KiB come from NumPy's allocator, which is fast enough there.
+for huge pages. Results below 1 KiB come from NumPy's allocator, which keeps these at hand itself.
 
 The pool itself is native code (`extension.py`). Where that is not to be had, all memory is fresh.
 """
@@ -22,7 +22,7 @@ from intarsia.ir.dtypes import Array
 from intarsia.runtime.control_groups import limits
 from intarsia.runtime.extension import HEAD_BYTES, Extension, make_extension
 
-SMALL = 4 << 10  # below, a result is a plain NumPy array
+SMALL = 1 << 10  # below, a result is a plain NumPy array
 LARGE = 4 << 20  # from here on memory lies on huge pages
 CACHE_LINE = 64
 HUGE_PAGE = 2 << 20
