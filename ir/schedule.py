@@ -562,6 +562,30 @@ class Prefetch(Step):
 
 
 @dataclass(frozen=True)
+class Fetch(Step):
+    """Fetch what the next iteration of a loop reads while a loop inside it runs, some lines in each of its iterations:
+    `fetch b for j in k L2`. The extents of the loops from j to k, and of what is read, are numbers."""
+
+    buffer: str
+    axis: str
+    during: str
+    level: int = 2
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        buffer = words.name()
+        words.expect("for")
+        axis = words.name()
+        words.expect("in")
+        during = words.name()
+        level = words.accept("L1", "L2", "L3") or "L2"
+        return Fetch(buffer, axis, during, int(level[1:]))
+
+    def rest(self) -> str:
+        return f"{self.buffer} for {self.axis} in {self.during} L{self.level}"
+
+
+@dataclass(frozen=True)
 class Nontemporal(Step):
     """Let the writes of a buffer bypass the caches: `nontemporal y`. Refused where the kernel reads it."""
 

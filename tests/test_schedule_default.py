@@ -46,6 +46,22 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
         {"M": 200, "N": 50, "K": 70},
     ),
     "matmul_few": ("fn f(a: f32[M, K], b: f32[K, N]) -> f32[M, N] { return a @ b }", {"M": 5, "N": 600, "K": 600}),
+    "matmul_across": (
+        "fn f(a: f32[K, M], b: f32[K, N]) -> f32[M, N] { return transpose(a) @ b }",
+        {"M": 83, "N": 50, "K": 33},
+    ),
+    "matmul_across_deep": (
+        "fn f(a: f32[K, M], b: f32[N, K]) -> f32[M, N] { return transpose(a) @ transpose(b) + 1.0 }",
+        {"M": 45, "N": 40, "K": 5000},
+    ),
+    "matmul_few_deep": (
+        "fn f(a: f32[M, K], b: f32[K, N]) -> f32[M, N] { return a @ b }",
+        {"M": 11, "N": 530, "K": 331},
+    ),
+    "rows_in_batches": (
+        "fn f(a: f32[B, M, K], b: f32[K, N]) -> f32[B, M, N] { return relu(a @ b) }",
+        {"B": 3, "M": 40, "N": 50, "K": 33},
+    ),
     "matmul_deep": ("fn f(a: f32[M, K], b: f32[K, N]) -> f32[M, N] { return a @ b }", {"M": 40, "N": 40, "K": 1700}),
     "batched": (
         "fn f(a: f32[B, M, K], b: f32[B, K, N]) -> f32[B, M, N] { return a @ b }",
@@ -280,6 +296,18 @@ def test_convolutions_have_lanes_along_channels() -> None:
     assert not main.mask and "//" not in str(main.value)
     few = large(text, I=64, O=3, H=58, W=58)
     assert all(b.memory != "cache" for b in few.buffers().values())  # lanes along three channels would be empty
+
+
+def test_left_operands_that_lie_across_are_packed_once() -> None:
+    text = "fn f(a: f32[K, M], b: f32[K, N]) -> f32[M, N] { return transpose(a) @ b }"
+    counts = count_accesses(large(text, M=1024, N=1024, K=512), {})
+    assert counts["a"].loads == counts["b"].loads == 1024 * 512
+
+
+def test_few_rows_fetch_the_other_operand_ahead() -> None:
+    kernel = large(PROGRAMS["matmul"][0], M=8, N=4096, K=4096)
+    fetched = [s for s, _ in walk(kernel.body) if isinstance(s, Prefetch)]
+    assert fetched and all(s.buffer == "b" and s.level == 2 for s in fetched)
 
 
 def test_chunks_of_a_reduction_depend_on_sizes_alone() -> None:

@@ -11,7 +11,7 @@ from intarsia.ir.kernel import Kernel
 from intarsia.ir.schedule import Schedule, Step
 from intarsia.passes.schedule.accumulate import accumulate
 from intarsia.passes.schedule.factor import factor
-from intarsia.passes.schedule.hints import nontemporal, prefetch
+from intarsia.passes.schedule.hints import fetch, nontemporal, prefetch
 from intarsia.passes.schedule.kinds import grid, parallel, unroll, vectorize
 from intarsia.passes.schedule.loops import collapse, merge, move, reorder, split
 from intarsia.passes.schedule.masks import peel, restrict, tighten, unmask, version
@@ -41,6 +41,7 @@ _APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
     steps.Unmask: unmask,
     steps.Tighten: tighten,
     steps.Restrict: restrict,
+    steps.Fetch: fetch,
     steps.Prefetch: prefetch,
     steps.Nontemporal: nontemporal,
 }

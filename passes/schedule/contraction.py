@@ -2,8 +2,9 @@
 
 A tile of the result, a few rows by a few vectors of columns, stays in registers while the reduction runs. The operand
 that runs along the vectors is packed into panels where it is read often enough; the other one is read one number at a
-time. Batches, blocks of rows or blocks of columns go to threads. The scheme is that of Goto and van de Geijn, "Anatomy
-of high-performance matrix multiplication", ACM TOMS 34(3), 2008, but each thread packs the block it works on itself.
+time, and packed where it does not lie along the reduction. Batches, blocks of rows or blocks of columns go to threads.
+The scheme is that of Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34(3), 2008,
+but each thread packs the block that it works on.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from intarsia.ir.scalar import Const, Load, loads
 from intarsia.ir.schedule import (
     ROOT,
     Accumulate,
+    Fetch,
     Localize,
     Merge,
     Pack,
     Parallel,
     Peel,
+    Prefetch,
     Reorder,
     Unroll,
     Vectorize,
@@ -36,6 +39,13 @@ SQUARE = 4
 
 UNROLLED = 4
 """Steps of the reduction that are written out."""
+
+
+AHEAD = 8
+"""Steps of the reduction for which an operand is fetched before it is packed."""
+
+STREAMS = 8
+"""Tiles of rows that are packed at a time, so that whole lines of memory are read."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +233,8 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
     if t.packed:
         at = part or (main.blocks[-1] if main.blocks else ROOT)
         _pack(b, c, at, (*(a for a in main.tiles if a == main.panels), *reduced, *main.inner[1:]))
+    if not t.few or (part and count(trips(b.loop(main.tiles[-1]))) > 1):
+        _pack_left(b, c, t, main, (*parts, *(a for a in main.tiles if a != main.panels), *reduced, main.inner[0]))
     write_out(b, main.inner)
     tile = Accumulate(c.put.buffer, reduced[0], b.fresh(c.put.buffer), "register", "set", outer=part)
     if initial is None:
@@ -234,7 +246,9 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
         b.take(replace(tile, mode="add"))
     if c.epilogues and not part and b.kernel.buffers()[c.put.buffer].role == "temp":
         b.attempt(Localize(c.put.buffer, main.tiles[-1], "register"))
-    unroll_reduction(b, reduced[-1])
+    steps = unroll_reduction(b, reduced[-1])
+    if t.few and part and steps:
+        b.attempt(Fetch(c.right.buffer, part, steps))
     b.attempt(Version(main.tiles[-1]))
     share(b, main.blocks or main.tiles[:1])
 
@@ -270,13 +284,15 @@ def write_out(b: Builder, inner: tuple[str, ...]) -> None:
     b.take(Vectorize(inner[-1:]))
 
 
-def unroll_reduction(b: Builder, axis: str) -> None:
-    """Write a short innermost reduction out, or four steps of a long one."""
+def unroll_reduction(b: Builder, axis: str) -> str:
+    """Write a short innermost reduction out, or four steps of a long one; the loop that is left, if there is one."""
     length = trips(b.loop(axis)).constant
     if length is not None and length <= 2 * UNROLLED:
         b.take(Unroll((axis,)))
-    else:
-        b.take(Unroll((b.split(axis, UNROLLED, "peel")[1],)))
+        return ""
+    steps, inside = b.split(axis, UNROLLED, "peel")
+    b.take(Unroll((inside,)))
+    return steps
 
 
 def share(b: Builder, axes: tuple[str, ...]) -> None:
@@ -295,20 +311,63 @@ def share(b: Builder, axes: tuple[str, ...]) -> None:
 
 def _pack(b: Builder, c: Contraction, at: str, axes: tuple[str, ...]) -> None:
     """Copy the right operand so that the columns of a panel lie together for each step of the reduction."""
-    load = _load(b, c.right.buffer, axes[-1])
+    new, copied = _copy(b, _load(b, c.right.buffer, axes[-1]), at, axes)
+    panels, lane = copied[0], copied[-1]
+    along = _axis_in_memory(b, c.right.buffer, copied)
+    if along not in (lane, ""):
+        transpose_copy(b, c.right.buffer, copied, along, lane)
+    else:
+        steps = copied[1 : 1 + len(c.main.reduced)]
+        b.take(Reorder((*steps, panels)))  # rows of the source piece by piece, whole lines of memory
+        write_out(b, copied[1 + len(steps) :])
+        b.attempt(Prefetch(c.right.buffer, new, steps[-1], AHEAD))
+    b.attempt(Version(panels))
+
+
+def _pack_left(b: Builder, c: Contraction, t: Tiling, main: _Tiled, axes: tuple[str, ...]) -> None:
+    """Copy the left operand, if it does not lie along the reduction, so that the rows of a tile lie together for each
+    step: else every step reads other lines."""
+    row, last = axes[-1], axes[-2]
+    left = [x for x in dict.fromkeys(loads(c.put.value)) if x.buffer != c.right.buffer]
+    if len(left) != 1 or not all(i.as_name is not None or i.constant is not None for i in left[0].indices):
+        return
+    load = _load(b, left[0].buffer, row)
+    if row not in load.symbols or last not in load.symbols:
+        return
+    is_along = stride(b.kernel.buffers()[load.buffer], load.indices, last) == 1
+    if is_along and not t.few:
+        return
+    depth = max((n + 1 for n, a in enumerate(main.blocks) if a in load.symbols), default=0)
+    at = main.blocks[depth - 1] if depth else ROOT
+    inside = tuple(a for a in (*main.blocks[depth:], *axes[:-1]) if a in load.symbols)
+    _, copied = _copy(b, load, at, (*inside, row))
+    tiles = copied[-2 - len(c.main.reduced)]
+    if is_along:
+        transpose_copy(b, load.buffer, copied, copied[-2], copied[-1])
+        b.attempt(Version(tiles))
+        return
+    blocks, tiles = b.split(tiles, STREAMS, "min")
+    b.take(Reorder((blocks, *copied[-1 - len(c.main.reduced) : -1], tiles)))
+    write_out(b, copied[-1:])
+    b.attempt(Version(tiles))
+    if not depth and effort(b.kernel.body) >= SMALL:
+        b.attempt(Parallel((blocks,)))
+
+
+def _copy(b: Builder, load: Load, at: str, axes: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """Pack what a load reads, with those of the axes as dimensions on which it depends. Returns the copy and the axes
+    of the loops that make it."""
     layout = tuple(axis for axis in axes if axis in load.symbols)
     before = set(b.axes())
-    b.take(Pack(load.buffer, at, b.fresh(load.buffer), layout, "cache"))
-    copied = tuple(axis for axis in b.axes() if axis not in before)
-    panels, lane = copied[0], copied[-1]
-    buffer = b.kernel.buffers()[load.buffer]
-    indices = _load(b, load.buffer, lane).indices
-    along = next((axis for axis in copied if stride(buffer, indices, axis) == 1), lane)
-    if along == lane:
-        write_out(b, copied[copied.index(panels) + 2 :])
-    else:
-        transpose_copy(b, load.buffer, copied, along, lane)
-    b.attempt(Version(panels))
+    new = b.fresh(load.buffer)
+    b.take(Pack(load.buffer, at, new, layout, "cache"))
+    return new, tuple(axis for axis in b.axes() if axis not in before)
+
+
+def _axis_in_memory(b: Builder, buffer: str, axes: tuple[str, ...]) -> str:
+    """Along which of the axes the elements that are read of a buffer lie next to each other; "" for none."""
+    indices = _load(b, buffer, axes[-1]).indices
+    return next((axis for axis in reversed(axes) if stride(b.kernel.buffers()[buffer], indices, axis) == 1), "")
 
 
 def transpose_copy(b: Builder, buffer: str, copied: tuple[str, ...], along: str, lane: str) -> None:

@@ -1,17 +1,20 @@
-"""Steps that change no value: prefetch and non-temporal writes."""
+"""Steps that change no value: prefetch, fetch and non-temporal writes."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from intarsia.ir.errors import ScheduleError
-from intarsia.ir.kernel import Kernel, Put, Statement
+from intarsia.ir.kernel import For, Kernel, Put, Statement
 from intarsia.ir.kernel import Prefetch as PrefetchStatement
 from intarsia.ir.kernel_access import accesses
 from intarsia.ir.scalar import loads
-from intarsia.ir.schedule import Nontemporal, Prefetch
-from intarsia.ir.sizes import Size
-from intarsia.passes.schedule.tree import Body, find_buffer, find_loop, rewrite
+from intarsia.ir.schedule import Fetch, Nontemporal, Prefetch
+from intarsia.ir.sizes import ZERO, Size
+from intarsia.passes.schedule.shape import LINE
+from intarsia.passes.schedule.storage import box_of, most_trips
+from intarsia.passes.schedule.tree import Body, find_buffer, find_loop, replace_loop, rewrite
 
 
 def prefetch(kernel: Kernel, step: Prefetch) -> Kernel:
@@ -37,6 +40,55 @@ def prefetch(kernel: Kernel, step: Prefetch) -> Kernel:
     if not count:
         raise ScheduleError(f"no write of {step.statement} reads {step.buffer} along {step.axis}")
     return kernel.with_body(body)
+
+
+def fetch(kernel: Kernel, step: Fetch) -> Kernel:
+    """See `Fetch`."""
+    buffer = find_buffer(kernel, step.buffer)
+    loop, around = find_loop(kernel, step.axis)
+    inner, path = find_loop(kernel, step.during)
+    if loop not in path:
+        raise ScheduleError(f"{step.during} is not inside {step.axis}")
+    reads = [a for a in accesses(loop.body, (*around, loop)) if a.buffer == step.buffer and a.reads]
+    if not reads:
+        raise ScheduleError(f"no iteration of {step.axis} reads {step.buffer}")
+    reads = [replace(a, loops=(*a.loops[: len(around) + 1], *map(_longest, a.loops[len(around) + 1 :]))) for a in reads]
+    box = box_of(kernel, buffer, reads, len(around) + 1)
+    later = {step.axis: Size.of(step.axis) + loop.step}
+    first = tuple(index.substitute(later) for index in box.first)
+    extents = [(dimension, _number(extent, step.buffer)) for dimension, extent in box.kept]
+    last = len(first) - 1
+    row = extents.pop()[1] if extents and extents[-1][0] == last else 1
+    per_line = max(1, LINE // buffer.dtype.bytes)
+    in_row = -(-row // per_line)
+    lines = in_row * math.prod(extent for _, extent in extents)
+    turn, turns = ZERO, 1
+    for other in (*path[path.index(loop) + 1 :], inner):
+        length = _number(most_trips(other), other.axis)
+        turn, turns = turn * length + (Size.of(other.axis) - other.lower) // other.step, turns * length
+    each = -(-lines // turns)
+    found: list[Statement] = []
+    for n in range(each):
+        line = turn * each + n if each > 1 else turn // (turns // lines)
+        rest = line // in_row
+        indices = list(first)
+        indices[last] += line % in_row * per_line
+        for dimension, extent in reversed(extents):
+            indices[dimension] += rest % extent
+            rest = rest // extent
+        found.append(PrefetchStatement(step.buffer, tuple(indices), step.level))
+    return replace_loop(kernel, step.during, lambda here: replace(here, body=(*found, *here.body)))
+
+
+def _longest(loop: For) -> For:
+    """A loop of as many iterations as this one may have."""
+    return replace(loop, upper=loop.lower + most_trips(loop) * loop.step)
+
+
+def _number(extent: Size, what: str) -> int:
+    if extent.constant is None:
+        raise ScheduleError(f"the extent {extent} of {what} is not known")
+    return extent.constant
 
 
 def nontemporal(kernel: Kernel, step: Nontemporal) -> Kernel:

@@ -52,7 +52,7 @@ def localize(kernel: Kernel, step: Localize) -> Kernel:
     if len(outside) > len(around) + 1:
         raise ScheduleError(f"it lives inside {outside[-1].axis}")
     _require_local(kernel, str(step), inside, (*around, loop), len(outside))
-    tile = _tile(kernel, str(step), buffer, inside, len(around) + 1)
+    tile = box_of(kernel, buffer, inside, len(around) + 1)
 
     def load(e: Expr) -> Expr | None:
         return replace(e, indices=tile.subscripts(e.indices)) if isinstance(e, Load) and e.buffer == name else None
@@ -84,7 +84,7 @@ def _require_local(kernel: Kernel, what: str, inside: list[Access], loops: tuple
 
 
 @dataclass(frozen=True)
-class _Tile:
+class Box:
     """The box of a buffer that an iteration touches: its first element, and for each dimension that is kept its
     number and extent."""
 
@@ -99,7 +99,7 @@ class _Tile:
         return tuple(indices[d] - self.first[d] for d, _ in self.kept)
 
 
-def _tile(kernel: Kernel, what: str, buffer: Buffer, inside: list[Access], depth: int) -> _Tile:
+def box_of(kernel: Kernel, buffer: Buffer, inside: list[Access], depth: int) -> Box:
     """The box that accesses span, over the loops inside the first `depth` around them."""
     first: list[Size] = []
     kept: list[tuple[int, Size]] = []
@@ -116,7 +116,7 @@ def _tile(kernel: Kernel, what: str, buffer: Buffer, inside: list[Access], depth
         first.append(base + span[0])
         if span[1] != ONE:
             kept.append((dimension, span[1]))
-    return _Tile(tuple(first), tuple(kept))
+    return Box(tuple(first), tuple(kept))
 
 
 def _outer_part(index: Size, loops: Sequence[For]) -> Size | None:

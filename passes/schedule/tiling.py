@@ -18,10 +18,10 @@ BLOCK_ROWS = 96
 """Rows of a block at least, so that packing the columns' operand for each of them costs little."""
 
 FEW_COLUMNS = 512
-"""Columns of a block where there are few rows."""
+"""Columns of a block where there are few rows: twice as many where they make several tiles."""
 
-FEW_STEPS = 256
-"""Steps of the reduction that few rows take at a time, so that what they read of it stays in the first cache."""
+FEW_STEPS = 64
+"""Steps of the reduction that few rows take at a time, while the columns' operand for the next ones is fetched."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,12 @@ def choose_tiling(e: Extents, target: Target) -> Tiling | None:
     few = e.rows is not None and e.rows <= FEW
     rows, vectors = register_tile(e, target, few)
     width = vectors * e.lanes
-    if few:
-        part = _part(e.depth, FEW_STEPS, 2 * FEW_STEPS) if e.divisible else 0
-        columns = max(1, FEW_COLUMNS // width) * width
-        return Tiling(rows, vectors, e.lanes, 0, columns, part, e.across and e.movable, False, True)
     first, second = target.caches[0], target.caches[min(1, len(target.caches) - 1)]
+    is_small = e.columns is not None and e.columns * e.depth * e.bytes <= second // 2
+    if few and e.rows is not None:
+        part = _part(e.depth, FEW_STEPS, 2 * FEW_STEPS) if e.divisible and not is_small else 0
+        columns = max(1, FEW_COLUMNS * min(2, -(-e.rows // rows)) // width) * width
+        return Tiling(rows, vectors, e.lanes, 0, columns, part, e.across and e.movable, False, True)
     steps = first * 2 // 3 // (rows * e.bytes)  # a tile's rows of the left operand stay in the first cache
     panel = second // 2 // (width * e.bytes)  # steps for which a panel stays in half of the second one
     part = 0
@@ -91,7 +92,6 @@ def choose_tiling(e: Extents, target: Target) -> Tiling | None:
     if e.columns is not None:
         columns = min(most, max(width, -(-e.columns // wanted // width) * width))
     enough = e.columns is None or -(-e.columns // columns) >= wanted
-    is_small = e.columns is not None and e.columns * e.depth * e.bytes <= second // 2
     packed = e.movable and (e.across or not is_small or e.rows is None or e.rows * e.repeats >= REUSED)
     inside = enough or e.repeats == 1
     block = 0
@@ -128,8 +128,9 @@ def register_tile(e: Extents, target: Target, few: bool) -> tuple[int, int]:
     accumulators = target.registers // 2
     most = 8 if accumulators >= 16 else 6
     rows = most if e.rows is None else -(-e.rows // -(-e.rows // most))
-    vectors = max(1, (accumulators + rows - 1) // rows)
-    vectors = min(8, max(4, vectors)) if few else min(2, vectors)
+    vectors = min(2, max(1, -(-accumulators // rows)))
+    if few:  # as wide as registers allow: what is read once should be read in long pieces
+        vectors = min(8, 1 << (max(1, (target.registers - 2) // (rows + 1)).bit_length() - 1))
     if e.columns is not None:
         vectors = min(vectors, -(-e.columns // e.lanes))
     return rows, vectors
