@@ -68,6 +68,10 @@ def _main(arguments: list[str]) -> int:
     except CompileError as error:
         click.echo(_coloured(str(error)), err=True)
         return 1
+    except MemoryError as error:
+        message = "the memory of this machine does not suffice" + (f": {error}" if str(error) else "")
+        click.echo(_coloured(str(CompileError("E0618", message, hint="choose smaller sizes"))), err=True)
+        return 1
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.exceptions.Abort:

@@ -292,6 +292,20 @@ def test_results_that_hang_on_a_rounding_are_not_wrong(ita: Run, text: str) -> N
     assert re.search(r"result: equal to the reference but for \d+ of 999 elements that hang on a rounding", err), err
 
 
+@pytest.mark.parametrize("size", [1 << 45, 1 << 61, 1 << 70])
+@pytest.mark.parametrize("result", ["f32[N]", "f32"])
+def test_memory_that_does_not_suffice(ita: Run, size: int, result: str) -> None:
+    """For an argument, or for a result."""
+    for text in (
+        f"fn f(x: f32[N]) -> {result} {{ return sum(x) + x }}",
+        "fn f[N: dim]() -> f32[N] { return ones(f32[N]) }",
+    ):
+        if result == "f32":
+            text = text.replace("sum(x) + x", "sum(x)")
+        status, _, err = ita("run", "-e", text, "--random", "--dim", f"N={size}")
+        assert status == 1 and "error[E0618]" in err
+
+
 def test_a_pinned_schedule(ita: Run) -> None:
     sizes = ("--random", "--dim", "N=64")
     assert ita("run", "-e", DOUBLE, *sizes, "--schedule", "split i0 16", "--compare", "--out", "y.npy")[0] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -251,6 +252,8 @@ def _make(
         if shape is None:
             shape = _wanted_shape(tensor, known)
         element = tensor.dtype or spec.dtype() or elements.get(tensor.element) or _literal_type(spec)
+        if (size := math.prod(shape) * element.bytes) >= 1 << 62:  # NumPy knows no such sizes
+            raise MemoryError(f"{label} would take {size} bytes")
         if tensor.length is None:
             tensors[label] = spec.make(element, shape, label)
         else:

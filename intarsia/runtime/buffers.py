@@ -51,8 +51,10 @@ class BufferPool:
     def lease(self, size: int) -> Array:
         """Memory of at least `size` bytes, aligned as the module says, for as long as the array or a view is kept.
 
-        The contents are whatever the previous user left.
+        The contents are whatever the previous user left. Raises MemoryError where there is not so much.
         """
+        if size >= 1 << 62:  # NumPy knows no such sizes
+            raise MemoryError(f"{size} bytes are more than any machine has")
         if self.extension is None:
             return self._new_block(max(1, size))[HEAD_BYTES:]
         return self.extension.allocate(size)
