@@ -117,6 +117,13 @@ def _emit(region: Region, groups: Sequence[Group], search: Search, origin: Mappi
 
 def _spans(nodes: Sequence[Node]) -> dict[str, Any]:
     """The span of the last node, and those of all others."""
-    spans: dict[Span, None] = dict.fromkeys(s for n in reversed(nodes) for s in (n.span, *n.more_spans) if s)
+    spans: dict[Span, None] = {}
+    seen: set[int] = set()  # the copies of a view, or of a literal used everywhere, share one tuple
+    for node in reversed(nodes):
+        if node.span is not None:
+            spans[node.span] = None
+        if id(node.more_spans) not in seen:
+            seen.add(id(node.more_spans))
+            spans.update(dict.fromkeys(node.more_spans))
     first, *more = spans or [None]
     return {"span": first, "more_spans": tuple(more)}
