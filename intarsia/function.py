@@ -305,7 +305,6 @@ class PositionalCall:
         self.is_repeated = False
         self._prepared: PreparedCall = executable.prepare(sizes)
         self._count = len(given)
-        self._only_arrays = all(type(value) is np.ndarray for value in given.values())
         positions = {name: position for position, name in enumerate(given)}
         self._given: list[tuple[int, int, dlpack.Parameter]] = []
         self._guards: dict[int, TensorGuard] = {}
@@ -317,7 +316,7 @@ class PositionalCall:
                 parameter = dlpack.Parameter(layout.label, layout.dtype, shape)
                 position = positions[layout.label]
                 self._given.append((index, position, parameter))
-                self._guards[position] = TensorGuard(layout.dtype.numpy, shape, index)
+                self._guards[position] = TensorGuard(layout.dtype.numpy, shape, index, type(given[layout.label]))
                 self._addresses.append(0)
                 continue
             table = array if isinstance(array, np.ndarray) else pointer_table(array)
@@ -338,7 +337,7 @@ class PositionalCall:
 
     def dispatched(self) -> NativeCall | None:
         """The same for a dispatcher, if it can be made by one."""
-        if not self._only_arrays or len(self._guards) != self._count:
+        if len(self._guards) != self._count:
             return None
         return self._prepared.dispatched(self._addresses, [self._guards[p] for p in range(self._count)], self._bound)
 

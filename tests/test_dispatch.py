@@ -117,6 +117,43 @@ def test_elements_that_numpy_has_no_name_for() -> None:
     np.testing.assert_array_equal(f(x), x + x)
 
 
+@pytest.mark.parametrize(
+    ("element", "good", "bad"),
+    [
+        ("f64", (0.1, -0.0, float("inf"), float("nan"), 1e300, 7, -(2**24)), ("x", 1j)),
+        ("f32", (0.1, -0.0, float("inf"), float("nan"), 1e-50, 3.4028235e38, 7), (1e39, -3.5e38)),
+        ("i64", (0, -5, 2**63 - 1, -(2**63)), (2**63, 1.0, True)),
+        ("i32", (0, -5, 2**31 - 1, -(2**31)), (2**31, -(2**31) - 1, 2**70)),
+    ],
+)
+def test_numbers(element: str, good: tuple[Any, ...], bad: tuple[Any, ...]) -> None:
+    text = f"fn f(a: {element}, x: {element}[N]) -> ({element}, {element}[N]) {{ return a, x + a }}"
+    x = np.array([0, 1, -1], {"f": "float", "i": "int"}[element[0]] + element[1:])
+    f = intarsia.jit(text)
+    for first in {type(value): value for value in good}.values():
+        for _ in range(2):
+            f(first, x)
+    for value in good:
+        assert is_native(f, value, x)
+        general = intarsia.jit(text)(value, x)
+        for ours, expected in zip(f(value, x), general):
+            assert ours.tobytes() == expected.tobytes() and ours.dtype == expected.dtype, value
+    for value in bad:
+        assert not is_native(f, value, x)
+        with pytest.raises(intarsia.CompileError) as caught:
+            f(value, x)
+        with pytest.raises(intarsia.CompileError) as expected_error:
+            intarsia.jit(text)(value, x)
+        assert str(caught.value) == str(expected_error.value)
+
+
+def test_numbers_that_are_rounded_go_the_general_way() -> None:
+    f = repeated("fn f(a: f32, x: f32[N]) -> f32[N] { return x + a }", 3, vector())
+    assert is_native(f, 2**24, vector()) and not is_native(f, 2**24 + 1, vector())
+    assert not is_native(f, np.float64(3), vector()) and not is_native(f, True, vector())
+    np.testing.assert_array_equal(f(2**24 + 1, vector()), vector(value=2.0**24))
+
+
 def test_bound_arguments_stay_alive() -> None:
     f = intarsia.jit(ADD).bind(y=vector(300, 2.0))
     for _ in range(4):

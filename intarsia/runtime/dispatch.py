@@ -1,8 +1,9 @@
 """Calls that were made before, made again without the interpreter: guards on the arguments, results, the native call.
 
-A `Dispatcher` is given calls whose arguments are all NumPy arrays, by the types that these must have. Its `function`
-then looks through them in native code (`extension.ll`) and makes the first that fits; it gives NotImplemented where
-none does, and where a run-time check fails: the caller then goes the general way, which says what is wrong.
+A `Dispatcher` is given calls whose arguments are NumPy arrays and Python's numbers, by the types that these must have.
+Its `function` then looks through them in native code (`extension.ll`) and makes the first that fits; it gives
+NotImplemented where none does, and where a run-time check fails: the caller then goes the general way, which says what
+is wrong.
 """
 
 from __future__ import annotations
@@ -23,13 +24,33 @@ MOST_CALLS = 64
 """More are not looked through: 64 take a quarter of a microsecond."""
 
 
+_NUMBERS: dict[tuple[type, str], int] = {
+    (float, "float64"): 1,
+    (float, "float32"): 2,
+    (int, "int64"): 3,
+    (int, "int32"): 4,
+    (int, "float64"): 5,
+    (int, "float32"): 6,
+}
+"""Kinds of the structure %Tensor: what Python's numbers can become."""
+
+
 @dataclass(frozen=True)
 class TensorGuard:
-    """The type of an argument, and its place among the inputs; or the type of a result."""
+    """The type of an argument, and its place among the inputs; or the type of a result.
+
+    given: NumPy's array type, or the type of a Python number that becomes an element.
+    """
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     place: int = 0
+    given: type = np.ndarray
+
+    @property
+    def kind(self) -> int | None:
+        """What the structure %Tensor says of the argument; None where native code does not take it."""
+        return 0 if self.given is np.ndarray else _NUMBERS.get((self.given, self.dtype.name))
 
 
 @dataclass(frozen=True)
@@ -67,7 +88,7 @@ class Dispatcher:
     def add(self, call: NativeCall) -> None:
         """Make this call natively from now on, if that can be done here and there are not too many calls yet."""
         extension = self._pool.extension
-        if extension is None:
+        if extension is None or any(guard.kind is None for guard in call.arguments):
             return
         with self._lock:
             if len(self._calls) < MOST_CALLS:
@@ -92,7 +113,7 @@ def _described(call: NativeCall) -> tuple[int, object]:
         return address_of(array)
 
     def tensors(guards: Sequence[TensorGuard], number: Callable[[TensorGuard], int]) -> int:
-        rows = [(id(g.dtype), len(g.shape), table(g.shape), number(g)) for g in guards]
+        rows = [(id(g.dtype), len(g.shape), table(g.shape), number(g), g.kind or 0) for g in guards]
         return table([word for row in rows for word in row])
 
     fields = (

@@ -12,6 +12,8 @@
 %Method = type { ptr, ptr, i32, ptr }                           ; name, function, convention, documentation
 
 @array_type = external global %Object
+@float_type = external global %Object
+@int_type = external global %Object
 @uint8 = external global %Object
 @none = external global %Object
 @not_implemented = external global %Object
@@ -24,6 +26,8 @@ declare ptr @PyEval_SaveThread()
 declare void @PyEval_RestoreThread(ptr)
 declare ptr @PyLong_FromSsize_t(i64)
 declare i64 @PyLong_AsSsize_t(ptr)
+declare i64 @PyLong_AsLongLongAndOverflow(ptr, ptr)
+declare double @PyFloat_AsDouble(ptr)
 declare ptr @PyObject_CallFunctionObjArgs(ptr, ...)
 declare ptr @PyTuple_GetItem(ptr, i64)
 declare ptr @PyTuple_New(i64)
@@ -32,6 +36,9 @@ declare ptr @PyArray_NewFromDescr(ptr, ptr, i32, ptr, ptr, ptr, i32, ptr)
 declare i32 @PyArray_SetBaseObject(ptr, ptr)
 declare i64 @llvm.ctlz.i64(i64, i1)
 declare i64 @llvm.umax.i64(i64, i64)
+declare i64 @llvm.abs.i64(i64, i1)
+declare double @llvm.fabs.f64(double)
+declare float @llvm.fabs.f32(float)
 declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
 declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
 
@@ -283,8 +290,10 @@ define internal ptr @release(ptr %self, ptr %unused) {
   ptr,        ;  8    %Tensor of each
   i64         ;  9 whether other threads of Python may run meanwhile
 }
-; For an argument the number is the place among the inputs, for a result the bytes to take from the pool, or 0.
-%Tensor = type { ptr, i64, ptr, i64 }         ; element type, dimensions, shape, number
+; For an argument the number is the place among the inputs, for a result the bytes to take from the pool, or 0. The kind
+; is 0 for an array, else one of Python's numbers: 1 a float for f64, 2 for f32, 3 an int for i64, 4 for i32, 5 for f64,
+; 6 for f32.
+%Tensor = type { ptr, i64, ptr, i64, i64 }    ; element type, dimensions, shape, number, kind
 
 ; dispatch(*arguments), where `self` is a tuple whose first item is an array of the addresses of calls, null at the end:
 ; makes the first call that the arguments fit; NotImplemented where there is none, and where the call failed.
@@ -293,6 +302,7 @@ entry:
   %table = call ptr @PyTuple_GetItem(ptr %self, i64 0)
   %table.field = getelementptr %Array, ptr %table, i32 0, i32 1
   %calls = load ptr, ptr %table.field
+  %numbers = alloca i64, i64 %count
   br label %look
 
 look:
@@ -303,11 +313,11 @@ look:
   br i1 %end, label %none, label %compare
 
 compare:
-  %fits = call i1 @fits(ptr %call, ptr %arguments, i64 %count)
+  %fits = call i1 @fits(ptr %call, ptr %arguments, i64 %count, ptr %numbers)
   br i1 %fits, label %found, label %look
 
 found:
-  %result = call ptr @run(ptr %call, ptr %arguments)
+  %result = call ptr @run(ptr %call, ptr %arguments, ptr %numbers)
   ret ptr %result
 
 none:
@@ -315,8 +325,9 @@ none:
   ret ptr @not_implemented
 }
 
-; Are these exactly the arguments that a call is for: arrays of NumPy, dense, of these element types and shapes?
-define internal i1 @fits(ptr %call, ptr %arguments, i64 %count) {
+; Are these exactly the arguments that a call is for: arrays of NumPy, dense, of these element types and shapes, and
+; numbers that its parameters hold? Numbers are stored at their places in %numbers.
+define internal i1 @fits(ptr %call, ptr %arguments, i64 %count, ptr %numbers) {
 entry:
   %count.field = getelementptr %Call, ptr %call, i32 0, i32 5
   %wanted.count = load i64, ptr %count.field
@@ -328,11 +339,22 @@ entry:
 argument:
   %i = phi i64 [ 0, %entry ], [ %i.next, %last.size ]
   %more = icmp ult i64 %i, %count
-  br i1 %more, label %type, label %yes
+  br i1 %more, label %one, label %yes
 
-type:
+one:
   %argument.field = getelementptr ptr, ptr %arguments, i64 %i
   %array = load ptr, ptr %argument.field
+  %kind.field = getelementptr %Tensor, ptr %tensors, i64 %i, i32 4
+  %kind = load i64, ptr %kind.field
+  %wants.array = icmp eq i64 %kind, 0
+  br i1 %wants.array, label %type, label %number
+
+number:
+  %number.place = getelementptr i64, ptr %numbers, i64 %i
+  %held = call i1 @convert(ptr %array, i64 %kind, ptr %number.place)
+  br i1 %held, label %last.size, label %no
+
+type:
   %type.field = getelementptr %Object, ptr %array, i32 0, i32 1
   %type.found = load ptr, ptr %type.field
   %is.array = icmp eq ptr %type.found, @array_type
@@ -391,6 +413,88 @@ no:
   ret i1 false
 }
 
+; Store one of Python's numbers as an element of the type that a kind of %Tensor says; false where it is none or does
+; not fit. An int is taken for a float only where it is small enough for every float to hold it.
+define internal i1 @convert(ptr %object, i64 %kind, ptr %place) {
+entry:
+  %overflow = alloca i32
+  %type.field = getelementptr %Object, ptr %object, i32 0, i32 1
+  %type = load ptr, ptr %type.field
+  %is.float = icmp eq ptr %type, @float_type
+  %is.int = icmp eq ptr %type, @int_type
+  %wants.float = icmp ule i64 %kind, 2
+  br i1 %wants.float, label %float, label %int
+
+float:
+  br i1 %is.float, label %read.float, label %no
+
+read.float:
+  %double = call double @PyFloat_AsDouble(ptr %object)
+  %wants.double = icmp eq i64 %kind, 1
+  br i1 %wants.double, label %store.double, label %shorten
+
+store.double:
+  %stored.double = phi double [ %double, %read.float ], [ %double.of.int, %float.of.int ]
+  store double %stored.double, ptr %place
+  ret i1 true
+
+shorten:
+  %single = fptrunc double %double to float
+  %size = call double @llvm.fabs.f64(double %double)
+  %finite = fcmp one double %size, 0x7FF0000000000000
+  %single.size = call float @llvm.fabs.f32(float %single)
+  %became.infinite = fcmp oeq float %single.size, 0x7FF0000000000000
+  %lost = and i1 %finite, %became.infinite
+  br i1 %lost, label %no, label %store.single
+
+store.single:
+  %stored.single = phi float [ %single, %shorten ], [ %single.of.int, %float.of.int ]
+  store float %stored.single, ptr %place
+  ret i1 true
+
+int:
+  br i1 %is.int, label %read.int, label %no
+
+read.int:
+  %long = call i64 @PyLong_AsLongLongAndOverflow(ptr %object, ptr %overflow)
+  %overflowed = load i32, ptr %overflow
+  %fits.long = icmp eq i32 %overflowed, 0
+  br i1 %fits.long, label %range, label %no
+
+range:
+  switch i64 %kind, label %no [
+    i64 3, label %store.long
+    i64 4, label %short
+    i64 5, label %exact
+    i64 6, label %exact
+  ]
+
+store.long:
+  store i64 %long, ptr %place
+  ret i1 true
+
+short:
+  %short.int = trunc i64 %long to i32
+  %back = sext i32 %short.int to i64
+  %fits.short = icmp eq i64 %back, %long
+  store i32 %short.int, ptr %place
+  ret i1 %fits.short
+
+exact:
+  %magnitude = call i64 @llvm.abs.i64(i64 %long, i1 false)
+  %small = icmp ule i64 %magnitude, 16777216                     ; 2 ** 24
+  br i1 %small, label %float.of.int, label %no
+
+float.of.int:
+  %double.of.int = sitofp i64 %long to double
+  %single.of.int = sitofp i64 %long to float
+  %to.double = icmp eq i64 %kind, 5
+  br i1 %to.double, label %store.double, label %store.single
+
+no:
+  ret i1 false
+}
+
 ; A new array for a result: small ones in NumPy's memory, which it keeps at hand, others in a block.
 define internal ptr @new_result(ptr %tensor) {
 entry:
@@ -425,7 +529,7 @@ failed:
 
 ; Make a call on arguments that fit it. Gives the result, or a tuple of several; NotImplemented where the program
 ; reports a failed check, for the caller to make the call again and to say what was wrong; null where memory ran out.
-define internal ptr @run(ptr %call, ptr %arguments) {
+define internal ptr @run(ptr %call, ptr %arguments, ptr %numbers) {
 entry:
   %inputs.count.field = getelementptr %Call, ptr %call, i32 0, i32 3
   %inputs.count = load i64, ptr %inputs.count.field
@@ -449,19 +553,33 @@ entry:
   br label %argument
 
 argument:
-  %i = phi i64 [ 0, %entry ], [ %i.next, %address ]
+  %i = phi i64 [ 0, %entry ], [ %i.next, %addressed ]
   %more.arguments = icmp ult i64 %i, %count
   br i1 %more.arguments, label %address, label %result
 
 address:
   %argument.field = getelementptr ptr, ptr %arguments, i64 %i
   %array = load ptr, ptr %argument.field
+  %kind.field = getelementptr %Tensor, ptr %tensors, i64 %i, i32 4
+  %kind = load i64, ptr %kind.field
+  %is.array = icmp eq i64 %kind, 0
   %data.field = getelementptr %Array, ptr %array, i32 0, i32 1
-  %data = load ptr, ptr %data.field
+  %number = getelementptr i64, ptr %numbers, i64 %i
   %place.field = getelementptr %Tensor, ptr %tensors, i64 %i, i32 3
   %place = load i64, ptr %place.field
   %input = getelementptr ptr, ptr %inputs, i64 %place
+  br i1 %is.array, label %of.array, label %of.number
+
+of.array:
+  %data = load ptr, ptr %data.field
   store ptr %data, ptr %input
+  br label %addressed
+
+of.number:
+  store ptr %number, ptr %input
+  br label %addressed
+
+addressed:
   %i.next = add i64 %i, 1
   br label %argument
 

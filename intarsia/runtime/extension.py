@@ -35,6 +35,8 @@ _PYTHON_FUNCTIONS = (
     "PyEval_RestoreThread",
     "PyLong_FromSsize_t",
     "PyLong_AsSsize_t",
+    "PyLong_AsLongLongAndOverflow",
+    "PyFloat_AsDouble",
     "PyObject_CallFunctionObjArgs",
     "PyTuple_GetItem",
     "PyTuple_New",
@@ -92,6 +94,8 @@ def make_extension(new_block: Callable[[int], Array], limit: int) -> Extension |
     pool[0] = limit
     objects: dict[str, object] = {
         "array_type": np.ndarray,
+        "float_type": float,
+        "int_type": int,
         "uint8": np.dtype(np.uint8),
         "none": None,
         "not_implemented": NotImplemented,
