@@ -373,6 +373,21 @@ def test_register_subscripts_with_quotients(target: Target) -> None:
     )
 
 
+def test_quotients_of_lanes_after_a_reduction_over_them(target: Target) -> None:
+    """While lanes are combined, or written one by one, their axis is a number; afterwards it is not."""
+    check(
+        """kernel both(x: f32[3, 8], b: i64[8], out s: f32[3], out y: f32[3, 8], out z: f32[3, 8], out w: f32[8]) {
+          lane k in 0..8 { w[k] = 0.0 }
+          for i in 0..3 {
+            s[i] = -inf
+            lane j in 0..8 { s[i] max= x[i, j]  y[i, j] = x[i, j // 2] + x[i, j % 3] }
+            lane j.1 in 0..8 { w[min(max(b[j.1], 0), 7)] += x[i, j.1]  z[i, j.1] = x[i, j.1 // 2] }
+          }
+        }""",
+        target=target,
+    )
+
+
 def test_values_private_to_lanes(target: Target) -> None:
     check(
         """kernel private(x: f32[5, 64], out y: f32[64], out s: f32) {

@@ -168,6 +168,7 @@ class Writes(Expressions):
         else:
             self.branch(some, [put.buffer], write)
         self.lane = lane
+        del self.axes[lane.axis]
 
     def lane_by_lane(self, statement: Put | Check) -> None:
         """One lane after the other, as scalars."""
@@ -180,4 +181,5 @@ class Writes(Expressions):
             self.block((statement,))
         self.registers.only_lane = None
         self.lane = lane
+        del self.axes[lane.axis]
         self.forget_values()
