@@ -57,3 +57,10 @@ def test_integers(dtype: str) -> None:
 
 def test_booleans() -> None:
     check("bool", np.random.default_rng(0).integers(0, 2, (3, 40)).astype(bool))
+
+
+def test_rows_are_shared_among_threads() -> None:
+    rows = np.random.default_rng(0).standard_normal((64, 1024)).astype(np.float32)
+    function = intarsia.jit("fn f(x: f32[R, N]) -> f32[R, N] { return sort(x) }")
+    np.testing.assert_array_equal(function(rows), np.sort(rows, axis=1))
+    assert "parallel" in function.lower(rows).asm["scheduled"]

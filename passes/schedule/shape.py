@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from intarsia.ir.kernel import Buffer, Check, For, Kernel, Put, Statement, walk
+from intarsia.ir.kernel import Buffer, Call, Check, For, Kernel, Put, Statement, walk
 from intarsia.ir.kernel_access import accesses, expressions, trips
+from intarsia.ir.kernel_effort import SORTED
 from intarsia.ir.kernel_effort import operations as operations
 from intarsia.ir.sizes import ZERO, Size, row_major_strides
 from intarsia.ir.target import Target
@@ -48,6 +49,8 @@ def effort(body: Iterable[Statement]) -> int:
             lanes = math.prod(count(trips(loop)) for loop in loops if loop.kind == "lane")
             once = points(loops) * (1 + operations(statement.value))
             total += once // (4 * lanes) if lanes > 1 else once
+        elif isinstance(statement, Call):
+            total += points(loops) * count(statement.length) * SORTED
     return total
 
 
