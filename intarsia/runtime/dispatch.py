@@ -1,7 +1,7 @@
 """Calls that were made before, made again without the interpreter: guards on the arguments, results, the native call.
 
 A `Dispatcher` is given calls whose arguments are NumPy arrays and Python's numbers, by the types that these must have.
-Its `function` then looks through them in native code (`extension.ll`) and makes the first that fits; it gives
+Its `function` then looks through them in native code (`calls.ll`) and makes the first that fits; it gives
 NotImplemented where none does, and where a run-time check fails: the caller then goes the general way, which says what
 is wrong.
 """

@@ -1,4 +1,4 @@
-"""Functions of this package in C's form, made by LLVM when they are first wanted: `extension.ll`.
+"""Functions of this package in C's form, made by LLVM when they are first wanted: `memory.ll` and `calls.ll`.
 
 A call through ctypes and the creation of an array in Python take a microsecond each; a function object of CPython that
 reads the fields of its arguments and calls NumPy's C interface takes a tenth of that for the whole call. As it rests on
@@ -22,6 +22,8 @@ import numpy as np
 
 from intarsia.backends.cpu.machine import assemble, load
 from intarsia.ir.dtypes import Array
+
+_PARTS = ("memory.ll", "calls.ll")
 
 HEAD_BYTES = 64
 """Of a block, before its memory."""
@@ -59,7 +61,7 @@ _SIZES = 512
 
 @dataclass(frozen=True)
 class Extension:
-    """The functions of `extension.ll`, over one pool of memory.
+    """The functions of the extension, over one pool of memory.
 
     allocate: bytes -> an array of `uint8`, at least as long, in a block of the pool. release: drop all free blocks.
     """
@@ -103,8 +105,8 @@ def make_extension(new_block: Callable[[int], Array], limit: int) -> Extension |
     }
     symbols = functions | {name: id(item) for name, item in objects.items()}
     symbols["pool"] = pool.__array_interface__["data"][0]
-    code = assemble(Path(__file__).with_suffix(".ll").read_text(encoding="utf-8"))
-    loaded = load(code, "methods", symbols)
+    text = "\n".join(Path(__file__).with_name(part).read_text(encoding="utf-8") for part in _PARTS)
+    loaded = load(assemble(text), "methods", symbols)
     for item in (loaded, pool, *objects.values()):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(item))
     allocate, release = (_function_object(loaded.address, name) for name in ("allocate", "release"))
@@ -132,7 +134,7 @@ type, flags."""
 
 
 def _is_supported() -> bool:
-    """Is this CPython with a global lock, and do arrays look as `extension.ll` says?"""
+    """Is this CPython with a global lock, and do arrays look as `memory.ll` says?"""
     if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
         return False
     if struct.calcsize("P") != 8 or object.__basicsize__ != 16:
