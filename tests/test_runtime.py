@@ -193,6 +193,23 @@ def test_every_thread_of_the_team_takes_part(two_threads: None, threads: int) ->
         assert len(members) == threads
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks at the threads as Linux shows them")
+def test_helpers_leave_signals_to_python(two_threads: None) -> None:
+    blocked: dict[int, int] = {}
+
+    def body() -> None:
+        status = Path(f"/proc/self/task/{threading.get_native_id()}/status").read_text()
+        blocked[threading.get_native_id()] = int(status.partition("SigBlk:")[2].split()[0], 16)
+        wait_until(lambda: len(blocked) == 2)
+
+    share(body, 2)
+    own = blocked.pop(threading.get_native_id())
+    (helper,) = blocked.values()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD):
+        assert helper >> number - 1 & 1 and not own >> number - 1 & 1
+    assert not helper >> signal.SIGSEGV - 1 & 1
+
+
 def test_nobody_waits_for_a_helper_that_comes_late(two_threads: None) -> None:
     calls: list[int] = []
     for count in range(1, 200):

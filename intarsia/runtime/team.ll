@@ -1,4 +1,5 @@
-; The threads that share the parallel loops of compiled programs. `team.py` says why they are not OpenMP's.
+; The threads that share the parallel loops of compiled programs. `team.py` says why they are not OpenMP's, and puts
+; what differs between systems in place of the words in capitals.
 ;
 ; One team works on one job at a time. The thread that calls @team_parallel opens the job, takes part in it, closes it,
 ; and waits for those helpers that have joined: one that comes late finds the job closed and never sees its data. So a
@@ -26,6 +27,9 @@ declare i32 @pthread_cond_init(ptr, ptr)
 declare i32 @pthread_cond_wait(ptr, ptr)
 declare i32 @pthread_cond_signal(ptr)
 declare i32 @sched_yield()
+declare i32 @sigfillset(ptr)
+declare i32 @sigdelset(ptr, i32)
+declare i32 @pthread_sigmask(i32, ptr, ptr)
 declare i64 @llvm.umin.i64(i64, i64)
 
 ; As OpenMP's GOMP_parallel: runs the body on up to so many threads, this one among them; the body shares out the work.
@@ -161,9 +165,22 @@ define internal i1 @is_open(i64 %job, i64 %last) {
   ret i1 %may
 }
 
+; Leave signals to Python's threads, whose sleeping calls they have to end; but for faults, which are a thread's own.
+define internal void @leave_signals() {
+  %set = alloca [128 x i8], align 16
+  %filled = call i32 @sigfillset(ptr %set)
+  %access = call i32 @sigdelset(ptr %set, i32 SIGSEGV)
+  %bus = call i32 @sigdelset(ptr %set, i32 SIGBUS)
+  %illegal = call i32 @sigdelset(ptr %set, i32 SIGILL)
+  %arithmetic = call i32 @sigdelset(ptr %set, i32 SIGFPE)
+  %masked = call i32 @pthread_sigmask(i32 SIG_BLOCK, ptr %set, ptr null)
+  ret void
+}
+
 ; The life of a helper: look for a job for a while, then sleep until there is one.
 define internal ptr @help(ptr %unused) {
 entry:
+  call void @leave_signals()
   br label %look
 
 look:

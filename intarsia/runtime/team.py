@@ -17,11 +17,14 @@ import ctypes
 import functools
 import os
 import platform
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 _PAUSES = {"x86_64": "pause", "AMD64": "pause", "aarch64": "isb", "arm64": "isb"}
 """The instruction by which a core that waits in a loop lets others run faster, by architecture."""
+
+_SIGNALS = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIG_BLOCK")
 
 _BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _PARALLEL = ctypes.CFUNCTYPE(None, _BODY, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
@@ -41,8 +44,12 @@ def team_entry() -> int:
     from intarsia.backends.cpu.machine import assemble, load
 
     text = Path(__file__).with_suffix(".ll").read_text(encoding="utf-8")
-    code = assemble(text.replace("PAUSE", _PAUSES.get(platform.machine(), "")))
-    loaded = load(code, "team_parallel", {})
+    words = {"PAUSE": _PAUSES.get(platform.machine(), "")} | {
+        name: str(int(getattr(signal, name))) for name in _SIGNALS
+    }
+    for word, meaning in words.items():
+        text = text.replace(word, meaning)
+    loaded = load(assemble(text), "team_parallel", {})
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(loaded))
     return loaded.address
 
