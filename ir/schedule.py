@@ -184,6 +184,28 @@ class Partition(Step):
 
 
 @dataclass(frozen=True)
+class Align(Step):
+    """Run the first iterations by themselves, so that the others begin at a multiple of 64 bytes of a buffer:
+    `align j to y`. Where the buffer itself begins is not asked.
+
+       for i { for j in 0..100 { y[i, j] = … } }
+    -> for i { for j.0 in 0..12 * i - 16 * (3 * i // 4) { y[i, j.0] = … }; for j in 12 * i - …..100 { y[i, j] = … } }
+    """
+
+    axis: str
+    buffer: str
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        axis = words.name()
+        words.expect("to")
+        return Align(axis, words.name())
+
+    def rest(self) -> str:
+        return f"{self.axis} to {self.buffer}"
+
+
+@dataclass(frozen=True)
 class Reorder(Step):
     """Permute loops of a perfect nest: `reorder k i j`. Loops of the nest that are not named keep their places.
 

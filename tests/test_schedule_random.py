@@ -95,6 +95,9 @@ class Proposals:
         keep = self.random.choice(["", "", f" keep {self.random.choice(axes)}"])
         return f"accumulate {put.buffer} at {self.random.choice(axes)} -> {self._new()} cache {mode}{keep}"
 
+    def _align(self, kernel: Kernel) -> str:
+        return f"align {self._axis(kernel)} to {self._buffer(kernel)}"
+
     def _online(self, kernel: Kernel) -> str:
         return f"online {self._buffer(kernel)} {self.random.choice([2, 4, 16])}"
 

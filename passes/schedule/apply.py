@@ -10,6 +10,7 @@ from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.schedule import Schedule, Step
 from intarsia.passes.schedule.accumulate import accumulate
+from intarsia.passes.schedule.align import align
 from intarsia.passes.schedule.factor import factor
 from intarsia.passes.schedule.hints import fetch, nontemporal, prefetch
 from intarsia.passes.schedule.kinds import grid, parallel, unroll, vectorize
@@ -24,6 +25,7 @@ _APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
     steps.Collapse: collapse,
     steps.Partition: partition,
     steps.Peel: peel,
+    steps.Align: align,
     steps.Reorder: reorder,
     steps.Merge: merge,
     steps.Move: move,

@@ -46,7 +46,7 @@ def fetch_early(b: Builder) -> None:
 
 
 def _passes(b: Builder, name: str, top: For) -> list[_Pass]:
-    """The passes over a buffer in a nest, one for each result: the last iterations of a loop may stand apart."""
+    """The passes over a buffer in a nest, one for each result: the first and last iterations of a loop may stand apart."""
     found: dict[str, _Pass] = {}
     buffers = b.kernel.buffers()
     for statement, around in walk((top,)):
@@ -56,7 +56,9 @@ def _passes(b: Builder, name: str, top: For) -> list[_Pass]:
         for load in loads(statement.value):
             along = load.buffer == name and stride(buffers[name], load.indices, around[-1].axis) == 1
             if along and loops and loops[-1].axis in load.symbols:
-                found.setdefault(statement.buffer, _Pass(statement, load, loops))
+                other = found.get(statement.buffer)
+                if other is None or count(trips(other.loops[-1])) < count(trips(loops[-1])):
+                    found[statement.buffer] = _Pass(statement, load, loops)
     return list(found.values())
 
 
@@ -83,15 +85,20 @@ def _fetch_ahead(b: Builder, name: str, one: _Pass) -> None:
         b.attempt(Prefetch(name, one.put.buffer, one.loops[-1].axis, max(1, AHEAD // (step * one.load.dtype.bytes))))
 
 
-def bypass_caches(b: Builder, repeated: bool) -> None:
-    """Write whole vectors of results past the caches if these could not stay there anyway. What the next step of a loop
-    may read stays as long as there is any room for it."""
+def bypassing(b: Builder, repeated: bool = False) -> list[str]:
+    """The results that could not stay in the caches anyway. What the next step of a loop may read stays as long as there
+    is any room for it."""
     last = b.target.caches[-1]
     if sum(bytes_of(buffer) for buffer in b.kernel.parameters) < (last if repeated else last // 2):
-        return
+        return []
+    return [buffer.name for buffer in b.kernel.outputs if bytes_of(buffer) >= last // 4]
+
+
+def bypass_caches(b: Builder, repeated: bool) -> None:
+    """Write whole vectors of such results past the caches."""
     in_vectors = {
         s.buffer for s, around in walk(b.kernel.body) if isinstance(s, Put) and any(x.kind == "lane" for x in around)
     }
-    for buffer in b.kernel.outputs:
-        if bytes_of(buffer) >= last // 4 and buffer.name in in_vectors:
-            b.attempt(Nontemporal(buffer.name))
+    for name in bypassing(b, repeated):
+        if name in in_vectors:
+            b.attempt(Nontemporal(name))

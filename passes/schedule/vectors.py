@@ -6,11 +6,12 @@ from functools import partial
 
 from intarsia.ir.kernel import Alloc, Call, Check, For, If, Put, Statement, walk
 from intarsia.ir.kernel_access import trips
-from intarsia.ir.schedule import Accumulate, Peel, Reorder, Unroll, Vectorize
+from intarsia.ir.schedule import Accumulate, Align, Peel, Reorder, Unroll, Vectorize
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.dependence import carried_dependence
-from intarsia.passes.schedule.shape import count, lanes_for, operations, points, vector_cost
+from intarsia.passes.schedule.shape import LINE, count, lanes_for, operations, points, stride, vector_cost
 from intarsia.passes.schedule.staging import stage_transposed
+from intarsia.passes.schedule.streams import bypassing
 from intarsia.passes.schedule.tree import blocks, find_loop, loops_in, perfect_nest, puts_in
 
 WORTHWHILE = 0.8
@@ -21,6 +22,9 @@ VECTORS = 4
 
 SHORT = 4
 """Iterations of a loop inside vectors that are written out."""
+
+LONG = 8
+"""Cache lines of a row from which on it pays to begin with a part of one."""
 
 DEAR = 12
 """Operations of one element from which on fewer vectors are worked on at once."""
@@ -127,6 +131,7 @@ def _vectorize_leaf(b: Builder, axis: str) -> None:
     if not puts or costs[0] > WORTHWHILE * costs[1] or not _is_uniform(loop):
         b.remark(f"{axis} is not vectorized: that would not pay", done=False)
         return
+    _align(b, axis, puts)
     dear = max(operations(p.value) for p in puts) > DEAR
     several = VECTORS // 2 if dear else VECTORS
     outer = ""
@@ -143,6 +148,24 @@ def _vectorize_leaf(b: Builder, axis: str) -> None:
             _keep_partial_results(b, put.buffer, outer, kept)
     if outer:
         b.attempt(Peel(outer))
+
+
+def _align(b: Builder, axis: str, puts: tuple[Put, ...]) -> None:
+    """Let whole vectors of a result that bypasses the caches begin at whole cache lines, in every row: another store
+    has to read the line first. The elements before are one vector with a mask."""
+    loop, around = find_loop(b.kernel, axis)
+    length = trips(loop).constant
+    for put in puts:
+        buffer = b.kernel.buffers()[put.buffer]
+        rows = [stride(buffer, put.indices, x.axis) for x in around]
+        is_even = all(s is not None and s * buffer.dtype.bytes % LINE == 0 for s in rows)
+        if put.operator != "=" or is_even or put.buffer not in bypassing(b) or length is None:
+            continue
+        elements = LINE // buffer.dtype.bytes
+        head = b.fresh(axis)
+        if length >= LONG * elements and b.attempt(Align(axis, put.buffer)):
+            b.take(Vectorize((b.split(head, elements)[1],)))
+            return
 
 
 def _keep_partial_results(b: Builder, buffer: str, outer: str, kept: tuple[str, ...]) -> None:
