@@ -101,6 +101,9 @@ class Proposals:
     def _online(self, kernel: Kernel) -> str:
         return f"online {self._buffer(kernel)} {self.random.choice([2, 4, 16])}"
 
+    def _fetch(self, kernel: Kernel) -> str:
+        return f"fetch {self._buffer(kernel)} for {self._axis(kernel)} in {self._axis(kernel)} L1"
+
     def _prefetch(self, kernel: Kernel) -> str:
         return f"prefetch {self._buffer(kernel)} in {self._buffer(kernel)} {self._axis(kernel)} +1 L1"
 

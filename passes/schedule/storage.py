@@ -315,9 +315,12 @@ def inline(kernel: Kernel, step: Inline) -> Kernel:
         value = put.value.substitute({str(a): i for a, i in zip(axes, e.indices)})
         return _masked(value, e.mask, e.other) if e.mask else value
 
+    def forget(statement: Statement) -> Body | None:
+        return () if isinstance(statement, PrefetchStatement) and statement.buffer == name else None
+
     rest = (s for n, s in enumerate(block) if n != place)
     kept = tuple(s for s in rest if not (isinstance(s, Alloc) and s.buffer.name == name))
-    return replace_block(kernel, block, change_loads(kept, read))
+    return replace_block(kernel, block, change_loads(rewrite(kept, forget), read))
 
 
 def _masked(value: Expr, mask: Mask, other: Expr | None) -> Expr:

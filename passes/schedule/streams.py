@@ -46,7 +46,7 @@ def fetch_early(b: Builder) -> None:
 
 
 def _passes(b: Builder, name: str, top: For) -> list[_Pass]:
-    """The passes over a buffer in a nest, one for each result: the first and last iterations of a loop may stand apart."""
+    """The passes over a buffer in a nest, one for each result: first and last iterations may stand apart."""
     found: dict[str, _Pass] = {}
     buffers = b.kernel.buffers()
     for statement, around in walk((top,)):
@@ -86,8 +86,8 @@ def _fetch_ahead(b: Builder, name: str, one: _Pass) -> None:
 
 
 def bypassing(b: Builder, repeated: bool = False) -> list[str]:
-    """The results that could not stay in the caches anyway. What the next step of a loop may read stays as long as there
-    is any room for it."""
+    """The results that could not stay in the caches anyway. What the next step of a loop may read stays as long as
+    there is any room for it."""
     last = b.target.caches[-1]
     if sum(bytes_of(buffer) for buffer in b.kernel.parameters) < (last if repeated else last // 2):
         return []
