@@ -16,8 +16,9 @@ Predictor: TypeAlias = Callable[[Kernel], float]
 LONG_ENOUGH = 50e-6
 """Seconds from which on other decisions are looked at: each takes the compiler some 10 ms."""
 
-WORTH = 0.98
-"""A decision is changed if the kernel is then predicted to take at most this part of the time."""
+WORTH = 0.95
+"""A decision is changed if the kernel is then predicted to take at most this part of the time: predictions are not
+sharper."""
 
 
 def best_schedule(kernel: Kernel, target: Target, predict: Predictor, repeated: bool = False) -> Builder:

@@ -107,7 +107,9 @@ SHAPES = ((6, 4), (4, 4))
 
 def other_tilings(t: Tiling, e: Extents, target: Target) -> Iterator[Tiling]:
     """Other sizes that may be better than the likeliest: packing or not, and tiles of another shape."""
-    if t.packed != e.across and e.movable and not t.few:
+    if t.few:
+        return
+    if t.packed != e.across and e.movable:
         yield replace(t, packed=not t.packed)
     for rows, vectors in SHAPES:
         width = vectors * e.lanes
