@@ -340,7 +340,7 @@ def _pack_left(b: Builder, c: Contraction, t: Tiling, main: _Tiled, axes: tuple[
     depth = max((n + 1 for n, a in enumerate(main.blocks) if a in load.symbols), default=0)
     at = main.blocks[depth - 1] if depth else ROOT
     inside = tuple(a for a in (*main.blocks[depth:], *axes[:-1]) if a in load.symbols)
-    _, copied = _copy(b, load, at, (*inside, row))
+    new, copied = _copy(b, load, at, (*inside, row))
     tiles = copied[-2 - len(c.main.reduced)]
     if is_along:
         transpose_copy(b, load.buffer, copied, copied[-2], copied[-1])
@@ -349,6 +349,7 @@ def _pack_left(b: Builder, c: Contraction, t: Tiling, main: _Tiled, axes: tuple[
     blocks, tiles = b.split(tiles, STREAMS, "min")
     b.take(Reorder((blocks, *copied[-1 - len(c.main.reduced) : -1], tiles)))
     write_out(b, copied[-1:])
+    b.attempt(Prefetch(load.buffer, new, copied[-2], AHEAD))
     b.attempt(Version(tiles))
     if not depth and effort(b.kernel.body) >= SMALL:
         b.attempt(Parallel((blocks,)))
