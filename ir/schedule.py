@@ -9,47 +9,24 @@ In the pictures of the docstrings `…` stands for the rest of a body.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from intarsia.ir.errors import CompileError
 from intarsia.ir.kernel import Memory
+from intarsia.ir.schedule_hints import Fetch as Fetch
+from intarsia.ir.schedule_hints import Nontemporal as Nontemporal
+from intarsia.ir.schedule_hints import Prefetch as Prefetch
+from intarsia.ir.schedule_step import STEPS as STEPS
+from intarsia.ir.schedule_step import Step as Step
 from intarsia.ir.schedule_words import Words
 
 Tail: TypeAlias = Literal["mask", "min", "peel", "step"]
 AccumulateMode: TypeAlias = Literal["add", "set", "first", "load"]
 
-STEPS: dict[str, type[Step]] = {}
-"""Every kind of step by the word that begins it."""
-
 ROOT = "root"
 """The name that stands for the body of the whole kernel where a step wants a loop."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One change of a kernel that keeps its meaning, or a ScheduleError."""
-
-    def __init_subclass__(cls) -> None:
-        STEPS[cls.word()] = cls
-
-    @classmethod
-    def word(cls) -> str:
-        return cls.__name__.lower()
-
-    @classmethod
-    @abstractmethod
-    def read(cls, words: Words) -> Step:
-        """The step whose words after the first are `words`."""
-
-    @abstractmethod
-    def rest(self) -> str:
-        """What follows the first word."""
-
-    def __str__(self) -> str:
-        return f"{self.word()} {self.rest()}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -83,7 +60,7 @@ def parse_step(text: str) -> Step:
     words = Words(text)
     word = words.name()
     if word not in STEPS:
-        raise CompileError("E1601", f"no schedule step is named '{word}'", hint=f"steps: {', '.join(STEPS)}")
+        raise CompileError("E1601", f"no schedule step is named '{word}'", hint=f"steps: {', '.join(sorted(STEPS))}")
     step = STEPS[word].read(words)
     words.end()
     return step
@@ -550,72 +527,6 @@ class Restrict(Step):
     @classmethod
     def read(cls, words: Words) -> Step:
         return Restrict(words.name())
-
-    def rest(self) -> str:
-        return self.buffer
-
-
-# ---------------------------------------------------------------------- hints
-
-
-@dataclass(frozen=True)
-class Prefetch(Step):
-    """Fetch early what a later iteration reads: `prefetch x in t i +1 L1`: before the statement that writes t, bring
-    the line that it will read of x one iteration of i later into the first cache."""
-
-    buffer: str
-    statement: str
-    axis: str
-    distance: int
-    level: int = 1
-
-    @classmethod
-    def read(cls, words: Words) -> Step:
-        buffer = words.name()
-        words.expect("in")
-        statement, axis = words.name(), words.name()
-        words.expect("+")
-        distance = words.number()
-        level = words.accept("L1", "L2", "L3") or "L1"
-        return Prefetch(buffer, statement, axis, distance, int(level[1:]))
-
-    def rest(self) -> str:
-        return f"{self.buffer} in {self.statement} {self.axis} +{self.distance} L{self.level}"
-
-
-@dataclass(frozen=True)
-class Fetch(Step):
-    """Fetch what the next iteration of a loop reads while a loop inside it runs, some lines in each of its iterations:
-    `fetch b for j in k L2`. The extents of the loops from j to k, and of what is read, are numbers."""
-
-    buffer: str
-    axis: str
-    during: str
-    level: int = 2
-
-    @classmethod
-    def read(cls, words: Words) -> Step:
-        buffer = words.name()
-        words.expect("for")
-        axis = words.name()
-        words.expect("in")
-        during = words.name()
-        level = words.accept("L1", "L2", "L3") or "L2"
-        return Fetch(buffer, axis, during, int(level[1:]))
-
-    def rest(self) -> str:
-        return f"{self.buffer} for {self.axis} in {self.during} L{self.level}"
-
-
-@dataclass(frozen=True)
-class Nontemporal(Step):
-    """Let the writes of a buffer bypass the caches: `nontemporal y`. Refused where the kernel reads it."""
-
-    buffer: str
-
-    @classmethod
-    def read(cls, words: Words) -> Step:
-        return Nontemporal(words.name())
 
     def rest(self) -> str:
         return self.buffer

@@ -1,0 +1,35 @@
+"""What every schedule step is, and the table of all kinds by name."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from intarsia.ir.schedule_words import Words
+
+STEPS: dict[str, type[Step]] = {}
+"""Every kind of step by the word that begins it."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One change of a kernel that keeps its meaning, or a ScheduleError."""
+
+    def __init_subclass__(cls) -> None:
+        STEPS[cls.word()] = cls
+
+    @classmethod
+    def word(cls) -> str:
+        return cls.__name__.lower()
+
+    @classmethod
+    @abstractmethod
+    def read(cls, words: Words) -> Step:
+        """The step whose words after the first are `words`."""
+
+    @abstractmethod
+    def rest(self) -> str:
+        """What follows the first word."""
+
+    def __str__(self) -> str:
+        return f"{self.word()} {self.rest()}".rstrip()
