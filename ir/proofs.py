@@ -79,7 +79,35 @@ class Facts:
 
     def proves(self, expression: SizeLike) -> bool:
         """Is `expression >= 0` proved?"""
-        return _prove(Size.of(expression), self, [_BUDGET], 0)
+        e = Size.of(expression)
+        return self._is_so_for_all_numbers(e) or _prove(e, self, [_BUDGET], 0)
+
+    @cached_property
+    def _numbers(self) -> dict[Monomial, tuple[int | None, int | None]]:
+        """The least and greatest value of each name for which a fact says a number."""
+        found: dict[Monomial, tuple[int | None, int | None]] = {}
+        for fact in self.nonnegative:
+            alone = [(m, c) for m, c in fact.terms if m]
+            if len(alone) == 1 and abs(alone[0][1]) == 1:
+                ((monomial, coefficient),) = alone
+                least, most = found.get(monomial, (None, None))
+                if coefficient > 0:
+                    least = -fact.offset if least is None else max(least, -fact.offset)
+                else:
+                    most = fact.offset if most is None else min(most, fact.offset)
+                found[monomial] = least, most
+        return found
+
+    def _is_so_for_all_numbers(self, e: Size) -> bool:
+        """Is an expression at least 0 whatever values names have between numbers? That is quickly seen."""
+        total = 0
+        for monomial, coefficient in e.terms:
+            ends = self._numbers.get(monomial, (0 if all(map(self.is_nonnegative, monomial)) else None, None))
+            end = 1 if not monomial else ends[0] if coefficient > 0 else ends[1]
+            if end is None:
+                return False
+            total += coefficient * end
+        return total >= 0
 
     def proves_below(self, left: SizeLike, right: SizeLike) -> bool:
         """Is `left < right` proved?"""

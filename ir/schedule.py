@@ -468,20 +468,21 @@ class Grid(_Axes):
 
 @dataclass(frozen=True)
 class Version(Step):
-    """Choose at run time between a body without masks and the body as it is: `version i`.
+    """Choose at run time between a body without masks and the body as it is: `version i`. Masks on axes to `keep` stay.
 
        for i { lane j in 0..16 { y[16 * i + j] = … where 16 * i + j < N } }
     -> for i { if 16 * i + 15 < N { lane j { y[16 * i + j] = … } } else { lane j.0 { … where 16 * i + j.0 < N } } }
     """
 
     axis: str
+    keep: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, words: Words) -> Step:
-        return Version(words.name())
+        return Version(words.name(), words.names() if words.accept("keep") else ())
 
     def rest(self) -> str:
-        return self.axis
+        return f"{self.axis} keep {' '.join(self.keep)}" if self.keep else self.axis
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,10 @@ class SkipRounding(Pass):
 
 def _region(region: Region) -> Region:
     """The region with every group inside it changed."""
-    return change_regions(region, lambda node, r: _skip(r) if isinstance(node, Fused) else _region(r))
+    return change_regions(region, lambda node, r: without_roundings(r) if isinstance(node, Fused) else _region(r))
 
 
-def _skip(group: Region) -> Region:
+def without_roundings(group: Region) -> Region:
     """The group with values taken before their optional roundings."""
     values: dict[Value, Value] = {}
     nodes: list[Node] = []

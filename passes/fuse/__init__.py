@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from intarsia.ir.errors import Span
 from intarsia.ir.graph import Module, Node, Region, Value
 from intarsia.ir.ops import Call, Constant, Fused, ListGet, Loop, Reshape
+from intarsia.passes.fuse.chains import chain_test, never
 from intarsia.passes.fuse.groups import Group, Search, sink_views
 from intarsia.passes.fuse.report import operations, saving, title
 from intarsia.passes.pipeline import Context, Pass
@@ -27,11 +28,11 @@ class Fuse(Pass):
                yield %2
              } : f32[N]
 
-    Producers join consumers through views, broadcasts and reductions. All stored values of a group have rows in common
-    (see `fuse/rows.py`): a softmax or layer norm is one group. A contraction takes views and casts of its operands in,
-    and pointwise work on its result. At most one contraction, and at most `max-ops` nodes, are in a group; what is dear
-    is not computed twice; loops hold groups inside and are in none. Every edge that stays between groups leaves a
-    remark that names the rule.
+    Producers join consumers through views, broadcasts and reductions. All stored values of a group have rows in
+    common (see `fuse/rows.py`): a softmax or layer norm is one group. A contraction takes views and casts of its
+    operands in, and pointwise work on its result. At most one contraction, but for chains, and at most `max-ops`
+    nodes, are in a group; what is dear is not computed twice; loops hold groups inside and are in none. Every edge
+    that stays between groups leaves a remark that names the rule.
 
     Keeps: values, bit for bit. Needs: `legalize-dtype`, else casts stay between groups. Leaves: structured ops, alone
     or in groups.
@@ -41,13 +42,19 @@ class Fuse(Pass):
     max_ops: int = 64
 
     def run(self, module: Module, context: Context) -> Module:
-        body = self._region(module.graph.body, context)
+        body = self._region(module.graph.body, context, module.graph.dimensions)
         return module if body is module.graph.body else module.with_body(body)
 
-    def _region(self, region: Region, context: Context) -> Region:
-        inner = change_regions(region, lambda node, r: self._region(r, context) if isinstance(node, Loop) else r)
+    def _region(self, region: Region, context: Context, names: tuple[str, ...]) -> Region:
+        """The region with its nodes in groups; `names` are the dimensions and counters that may occur in it."""
+
+        def inside(node: Node, r: Region) -> Region:
+            return self._region(r, context, (*names, node.counter)) if isinstance(node, Loop) else r
+
+        inner = change_regions(region, inside)
         sunk, origin = sink_views(inner)
-        search = Search(sunk.nodes, sunk.results, self.max_ops)
+        is_chain = never if context.checks else chain_test(context.target, names)
+        search = Search(sunk.nodes, sunk.results, self.max_ops, is_chain)
         groups = [part for group in search.run() for part in _without_outer_reshapes(group)]
         self._explain(search, groups, context)
         if all(len(g.nodes) == 1 for g in groups) and inner is region:

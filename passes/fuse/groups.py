@@ -10,6 +10,7 @@ from functools import cached_property
 from intarsia.ir.graph import Node, Region, Structured, Value
 from intarsia.ir.ops import Argsort, Constant, Cumulative, Loop, Sort
 from intarsia.ir.types import TensorType
+from intarsia.passes.fuse.chains import ChainTest, may_chain, never
 from intarsia.passes.fuse.members import Member
 from intarsia.passes.fuse.order import GroupOrder
 from intarsia.passes.fuse.rows import CONTRACTIONS, Refusal, refusal, stages_of
@@ -40,10 +41,14 @@ class Edge:
 
 
 class Search:
-    """Merges the nodes of one region into groups of at most `max_ops`."""
+    """Merges the nodes of one region into groups of at most `max_ops`; `is_chain` says which may hold products and
+    reductions of their rows."""
 
-    def __init__(self, nodes: Sequence[Node], results: Iterable[Value], max_ops: int) -> None:
+    def __init__(
+        self, nodes: Sequence[Node], results: Iterable[Value], max_ops: int, is_chain: ChainTest = never
+    ) -> None:
         self.nodes = nodes
+        self.is_chain = is_chain
         self.max_ops = max_ops
         self.position = {node: n for n, node in enumerate(nodes)}
         self.results = frozenset(results)
@@ -107,14 +112,17 @@ class Search:
         for node, group in ((edge.user, consumer), (edge.value.node, producer)):
             if not group.members:
                 return _refuse_op(node)
-        if producer.has_contraction and consumer.has_contraction:
+        both = producer.has_contraction and consumer.has_contraction
+        if both and not any(may_chain(g.members) for g in (producer, consumer)):
             return CONTRACTIONS
         if self._order.meets_elsewhere(producer, consumer):
             return Refusal("cycle", "what lies between them would need the group and be needed by it")
         members = self._joined(producer, consumer)
         if len(members) > self.max_ops:
             return Refusal("max-ops", f"{len(members)} operations are more than {self.max_ops}")
-        return refusal(members, stages_of(members, self.outputs([m.node for m in members])))
+        outputs = self.outputs([m.node for m in members])
+        refused = CONTRACTIONS if both else refusal(members, stages_of(members, outputs))
+        return refused if refused is None or not self.is_chain(members, outputs) else None
 
     def _grow(self, nodes: Sequence[Node]) -> None:
         """Merge the group of some nodes with those of what they read, the best first, as long as any fits."""

@@ -135,7 +135,7 @@ def _drop_initial(kernel: Kernel, step: Accumulate, reduction: _Reduction, aroun
         if extra != ([step.outer] if step.mode == "first" else []):
             raise ScheduleError(f"it is also reduced over {', '.join(extra) or 'no outer loop'}")
         kept = (*(loop for loop in outer if loop.axis in used), *(d for d in reduction.dims if d.axis in used))
-        require_neutral_start(kernel, step.buffer, block[users[-1]], kept, reduction.put)
+        require_neutral_start(kernel, step.buffer, block[users[-1]], kept, reduction.put, path[:depth])
         _require_unseen(kernel, step.buffer, reduction.put, path, depth)
         new = (*block[: users[-1]], *block[users[-1] + 1 :])
         return replace_block(kernel, block, new)
@@ -162,8 +162,11 @@ def _require_unseen(kernel: Kernel, name: str, put: Put, path: tuple[For, ...], 
                 break
 
 
-def require_neutral_start(kernel: Kernel, name: str, initial: Statement, loops: tuple[For, ...], put: Put) -> None:
-    """`initial` is a nest over loops like these that sets the same elements to the neutral element."""
+def require_neutral_start(
+    kernel: Kernel, name: str, initial: Statement, loops: tuple[For, ...], put: Put, around: tuple[For, ...]
+) -> None:
+    """`initial` is a nest over loops like these that sets the same elements to the neutral element. `around` are the
+    loops around it."""
     own, body = perfect_nest(initial) if isinstance(initial, For) else ((), (initial,))
     setter = body[0]
     if (
@@ -173,7 +176,8 @@ def require_neutral_start(kernel: Kernel, name: str, initial: Statement, loops: 
         or setter.value != neutral(put.operator, put.value)
     ):
         raise ScheduleError(f"the statement before it does not set {name} to the neutral element")
-    conditions = {m for m in put.mask if m.symbols <= {loop.axis for loop in loops} | set(kernel.sizes)}
+    known = {loop.axis for loop in (*loops, *around)} | set(kernel.sizes)
+    conditions = {m for m in put.mask if m.symbols <= known}
     names = {mine.axis: Size.of(theirs.axis) for mine, theirs in _matching(own, setter.indices, loops, put.indices)}
     same_loops = len(own) == len(loops) == len(names) and all(
         any(

@@ -15,6 +15,7 @@ from intarsia.ir.schedule import Parallel, Reorder, Schedule
 from intarsia.ir.target import Target
 from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, make_parts, merge_rows
 from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
+from intarsia.passes.schedule.chained import schedule_chain
 from intarsia.passes.schedule.columns import copy_columns
 from intarsia.passes.schedule.contraction import schedule_contraction
 from intarsia.passes.schedule.convolution import schedule_convolution
@@ -37,6 +38,8 @@ def build_schedule(
     """The same, with the remarks. `repeated`: the kernel runs in a loop, whose next step may want what it writes.
     `choices`: the place of an option, by the name of the decision, where it is not the likeliest one."""
     b = Builder(kernel, target, choices)
+    if schedule_chain(b):
+        return b
     for loop in b.outermost():
         if loop in b.outermost():
             _ = schedule_convolution(b, loop) or schedule_contraction(b, loop)

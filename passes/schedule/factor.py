@@ -27,7 +27,7 @@ def factor(kernel: Kernel, step: Factor) -> Kernel:
     name = step.buffer
     find_buffer(kernel, name)
     put, nest = _sum(kernel, name)
-    block = next(body for body, _ in blocks(kernel) if nest[0] in body)
+    block, around = next((body, loops) for body, loops in blocks(kernel) if nest[0] in body)
     here = block.index(nest[0])
     kept = tuple(loop for loop in nest if any(loop.axis in i.symbols for i in put.indices))
     changing = {loop.axis for loop in nest if loop not in kept}
@@ -43,7 +43,7 @@ def factor(kernel: Kernel, step: Factor) -> Kernel:
     before = [n for n in range(here) if any(a.buffer == name for a in accesses((block[n],)))]
     if not before:
         raise ScheduleError(f"no statement before it sets {name}")
-    require_neutral_start(kernel, name, block[before[-1]], kept, put)
+    require_neutral_start(kernel, name, block[before[-1]], kept, put, around)
     rest = product.where(lambda e: not is_fixed(e))
     summed = replace(put, value=rest.value(put.value.dtype))
     mask = tuple(m for m in put.mask if not m.symbols & changing)

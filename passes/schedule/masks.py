@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import reduce
 
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.functions import COMBINERS
@@ -21,7 +22,8 @@ from intarsia.ir.kernel import (
     walk,
 )
 from intarsia.ir.kernel_access import Access, accesses
-from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, Mask, apply, constant, loads, mask_text, transform
+from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, Mask, apply, constant, mask_text, transform
+from intarsia.ir.scalar import walk as walk_expression
 from intarsia.ir.schedule import Peel, Restrict, Tighten, Unmask, Version
 from intarsia.ir.sizes import ZERO, Size, maximum, minimum
 from intarsia.passes.schedule.tree import (
@@ -100,13 +102,22 @@ def guard(body: Body, axis: str, condition: Mask) -> Body:
 
 
 def drop_masks(body: Body, dropped: frozenset[Size]) -> Body:
-    """The statements without these conditions."""
+    """The statements without these conditions, which hold: of `where` they choose the first value."""
 
     def keep(mask: Mask) -> Mask:
         return tuple(m for m in mask if m not in dropped)
 
     def load(e: Expr) -> Expr | None:
-        return replace(e, mask=keep(e.mask)) if isinstance(e, Load) and e.mask else None
+        match e:
+            case Load(mask=mask) if mask:
+                return replace(e, mask=keep(mask))
+            case Apply("where", (condition, then, otherwise)):
+                mask = affine_mask(condition) or ()
+                if dropped.issuperset(mask) and mask:
+                    return then
+                if not dropped.isdisjoint(mask):
+                    return apply("where", _condition(keep(mask)), then, otherwise)
+        return None
 
     def put(statement: Statement) -> Statement | None:
         return replace(statement, mask=keep(statement.mask)) if isinstance(statement, Put) and statement.mask else None
@@ -115,12 +126,22 @@ def drop_masks(body: Body, dropped: frozenset[Size]) -> Body:
 
 
 def masks_in(body: Body) -> Iterator[Size]:
-    """Every condition of a write or load below."""
+    """Every condition of a write, a load or an affine choice below."""
     for statement, _ in walk(body):
         if isinstance(statement, Put):
             yield from statement.mask
-            for load in loads(statement.value):
-                yield from load.mask
+            for e in walk_expression(statement.value):
+                match e:
+                    case Load(mask=mask):
+                        yield from mask
+                    case Apply("where", (condition, _, _)):
+                        yield from affine_mask(condition) or ()
+
+
+def _condition(mask: Mask) -> Expr:
+    """A mask as a boolean expression."""
+    holds: list[Expr] = [apply("gt", Index(m), Index(ZERO)) for m in mask]
+    return reduce(lambda a, b: apply("and", a, b), holds)
 
 
 def require_numbers(loop: For, bound: Size) -> None:
@@ -167,7 +188,8 @@ def version(kernel: Kernel, step: Version) -> Kernel:
     for condition in masks_in(loop.body):
         worst = extreme(condition, loops_in(loop.body), greatest=False)
         never = worst is not None and worst.constant is not None and worst.constant <= 0
-        if worst is not None and not worst.opaques and not never:
+        kept = condition.symbols & {*step.keep}
+        if worst is not None and not worst.opaques and not never and not kept:
             conditions[condition] = worst
     test = tuple(dict.fromkeys(w for w in conditions.values() if not facts.proves(w - 1)))
     if not conditions:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, For, Put, Statement
 from intarsia.ir.kernel_access import accesses
 from intarsia.ir.scalar import Expr, Load, loads, transform
@@ -122,3 +123,33 @@ def definitions_in(stages: Sequence[Stage], temporaries: Iterable[str]) -> dict[
         if len(writers) == 1 and writers[0].put.operator == "=" and not writers[0].reduced:
             found[name] = writers[0]
     return found
+
+
+def spread(stages: Sequence[Stage], axes: dict[Stage, str], buffers: Collection[str]) -> None:
+    """Add every stage that uses one of these buffers along the axis of one that is there, with its own name for it."""
+    growing = True
+    while growing:
+        growing = False
+        for stage, axis in list(axes.items()):
+            for access in accesses((stage.statement,)):
+                place = tuple(i.coefficient(axis) for i in access.indices)
+                if access.buffer not in buffers or not any(place):
+                    continue
+                for other in stages:
+                    found = _axes_at(other, access.buffer, place)
+                    if found is not None and other not in axes:
+                        axes[other] = found
+                        growing = True
+                    elif found is not None and axes[other] != found:
+                        raise ScheduleError(f"{access.buffer} is used along {found} and along {axes[other]}")
+
+
+def _axes_at(stage: Stage, buffer: str, place: tuple[int | None, ...]) -> str | None:
+    """The axis with which a stage subscripts a buffer in these places; None if it does not use the buffer."""
+    uses = [a for a in accesses((stage.statement,)) if a.buffer == buffer]
+    found = {
+        loop.axis for a in uses for loop in stage.loops if tuple(i.coefficient(loop.axis) for i in a.indices) == place
+    }
+    if uses and len(found) != 1:
+        raise ScheduleError(f"{buffer} is used in another way in the stage of {stage.put.buffer}")
+    return next(iter(found), None)

@@ -53,6 +53,7 @@ def localize(kernel: Kernel, step: Localize) -> Kernel:
         raise ScheduleError(f"it lives inside {outside[-1].axis}")
     _require_local(kernel, str(step), inside, (*around, loop), len(outside))
     tile = box_of(kernel, buffer, inside, len(around) + 1)
+    shape = tuple(map(most, tile.shape))
 
     def load(e: Expr) -> Expr | None:
         return replace(e, indices=tile.subscripts(e.indices)) if isinstance(e, Load) and e.buffer == name else None
@@ -65,10 +66,10 @@ def localize(kernel: Kernel, step: Localize) -> Kernel:
                 return replace(statement, indices=tile.subscripts(statement.indices))
         return None
 
-    if step.memory == "register" and any(extent.constant is None for extent in tile.shape):
-        raise ScheduleError(f"the shape [{', '.join(map(str, tile.shape))}] of a register tile has to be known")
+    if step.memory == "register" and any(extent.constant is None for extent in shape):
+        raise ScheduleError(f"the shape [{', '.join(map(str, shape))}] of a register tile has to be known")
     kernel = kernel.with_body(rewrite(change_loads(kernel.body, load), change))
-    alloc = Alloc(replace(buffer, shape=tile.shape, memory=step.memory))
+    alloc = Alloc(replace(buffer, shape=shape, memory=step.memory))
     return replace_loop(kernel, step.axis, lambda found: replace(found, body=(alloc, *found.body)))
 
 
@@ -257,13 +258,24 @@ def _greatest(extent: Size, loops: tuple[For, ...]) -> Size:
 
 def most_trips(loop: For) -> Size:
     """How many iterations a loop makes at most; a number where the bound says one."""
-    extent = loop.upper - loop.lower
-    match extent.terms:
-        case ((((Extremum("min", arguments)),), 1),):
-            numbers = [a.constant for a in arguments if a.constant is not None]
-            if numbers:
-                extent = Size.of(min(numbers))
-    return (extent + (loop.step - 1)) // loop.step
+    return (most(loop.upper - loop.lower) + (loop.step - 1)) // loop.step
+
+
+def most(extent: Size) -> Size:
+    """A number that an extent is at most, where minima in it say one; else the extent."""
+    total = Size.of(0)
+    for monomial, coefficient in extent.terms:
+        match monomial:
+            case (Extremum("min", arguments),) if coefficient > 0:
+                numbers = [found for a in arguments if (found := most(a).constant) is not None]
+                if numbers:
+                    total = total + coefficient * min(numbers)
+                    continue
+            case ():
+                total = total + coefficient
+                continue
+        return extent
+    return total
 
 
 def _within_bounds(kernel: Kernel, load: Load, loops: tuple[For, ...]) -> Load:

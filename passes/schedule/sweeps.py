@@ -17,7 +17,7 @@ from intarsia.ir.sizes import Size
 from intarsia.passes.schedule.domains import Domain, domain_of
 from intarsia.passes.schedule.masks import neutral
 from intarsia.passes.schedule.products import Linear, Product
-from intarsia.passes.schedule.stages import Stage, correspondence, definitions_in, expand, stages_in
+from intarsia.passes.schedule.stages import Stage, correspondence, definitions_in, expand, spread, stages_in
 from intarsia.passes.schedule.tree import Body, facts_for
 
 
@@ -96,7 +96,7 @@ def find_sweep(kernel: Kernel, name: str, block: Body, around: tuple[For, ...]) 
             axes[stage] = stage.reduced[0].axis
     if not ratios:
         raise ScheduleError(f"no sum over its axis needs {name}")
-    _spread(stages, axes, temporaries)
+    spread(stages, axes, temporaries)
     order = {s: axes[s] for s in stages if s in axes}
     _require_partial(stages, order, ratios, state)
     before, initial, after = _others(stages, order, (state, *ratios))
@@ -175,36 +175,6 @@ def _exponential(factor: Apply, load: Load, of: Linear) -> tuple[str, float, Con
 
 
 # ---------------------------------------------------------------------- what takes part
-
-
-def _spread(stages: Sequence[Stage], axes: dict[Stage, str], temporaries: frozenset[str]) -> None:
-    """Add every stage that shares a temporary along the axis with one that takes part."""
-    growing = True
-    while growing:
-        growing = False
-        for stage, axis in list(axes.items()):
-            for access in accesses((stage.statement,)):
-                place = tuple(i.coefficient(axis) for i in access.indices)
-                if access.buffer not in temporaries or not any(place):
-                    continue
-                for other in stages:
-                    found = _axes_at(other, access.buffer, place)
-                    if found is not None and other not in axes:
-                        axes[other] = found
-                        growing = True
-                    elif found is not None and axes[other] != found:
-                        raise ScheduleError(f"{access.buffer} is used along {found} and along {axes[other]}")
-
-
-def _axes_at(stage: Stage, buffer: str, place: tuple[int | None, ...]) -> str | None:
-    """The axis with which a stage subscripts a buffer in these places; None if it does not use the buffer."""
-    uses = [a for a in accesses((stage.statement,)) if a.buffer == buffer]
-    found = {
-        loop.axis for a in uses for loop in stage.loops if tuple(i.coefficient(loop.axis) for i in a.indices) == place
-    }
-    if uses and len(found) != 1:
-        raise ScheduleError(f"{buffer} is used in another way in the stage of {stage.put.buffer}")
-    return next(iter(found), None)
 
 
 def _require_partial(

@@ -41,7 +41,7 @@ def vectorize_region(b: Builder, top: str) -> None:
         b.together(f"vectors along {choice}", lambda: _vectorize_around(b, choice))
     else:
         for leaf in [loop.axis for loop in loops_in((b.loop(top),)) if not loops_in(loop.body)]:
-            b.together(f"vectors along {leaf}", partial(_vectorize_leaf, b, leaf))
+            b.together(f"vectors along {leaf}", partial(vectorize_leaf, b, leaf))
 
 
 def _choose(b: Builder, region: For) -> str | None:
@@ -121,7 +121,7 @@ def _vectorize_around(b: Builder, axis: str) -> None:
         b.attempt(Peel(outer))
 
 
-def _vectorize_leaf(b: Builder, axis: str) -> None:
+def vectorize_leaf(b: Builder, axis: str) -> None:
     """Vectorize a loop without loops in it; what it reduces is kept in one lane for each residue, and combined after
     the loop."""
     loop = b.loop(axis)
@@ -145,7 +145,7 @@ def _vectorize_leaf(b: Builder, axis: str) -> None:
     b.take(Vectorize(kept[-1:]))
     for put in puts:
         if put.operator != "=" and not any(axis in i.symbols for i in put.indices):
-            _keep_partial_results(b, put.buffer, outer, kept)
+            keep_partial_results(b, put.buffer, outer, kept)
     if outer:
         b.attempt(Peel(outer))
 
@@ -168,7 +168,7 @@ def _align(b: Builder, axis: str, puts: tuple[Put, ...]) -> None:
             return
 
 
-def _keep_partial_results(b: Builder, buffer: str, outer: str, kept: tuple[str, ...]) -> None:
+def keep_partial_results(b: Builder, buffer: str, outer: str, kept: tuple[str, ...]) -> None:
     """Reduce into a vector (several of them), then these into one, then its lanes. `outer` is the loop around those of
     `kept`, "" if the lanes are the whole loop."""
     inside = outer or kept[0]

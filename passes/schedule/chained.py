@@ -1,0 +1,369 @@
+"""Default schedule of chained reductions: a product whose rows are reduced, with what follows along the same axis.
+
+Scores are made block by block, for a block of rows and a block of keys (the axis along which they are reduced); they
+never leave the second cache. `online` makes one sweep of it. So attention with any scores, and losses that reduce the
+rows of a product, need memory for one block only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from intarsia.ir.errors import ScheduleError
+from intarsia.ir.kernel import For, Put
+from intarsia.ir.kernel_access import trips
+from intarsia.ir.scalar import loads
+from intarsia.ir.schedule import (
+    ROOT,
+    Accumulate,
+    Factor,
+    Inline,
+    Localize,
+    Merge,
+    Move,
+    Online,
+    Pack,
+    Parallel,
+    Peel,
+    Reorder,
+    Unroll,
+    Vectorize,
+    Version,
+)
+from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
+from intarsia.passes.schedule.shape import count, effort, points, stride
+from intarsia.passes.schedule.stages import Stage, definitions_in, expand, spread, stages_in
+from intarsia.passes.schedule.sweeps import Sweep, find_sweep
+from intarsia.passes.schedule.tree import allocated_in, find_loop, loops_in, puts_in
+from intarsia.passes.schedule.vectors import keep_partial_results, vectorize_leaf
+
+ROWS = 64
+"""Rows of a block, about."""
+
+KEYS = 384
+"""Elements of the reduced axis in a block, about."""
+
+VECTORS = 2
+"""Vectors of a panel of keys."""
+
+HEIGHT = 8
+"""Rows of a tile."""
+
+WIDEST = 512
+"""Elements of a row of sums, beyond which a block of them does not stay in the nearest cache."""
+
+UNROLLED = 4
+"""Steps of a reduction that are written out."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A sweep in a naive kernel, with the axes of its stages: for each stage those of the `batch`, the `row` that is
+    made blocks of. `stages` are all, in the order of the text; `scores` is the product that
+    the sweep begins with, if it does with one."""
+
+    sweep: Sweep
+    stages: tuple[Stage, ...]
+    scores: Stage | None
+    batch: tuple[dict[Stage, str], ...]
+    row: dict[Stage, str]
+
+
+def schedule_chain(b: Builder) -> bool:
+    """Schedule a kernel that is one chain of reductions. Returns whether it is, and every step was legal."""
+    name = _state(b)
+    if name is None:
+        return False
+    trial = Builder(b.kernel, b.target)
+    try:
+        _prepare(trial, name)
+        find_chain(trial, name)
+    except ScheduleError:
+        return False
+    return b.together(f"sweep over the rows of {name}", lambda: _schedule(b, name))
+
+
+def _state(b: Builder) -> str | None:
+    """A maximum that a sweep could begin with."""
+    stages = stages_in(b.kernel.body)
+    if not isinstance(stages, tuple):
+        return None
+    return next((s.put.buffer for s in stages if s.put.operator == "max=" and s.reduced), None)
+
+
+# ---------------------------------------------------------------------- recognizing
+
+
+def _prepare(b: Builder, name: str) -> None:
+    """Bring sums into the form that `online` wants: what depends on finished sums is taken out of other sums."""
+    stages = _stages(b)
+    definitions = definitions_in(stages, allocated_in(b.kernel.body))
+    sums = {
+        s.put.buffer
+        for s in stages
+        if s.put.operator == "+=" and any(x.buffer == name for x in loads(expand(s, definitions)))
+    }
+    for buffer, stage in definitions.items():
+        users = [s for s in stages if s is not stage and any(x.buffer == buffer for x in s.reads)]
+        if any(x.buffer in sums for x in stage.reads) and any(u.put.operator == "+=" for u in users):
+            b.take(Inline(buffer))
+    for stage in _stages(b):
+        if stage.put.operator == "+=" and any(x.buffer in sums for x in stage.reads):
+            b.take(Factor(stage.put.buffer))
+
+
+def _stages(b: Builder) -> tuple[Stage, ...]:
+    stages = stages_in(b.kernel.body)
+    if not isinstance(stages, tuple):
+        raise ScheduleError("it is not made of stages")
+    return stages
+
+
+def find_chain(b: Builder, name: str) -> Chain:
+    """The chain that begins with the maximum `name`. Raises ScheduleError where there is none."""
+    sweep = find_sweep(b.kernel, name, b.kernel.body, ())
+    products = [s for s in sweep.axes if s.put.operator == "+=" and s not in sweep.ratios]
+    if len(products) > 1 or any(sweep.axes[s] not in {loop.axis for loop in s.kept} for s in products):
+        raise ScheduleError("there are several products")
+    rows = _rows_of(b, sweep)
+    shared = [
+        (s, x)
+        for s, axis in sweep.axes.items()
+        for x in s.reads
+        if axis in x.symbols and b.kernel.buffers()[x.buffer].role == "in"
+    ]
+    usable = [r for r in rows if any(r[s] not in x.symbols for s, x in shared)]
+    usable = [r for r in usable if all(r[s] not in x.symbols for s, x in shared if s in products or s in sweep.ratios)]
+    if not usable or not (products or any(r.rest.factors for r in sweep.ratios.values())):
+        raise ScheduleError("no row reads what others read")
+    for stage in sweep.ratios:
+        wide = [loop for loop in stage.kept if not any(r[stage] == loop.axis for r in rows)]
+        if points(wide) > WIDEST:
+            raise ScheduleError(f"the rows of {stage.put.buffer} are too wide to be kept for a block")
+    row = max(usable, key=lambda r: count(trips(b.loop(r[sweep.state]))))
+    stages = tuple(s for x in b.kernel.body for s in sweep.stages if s.statement is x)
+    return Chain(sweep, stages, products[0] if products else None, tuple(r for r in rows if r is not row), row)
+
+
+def _rows_of(b: Builder, sweep: Sweep) -> list[dict[Stage, str]]:
+    """The axes that number the rows, each by its names in the stages."""
+    written = {x.name for x in b.kernel.buffers().values() if x.role != "in"}
+    rows = []
+    for loop in sweep.state.kept:
+        axes = {sweep.state: loop.axis}
+        spread(sweep.stages, axes, written)
+        if len(axes) < len(sweep.stages):
+            raise ScheduleError(f"not every stage runs over {loop.axis}")
+        rows.append(axes)
+    return rows
+
+
+# ---------------------------------------------------------------------- scheduling
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """The axes of a stage inside a block of rows: rows, and for what runs along the keys, panels and keys in them."""
+
+    row: str
+    panel: str = ""
+    key: str = ""
+
+
+def _schedule(b: Builder, name: str) -> None:
+    _prepare(b, name)
+    chain = find_chain(b, name)
+    lanes = b.target.lanes(max(32, chain.sweep.state.put.value.dtype.bits))
+    top, axes = _block(b, chain, VECTORS * lanes)
+    panel = axes[chain.sweep.state].panel
+    if chain.scores is not None:
+        mine = axes[chain.scores]
+        columns = b.split(mine.key, lanes)
+        at = chain.batch[-1][chain.stages[0]] if chain.batch else ROOT
+        _pack(b, at, columns[-1], (mine.panel, *(loop.axis for loop in chain.scores.reduced), *columns))
+    for buffer in (name, *(s.put.buffer for s in chain.sweep.ratios)):
+        if b.kernel.buffers()[buffer].role == "temp":
+            b.take(Localize(buffer, top, "cache"))
+    sweep = b.fresh(panel)
+    b.take(Online(name, KEYS // (VECTORS * lanes), (sweep,)))
+    for buffer, found in allocated_in(b.kernel.body).items():
+        if found.memory == "global":
+            b.take(Localize(buffer, sweep, "cache"))
+    if chain.scores is not None:
+        _tile_scores(b, chain, chain.scores, axes, columns, lanes)
+    for stage in chain.sweep.ratios:
+        if len(stage.kept) > len(chain.batch) + 1:
+            _tile_sums(b, chain, stage, axes[stage], lanes)
+    _rows(b, top, sweep, {a.panel for a in axes.values()} - {""})
+    _share(b, (*(r[chain.stages[0]] for r in chain.batch), top))
+
+
+def _block(b: Builder, chain: Chain, panel: int) -> tuple[str, dict[Stage, _Axes]]:
+    """Make blocks of rows and panels of keys, and one loop around all stages. Returns the axis that counts the blocks,
+    and the axes of each stage inside of one."""
+    rows = _rows_of_block(trips(b.loop(chain.row[chain.sweep.state])).constant)
+    tops: list[str] = []
+    inside: dict[Stage, _Axes] = {}
+    for stage in chain.stages:
+        row = chain.row[stage]
+        top, inner = b.split(row, rows)
+        batch = [r[stage] for r in chain.batch]
+        rest = [loop.axis for loop in stage.loops if loop.axis not in (row, *batch)]
+        inside[stage] = _Axes(inner)
+        if stage in chain.sweep.axes:
+            axis = chain.sweep.axes[stage]
+            inside[stage] = _Axes(inner, *b.split(axis, panel))
+            n = rest.index(axis)
+            rest[n : n + 1] = [inside[stage].panel, inside[stage].key]
+        b.take(Reorder((*batch, top, inner, *rest)))
+        tops.append(top)
+    for axes in (*([r[s] for s in chain.stages] for r in chain.batch), tops):
+        b.take(Merge(tuple(axes)))
+    return tops[0], inside
+
+
+def _rows_of_block(length: int | None) -> int:
+    """Rows of a block: where that is possible, blocks are whole, and so are tiles."""
+    if length is None:
+        return ROWS
+    whole = [n for n in range(ROWS // 2, 2 * ROWS, HEIGHT) if length % n == 0]
+    if whole:
+        return min(whole, key=lambda n: abs(n - ROWS))
+    even = -(-length // -(-length // ROWS))
+    return -(-even // (2 * HEIGHT)) * 2 * HEIGHT
+
+
+def _pack(b: Builder, at: str, lane: str, axes: tuple[str, ...]) -> None:
+    """Copy what lies along the keys into panels."""
+    (put,) = puts_in((b.loop(lane),))
+    load = next(x for x in loads(put.value) if lane in x.symbols)
+    before = set(b.axes())
+    b.take(Pack(load.buffer, at, b.fresh(load.buffer), axes, "cache"))
+    copied = tuple(axis for axis in b.axes() if axis not in before)
+    last = copied[-1]
+    buffer = b.kernel.buffers()[load.buffer]
+    (own,) = (x for p in puts_in((b.loop(last),)) for x in loads(p.value))
+    along = next((axis for axis in copied if stride(buffer, own.indices, axis) == 1), last)
+    if along == last:
+        b.take(Vectorize((last,)))
+    else:
+        size = count(trips(b.loop(last)))
+        b.take(Reorder((*(a for a in copied[:-1] if a != along), along, last)))
+        squares, step = b.split(along, size, "peel")
+        before = set(b.axes())
+        b.take(Pack(load.buffer, squares, b.fresh(load.buffer), (last, step), "register"))
+        rows, columns = (axis for axis in b.axes() if axis not in before)
+        b.take(Unroll((rows, step)))
+        b.take(Vectorize((columns, last)))
+    b.attempt(Version(copied[0]))
+
+
+def _tile_scores(
+    b: Builder, chain: Chain, scores: Stage, axes: dict[Stage, _Axes], columns: tuple[str, str], lanes: int
+) -> None:
+    """Tiles of scores in registers, lanes along the keys."""
+    buffer, mine = scores.put.buffer, axes[scores]
+    initial = next(s for s in chain.sweep.axes if s.put.buffer == buffer)
+    tiles, inner = b.split(mine.row, HEIGHT)
+    reduced = tuple(loop.axis for loop in scores.reduced)
+    b.take(Reorder((mine.panel, tiles, *reduced, inner, *columns)))
+    own = axes[initial]
+    first, second = b.split(own.row, HEIGHT)
+    vector, lane = b.split(own.key, lanes)
+    b.take(Reorder((own.panel, first, second, vector, lane)))
+    b.take(Unroll((inner, columns[0])))
+    b.take(Vectorize((columns[1],)))
+    b.take(Accumulate(buffer, reduced[0], b.fresh(buffer), "register", "set"))
+    b.take(Unroll((b.split(reduced[-1], UNROLLED, "peel")[1],)))
+    b.attempt(Version(tiles))
+
+
+def _tile_sums(b: Builder, chain: Chain, stage: Stage, own: _Axes, lanes: int) -> None:
+    """Tiles of sums of products in registers, lanes along an axis of their results."""
+    buffer, row = stage.put.buffer, chain.row[stage]
+    batch = {r[stage] for r in chain.batch}
+    others = [loop.axis for loop in stage.kept if loop.axis not in (row, *batch)]
+    *outer, column = others
+    vectors, height = _shape_of_tile(count(trips(b.loop(column))), lanes)
+    tiles, inner = b.split(own.row, height)
+    panels, wide = b.split(column, vectors * lanes)
+    vector, lane = b.split(wide, lanes)
+    b.take(Reorder((*outer, panels, tiles, own.panel, own.key, inner, vector, lane)))
+    b.take(Unroll((inner, vector)))
+    b.take(Vectorize((lane,)))
+    b.take(Accumulate(buffer, own.panel, b.fresh(buffer), "register", "load"))
+    b.take(Unroll((b.split(own.key, UNROLLED)[1],)))
+    b.attempt(Peel(own.panel))
+    rest = [x.axis for x in loops_in((b.loop(tiles),)) if x.axis.startswith(f"{own.panel}.")]
+    b.attempt(Version(tiles, (own.panel, *rest)))
+
+
+def _shape_of_tile(columns: int, lanes: int) -> tuple[int, int]:
+    """Vectors and rows of a tile of sums."""
+    needed = -(-columns // lanes)
+    vectors = next(v for v in (2, 4, 5, 3, 1) if needed % v == 0)
+    return vectors, {1: 16, 2: 8, 3: 8, 4: 4, 5: 4}[vectors]
+
+
+def _rows(b: Builder, top: str, sweep: str, panels: set[str]) -> None:
+    """What is done to scores, row by row: all of it in one loop over the rows of a block, lanes along the keys. What is
+    done to the numbers of a row has lanes along the rows."""
+    rows = [s for s in b.loop(sweep).body if isinstance(s, For) and s.kind == "seq"]
+    keyed = [s.axis for s in rows if any(x.axis in panels for x in loops_in(s.body))]
+    tiled = {s.axis for s in rows if any(x.kind != "seq" for x in loops_in((s,)))}
+    free = [axis for axis in keyed if axis not in tiled]
+    while free:
+        first, *rest = free
+        free = [axis for axis in rest if not _merge(b, sweep, first, axis)]
+        _merge_neighbours(b, first)
+    for leaf in [x.axis for x in loops_in((b.loop(top),)) if x.kind == "seq" and not loops_in(x.body)]:
+        b.together(f"vectors along {leaf}", partial(_vectorize, b, leaf))
+
+
+def _merge(b: Builder, block: str, first: str, second: str) -> bool:
+    """Merge two loops of the body of a loop, if that is legal; what stands between them moves up where it can."""
+    body = b.loop(block).body
+    places = [n for n, s in enumerate(body) if isinstance(s, For) and s.axis in (first, second)]
+    for statement in body[places[0] + 1 : places[1]]:
+        if isinstance(statement, (For, Put)):
+            b.attempt(Move(statement.axis if isinstance(statement, For) else statement.buffer, first))
+    return b.attempt(Merge((first, second)))
+
+
+def _merge_neighbours(b: Builder, axis: str) -> None:
+    """Merge loops that follow each other in the body of a loop, and those inside them."""
+    first, *rest = [s.axis for s in b.loop(axis).body if isinstance(s, For)] or [""]
+    for second in rest:
+        if _merge(b, axis, first, second):
+            _merge_neighbours(b, first)
+        else:
+            first = second
+
+
+def _vectorize(b: Builder, leaf: str) -> None:
+    """Lanes along a loop, of a panel all at once; where a mask ends in the loop around it, the iterations before that
+    run without it."""
+    around = find_loop(b.kernel, leaf)[1]
+    loop, puts = b.loop(leaf), puts_in((b.loop(leaf),))
+    longest = VECTORS * b.target.lanes(max(32, *(p.value.dtype.bits for p in puts)))
+    if (trips(loop).constant or longest + 1) > longest:
+        vectorize_leaf(b, leaf)
+        return
+    b.take(Vectorize((leaf,)))
+    for put in puts:
+        if put.operator != "=" and not any(leaf in i.symbols for i in put.indices):
+            keep_partial_results(b, put.buffer, "", (leaf,))
+    if len(around[-1].body) == 1:
+        b.attempt(Peel(around[-1].axis))
+
+
+def _share(b: Builder, axes: Sequence[str]) -> None:
+    """Give the iterations of an outer loop to threads."""
+    if effort(b.kernel.body) < SMALL:
+        return
+    wanted = SHARES * max(2, b.target.cores)
+    lengths = {axis: count(trips(b.loop(axis))) for axis in axes}
+    best = next((a for a in axes if lengths[a] >= wanted), max(axes, key=lambda a: lengths[a]))
+    b.attempt(Parallel((best,)), silent=False)

@@ -1,0 +1,161 @@
+"""Products whose rows are reduced: attention in any form and contrastive losses are one kernel of little memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from intarsia.driver import Compilation, Options
+from intarsia.dsl.library import load
+from intarsia.ir.dtypes import Array
+from intarsia.ir.errors import Source
+from intarsia.ir.kernel import Alloc, Kernel, walk
+from intarsia.ir.kernel_interpreter import run
+from intarsia.ir.kernel_verifier import unproved_accesses, verify_kernel
+
+TARGET = "cpu:x86-avx512"
+
+
+def compilation(text: str) -> Compilation:
+    library = load(Source("program.ita", text))
+    return Compilation(library.build("f"), {}, Options(target=TARGET))
+
+
+def one_kernel(text: str) -> Kernel:
+    """The scheduled kernel of a program that has to be one."""
+    (kernel,) = compilation(text).scheduled.kernels
+    verify_kernel(kernel)
+    assert not unproved_accesses(kernel)
+    return kernel
+
+
+def draw(kernel: Kernel) -> list[Array]:
+    random = np.random.default_rng(0)
+    return [
+        random.standard_normal([int(e) for e in b.shape]).astype(np.float32)
+        for b in kernel.parameters
+        if b.role == "in"
+    ]
+
+
+def computed(kernel: Kernel, inputs: list[Array]) -> Array:
+    (out,) = kernel.outputs
+    result = np.full([int(e) for e in out.shape], np.nan, np.float32)
+    names = [b.name for b in kernel.inputs]
+    with np.errstate(all="ignore"):
+        run(kernel, {**dict(zip(names, inputs)), out.name: result}, {})
+    return result
+
+
+def attention(rows: int, keys: int, depth: int, score: str, more: str = "", heads: int = 2, shared: int = 2) -> str:
+    """`score` says what a score is, with DOT for the product; `shared` heads of keys serve all heads."""
+    head = "h" if heads == shared else f"h * {shared} // {heads}"
+    product = f"sum[d](q[h, i, d] * k[{head}, j, d])"
+    return f"""fn f(q: f32[{heads}, {rows}, {depth}], k: f32[{shared}, {keys}, {depth}],
+                    v: f32[{shared}, {keys}, {depth}]{more}) -> f32[{heads}, {rows}, {depth}] {{
+        s[h, i, j] = {score.replace("DOT", product)}
+        p = softmax(s, axis=-1)
+        return tensor[h, i, d](sum[j](p[h, i, j] * v[{head}, j, d]))
+    }}"""
+
+
+def expected(q: Array, k: Array, v: Array, score: Callable[[Array, Array, Array], Array]) -> Array:
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    k, v = (np.repeat(x, len(q) // len(x), 0) for x in (k, v))
+    i, j = np.arange(q.shape[1])[:, None], np.arange(k.shape[1])
+    s = score(q @ k.swapaxes(1, 2), i, j)
+    e = np.exp(s - s.max(-1, keepdims=True))
+    return np.asarray(e / e.sum(-1, keepdims=True) @ v)
+
+
+SCORES: dict[str, tuple[str, Callable[[Array, Array, Array], Array]]] = {
+    "scaled": ("DOT / 8.0", lambda s, i, j: s / 8),
+    "causal": ("where(j <= i, DOT * 0.2, -inf)", lambda s, i, j: np.where(j <= i, s * 0.2, -np.inf)),
+    "window": (
+        "where(j <= i and i < j + 20, DOT, -inf)",
+        lambda s, i, j: np.where((j <= i) & (i < j + 20), s, -np.inf),
+    ),
+    "alibi": ("DOT / 8.0 - f32(abs(i - j)) * 0.1", lambda s, i, j: s / 8 - abs(i - j) * 0.1),
+    "capped": ("tanh(DOT / 50.0) * 50.0", lambda s, i, j: np.tanh(s / 50) * 50),
+}
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize(
+    "shape", [(64, 64, 16), (70, 100, 20), pytest.param((130, 530, 80), marks=pytest.mark.slow)], ids=str
+)
+def test_attention_is_one_kernel(shape: tuple[int, int, int], score: str) -> None:
+    text, reference = SCORES[score]
+    kernel = one_kernel(attention(*shape, text))
+    inputs = draw(kernel)
+    np.testing.assert_allclose(computed(kernel, inputs), expected(*inputs, reference), rtol=1e-4, atol=1e-5)
+
+
+def test_heads_may_share_keys() -> None:
+    kernel = one_kernel(attention(40, 70, 32, "DOT / 8.0", heads=4, shared=2))
+    inputs = draw(kernel)
+    np.testing.assert_allclose(computed(kernel, inputs), expected(*inputs, lambda s, i, j: s / 8), rtol=1e-4, atol=1e-5)
+
+
+def test_a_bias_may_be_added() -> None:
+    kernel = one_kernel(attention(40, 70, 32, "DOT / 8.0 + b[i, j]", ", b: f32[40, 70]"))
+    by_name = dict(zip((b.name for b in kernel.inputs), draw(kernel)))
+    bias = by_name.pop("b")
+    inputs = [by_name[n] for n in ("q", "k", "v")]
+    given = [{**by_name, "b": bias}[b.name] for b in kernel.inputs]
+    np.testing.assert_allclose(
+        computed(kernel, given), expected(*inputs, lambda s, i, j: s / 8 + bias), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("options", ["", ", causal=true", ", scale=0.3"])
+def test_the_function_of_the_library_is_one_kernel(options: str) -> None:
+    kind = "f32[2, 3, 40, 16]"
+    text = f"fn f(q: {kind}, k: {kind}, v: {kind}) -> {kind} {{ return attention(q, k, v{options}) }}"
+    kernel = one_kernel(text)
+    inputs = [x.reshape(6, 40, 16) for x in draw(kernel)]
+    scale = 0.3 if "scale" in options else 0.25
+    actual = computed(kernel, [x.reshape(2, 3, 40, 16) for x in inputs]).reshape(6, 40, 16)
+
+    def score(s: Array, i: Array, j: Array) -> Array:
+        return np.asarray(np.where(j <= i, s * scale, -np.inf) if "causal" in options else s * scale)
+
+    np.testing.assert_allclose(actual, expected(*inputs, score), rtol=1e-4, atol=1e-5)
+
+
+def test_a_contrastive_loss_is_one_kernel() -> None:
+    kernel = one_kernel(
+        "fn f(a: f32[70, 24], b: f32[90, 24]) -> f32[70] { return logsumexp(a @ transpose(b) / 0.3, axis=-1) }"
+    )
+    by_name = dict(zip((b.name for b in kernel.inputs), draw(kernel)))
+    scores = by_name["a"].astype(np.float64) @ by_name["b"].T / 0.3
+    top = scores.max(-1)
+    actual = computed(kernel, [by_name[b.name] for b in kernel.inputs])
+    np.testing.assert_allclose(
+        actual[:, 0] if actual.ndim > 1 else actual, np.log(np.exp(scores - top[:, None]).sum(-1)) + top, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("score", ["scaled", "causal"])
+def test_memory_does_not_grow_with_the_square(score: str) -> None:
+    """What is allocated for one head: the keys as panels, and blocks of a fixed size."""
+
+    def largest(length: int) -> int:
+        done = compilation(attention(length, length, 64, SCORES[score][0]))
+        (kernel,) = done.scheduled.kernels
+        shapes = [s.buffer.shape for s, _ in walk(kernel.body) if isinstance(s, Alloc)]
+        return max(int(np.prod([int(e) for e in shape])) for shape in shapes)
+
+    assert largest(8192) == 8192 * 64
+    assert largest(16384) == 16384 * 64
+
+
+def test_weights_that_are_needed_are_kept() -> None:
+    """The program returns the weights too: nothing can be left out."""
+    text = """fn f(q: f32[64, 16], k: f32[64, 16], v: f32[64, 16]) -> (f32[64, 16], f32[64, 64]) {
+        p = softmax(q @ transpose(k), axis=-1)
+        return p @ v, p
+    }"""
+    assert len(compilation(text).scheduled.kernels) == 3
