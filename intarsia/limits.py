@@ -153,10 +153,10 @@ def _best_seconds(work: Callable[[int], object], threads: int) -> float:
 
 def _compiled(source: str, name: str, target: Target, *types: Any) -> tuple[Callable[..., object], object]:
     """A function of LLVM IR, the type of its result and those of its arguments given, and what keeps it alive."""
-    from intarsia.backends.cpu.compile import parse
+    from intarsia.backends.cpu.compile import verified
     from intarsia.backends.cpu.machine import load, machine
 
-    loaded = load(machine(target).emit_object(parse(source)), name, {})
+    loaded = load(machine(target).emit_object(verified(source)), name, {})
     return ctypes.CFUNCTYPE(*types)(loaded.address), loaded
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -188,3 +190,21 @@ def test_random_programs(seed: int, specialised: bool) -> None:
             unit = 2.0**-7 if result.dtype.itemsize == 2 else 2.0**-20
             wide = result.astype(np.float64), value.astype(np.float64)
             np.testing.assert_allclose(*wide, rtol=8 * unit, atol=8 * unit)
+
+
+def test_the_garbage_collector_ends_modules_before_what_they_need() -> None:
+    """In a cycle it finalises in any order: a context or a linker must stay until what lies in it is gone."""
+    text = """
+import gc
+from intarsia.backends.cpu.machine import assemble, load, parse
+
+source = "define i32 @f() { ret i32 1 }"
+code = assemble(source)
+for make in (lambda: parse(source), lambda: load(code, "f", {})):
+    for _ in range(3):
+        cycle = [make()]
+        cycle.append(cycle)
+    del cycle
+    gc.collect()
+"""
+    subprocess.run([sys.executable, "-c", text], check=True)

@@ -13,7 +13,7 @@ from functools import cached_property
 import llvmlite.binding as llvm
 
 from intarsia.backends.cpu.llvm import Module
-from intarsia.backends.cpu.machine import OPTIMISATION, initialise, machine
+from intarsia.backends.cpu.machine import OPTIMISATION, machine, parse
 from intarsia.backends.cpu.machine import LoadedFunction as LoadedFunction
 from intarsia.backends.cpu.machine import host_target as host_target
 from intarsia.backends.cpu.machine import load as load
@@ -24,10 +24,9 @@ from intarsia.ir.plan import Plan
 from intarsia.ir.target import Target
 
 
-def parse(text: str) -> llvm.ModuleRef:
+def verified(text: str) -> llvm.ModuleRef:
     """LLVM's own form of a module. An error in the text is ours."""
-    initialise()
-    module = llvm.parse_assembly(text, llvm.create_context())
+    module = parse(text)
     module.verify()
     return module
 
@@ -57,13 +56,13 @@ class Compiled:
     @cached_property
     def module(self) -> llvm.ModuleRef:
         """LLVM's module, after its passes if they are of use."""
-        module = parse(self.source)
+        module = verified(self.source)
         if not self.passes:
             return module
         optimise(module, self.target)
         text = str(module)
         mended = without_single_lane_stores(text)
-        return module if mended == text else parse(mended)
+        return module if mended == text else verified(mended)
 
     @property
     def optimised(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -61,13 +62,29 @@ def machine(target: Target) -> llvm.TargetMachine:
     )
 
 
+def parse(text: str) -> llvm.ModuleRef:
+    """LLVM's own form of a module, in a context of its own."""
+    initialise()
+    context = llvm.create_context()
+    module = llvm.parse_assembly(text, context)
+    _keep_for(module, context)
+    return module
+
+
+def _keep_for(user: object, needed: object) -> None:
+    """Keep what an object needs until that is gone.
+
+    The garbage collector ends the objects of a cycle in any order, unless something outside of it holds one of them.
+    """
+    weakref.finalize(user, id, needed).atexit = False
+
+
 def assemble(text: str) -> bytes:
     """Object code for this machine of LLVM IR that is written out by hand: made in the least time, not for the most
     speed."""
-    initialise()
+    module = parse(text)
     target = llvm.Target.from_triple(llvm.get_process_triple())
     generator = target.create_target_machine(opt=0, reloc="pic", codemodel="small")
-    module = llvm.parse_assembly(text, llvm.create_context())
     module.triple, module.data_layout = llvm.get_process_triple(), str(generator.target_data)
     code: bytes = generator.emit_object(module)
     return code
@@ -92,4 +109,5 @@ def load(code: bytes | Sequence[bytes], entry: str, symbols: Mapping[str, int]) 
     for name, address in sorted(symbols.items()):
         builder.import_symbol(name, address)
     tracker = builder.link(jit, f"program {entry}")
+    _keep_for(tracker, jit)
     return LoadedFunction(tracker[entry], (tracker, jit))
