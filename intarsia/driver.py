@@ -70,14 +70,15 @@ class Compilation:
 
     @cached_property
     def context(self) -> Context:
+        target = self.target
         return Context(
-            target=self.target,
+            target=target,
             remarks=self.remarks,
             dynamic=frozenset(self.options.dynamic),
             checks=self.options.checks,
             unordered=self.options.unordered,
             pinned_schedule=self.options.schedule,
-            predict=lambda kernel: estimate(kernel, self.target).seconds,
+            predict=lambda kernel: estimate(kernel, target).seconds,
         )
 
     @cached_property

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -524,3 +526,28 @@ def test_a_call_takes_microseconds() -> None:
         return (time.perf_counter() - start) / 500
 
     assert min(seconds() for _ in range(10)) < 12e-6  # about 3 us on an idle machine
+
+
+def test_programs_in_cycles_of_references_are_collected() -> None:
+    """LLVM's modules must go before their contexts, and the garbage collector finalises in any order."""
+    x = np.ones((2, 3), np.float32)
+    for n in range(4):
+        function = intarsia.compile(f"fn f(x: f32[N, M]) -> f32[N, M] {{ return x * {n}.5 }}", use_cache=False)["f"]
+        lowered = function.lower(x)
+        assert "fmul" in lowered.asm["llvm-opt"] and "vmul" in lowered.asm["asm"]
+        cycle: list[object] = [function, lowered, function(x)]
+        cycle.append(cycle)
+        del function, lowered, cycle
+        gc.collect()
+
+
+def test_a_compilation_goes_with_its_last_user() -> None:
+    lowered = intarsia.jit("fn f(x: f32[N]) -> f32[N] { return x + 1.0 }").lower(np.ones(3, np.float32))
+    assert "lane" in lowered.asm["scheduled"]
+    compilation = weakref.ref(lowered.compilation)
+    gc.disable()
+    try:
+        del lowered
+        assert compilation() is None, "it is in a cycle of references"
+    finally:
+        gc.enable()
