@@ -287,6 +287,24 @@ def test_register_transpose(target: Target, d: str, n: int) -> None:
     )
 
 
+@pytest.mark.parametrize("function", ["<", "<=", ">", ">="])
+@pytest.mark.parametrize("other", ["i", "5 * i - 40", "2 * l.1 + i - 20", "7", "i * i"])
+def test_comparisons_of_axes(target: Target, function: str, other: str) -> None:
+    """As choices and as values, in lanes and outside, of neighbours and of every second element."""
+    chosen = f"where(index(l) {function} index({other.replace('l.1', 'l')}), x[l], -1.0)"
+    in_turn = chosen.replace("(l)", "(l.2)").replace("[l]", "[l.2]").replace("* l ", "* l.2 ")
+    check(
+        f"""kernel compare(x: f32[40], out y: f32[17, 40], out z: bool[17, 40], out s: f32[17, 40]) {{
+          for i in 0..17 {{
+            lane l in 0..40 {{ y[i, l] = {chosen} }}
+            lane l.1 in 0..20 {{ z[i, 2 * l.1] = index(l.1) {function} index({other}) z[i, 2 * l.1 + 1] = false }}
+            for l.2 in 0..40 {{ s[i, l.2] = {in_turn} }}
+          }}
+        }}""",
+        target=target,
+    )
+
+
 @pytest.mark.parametrize("d, rows, n", [("f32", 8, 16), ("f32", 7, 16), ("f32", 1, 8), ("f64", 3, 8), ("i16", 5, 32)])
 def test_register_transpose_of_few_rows(target: Target, d: str, rows: int, n: int) -> None:
     check(

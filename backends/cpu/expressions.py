@@ -6,7 +6,9 @@ from intarsia.backends.cpu.conversion import bitcast, convert
 from intarsia.backends.cpu.memory import Memory
 from intarsia.backends.cpu.values import Value, constant, select, widen
 from intarsia.ir.approximations import expand
+from intarsia.ir.dtypes import BOOL
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load
+from intarsia.ir.sizes import Size
 
 _COSTLY = 60
 """Parts of an expression beyond which evaluating it for nothing costs more than a branch that is guessed wrong."""
@@ -42,10 +44,18 @@ class Expressions(Memory):
                 return bitcast(self.function, self.value(inner), dtype)
             case Apply("where", (condition, then, otherwise)) if _is_costly(then):
                 return self._where_needed(condition, then, otherwise)
+            case Apply(("lt" | "le" | "gt" | "ge") as function, (Index(a), Index(b))) if not (a.opaques or b.opaques):
+                return self._ordered(function, a, b)
             case Apply():
                 basic = expand(expression)
                 return self._apply(expression) if basic is expression else self.value(basic)
         raise AssertionError(expression)
+
+    def _ordered(self, function: str, a: Size, b: Size) -> Value:
+        """A comparison of integers that no data decides, as the condition of a mask: one instruction for all lanes."""
+        difference = b - a if function in ("lt", "le") else a - b
+        condition = self.condition((difference + (function in ("le", "ge")),))
+        return Value(condition.uniform, BOOL) if condition.lanes is None else self.lane_mask(condition)
 
     def _where_needed(self, condition: Expr, then: Expr, otherwise: Expr) -> Value:
         """A selection whose first side is left out where no lane needs it."""

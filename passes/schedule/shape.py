@@ -9,6 +9,7 @@ from intarsia.ir.kernel import Buffer, Call, Check, For, Kernel, Put, Statement,
 from intarsia.ir.kernel_access import accesses, expressions, trips
 from intarsia.ir.kernel_effort import SORTED
 from intarsia.ir.kernel_effort import operations as operations
+from intarsia.ir.scalar import Apply, Index
 from intarsia.ir.sizes import ZERO, Size, row_major_strides
 from intarsia.ir.target import Target
 
@@ -109,11 +110,17 @@ def is_contiguous(kernel: Kernel, put: Put, axis: str) -> bool:
 
 
 def widest(body: Iterable[Statement]) -> int:
-    """Bits of the widest element that statements compute with; 32 for shorter floats, which are computed in f32."""
+    """Bits of the widest element that statements compute with; 32 for shorter floats, which are computed in f32.
+
+    Comparisons of integers that no data decides are masks, whatever the width of the integers.
+    """
     values = [s.value for s, _ in walk(tuple(body)) if isinstance(s, Put)]
     bits = 8
     while values:
         value = values.pop()
+        match value:
+            case Apply("lt" | "le" | "gt" | "ge", (Index(a), Index(b))) if not (a.opaques or b.opaques):
+                continue
         bits = max(bits, value.dtype.bits, 32 if value.dtype.is_float else 0)
         values += value.children
     return bits
