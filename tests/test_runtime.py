@@ -210,6 +210,31 @@ def test_helpers_leave_signals_to_python(two_threads: None) -> None:
     assert not helper >> signal.SIGSEGV - 1 & 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="helpers are placed on Linux")
+def test_helpers_keep_away_from_the_core_of_the_thread_that_they_help(two_threads: None) -> None:
+    own = os.sched_getaffinity(0)
+    if len(own) < 2:
+        pytest.skip("needs two cores")
+    members: set[int] = set()
+
+    def body() -> None:
+        members.add(threading.get_native_id())
+        wait_until(lambda: len(members) == 2)
+
+    try:
+        for core in sorted(own)[:2] * 2:
+            os.sched_setaffinity(0, {core})
+            share(lambda: None, 2)  # with no core left for it, a helper stays where it was
+            os.sched_setaffinity(0, own)
+            members.clear()
+            share(body, 2)
+            assert os.sched_getaffinity(0) == own
+            (helper,) = members - {threading.get_native_id()}
+            assert len(os.sched_getaffinity(helper)) in (len(own) - 1, len(own))
+    finally:
+        os.sched_setaffinity(0, own)
+
+
 def test_nobody_waits_for_a_helper_that_comes_late(two_threads: None) -> None:
     calls: list[int] = []
     for count in range(1, 200):

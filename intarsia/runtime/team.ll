@@ -15,11 +15,12 @@
 @finished = internal global i64 0             ; how many of them are done
 @helpers = internal global i64 0              ; how many there are
 @sleeping = internal global i64 0             ; how many of them wait for a signal
+@handles = internal global [1023 x i64] zeroinitializer
 @lock = internal global [128 x i8] zeroinitializer, align 64
 @signal = internal global [128 x i8] zeroinitializer, align 64
 
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)
-declare i32 @pthread_detach(ptr)
+declare i32 @pthread_detach(i64)
 declare i32 @pthread_mutex_init(ptr, ptr)
 declare i32 @pthread_mutex_lock(ptr)
 declare i32 @pthread_mutex_unlock(ptr)
@@ -47,7 +48,8 @@ prepare:
   %threads.long = zext i32 %threads to i64
   %more = sub i64 %threads.long, 1
   %wanted = call i64 @llvm.umin.i64(i64 %more, i64 1023)
-  call void @hire(i64 %wanted)
+  %hired = call i64 @hire(i64 %wanted)
+  call void @place(i64 %hired)
   store atomic i64 %wanted, ptr @room monotonic, align 8
   store ptr %body, ptr @body
   store ptr %data, ptr @data
@@ -92,10 +94,9 @@ end:
   ret void
 }
 
-; Have at least so many helpers, if the system allows it. The team is busy.
-define internal void @hire(i64 %wanted) {
+; Have at least so many helpers, if the system allows it; gives how many of the wanted there are. The team is busy.
+define internal i64 @hire(i64 %wanted) {
 entry:
-  %handle = alloca i64
   %there = load i64, ptr @helpers
   %first = icmp eq i64 %there, 0
   br i1 %first, label %initialise, label %count
@@ -111,19 +112,22 @@ count:
   br i1 %enough, label %done, label %one
 
 one:
+  %handle = getelementptr [1023 x i64], ptr @handles, i64 0, i64 %number
   %status = call i32 @pthread_create(ptr %handle, ptr null, ptr @help, ptr null)
   %failed = icmp ne i32 %status, 0
   br i1 %failed, label %done, label %hired
 
 hired:
-  %thread = load ptr, ptr %handle
-  %detached = call i32 @pthread_detach(ptr %thread)
+  %thread = load i64, ptr %handle
+  %detached = call i32 @pthread_detach(i64 %thread)
   %larger = add i64 %number, 1
   store i64 %larger, ptr @helpers
   br label %count
 
 done:
-  ret void
+  %found = load i64, ptr @helpers
+  %usable = call i64 @llvm.umin.i64(i64 %found, i64 %wanted)
+  ret i64 %usable
 }
 
 ; Wake so many helpers that sleep.

@@ -6,9 +6,10 @@ every thread of the team has begun and ended; where another process has a core, 
 milliseconds, for a loop of 30 microseconds. The team waits only for those that have joined in. There is nothing to find
 on the machine. And no other library in the process shares, configures or blocks it.
 
-Helpers look for the next loop for a quarter of a millisecond after the last one, and then sleep. They are not pinned:
-that would narrow the affinity mask of the Python thread and of every process that it starts. A thread of Python that
-finds the team at work for another one does all the work itself. A forked child has no helpers, and runs on one thread.
+Helpers look for the next loop for a quarter of a millisecond after the last one, and then sleep. They keep away from
+the core of the thread that they help (`team_linux.ll`). That thread itself is not pinned, as its affinity mask is that
+of every process and thread that it starts. A thread of Python that finds the team at work for another one does all the
+work itself. A forked child has no helpers, and runs on one thread.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import functools
 import os
 import platform
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +27,9 @@ _PAUSES = {"x86_64": "pause", "AMD64": "pause", "aarch64": "isb", "arm64": "isb"
 """The instruction by which a core that waits in a loop lets others run faster, by architecture."""
 
 _SIGNALS = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIG_BLOCK")
+
+_ANYWHERE = "define internal void @place(i64 %wanted) { ret void }"
+"""In place of `team_linux.ll`: helpers run where the system puts them."""
 
 _BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _PARALLEL = ctypes.CFUNCTYPE(None, _BODY, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
@@ -43,7 +48,9 @@ def team_entry() -> int:
         return _address_of_sequential()
     from intarsia.backends.cpu.machine import assemble, load
 
-    text = Path(__file__).with_suffix(".ll").read_text(encoding="utf-8")
+    folder = Path(__file__).parent
+    text = (folder / "team.ll").read_text(encoding="utf-8")
+    text += (folder / "team_linux.ll").read_text(encoding="utf-8") if sys.platform == "linux" else _ANYWHERE
     words = {"PAUSE": _PAUSES.get(platform.machine(), "")} | {
         name: str(int(getattr(signal, name))) for name in _SIGNALS
     }
