@@ -183,13 +183,33 @@ class Align(Step):
 
 
 @dataclass(frozen=True)
+class Skew(Step):
+    """Let the range of a loop move with one around it: `skew j i 2`. Then `reorder j i` walks wavefronts 2 * i + j.
+
+    for i { for j in 0..M { … j … } }   ->   for i { for j in 2 * i..M + 2 * i { … j - 2 * i … } }
+    """
+
+    axis: str
+    outer: str
+    factor: int
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return Skew(words.name(), words.name(), words.number())
+
+    def rest(self) -> str:
+        return f"{self.axis} {self.outer} {self.factor}"
+
+
+@dataclass(frozen=True)
 class Reorder(Step):
     """Permute loops of a perfect nest: `reorder k i j`. Loops of the nest that are not named keep their places.
 
         for i { for j { for k { … } } }   ->   for k { for i { for j { … } } }
 
-    Refused where a bound needs an axis that would come to stand inside it, or where an iteration would overtake one
-    on which it depends. Accumulating writes by one operator may change their order.
+    Bounds that are linear in an axis that comes to stand inside become bounds of that axis. Refused where others need
+    such an axis, or where an iteration would overtake one on which it depends. Accumulating writes by one operator may
+    change their order.
     """
 
     axes: tuple[str, ...]

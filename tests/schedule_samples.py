@@ -114,6 +114,24 @@ SAMPLES: dict[str, tuple[str, dict[str, int]]] = {
         }""",
         {},
     ),
+    "slope": (
+        """kernel slope(inout x: f32[7, 10]) {
+          for i in 1..7 { for j in 1..9 { x[i, j] = (x[i - 1, j + 1] + x[i, j - 1] + x[i, j + 1]) * 0.5 } }
+        }""",
+        {},
+    ),
+    "relaxation": (
+        """kernel relaxation(inout x: f32[13])[sizes T] {
+          for t in 0..T { for i in 1..12 { x[i] = (x[i - 1] + x[i + 1]) * 0.5 } }
+        }""",
+        {"T": 5},
+    ),
+    "substitution": (
+        """kernel substitution(a: f32[9, 9], inout x: f32[9]) {
+          for i in 0..9 { for j in i + 1..9 { x[j] += a[i, j] * x[i] } }
+        }""",
+        {},
+    ),
     "histogram": (
         """kernel histogram(bin: i64[40], w: f32[40], inout h: f32[6]) {
           for i in 0..40 { h[bin[i]] += w[i] where 0 < bin[i] + 1 and bin[i] < 6 }

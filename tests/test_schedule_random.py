@@ -10,7 +10,7 @@ import pytest
 from schedule_samples import SAMPLES, assert_same_meaning, sample
 
 from intarsia.ir.errors import ScheduleError
-from intarsia.ir.kernel import For, Kernel
+from intarsia.ir.kernel import For, Kernel, walk
 from intarsia.ir.kernel_access import accesses
 from intarsia.ir.kernel_text import print_kernel
 from intarsia.ir.kernel_verifier import problems
@@ -61,6 +61,11 @@ class Proposals:
     def _reorder(self, kernel: Kernel) -> str:
         axes = [loop.axis for loop in loops_in(kernel.body)]
         return f"reorder {' '.join(self.random.sample(axes, min(len(axes), self.random.choice([2, 2, 3]))))}"
+
+    def _skew(self, kernel: Kernel) -> str:
+        nested = [(s.axis, outer.axis) for s, around in walk(kernel.body) if isinstance(s, For) for outer in around]
+        inner, outer = self.random.choice(nested or [("j", "i")])
+        return f"skew {inner} {outer} {self.random.choice([1, 2, 3])}"
 
     def _merge(self, kernel: Kernel) -> str:
         siblings = [[s.axis for s in block if isinstance(s, For)] for block, _ in blocks(kernel)]

@@ -10,7 +10,7 @@ from intarsia.ir.schedule import STEPS, Accumulate, Pack, Schedule, Split, parse
 from intarsia.passes.schedule.apply import _APPLY, apply
 
 EVERY_STEP = (
-    "split m 64; split k 4 peel -> ko ku; collapse i j -> f; partition n; peel m.0; align j to y; "
+    "split m 64; split k 4 peel -> ko ku; collapse i j -> f; partition n; peel m.0; align j to y; skew j i 2; "
     "reorder m.0 k m.1; merge a b c; move x before y; "
     "localize t at i register; pack b at root -> bp[jn, k, jv, j] cache; "
     "accumulate c at k -> acc register set; accumulate c at kk -> acc register first pc; "

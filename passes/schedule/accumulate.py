@@ -12,7 +12,7 @@ from intarsia.ir.schedule import Accumulate
 from intarsia.ir.sizes import Size
 from intarsia.passes.schedule.dependence import Order, describe, may_meet
 from intarsia.passes.schedule.masks import neutral
-from intarsia.passes.schedule.storage import most_trips
+from intarsia.passes.schedule.storage import most_trips, never_negative
 from intarsia.passes.schedule.tree import (
     Body,
     NameSource,
@@ -47,7 +47,7 @@ def accumulate(kernel: Kernel, step: Accumulate) -> Kernel:
     buffer = find_buffer(kernel, step.buffer)
     if step.memory == "register" and any(most_trips(dim).constant is None for dim in dims):
         raise ScheduleError("the shape of a register tile has to be known")
-    tile = Buffer(step.new, buffer.dtype, tuple(most_trips(dim) for dim in dims), step.memory)
+    tile = Buffer(step.new, buffer.dtype, never_negative(kernel, map(most_trips, dims), around), step.memory)
     place = tuple((Size.of(dim.axis) - dim.lower) // dim.step for dim in dims)
     kept = tuple(m for m in put.mask if m not in reduction.conditions)
     held = Load(step.new, place, put.value.dtype)

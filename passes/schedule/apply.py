@@ -14,7 +14,7 @@ from intarsia.passes.schedule.align import align
 from intarsia.passes.schedule.factor import factor
 from intarsia.passes.schedule.hints import fetch, nontemporal, prefetch
 from intarsia.passes.schedule.kinds import grid, parallel, unroll, vectorize
-from intarsia.passes.schedule.loops import collapse, merge, move, reorder, split
+from intarsia.passes.schedule.loops import collapse, merge, move, reorder, skew, split
 from intarsia.passes.schedule.masks import peel, restrict, tighten, unmask, version
 from intarsia.passes.schedule.online import online
 from intarsia.passes.schedule.partition import partition
@@ -27,6 +27,7 @@ _APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
     steps.Peel: peel,
     steps.Align: align,
     steps.Reorder: reorder,
+    steps.Skew: skew,
     steps.Merge: merge,
     steps.Move: move,
     steps.Localize: localize,

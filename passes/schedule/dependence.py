@@ -138,15 +138,21 @@ def carried_dependence(
 
 
 def crossing_dependence(
-    kernel: Kernel, first: Body, second: Body, order: Mapping[str, Order], around: tuple[For, ...]
+    kernel: Kernel,
+    first: Body,
+    second: Body,
+    order: Mapping[str, Order],
+    around: tuple[For, ...],
+    free: frozenset[str] = frozenset(),
 ) -> tuple[Access, Access] | None:
     """An access below `first` and one below `second` that may meet although their iterations lie in `order`.
 
-    Accumulating writes by one operator do not count: their order is free.
+    Along the loops `around` that are neither in `order` nor `free` the iterations are the same. Accumulating writes by
+    one operator do not count: their order is free.
     """
     volatile = written_in(first) | written_in(second)
     for a, b in conflicts(accesses(first, around), accesses(second, around)):
-        shared = tuple(loop for loop in around if loop.axis not in order)
+        shared = tuple(loop for loop in around if loop.axis not in order and loop.axis not in free)
         if not commute(a, b) and may_meet(kernel, a, b, order, shared, volatile):
             return a, b
     return None

@@ -1,7 +1,8 @@
-"""Steps that change loops: split, collapse, reorder, merge, move."""
+"""Steps that change loops: split, collapse, skew, reorder, merge, move."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise
 
@@ -10,9 +11,9 @@ from intarsia.ir.kernel import Alloc, Buffer, Call, For, Kernel, Put, Statement
 from intarsia.ir.kernel import Prefetch as PrefetchStatement
 from intarsia.ir.kernel_access import accesses
 from intarsia.ir.scalar import Expr, Index, Load, loads, transform
-from intarsia.ir.schedule import Collapse, Merge, Move, Reorder, Split
-from intarsia.ir.sizes import Size, maximum, minimum
-from intarsia.passes.schedule.dependence import carried_dependence, crossing_dependence, describe
+from intarsia.ir.schedule import Collapse, Merge, Move, Reorder, Skew, Split
+from intarsia.ir.sizes import Extremum, Size, maximum, minimum
+from intarsia.passes.schedule.dependence import Order, carried_dependence, crossing_dependence, describe
 from intarsia.passes.schedule.masks import guard
 from intarsia.passes.schedule.tree import (
     Body,
@@ -21,6 +22,7 @@ from intarsia.passes.schedule.tree import (
     blocks,
     change_loads,
     copy_body,
+    extreme,
     facts_for,
     find_loop,
     map_opaques,
@@ -72,12 +74,19 @@ def _two_loops(loop: For, factor: int, outer: str, inner: str, tail: str) -> For
         first, last, stride = Size.of(0), (extent + (factor - 1)) // factor, 1
         width = Size.of(factor) if exact or tail == "mask" else minimum(factor, loop.upper - here)
     if tail == "mask" and not exact:
-        body = guard(body, loop.axis, (loop.upper - loop.axis,))
+        body = rewrite(guard(body, loop.axis, (loop.upper - loop.axis,)), lambda s: _never_negative(s, loop.axis))
     body = substitute(body, {loop.axis: here + inner})
     # Each iteration of both loops is one iteration of the old loop: promises hold for both.
     inner_kind = "seq" if loop.kind in ("parallel", "grid") or width.constant is None else loop.kind
     outer_kind = "seq" if loop.kind in ("lane", "dot") else loop.kind
     return For(outer, first, last, (For(inner, Size.of(0), width, body, inner_kind),), outer_kind, stride)
+
+
+def _never_negative(statement: Statement, axis: str) -> Statement | None:
+    """A temporary that is empty, and not of negative size, in iterations beyond the end."""
+    if not isinstance(statement, Alloc) or not any(axis in extent.symbols for extent in statement.buffer.shape):
+        return None
+    return Alloc(replace(statement.buffer, shape=tuple(maximum(0, extent) for extent in statement.buffer.shape)))
 
 
 # ---------------------------------------------------------------------- collapse
@@ -181,22 +190,91 @@ def reorder(kernel: Kernel, step: Reorder) -> Kernel:
     if outside:
         raise ScheduleError(f"{outside[0]} is not in a perfect nest with {top.axis}")
     order = iter(step.axes)
-    new = [found[next(order)][0] if loop.axis in found else loop for loop in chain]
-    for position, loop in enumerate(new):
-        late = {later.axis for later in new[position + 1 :]}
-        for bound in (loop.lower, loop.upper):
-            if bound.symbols & late:
-                raise ScheduleError(f"the bound {bound} of {loop.axis} needs an axis inside it")
+    wanted = [next(order) if loop.axis in found else loop.axis for loop in chain]
+    new = _permuted(chain, wanted)
     body = chain[-1].body
-    rank = {loop.axis: n for n, loop in enumerate(new)}
-    for first, second in combinations((loop.axis for loop in chain), 2):
-        if rank[first] > rank[second]:
-            pair = crossing_dependence(kernel, body, body, {first: "<", second: ">"}, (*around, *chain))
+    before, after = ([loop.axis for loop in loops] for loops in (chain, new))
+    for first, second in combinations(before, 2):
+        if after.index(first) > after.index(second):
+            # `first` decides the old order and `second` the new one: along the loops outside of each nothing moves.
+            same = {*before[: before.index(first)], *after[: after.index(second)]}
+            free = frozenset(before) - same
+            order_of_both: dict[str, Order] = {first: "<", second: ">"}
+            pair = crossing_dependence(kernel, body, body, order_of_both, (*around, *chain), free)
             if pair is not None:
                 raise ScheduleError(f"the order of {first} and {second} matters at {describe(pair)}")
     for loop in reversed(new):
         body = (replace(loop, body=body),)
     return replace_loop(kernel, top.axis, lambda _: body)
+
+
+def _permuted(chain: Sequence[For], wanted: Sequence[str]) -> list[For]:
+    """Loops in another order, with bounds to match, by exchanging neighbours."""
+    loops = list(chain)
+    for place, axis in enumerate(wanted):
+        here = next(n for n, loop in enumerate(loops) if loop.axis == axis)
+        for n in range(here, place, -1):
+            loops[n - 1], loops[n] = _exchanged(loops[n - 1], loops[n])
+    return loops
+
+
+def _exchanged(outer: For, inner: For) -> tuple[For, For]:
+    """Two loops, the second inside the first, the other way around. Where the bounds of the inner one move with the
+    outer one, they become bounds of the outer one:
+
+        for i in 0..N { for j in i..M + 2 * i { … } }
+     -> for j in 0..M + 2 * (N - 1) { for i in max(0, (j - M) // 2 + 1)..min(N, j + 1) { … } }
+    """
+    axis, here = outer.axis, Size.of(inner.axis)
+    if axis not in inner.lower.symbols | inner.upper.symbols:
+        return inner, outer
+    for loop in (outer, inner):
+        if loop.kind in ("unroll", "lane", "dot"):
+            raise ScheduleError(f"the bounds of {loop.axis}, which is {loop.kind}, have to be numbers")
+    if outer.step != 1 or inner.step != 1:
+        raise ScheduleError(f"the bounds of {inner.axis} need {axis}, and one of the two has a step")
+    first, last = [outer.lower], [outer.upper]
+    ends: list[list[Size]] = [[], []]
+    for n, bound in enumerate((inner.lower, inner.upper)):
+        for part in _parts(bound, "min" if n else "max"):
+            factor = part.coefficient(axis)
+            rest = part - Size.of(axis) * (factor or 0)
+            if factor is None or axis in rest.symbols:
+                raise ScheduleError(f"the bound {bound} of {inner.axis} is not linear in {axis}")
+            end = extreme(part, (outer,), greatest=bool(n))
+            assert end is not None
+            ends[n].append(end)
+            # lower: rest + factor * i <= j; upper: rest + factor * i >= j + 1
+            room = rest - 1 - here if n else here - rest
+            if factor:
+                towards_end = (factor < 0) == bool(n)
+                limit = room // abs(factor)
+                (last if towards_end else first).append(limit + 1 if towards_end else -limit)
+    return (
+        replace(inner, lower=maximum(*ends[0]), upper=minimum(*ends[1])),
+        replace(outer, lower=maximum(*first), upper=minimum(*last)),
+    )
+
+
+def _parts(bound: Size, name: str) -> tuple[Size, ...]:
+    """The bounds that a greatest or least one is made of: all of them hold."""
+    match bound.terms:
+        case ((((Extremum() as extremum),), 1),) if extremum.name == name:
+            return extremum.arguments
+    return (bound,)
+
+
+def skew(kernel: Kernel, step: Skew) -> Kernel:
+    """See `Skew`."""
+    loop, around = find_loop(kernel, step.axis)
+    if step.outer not in {other.axis for other in around}:
+        raise ScheduleError(f"{step.outer} is no loop around it")
+    if loop.kind in ("unroll", "lane", "dot"):
+        raise ScheduleError(f"the bounds of a loop that is {loop.kind} have to be numbers")
+    distance = Size.of(step.outer) * step.factor
+    body = substitute(loop.body, {step.axis: Size.of(step.axis) - distance})
+    moved = replace(loop, lower=loop.lower + distance, upper=loop.upper + distance, body=body)
+    return replace_loop(kernel, step.axis, lambda _: moved)
 
 
 def merge(kernel: Kernel, step: Merge) -> Kernel:

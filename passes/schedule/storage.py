@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -164,7 +164,7 @@ def pack(kernel: Kernel, step: Pack) -> Kernel:
     renamed = {loop.axis: Size.of(names.derived(loop.axis)) for loop in layout}
     loops = [_hull(loop, inner, layout[:n]) for n, loop in enumerate(layout)]
     places = tuple((Size.of(loop.axis) - loop.lower) // loop.step for loop in loops)
-    shape = tuple(_greatest(most_trips(loop), tuple(loops)) for loop in loops)
+    shape = never_negative(kernel, (_greatest(most_trips(loop), tuple(loops)) for loop in loops), around)
     copy: Body = (Put(step.new, places, "=", _within_bounds(kernel, load, (*around, *loops))),)
     for loop in reversed(loops):
         copy = (replace(loop, body=copy),)
@@ -179,6 +179,12 @@ def pack(kernel: Kernel, step: Pack) -> Kernel:
     if step.axis == ROOT:
         return kernel.with_body(new)
     return replace_loop(kernel, step.axis, lambda found: replace(found, body=new))
+
+
+def never_negative(kernel: Kernel, shape: Iterable[Size], around: tuple[For, ...]) -> tuple[Size, ...]:
+    """Extents of a temporary inside loops; those of a range that may be empty are at least 0."""
+    facts = facts_for(kernel, around)
+    return tuple(extent if facts.proves(extent) else maximum(0, extent) for extent in shape)
 
 
 def _load_along(step: Pack, buffer: Buffer, body: Body, depth: int) -> tuple[Load, tuple[For, ...]]:
