@@ -64,7 +64,10 @@ def with_deep_stack(work: Callable[[], T]) -> T:
             threading.stack_size(old_size)
             sys.setrecursionlimit(old_limit)
     if failure:
-        raise failure[0]
+        try:
+            raise failure[0]
+        finally:
+            failure.clear()  # else the error and this frame, which its traceback names, keep each other alive
     return outcome[0]
 
 

@@ -1,6 +1,7 @@
 """Is a module well formed? Order and scope of values, types, spaces, loops, calls.
 
-Nodes are typed when they are built, so what `problems` finds is a bug of the pass that put them together.
+Nodes are typed when they are built, so what `problems` finds is a bug of the pass that put them together, or a mistake
+in a text that was written or changed by hand.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from intarsia.ir.dtypes import BOOL, DType
-from intarsia.ir.errors import CompileError
+from intarsia.ir.errors import CompileError, Diagnostic, Span
 from intarsia.ir.functions import COMBINERS, FUNCTIONS
 from intarsia.ir.graph import Module, Node, Region, Structured, Value
 from intarsia.ir.kernel import PUT_FUNCTIONS, Buffer
+from intarsia.ir.kernel_verifier import problems as kernel_problems
 from intarsia.ir.kernel_verifier import verify_kernel
 from intarsia.ir.ops.control import Call, Fused, ListGet, Loop
 from intarsia.ir.ops.index import Compute, Update
@@ -31,6 +33,20 @@ def verify_module(module: Module) -> None:
         verify_kernel(kernel)
 
 
+def require_well_formed(module: Module) -> None:
+    """Raises CompileError E1509, with every problem, if a module that was read from text is not well formed."""
+    verifier = _Verifier(module)
+    verifier.graph()
+    found = []
+    for problem in verifier.found:
+        span = verifier.spans.get(problem)
+        found.append(Diagnostic("E1509", problem.partition(", in\n")[0] if span else problem, span))
+    for kernel in module.kernels:
+        found += [Diagnostic("E1509", f"kernel {kernel.name}: {p}", kernel.span) for p in kernel_problems(kernel)]
+    if found:
+        raise CompileError.of(found)
+
+
 def problems(module: Module) -> tuple[str, ...]:
     """What is wrong with the graph of a module, in the order of its text; each with the node that it is about."""
     verifier = _Verifier(module)
@@ -42,6 +58,7 @@ def problems(module: Module) -> tuple[str, ...]:
 class _Verifier:
     module: Module
     found: list[str] = field(default_factory=list)
+    spans: dict[str, Span | None] = field(default_factory=dict)  # those of the nodes, by problem
     seen: set[Node] = field(default_factory=set)
     counters: set[str] = field(default_factory=set)
 
@@ -80,6 +97,7 @@ class _Verifier:
 
     def problem(self, node: Node, message: str) -> None:
         self.found.append(f"{message}, in\n    {node_text(node)}")
+        self.spans[self.found[-1]] = node.span
 
     # ------------------------------------------------------------------ nodes
 
@@ -109,6 +127,9 @@ class _Verifier:
             case Fused(body):
                 if body.parameters:
                     self.problem(node, "a fused region has parameters")
+                for inner in body.nodes:
+                    if isinstance(inner, (ListGet, Loop, Fused, Call)):
+                        self.problem(node, f"holds a {inner.name}, which can be no part of a kernel")
                 self.region(body, scope, names, "fused")
             case Call():
                 self.call(node)

@@ -306,6 +306,28 @@ def test_memory_that_does_not_suffice(ita: Run, size: int, result: str) -> None:
         assert status == 1 and "error[E0618]" in err
 
 
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            "%0 = fused {\n %1 = list_get %x[0] : f32[4]\n %2 = exp %1 : f32[4]\n yield %2\n} : f32[4]",
+            "holds a list_get",
+        ),
+        ("%0 = compute [i < 4] (%x[j, i]) : f32[4]", "j has no value here"),
+    ],
+)
+def test_an_edited_dump_that_is_not_well_formed(ita: Run, text: str, message: str) -> None:
+    Path("e.ir").write_text(f"intarsia.ir 1\nfunc @f(%x: list[2] f32[4]) {{\n{text}\nreturn %0\n}}\n")
+    status, _, err = ita("opt", "e.ir", "--passes", "lower")
+    assert status == 1 and "error[E1509]" in err and message in err and "--> e.ir:3:" in err
+
+
+def test_torch_beside_a_program(ita: Run) -> None:
+    pytest.importorskip("torch")
+    status, out, _ = ita("bench", "mlp.ita", *SIZES, "--against", "numpy,torch", "--seconds", "0.1")
+    assert status == 0 and [line.split()[0] for line in out.splitlines()] == ["intarsia", "numpy", "torch"]
+
+
 def test_a_pinned_schedule(ita: Run) -> None:
     sizes = ("--random", "--dim", "N=64")
     assert ita("run", "-e", DOUBLE, *sizes, "--schedule", "split i0 16", "--compare", "--out", "y.npy")[0] == 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 from guarded_memory import GuardedMemory
 
-from intarsia.backends.cpu.compile import compile_kernel, host_target, load
+from intarsia.backends.cpu.compile import compile_kernel, host_target, load, parse
 from intarsia.backends.cpu.workarounds import without_single_lane_stores
 from intarsia.ir.errors import Source
 from intarsia.ir.kernel_text import read_kernel
@@ -48,3 +50,12 @@ def test_only_constant_masks_of_one_lane_change() -> None:
     assert "store i16" in without_single_lane_stores(call.format(f"<{mask}>"))
     for other in ("%m", f"<{mask.replace('false', 'true', 1)}>"):
         assert without_single_lane_stores(call.format(other)) == call.format(other)
+
+
+def test_a_module_in_a_reference_cycle_ends_before_its_context() -> None:
+    for _ in range(50):
+        cycle: list[object] = [parse("define i32 @f(i32 %x) {\n  ret i32 %x\n}")]
+        cycle.append(cycle)
+        del cycle
+    gc.collect()
+    assert "ret i32" in str(parse("define i32 @f(i32 %x) {\n  ret i32 %x\n}"))

@@ -21,7 +21,7 @@ from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load, m
 from intarsia.ir.scalar_text import ScalarReader
 from intarsia.ir.sizes import Size, maximum, minimum
 from intarsia.ir.text import print_module, read_module
-from intarsia.ir.verifier import verify_module
+from intarsia.ir.verifier import require_well_formed, verify_module
 
 BUFFERS = {"x": F32, "col": I32, "start": I64, "%3#1": F64, "%p.up": BF16, "flag": BOOL, "q": I8}
 
@@ -232,7 +232,7 @@ def test_the_tables_of_the_page_are_those_of_the_ops() -> None:
 def test_the_error_pages_show_what_happens(page: Path) -> None:
     example, message = re.findall(r"```text\n(.*?)```", page.read_text("utf-8"), re.DOTALL)[:2]
     with pytest.raises(CompileError) as error:
-        read_module(Source("example.ir", example))
+        require_well_formed(read_module(Source("example.ir", example)))
     assert str(error.value) == message.rstrip() and message.startswith(f"error[{page.stem}]")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import click
@@ -21,9 +22,14 @@ from intarsia.commands.options import (
     write_output,
 )
 from intarsia.deep_stack import with_deep_stack
-from intarsia.ir.interpreter import evaluate
+from intarsia.ir.arithmetic import Arithmetic
+from intarsia.ir.interpreter import evaluate_with
 from intarsia.measurement import measure, median_and_spread
 from intarsia.program import Program
+from intarsia.torch_arithmetic import TorchArithmetic
+
+PEERS: dict[str, Callable[[], Arithmetic]] = {"numpy": Arithmetic, "torch": TorchArithmetic}
+"""What carries out the graph op by op beside the program."""
 
 ROUNDS = 3
 """The program and its peers take turns this often, so that a slow spell of the machine hits all."""
@@ -33,7 +39,7 @@ ROUNDS = 3
 @program_argument
 @argument_options
 @compile_options
-@click.option("--against", default="", metavar="numpy", help="Time the graph op by op in NumPy beside it.")
+@click.option("--against", default="", metavar="numpy,torch", help="Time the graph op by op in these too.")
 @click.option("--seconds", default=2.0, show_default=True, help="How long to measure each.")
 @click.option("--json", "output", default=None, metavar="FILE", help="Write every sample.")
 def command(
@@ -52,10 +58,11 @@ def command(
     Arguments that are not given are random.
     """
     peers = [p for p in against.split(",") if p]
-    if unknown := [p for p in peers if p != "numpy"]:
+    if unknown := [p for p in peers if p not in PEERS]:
         raise click.BadParameter(
-            f"{', '.join(unknown)}: only numpy can be timed beside a program", param_hint="--against"
+            f"{', '.join(unknown)}: {' and '.join(PEERS)} can be timed beside a program", param_hint="--against"
         )
+    arithmetics = {peer: PEERS[peer]() for peer in peers}
     source, name = open_program(file, text)
     options, use_cache, target = options_of(settings)
     if target in INTERPRETERS:
@@ -70,7 +77,8 @@ def command(
     if peers:
         compilation = with_deep_stack(bound.compilation)
         inputs = bound.inputs(compilation)
-        calls["numpy"] = lambda: evaluate(compilation.source_module, inputs, compilation.sizes)
+        module, sizes = compilation.source_module, compilation.sizes
+        calls |= {peer: partial(evaluate_with, a, module, inputs, sizes) for peer, a in arithmetics.items()}
     samples: dict[str, list[float]] = {label: [] for label in calls}
 
     def take_turns() -> None:

@@ -63,6 +63,7 @@ def command(
     """
     from intarsia.commands.list import passes as pass_rows
     from intarsia.ir.text import print_module, read_module
+    from intarsia.ir.verifier import require_well_formed
     from intarsia.options import resolve_target
     from intarsia.passes.instruments import ALL, Diff, PrintIR, Timing
     from intarsia.passes.pipeline import Context, Instrument, PassError, Pipeline
@@ -81,6 +82,7 @@ def command(
 
     def run(source: Source) -> str:
         module = read_module(source)
+        require_well_formed(module)
         remarks = Remarks()
         times = Timing()
         before = frozenset(print_ir_before) | ({ALL} if print_ir_before_all else set())
