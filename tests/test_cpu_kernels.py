@@ -209,6 +209,19 @@ def test_strides(target: Target, d: str) -> None:
     )
 
 
+@pytest.mark.parametrize("step", [2, 3, 4, 5])
+@pytest.mark.parametrize("d", ["f32", "f64", "bf16", "i8", "bool"])
+def test_writes_of_every_other_element(target: Target, d: str, step: int) -> None:
+    """What lies between stays as it was, and nothing after the last element is touched."""
+    check(
+        f"""kernel spread(x: {d}[40], inout y: {d}[3, {15 * step + 1}], inout z: {d}[{39 * step + 1}]) {{
+          for i in 0..3 {{ lane l in 0..16 {{ y[i, {step} * l] = x[l + i] }} }}
+          lane m in 0..40 {{ z[{step} * m] = x[m] }}
+        }}""",
+        target=target,
+    )
+
+
 def test_data_dependent_subscripts(target: Target) -> None:
     generator = np.random.default_rng(1)
     check(

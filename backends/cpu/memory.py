@@ -24,6 +24,7 @@ from intarsia.backends.cpu.values import (
     splat,
     storage_type,
     suffix,
+    vector_constant,
     vector_type,
     widen,
     zero,
@@ -307,6 +308,9 @@ class Memory(Indices):
             kind, text = to_memory(self.function, part)
             self.function.do(f"store {kind} {text}, ptr {address.pointer}, align {size}")
             return
+        if mask is None and address.index is None and isinstance(address.stride, int) and 1 < address.stride <= _NEAR:
+            self._near_store(address.pointer, address.stride, value)
+            return
         everywhere = mask or widen(self.function, Value("true", BOOL), self.lanes)
         if address.is_contiguous:
             callee, pointer = f"llvm.masked.store.{suffix(stored, self.lanes)}.p0", address.pointer
@@ -316,6 +320,18 @@ class Memory(Indices):
             pointer, pointer_type = self._pointers(address, stored), f"<{self.lanes} x ptr> align {size}"
         arguments = [(kind, text), (pointer_type, pointer), (everywhere.type, everywhere.text)]
         self.function.call("void", callee, arguments)
+
+    def _near_store(self, pointer: str, step: int, value: Value) -> None:
+        """Every second, third or fourth element: whole vectors with masks that leave out what lies between."""
+        lanes, stored = self.lanes, storage_type(value.dtype)
+        for first in range(0, step * (lanes - 1) + 1, lanes):
+            places = range(first, first + lanes)
+            part = shuffle(self.function, value, value, [min(p // step, lanes - 1) for p in places])
+            mask = vector_constant([p % step == 0 and p // step < lanes for p in places], BOOL)
+            place = self.function.offset(pointer, stored, first)
+            arguments = [to_memory(self.function, part), (f"ptr align {_bytes(value.dtype)}", place)]
+            name = f"llvm.masked.store.{suffix(stored, lanes)}.p0"
+            self.function.call("void", name, [*arguments, (mask.type, mask.text)])
 
     def _store_nontemporal(self, pointer: str, store: str, size: int) -> None:
         """Past the caches, if the run-time address allows it: such stores have to be aligned."""
