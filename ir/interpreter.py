@@ -16,6 +16,7 @@ from intarsia.ir import kernel_interpreter
 from intarsia.ir.arithmetic import Arithmetic, DoubleArithmetic
 from intarsia.ir.dtypes import I64, Array
 from intarsia.ir.graph import Graph, Module, Node, Region, Structured, Value
+from intarsia.ir.kernel import Buffer
 from intarsia.ir.ops.control import Call, Fused, ListGet, Loop
 from intarsia.ir.ops.index import Update
 from intarsia.ir.ops.order import Argsort, Cumulative, Sort
@@ -195,9 +196,18 @@ class _Interpreter:
         arrays: dict[str, Operand] = {}
         results: list[Array] = []
         types = iter(node.results)
+        sizes = dict(zip(kernel.sizes, (self.integer(s, (), node) for s in node.sizes)))
+
+        def in_shape(operand: Operand, buffer: Buffer) -> Operand:
+            """The same memory in the shape of a buffer, whose dimensions a schedule may have flattened."""
+            shape = tuple(s.evaluate(sizes) for s in buffer.shape)
+            if isinstance(operand, list):
+                return [np.ascontiguousarray(a).reshape(shape) for a in operand]
+            return operand if operand.shape == shape else np.ascontiguousarray(operand).reshape(shape)
+
         for buffer in kernel.parameters:
             if buffer.role == "in":
-                arrays[buffer.name] = next(arguments)
+                arrays[buffer.name] = in_shape(next(arguments), buffer)
                 continue
             type_ = _tensor(next(types))
             if buffer.role == "inout":
@@ -206,9 +216,8 @@ class _Interpreter:
                 results.append(old.copy())
             else:
                 results.append(np.zeros(self.shape(type_), type_.dtype.numpy))
-            arrays[buffer.name] = results[-1]
-        sizes = [self.integer(s, (), node) for s in node.sizes]
-        kernel_interpreter.run(kernel, arrays, dict(zip(kernel.sizes, sizes)))
+            arrays[buffer.name] = in_shape(results[-1], buffer)
+        kernel_interpreter.run(kernel, arrays, sizes)
         return tuple(results)
 
     # ------------------------------------------------------------------ helpers

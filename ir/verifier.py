@@ -19,7 +19,7 @@ from intarsia.ir.kernel_verifier import verify_kernel
 from intarsia.ir.ops.control import Call, Fused, ListGet, Loop
 from intarsia.ir.ops.index import Compute, Update
 from intarsia.ir.scalar import Expr, Load, loads
-from intarsia.ir.sizes import ZERO, Size
+from intarsia.ir.sizes import ZERO, Size, product
 from intarsia.ir.space import Axis, Space, arrange, operand, size_loads
 from intarsia.ir.text_printer import node_text
 from intarsia.ir.types import ListType, TensorType, Type
@@ -256,16 +256,24 @@ class _Verifier:
             return self.problem(node, f"there is no kernel {node.kernel}")
         if len(node.sizes) != len(kernel.sizes):
             self.problem(node, f"gives {len(node.sizes)} sizes to a kernel with {len(kernel.sizes)}")
-        self.fit(node, [b for b in kernel.parameters if b.role != "out"], [v.type for v in node.arguments], "argument")
-        self.fit(node, list(kernel.outputs), list(node.types), "result")
+        sizes = dict(zip(kernel.sizes, node.sizes))
+        arguments = [b for b in kernel.parameters if b.role != "out"]
+        self.fit(node, arguments, [v.type for v in node.arguments], sizes, "argument")
+        self.fit(node, list(kernel.outputs), list(node.types), sizes, "result")
         return None
 
-    def fit(self, node: Node, buffers: list[Buffer], types: list[Type], what: str) -> None:
+    def fit(self, node: Node, buffers: list[Buffer], types: list[Type], sizes: Mapping[str, Size], what: str) -> None:
+        """The same dtype, and as many dimensions, or as many elements: a schedule may flatten those of a buffer."""
         if len(buffers) != len(types):
             return self.problem(node, f"has {len(types)} {what}s for {len(buffers)} parameters")
         for buffer, type_ in zip(buffers, types):
             dtype, rank = _element(type_)
-            if (buffer.dtype, len(buffer.shape) + (buffer.length is not None)) != (dtype, rank):
+            own = type_.element if isinstance(type_, ListType) else type_
+            fits = len(buffer.shape) + (buffer.length is not None) == rank or (
+                (buffer.length is None) == isinstance(type_, TensorType)
+                and product(buffer.shape).substitute(sizes) == own.elements
+            )
+            if buffer.dtype != dtype or not fits:
                 self.problem(node, f"the {what} {type_} does not fit {buffer.name}: {buffer}")
         return None
 

@@ -322,6 +322,19 @@ def test_an_edited_dump_that_is_not_well_formed(ita: Run, text: str, message: st
     assert status == 1 and "error[E1509]" in err and message in err and "--> e.ir:3:" in err
 
 
+@pytest.mark.parametrize("dynamic", [(), ("--dynamic", "N", "--dynamic", "C", "--dynamic", "O")])
+def test_kernels_that_flatten_dimensions_of_a_tensor(ita: Run, dynamic: tuple[str, ...]) -> None:
+    """A convolution reads its weights as a matrix."""
+    text = "fn f(x: f32[N, C, 9, 9], w: f32[O, C, 3, 3]) -> f32[N, O, 7, 7] { return conv2d(x, w) }"
+    arguments = ("-e", text, "--dim", "N=2", "--dim", "C=16", "--dim", "O=32", *dynamic)
+    for target in ("kernels", "cpu"):
+        status, _, err = ita("run", *arguments, "--random", "--target", target, "--compare", "--out", "y.npy")
+        assert status == 0, err
+    assert ita("emit", *arguments, "--to", "scheduled", "-o", "s.ir")[0] == 0
+    status, out, err = ita("opt", "s.ir", "--passes", "dce")
+    assert status == 0 and out == Path("s.ir").read_text(), err
+
+
 def test_torch_beside_a_program(ita: Run) -> None:
     pytest.importorskip("torch")
     status, out, _ = ita("bench", "mlp.ita", *SIZES, "--against", "numpy,torch", "--seconds", "0.1")
