@@ -370,7 +370,7 @@ class Factor(Step):
 
         y = 0.0; for j { y += e[j] / l * v[j] }   ->   y = 0.0; for j { y += e[j] * v[j] }; y = y / l
 
-    Refused unless one nest adds to y, after a statement that sets it to 0.
+    Refused unless one nest adds to y, after a statement that sets it to 0. A sum of nothing stays 0.
     """
 
     buffer: str

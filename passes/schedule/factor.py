@@ -15,6 +15,7 @@ from intarsia.passes.schedule.tree import (
     Body,
     NameSource,
     blocks,
+    facts_for,
     find_buffer,
     rename_axes,
     replace_block,
@@ -47,6 +48,11 @@ def factor(kernel: Kernel, step: Factor) -> Kernel:
     rest = product.where(lambda e: not is_fixed(e))
     summed = replace(put, value=rest.value(put.value.dtype))
     mask = tuple(m for m in put.mask if not m.symbols & changing)
+    facts = facts_for(kernel, (*around, *kept))
+    extents = [loop.upper - loop.lower for loop in nest if loop not in kept]
+    if any(extent.symbols & changing for extent in extents):
+        raise ScheduleError("whether the sum is empty depends on what is summed")
+    mask += tuple(extent for extent in extents if not facts.proves(extent - 1))  # a sum of nothing stays 0
     total = Load(name, put.indices, put.value.dtype)
     after: Body = (replace(put, operator="=", value=fixed.times(total), mask=mask),)
     for loop in reversed(kept):
