@@ -21,6 +21,7 @@ from intarsia.ir.target import TARGETS
 from intarsia.passes.pipeline import Context, default_pipeline
 from intarsia.passes.schedule.apply import apply
 from intarsia.passes.schedule.default import build_schedule, schedule_kernel
+from intarsia.passes.verify import verification
 
 TARGET = TARGETS["cpu:x86-avx512"]
 
@@ -311,6 +312,14 @@ def test_convolutions_have_lanes_along_channels() -> None:
     assert not main.mask and "//" not in str(main.value)
     few = large(text, I=64, O=3, H=58, W=58)
     assert all(b.memory != "cache" for b in few.buffers().values())  # lanes along three channels would be empty
+
+
+@pytest.mark.parametrize("rows, columns, channels", [(1, 9, 16), (3, 1, 16), (3, 9, 0), (3, 9, 16), (3, 9, 3)])
+def test_convolutions_of_any_size_keep_their_meaning(rows: int, columns: int, channels: int) -> None:
+    """As a module, in which the kernel sees weights of fewer dimensions than the call; also where there are none."""
+    text = "fn f(x: f32[1, 2, H, W], w: f32[O, 2, 2, 2]) -> f32[1, O, H - 1, W - 1] { return conv2d(x, w) + 1.0 }"
+    pipeline = default_pipeline({"H": rows, "W": columns, "O": channels})
+    pipeline.run(load(Source("f.ita", text)).build(None), Context(TARGET), verification("exec"))
 
 
 def test_left_operands_that_lie_across_are_packed_once() -> None:

@@ -52,6 +52,8 @@ def find_convolution(b: Builder, loop: For) -> Contraction | None:
         return None
     lanes = lanes_for((plain.put,), b.target)
     pixels = count(trips(b.loop(plain.main.column)))
+    if not pixels:
+        return None
     image = b.kernel.buffers()[plain.right.buffer]
     near = stride(image, plain.right.indices, plain.main.column) == 1
     best, worth = None, _filled(pixels, lanes) * (1.0 if near else STRIDED)
