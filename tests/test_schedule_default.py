@@ -271,6 +271,13 @@ def test_transpositions_go_by_long_pieces_of_rows() -> None:
     assert found == [4096 // 128, 2, 8, 3]  # 80 are five squares: three in each block
 
 
+def test_transpositions_go_through_registers_in_every_width() -> None:
+    for dtype in ("f64", "f32", "i16", "i8"):
+        kernel = large(f"fn f(x: {dtype}[N, M]) -> {dtype}[M, N] {{ return transpose(x) }}", N=512, M=512)
+        assert axes_of_kind(kernel, "lane"), dtype
+        assert [b.memory for b in kernel.buffers().values() if b.role == "temp"][:1] == ["register"], dtype
+
+
 def test_a_column_that_every_row_reads_is_copied_once() -> None:
     text = "fn f(x: f64[N, K], y: f64[K, M]) -> f64[N] { return tensor[i](sum[k](x[i, k] * y[k, 3])) }"
     kernel = large(text, N=500, K=600, M=9)

@@ -33,15 +33,20 @@ DEAR = 12
 def vectorize_region(b: Builder, top: str) -> None:
     """Vectorize a loop with all that is in it: along a row axis around everything, or each inner nest by itself."""
     choice = _choose(b, b.loop(top))
+    # Squares in registers pay where gathers, which the choice reckons with, may not.
+    if any(stage_transposed(b, top, axis) for axis in ([choice] if choice else _nest_axes(b, top))):
+        return
     if choice is None:
         b.remark(f"{top} is not vectorized: along no axis would that pay", done=False)
-    elif stage_transposed(b, top, choice):
-        return
     elif loops_in(b.loop(choice).body):
         b.together(f"vectors along {choice}", lambda: _vectorize_around(b, choice))
     else:
         for leaf in [loop.axis for loop in loops_in((b.loop(top),)) if not loops_in(loop.body)]:
             b.together(f"vectors along {leaf}", partial(vectorize_leaf, b, leaf))
+
+
+def _nest_axes(b: Builder, top: str) -> list[str]:
+    return [loop.axis for loop in perfect_nest(b.loop(top))[0]]
 
 
 def _choose(b: Builder, region: For) -> str | None:
