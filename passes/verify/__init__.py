@@ -78,7 +78,7 @@ class VerifyText(Instrument):
 
 
 @dataclass(frozen=True, eq=False)
-class _Run:
+class Run:
     """One set of inputs, and what the program gives for them."""
 
     sizes: Mapping[str, int]
@@ -92,22 +92,23 @@ class VerifyExec(Instrument):
 
     A module of more than `limit` points runs at check sizes: the one before `specialize` gets small numbers and goes
     through the same passes. One that has no dimension names left is not run, and a remark says so. `reduce` makes
-    reproducers small. `current` is what runs in place of the module: the same, or what it is at check sizes.
+    reproducers small. `real` is the module as it is now; `current` is what runs in its place, the same or what it is at
+    check sizes; `runs` are the inputs, and `results` what it last gave for each.
     """
 
     limit: int = LIMIT
     seed: int = 0
     reduce: bool = True
     current: Module | None = field(default=None, repr=False)
-    _real: Module | None = field(default=None, repr=False)
+    real: Module | None = field(default=None, repr=False)
+    runs: list[Run] = field(default_factory=list, repr=False)
+    results: list[tuple[Array, ...]] = field(default_factory=list, repr=False)
     _small: bool = False
-    _runs: list[_Run] = field(default_factory=list, repr=False)
-    _results: list[tuple[Array, ...]] = field(default_factory=list, repr=False)
 
     def after(self, pass_: Pass, index: int, old: Module, new: Module, context: Context) -> None:
-        if old is not self._real:
+        if old is not self.real:
             self._start(pass_, old, context)
-        self._real = new
+        self.real = new
         if self.current is None:
             return
         before = self.current
@@ -131,13 +132,13 @@ class VerifyExec(Instrument):
                 return
             sizes = small
         self.current = module
-        self._runs = _runs(module, sizes, self.seed)
-        self._results = [_evaluate(module, run) for run in self._runs]
+        self.runs = _runs(module, sizes, self.seed)
+        self.results = [_evaluate(module, run) for run in self.runs]
 
     def _after(self, pass_: Pass, module: Module, context: Context) -> Module:
         """What a pass makes of the module at check sizes."""
         if isinstance(pass_, Specialize):
-            sizes = self._runs[0].sizes
+            sizes = self.runs[0].sizes
             return specialize(module, {n: sizes[n] for n, _ in pass_.sizes if n not in context.dynamic})
         quiet = replace(context, remarks=Remarks(), schedules=dict(context.schedules))
         if not isinstance(pass_, ScheduleKernels):
@@ -151,7 +152,7 @@ class VerifyExec(Instrument):
 
     def _compare(self, pass_: Pass, old: Module, new: Module, context: Context) -> None:
         results: list[tuple[Array, ...]] = []
-        for run, before in zip(self._runs, self._results):
+        for run, before in zip(self.runs, self.results):
             try:
                 after = _evaluate(new, run)
             except BROKEN as error:
@@ -162,10 +163,10 @@ class VerifyExec(Instrument):
                 if problem:
                     self._fail(pass_, old, new, f"result {position} of @{old.graph.name}: {problem}", context)
             results.append(after)
-        self._results = results
+        self.results = results
 
     def _fail(self, pass_: Pass, old: Module, new: Module, message: str, context: Context) -> None:
-        quiet, sizes = replace(context, remarks=Remarks()), self._runs[0].sizes
+        quiet, sizes = replace(context, remarks=Remarks()), self.runs[0].sizes
         small = reduced(old, lambda m: breaks(pass_, m, quiet, sizes, self.seed)) if self.reduce else old
         text = f"# intarsia opt %s --passes {pass_} --verify-each=exec\n{print_module(small)}"
         raise PassError(pass_, message, module_diff(old, new), text)
@@ -244,16 +245,16 @@ def _changed_bits(before: Array, after: Array, dtype: DType) -> str | None:
     return f"{count}; first at {list(place)}: {after[place]} instead of {before[place]}"
 
 
-def _runs(module: Module, sizes: Mapping[str, int], seed: int) -> list[_Run]:
+def _runs(module: Module, sizes: Mapping[str, int], seed: int) -> list[Run]:
     """Ordinary inputs, and special ones: several where the module is small, so that each value comes to each place."""
     lowered = any(isinstance(n, Call) for n in module.graph.body.walk())
     count = 3 if work(module, sizes) < SEVERAL else 1
-    found: list[_Run] = []
+    found: list[Run] = []
     for n in range(1 + count):
         inputs = random_inputs(module.graph, sizes, seed + n, special=n > 0)
-        found.append(_Run(sizes, inputs, None if lowered else expected(module, inputs, sizes)))
+        found.append(Run(sizes, inputs, None if lowered else expected(module, inputs, sizes)))
     return found
 
 
-def _evaluate(module: Module, run: _Run) -> tuple[Array, ...]:
+def _evaluate(module: Module, run: Run) -> tuple[Array, ...]:
     return evaluate(module, run.inputs, {n: run.sizes[n] for n in module.graph.dimensions})

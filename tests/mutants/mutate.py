@@ -25,12 +25,16 @@ Change = Callable[[], None]
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change of one module: its number in the order of the syntax tree, where it is, and what it does."""
+    """One change of one module: its number in the order of the syntax tree, where it is, and what it does.
+
+    statement: the first line of the innermost statement around it, or 0 for one that runs at the import.
+    """
 
     path: str
     source: str = field(repr=False)
     number: int
     line: int
+    statement: int
     change: str
 
     @property
@@ -41,7 +45,7 @@ class Mutant:
     def tree(self) -> ast.Module:
         """The syntax tree of the changed module."""
         tree = ast.parse(self.source)
-        for number, (_, _, change) in enumerate(_changes(tree)):
+        for number, (_, _, _, change) in enumerate(_changes(tree)):
             if number == self.number:
                 change()
                 return ast.fix_missing_locations(tree)
@@ -54,19 +58,25 @@ class Mutant:
 def mutants(path: str, source: str) -> list[Mutant]:
     """Every mutant of a module."""
     tree = ast.parse(source)
-    return [Mutant(path, source, n, line, text) for n, (line, text, _) in enumerate(_changes(tree))]
+    return [Mutant(path, source, n, line, first, text) for n, (line, first, text, _) in enumerate(_changes(tree))]
 
 
-def _changes(tree: ast.Module) -> Iterator[tuple[int, str, Change]]:
-    for node in list(_walk(tree)):
+def _changes(tree: ast.Module) -> Iterator[tuple[int, int, str, Change]]:
+    for node, statement in list(_walk(tree)):
         line = getattr(node, "lineno", 0)
         for text, change in _changes_of(node):
-            yield line, text, change
+            yield line, statement, text, change
 
 
-def _walk(node: ast.AST) -> Iterator[ast.AST]:
-    """Nodes that run: not annotations, decorators, documentation, assertions, nor what is raised."""
-    yield node
+def _walk(node: ast.AST, statement: int = 0, called: bool = False) -> Iterator[tuple[ast.AST, int]]:
+    """Nodes that run: not annotations, decorators, documentation, assertions, nor what is raised.
+
+    Each with the first line of the innermost statement around it where that runs when a function is `called`, else 0.
+    """
+    if isinstance(node, ast.stmt) and called:
+        statement = node.lineno
+    yield node, statement
+    called = called or isinstance(node, ast.FunctionDef)
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list", "type_ignores", "type_params", "bases", "keywords_"):
             continue
@@ -74,7 +84,7 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
             if isinstance(child, (ast.Assert, ast.Raise, ast.Import, ast.ImportFrom)) or _is_text(child):
                 continue
             if isinstance(child, ast.AST):
-                yield from _walk(child)
+                yield from _walk(child, statement, called)
 
 
 def _is_text(node: object) -> bool:
@@ -93,7 +103,7 @@ def _changes_of(node: ast.AST) -> Iterator[tuple[str, Change]]:
             other_op = OPERATORS[type(op)]
             yield f"{type(op).__name__} becomes {other_op.__name__}", lambda: _set(node, "op", other_op())
         case ast.UnaryOp(op=ast.Not()):
-            yield "not dropped", lambda: _set(node, "op", ast.UAdd())
+            yield "not dropped", lambda: _set(node, "operand", ast.UnaryOp(ast.Not(), node.operand))
         case ast.If(test=test) | ast.IfExp(test=test) | ast.While(test=test):
             yield "condition negated", lambda: _set(node, "test", ast.UnaryOp(ast.Not(), test))
         case ast.Constant(value=bool() as value):
@@ -104,6 +114,8 @@ def _changes_of(node: ast.AST) -> Iterator[tuple[str, Change]]:
             yield f"{word!r} becomes {WORDS[word]!r}", lambda: _set(node, "value", WORDS[word])
         case ast.Call(func=ast.Name("reversed"), args=[_]):
             yield "reversed dropped", lambda: _set(node, "func", ast.Name("iter", ast.Load()))
+        case ast.Call(func=ast.Name("isinstance")):
+            pass  # with its arguments swapped it fails at once
         case ast.Call(args=[first, second, *_]) if not isinstance(first, ast.Starred) and not _same(first, second):
             yield "first two arguments swapped", lambda: _swap(node, "args")
         case ast.Tuple(elts=elements, ctx=ast.Load()) | ast.List(elts=elements, ctx=ast.Load()) if len(elements) > 1:

@@ -1,0 +1,106 @@
+"""What broken passes are tried on: programs of the language, the inputs of golden files, random graphs, expressions."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "fuzz"))
+
+from expressions import Expressions, module_of
+from generate import generate
+
+from intarsia.dsl.library import load
+from intarsia.ir.dtypes import BOOL, F32, I32
+from intarsia.ir.errors import Source
+from intarsia.ir.graph import Module
+from intarsia.ir.random_graphs import random_module
+from intarsia.ir.text import read_module
+
+ROOT = Path(__file__).parent.parent.parent
+
+PROGRAMS = (
+    "fn f(x: f32[N, M], g: f32[M], b: f32[M]) -> f32[N, M] { return layer_norm(x, g, b) }",
+    "fn f(x: f32[N, M]) -> (f32[N, M], f32[N]) { return softmax(x), logsumexp(x, axis=1) }",
+    "fn f(x: f32[N, K], w: f32[K, M], b: f32[M]) -> f32[N, M] { return gelu(x @ w + b) }",
+    "fn f(x: bf16[N, M], g: bf16[M]) -> (bf16[N, M], i64[N]) { return softmax(x * g), argmax(x, axis=1) }",
+    "fn f(x: f16[N, M]) -> (f16[N], f16[N, M]) { return sum(x * x, axis=1), where(x > 0.0, x, x * 0.1) }",
+    "fn f(x: f32[N], b: i64[M], v: f32[M]) -> f32[N] { return update x[b[i]] += v[i] * 2.0 }",
+    "fn f(x: f32[N, M]) -> f32[N, M] { return update x[i in 1..N, j] = x[i - 1, j] * 0.5 }",
+    "fn f(x: f32[N]) -> f32[N] { y[i < N] = where(i > 0, x[i - 1], 0.0) + where(i < N - 1, x[i + 1], 1.0); return y }",
+    "fn f(t: f32[N, M], ids: i64[K]) -> f32[K, M] { return take(t, ids, axis=0) * 2.0 }",
+    "fn f(x: f32[N, M], k: i64) -> f32[N, M] { return loop (h = x) for t < k { yield tanh(h) + x * f32(t) } }",
+    "fn f(a: f32[N, M], x: f32[N, M]) -> (f32[M], f32[N, M]) {"
+    " s, all = scan (h = zeros(f32[M])) for t < N { n = a[t] * h + x[t]; yield n; emit n }; return s, all }",
+    "fn f(l: f32[N, N], x: f32[N]) -> f32[N] { y[i] = sum[k < i](l[i, k] * x[k]); return y }",
+    "fn f(x: f32[N, M]) -> (f32[M, N], f32[N, M], f32[2*N, M]) {"
+    " return transpose(x) * 2.0, cumsum(x, axis=1), concat((x, exp(x)), axis=0) }",
+    "fn f(x: f32[N, M]) -> (f32[N, M], i64[N, M]) { return sort(x), argsort(-x) }",
+    "fn f(x: f32[1, 2, N, M], w: f32[3, 2, 2, 2]) -> f32[1, 3, N - 1, M - 1] { return conv2d(x, w) + 1.0 }",
+    "fn f(x: f32[N, M]) -> f32[N * M] { return reshape(pad(x, ((0, 0), (0, 0))) + x, (N * M)) }",
+    "fn f(x: f32[N], k: i64) -> (f32[N], f32[N]) { a[i < N] = where(i <= N - 2, x[i + 1], 0.5);"
+    " b[i < N] = where(i >= 1 and not i > N - 1, x[i - 1], -1.0); return a, b }",
+    "fn f(x: f32[N], y: f32[N]) -> f32[N] { z[i < N] = where(i == 0, x[0], where(i < 2, 7.0, y[i - 1] + x[i - 2]));"
+    " return z }",
+    "fn f(x: f32[N, M]) -> (f32[N, M], f32[2 * N, M]) { return flip(x, axis=0) * 2.0, repeat(x, 2, 0) }",
+    "fn f(x: bool[N], y: bool[N]) -> (bool[N], bool, bool[N]) { return maximum(x, y), max(minimum(x, y)), x <= y }",
+    "fn f(x: f16[N], y: f16[N], b: bool[N]) -> (f16[N], f16, f32[N]) {"
+    " update_ = update x[0] += y[0]; return where(b, x * y, update_), max(x - y), f32(f16(f32(x) * 0.1)) }",
+    "fn f(x: i32[N], y: bool[N]) -> (i32, bool[N], i32[N]) { return max(x), x > 1 and not y, x // 3 + x % 3 }",
+)
+
+SIZES: tuple[Mapping[str, int], ...] = ({"N": 5, "M": 3, "K": 4}, {"N": 17, "M": 33, "K": 7}, {"N": 1, "M": 2, "K": 1})
+
+LARGE: Mapping[str, int] = {"N": 67, "M": 35, "K": 40}
+"""Sizes worth a schedule, which leaves small kernels alone; no tile divides them."""
+
+RANDOM_PROGRAMS = 20
+
+GOLDEN = ("specialize", "canonicalize", "cse", "dce", "fuse", "legalize-dtype", "skip-rounding", "lower")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A module, and numbers for some of its dimension names; the others stay open."""
+
+    name: str
+    module: Module
+    sizes: tuple[tuple[str, int], ...] = ()
+
+
+def corpus(random_programs: int = RANDOM_PROGRAMS) -> list[Example]:
+    """Programs at several sizes and at open ones, the inputs of golden files, random expressions and graphs."""
+    found: list[Example] = []
+    for number, text in enumerate(PROGRAMS):
+        module = load(Source(f"program{number}.ita", text)).build(None)
+        found.append(Example(f"program {number} at open sizes", module))
+        for sizes in (*SIZES, LARGE):
+            found.append(example(f"program {number} at {_text(sizes)}", module, sizes))
+    for folder in GOLDEN:
+        for path in sorted((ROOT / "tests" / "golden" / folder).glob("*.ir")):
+            inputs = path.read_text("utf-8").partition("# ===== expected\n")[0].split("# -----\n")
+            for number, text in enumerate(inputs if path.stem != "errors" else ()):
+                module = read_module(Source(path.name, text))
+                found.append(example(f"{folder}/{path.name} {number}", module, SIZES[0]))
+    for seed in range(0, 300, 60):
+        bodies = [Expressions(s).of((F32, I32, BOOL)[s % 3], 4) for s in range(seed, seed + 60)]
+        found.append(Example(f"random expressions {seed}", module_of(bodies)))
+    found += [Example(f"random graph {seed}", random_module(seed)) for seed in range(24)]
+    return found + [_random_program(seed) for seed in range(random_programs)]
+
+
+def _random_program(seed: int) -> Example:
+    """A program of the fuzzer at its sizes."""
+    given = generate(seed, statements=6)
+    module = load(Source(f"random{seed}.ita", given.text)).build(None, dims=given.sizes)
+    return example(f"random program {seed}", module, given.sizes)
+
+
+def example(name: str, module: Module, sizes: Mapping[str, int]) -> Example:
+    return Example(name, module, tuple((n, v) for n, v in sizes.items() if n in module.graph.dimensions))
+
+
+def _text(sizes: Mapping[str, int]) -> str:
+    return " ".join(f"{name}={number}" for name, number in sizes.items())
