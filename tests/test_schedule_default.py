@@ -60,6 +60,11 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
         "fn f(a: f32[M, K], b: f32[K, N]) -> f32[M, N] { return a @ b }",
         {"M": 11, "N": 530, "K": 331},
     ),
+    "matmul_narrow": ("fn f(a: f32[M, K], b: f32[K, N]) -> f32[M, N] { return a @ b }", {"M": 45, "N": 6, "K": 131}),
+    "batched_narrow": (
+        "fn f(a: f32[B, M, K], b: f32[B, K, N]) -> f32[B, M, N] { return relu(a @ b) }",
+        {"B": 2, "M": 21, "N": 3, "K": 70},
+    ),
     "rows_in_batches": (
         "fn f(a: f32[B, M, K], b: f32[K, N]) -> f32[B, M, N] { return relu(a @ b) }",
         {"B": 3, "M": 40, "N": 50, "K": 33},
@@ -333,6 +338,14 @@ def test_left_operands_that_lie_across_are_packed_once() -> None:
     text = "fn f(a: f32[K, M], b: f32[K, N]) -> f32[M, N] { return transpose(a) @ b }"
     counts = count_accesses(large(text, M=1024, N=1024, K=512), {})
     assert counts["a"].loads == counts["b"].loads == 1024 * 512
+
+
+def test_few_columns_are_dot_products() -> None:
+    kernel = large(PROGRAMS["matmul"][0], M=4096, N=8, K=512)
+    (main,) = [s for s, _ in walk(kernel.body) if isinstance(s, Put) and s.operator == "+=" and s.buffer != "y"]
+    (tile,) = [x for x in kernel.buffers().values() if x.memory == "register"]
+    assert main.buffer == tile.name
+    assert [int(extent.constant or 0) for extent in tile.shape] == [4, 4, 16]
 
 
 def test_few_rows_fetch_the_other_operand_ahead() -> None:

@@ -172,11 +172,32 @@ def schedule_contraction(b: Builder, loop: For) -> bool:
     size = extents(b, c)
     likeliest = choose_tiling(size, b.target)
     if likeliest is None:
-        return False
+        return _schedule_narrow(b, loop, c)
     tiling = b.choose(f"tiling of {c.put.buffer}", [likeliest, *other_tilings(likeliest, size, b.target)])
     if tiling.few and _is_dot(b, c):
         return b.together(f"tiles of dot products of {c.put.buffer}", lambda: _tile_dots(b, c, tiling))
     return b.together(f"tiles of {c.put.buffer}", lambda: _tile(b, c, tiling))
+
+
+def _schedule_narrow(b: Builder, loop: For, c: Contraction) -> bool:
+    """Schedule a contraction whose columns fill no vector as dot products, if the other operand lies along a long
+    reduction."""
+    other = find_contraction(b, loop, c.main.row)
+    if other is None or other.main.row != c.main.column:
+        return False
+    size, last = extents(b, other), other.main.reduced[-1]
+    tiling = choose_tiling(size, b.target)
+    is_along = stride(b.kernel.buffers()[other.right.buffer], other.right.indices, last) == 1
+    if tiling is None or not is_along or count(trips(b.loop(last))) < SQUARE * size.lanes:
+        return False
+
+    def tile() -> None:
+        if not _is_dot(b, other):
+            (left,) = [x for x in dict.fromkeys(loads(other.put.value)) if x.buffer != other.right.buffer]
+            _copy(b, left, ROOT, (*other.main.batch, other.main.row, *other.main.reduced))
+        _tile_dots(b, other, tiling)
+
+    return b.together(f"tiles of dot products of {c.put.buffer}", tile)
 
 
 @dataclass(frozen=True)
