@@ -88,6 +88,11 @@ def _fill(array: Array) -> None:
         array[...] = np.asarray(np.nan).astype(array.dtype)
 
 
+def _effective(body: tuple[Statement, ...]) -> tuple[Statement, ...]:
+    """Statements without hints."""
+    return tuple(s for s in body if not isinstance(s, Prefetch))
+
+
 @dataclass(frozen=True, eq=False)
 class _Nest:
     """Loops one inside the other around statements that write elements or check them."""
@@ -97,12 +102,13 @@ class _Nest:
 
     @staticmethod
     def of(loop: For) -> _Nest | None:
-        """The nest that a loop begins, or None if anything else stands in it."""
-        loops = [loop]
-        while len(loops[-1].body) == 1 and isinstance(inner := loops[-1].body[0], For):
+        """The nest that a loop begins, or None if anything else stands in it than what changes nothing."""
+        loops, inside = [loop], _effective(loop.body)
+        while len(inside) == 1 and isinstance(inner := inside[0], For):
             loops.append(inner)
-        body = tuple(s for s in loops[-1].body if isinstance(s, (Put, Check)))
-        return _Nest(tuple(loops), body) if body and len(body) == len(loops[-1].body) else None
+            inside = _effective(inner.body)
+        body = tuple(s for s in inside if isinstance(s, (Put, Check)))
+        return _Nest(tuple(loops), body) if body and len(body) == len(inside) else None
 
     @cached_property
     def inner(self) -> _Nest:

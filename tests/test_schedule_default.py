@@ -54,7 +54,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
     ),
     "matmul_across_deep": (
         "fn f(a: f32[K, M], b: f32[N, K]) -> f32[M, N] { return transpose(a) @ transpose(b) + 1.0 }",
-        {"M": 45, "N": 40, "K": 5000},
+        {"M": 33, "N": 17, "K": 4200},
     ),
     "matmul_few_deep": (
         "fn f(a: f32[M, K], b: f32[K, N]) -> f32[M, N] { return a @ b }",
