@@ -435,6 +435,10 @@ def _match(prefix: str, leaves: Sequence[Leaf], arrays: Mapping[str, T]) -> Bind
             else:
                 missing.append(name)
             continue
+        if (empty := _empty_list(name, arrays)) is not None:
+            found[leaf.name] = ()
+            used.add(empty)
+            continue
         before, after = patterns[leaf.name] = _list_position(name, arrays)
         lists.setdefault(before, {})[after] = _indices(before, after, arrays)
     for leaf_name, (before, after) in patterns.items():
@@ -446,6 +450,15 @@ def _match(prefix: str, leaves: Sequence[Leaf], arrays: Mapping[str, T]) -> Bind
         if not absent:
             found[leaf_name] = tuple(arrays[n] for n in names)
     return Binding(found, tuple(missing), tuple(n for n in arrays if n not in used))
+
+
+def _empty_list(name: str, arrays: Mapping[str, object]) -> str | None:
+    """The path of a list without items that a leaf would be in."""
+    parts = name.split(".")
+    for path in (".".join(parts[:i]) for i in range(len(parts))):
+        if path in arrays and isinstance(arrays[path], list | tuple) and not arrays[path]:
+            return path
+    return None
 
 
 def _list_position(name: str, arrays: Mapping[str, object]) -> tuple[str, str]:

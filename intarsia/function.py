@@ -196,7 +196,7 @@ class Function:
         if found is None:
             if len(self._compiled) >= _KNOWN_CALLS:
                 self._compiled.clear()
-            found = self._compiled[key] = self._for_types(declared_types(self.form, tensors), statics, dims)
+            found = self._compiled[key] = self._for_types(declared_types(self.form, tensors, dims), statics, dims)
         return found
 
     def _for_types(
@@ -254,7 +254,7 @@ class Function:
         self, tensors: Tensors, statics: Mapping[str, object] | None = None, dims: Mapping[str, int] | None = None
     ) -> Compilation:
         """The compilation for these tensors, no stage made yet but the graph."""
-        return self.compilation_of_types(declared_types(self.form, tensors), statics or {}, dims or {})
+        return self.compilation_of_types(declared_types(self.form, tensors, dims), statics or {}, dims or {})
 
     def compilation_of_types(
         self,

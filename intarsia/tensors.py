@@ -15,7 +15,7 @@ from intarsia.ir.errors import CompileError
 from intarsia.ir.sizes import Size
 from intarsia.ir.types import ListType, TensorType, Type
 from intarsia.runtime import dlpack
-from intarsia.signature import ParameterForm, SignatureForm, TensorForm, size_of
+from intarsia.signature import ParameterForm, SignatureForm, TensorForm, known_sizes, size_of
 
 Tensors: TypeAlias = "dict[str, Array | tuple[Array, ...]]"
 """Arrays by the label of their tensor; a tuple for a tensor of a list of structs."""
@@ -122,18 +122,41 @@ def type_of(value: Array | tuple[Array, ...]) -> Type:
     return TensorType.of(found, *value.shape)
 
 
-def declared_types(form: SignatureForm, tensors: Tensors) -> dict[str, Type]:
+def declared_types(form: SignatureForm, tensors: Tensors, dims: Mapping[str, int] | None = None) -> dict[str, Type]:
     """The concrete type of each tensor. Where NumPy has no name for the declared element type, such as `i4`, the codes
-    in bytes that stand for it have the declared type."""
+    in bytes that stand for it have the declared type. `dims` are sizes that are given: a list without items has those
+    of the signature.
+
+    Raises CompileError E0614 for such a list where nothing decides a size.
+    """
     forms = {t.label: t for t in form.tensors}
     found: dict[str, Type] = {}
     for label, value in tensors.items():
+        if isinstance(value, tuple) and not value:
+            found[label] = ListType(Size.of(0), _type_in(form, forms[label], tensors, dims or {}))
+            continue
         kind = type_of(value)
         element = forms[label].dtype if label in forms else None
         if element is not None and element.is_narrow and _element_of(kind).numpy == element.numpy:
             kind = _with_element(kind, element)
         found[label] = kind
     return found
+
+
+def _type_in(form: SignatureForm, tensor: TensorForm, tensors: Tensors, dims: Mapping[str, int]) -> TensorType:
+    """The type of a tensor as the signature has it, for the sizes that others decide."""
+    shapes = {
+        label: np.shape(v[0]) if isinstance(v, tuple) else v.shape
+        for label, v in tensors.items()
+        if not isinstance(v, tuple) or v
+    }
+    lengths = {label: len(v) for label, v in tensors.items() if isinstance(v, tuple)}
+    known = known_sizes(form, shapes, lengths, dims)
+    sizes = [size_of(d) for d in tensor.dims]
+    if unknown := sorted(frozenset[str]().union(*(s.symbols for s in sizes)) - known.keys()):
+        message = f"{form.function}: nothing decides {', '.join(unknown)}: the list that has {tensor.label} is empty"
+        raise CompileError("E0614", message, hint=f"give {' '.join(f'--dim {n}=…' for n in unknown)}")
+    return TensorType.of(tensor.dtype or F32, *(s.evaluate(known) for s in sizes))
 
 
 def _element_of(kind: Type) -> DType:

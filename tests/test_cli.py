@@ -335,6 +335,17 @@ def test_kernels_that_flatten_dimensions_of_a_tensor(ita: Run, dynamic: tuple[st
     assert status == 0 and out == Path("s.ir").read_text(), err
 
 
+@pytest.mark.parametrize("target", ["cpu", "reference", "kernels", "plan"])
+def test_a_list_without_items(ita: Run, target: str) -> None:
+    text = """struct P(D) { w: f32[D, D] }
+fn f(x: f32[B, D], p: P(D)[L]) -> f32[B, D] { return loop (h = x) for i < L { yield h @ p[i].w } }"""
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.testing.assert_array_equal(intarsia.compile(text).f(x, []), x)
+    sizes = ("--dim", "B=2", "--dim", "D=3", "--dim", "L=0")
+    status, out, err = ita("run", "-e", text, "--arg", "x=arange", "--random", *sizes, "--target", target, "--compare")
+    assert status == 0 and out.startswith("result: f32[2, 3]\n[[0. 1. 2.]"), err
+
+
 def test_torch_beside_a_program(ita: Run) -> None:
     pytest.importorskip("torch")
     status, out, _ = ita("bench", "mlp.ita", *SIZES, "--against", "numpy,torch", "--seconds", "0.1")

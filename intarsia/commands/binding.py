@@ -146,7 +146,7 @@ def bind_types(
     for parameter in form.parameters:
         if (file := _file_of(parameter, files, specs)) is not None:
             tensors.update(_from_weights(parameter, file))
-    types = declared_types(form, tensors)
+    types = declared_types(form, tensors, sizes)
     for tensor in form.tensors:
         if (spec := specs.get(tensor.label)) is not None and (shape := spec.shape()) is not None:
             types[tensor.label] = TensorType.of(tensor.dtype or spec.dtype() or _literal_type(spec), *shape)

@@ -49,7 +49,7 @@ def report_trace(bound: Bound, name: str) -> None:
     Raises CompileError E0617 where nothing of that name has a value at run time.
     """
     function = bound.function
-    library, types = function.program.library, declared_types(function.form, bound.tensors)
+    library, types = function.program.library, declared_types(function.form, bound.tensors, bound.dims)
 
     def build() -> tuple[Module, dict[str, int], tuple[Assigned, ...]]:
         sizes = library.bind_sizes(function.name, types, bound.dims)
