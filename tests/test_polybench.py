@@ -12,6 +12,7 @@ import pytest
 from polybench_reference import REFERENCES
 
 import intarsia
+from intarsia.cli import main
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks" / "polybench"))
@@ -45,6 +46,11 @@ def test_all_thirty_are_there() -> None:
     assert len(KERNELS) == 30 and set(KERNELS) == set(REFERENCES)
     assert {k.source for k in KERNELS.values()} == set(EXAMPLES.glob("*.ita"))
     assert all(k.c_source.exists() for k in KERNELS.values())
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ita")), ids=lambda p: p.stem)
+def test_sources_are_formatted(path: Path) -> None:
+    assert main(["fmt", "--check", str(path)]) == 0
 
 
 @pytest.mark.parametrize("kernel", EVERY)
