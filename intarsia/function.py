@@ -6,13 +6,14 @@ import dataclasses
 import json
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from intarsia.deep_stack import with_deep_stack
 from intarsia.executable import Executable, PreparedCall
-from intarsia.ir.dtypes import Array
+from intarsia.ir.dtypes import F32, Array
 from intarsia.ir.errors import CompileError
 from intarsia.options import Options, require_host
 from intarsia.runtime import dlpack
@@ -42,6 +43,7 @@ class Function:
         self.bound = dict(bound or {})
         self._calls: dict[tuple[object, ...], PositionalCall] = {}
         self._dispatcher = Dispatcher()
+        self._orders: dict[tuple[object, ...], tuple[str, ...]] = {}
         self._compiled: dict[object, tuple[Executable, dict[str, int]]] = {}
 
     def __repr__(self) -> str:
@@ -93,6 +95,8 @@ class Function:
 
         Dimension names that no argument decides are keywords (`grid(x, N=64)`). Results are of the arguments' kind.
         """
+        if named:
+            positional, named = self._in_order(positional, named)
         if not named:
             result = self._dispatcher.function(*positional)
             if result is not NotImplemented:
@@ -104,6 +108,8 @@ class Function:
                     call.is_repeated = True  # a program that runs once does not wait for what speeds up repetition
                     self._dispatch(call)
                 return call(positional)
+            if (library := dlpack.library_of(positional)) is not None and self._takes_tensors(len(positional)):
+                return self._call_with_tensors(positional, library)
         given, dims = self.arrange(positional, named)
         statics, tensors = self.split(given)
         executable, sizes = self.compiled(tensors, statics, dims)
@@ -117,6 +123,37 @@ class Function:
         library = dlpack.library_of([v for v in given.values() if not isinstance(v, Mapping)])
         results = [dlpack.to_library(r, library) for r in executable.run(inputs, sizes)]
         return results[0] if len(results) == 1 else tuple(results)
+
+    def _in_order(
+        self, positional: tuple[object, ...], named: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
+        """All arguments by position, where those by keyword are for the parameters that come next."""
+        key = (len(positional), *named)
+        order = self._orders.get(key)
+        if order is None:
+            following = tuple(p.name for p in self._free[len(positional) : len(positional) + len(named)])
+            order = following if set(following) == set(named) else ()
+            if len(self._orders) < _KNOWN_CALLS:
+                self._orders[key] = order
+        return ((*positional, *[named[name] for name in order]), {}) if order else (positional, named)
+
+    def _takes_tensors(self, count: int) -> bool:
+        """Is each of the first parameters one tensor?"""
+        return count <= len(self._free) and not any(p.is_struct or p.is_static for p in self._free[:count])
+
+    def _call_with_tensors(self, positional: Sequence[object], library: ModuleType) -> Any:
+        """A call with tensors of another library, as one with arrays that share their memory."""
+        own = (np.ndarray, np.generic)
+        arrays = [
+            dlpack.as_array(v, dlpack.Parameter(p.name, F32))
+            if hasattr(v, "__dlpack__") and not isinstance(v, own)
+            else v
+            for p, v in zip(self._free, positional)
+        ]
+        results = self(*arrays)
+        if isinstance(results, tuple):
+            return tuple(dlpack.to_library(r, library) for r in results)
+        return dlpack.to_library(results, library)
 
     def _dispatch(self, call: PositionalCall) -> None:
         """Have a call made natively from now on where it can be."""

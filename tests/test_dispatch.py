@@ -162,6 +162,26 @@ def test_bound_arguments_stay_alive() -> None:
     assert is_native(f, vector(300))
 
 
+def test_arguments_by_keyword() -> None:
+    f = repeated(
+        "fn f(x: f32[N], y: f32[N], z: f32 = 1.0) -> f32[N] { return x - y * z }", vector(), vector(value=3.0), 1.0
+    )
+    x, y = vector(), vector(value=3.0)
+    calls = []
+    original = f._dispatcher.function
+    f._dispatcher.function = lambda *given: calls.append(original(*given)) or calls[-1]
+    for given, named in (((x,), {"y": y, "z": 1.0}), ((), {"z": 1.0, "y": y, "x": x}), ((x, y), {"z": 1.0})):
+        np.testing.assert_array_equal(f(*given, **named), x - y)
+        assert calls.pop() is not NotImplemented
+    np.testing.assert_array_equal(f(x, z=2.0, y=y), x - 2 * y)
+    np.testing.assert_array_equal(f(y=x, x=y), y - x)  # the default
+    for named, code in (({"x": x}, "E0615"), ({"w": x}, "E0610"), ({"z": 1.0}, "E0613"), ({"y": y, "x": x}, "E0615")):
+        for _ in range(2):
+            with pytest.raises(intarsia.CompileError) as caught:
+                f(x, **named)
+            assert caught.value.code == code
+
+
 def test_no_arguments() -> None:
     f = repeated("fn f() -> f32[3] { return tensor[i < 3](f32(i)) }")
     assert is_native(f)

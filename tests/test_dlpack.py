@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import intarsia
 from intarsia.ir.conversion import convert
 from intarsia.ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I32, I64, U8, DType, dtype
 from intarsia.ir.errors import CompileError
@@ -177,6 +178,39 @@ def test_a_tensor_of_another_library_shares_its_memory_both_ways() -> None:
     result = to_library(x, library_of([Tensor(x)]))
     assert isinstance(result, Tensor) and address_of(result.array) == address_of(x)
     assert to_library(x, None) is x
+
+
+def test_calls_with_tensors_of_another_library() -> None:
+    program = intarsia.compile(
+        "fn f(x: f32[N], a: f32, y: f32[N]) -> (f32[N], f32) { return a * x - y, sum(y) }\n"
+        "struct P(N) {\n b: f32[N]\n}\n"
+        "fn g(x: f32[N], p: P(N)) -> f32[N] { return x + p.b }"
+    )
+    x, y = np.arange(3000, dtype=np.float32), np.ones(3000, np.float32)
+    for call in (
+        lambda: program.f(Tensor(x), 2.0, Tensor(y)),
+        lambda: program.f(x, 2.0, Tensor(y)),
+        lambda: program.f(Tensor(x), y=Tensor(y), a=2),
+        lambda: program.f(Tensor(x[::2]), 2.0, [1.0] * 1500),
+    ):
+        for _ in range(4):
+            difference, total = call()
+            assert isinstance(difference, Tensor) and isinstance(total, Tensor)
+            step = len(x) // len(difference.array)
+            np.testing.assert_array_equal(difference.array, 2 * x[::step] - 1)
+            assert total.array == len(difference.array)
+    result = program.g(Tensor(x), {"b": Tensor(y)})
+    assert isinstance(result, Tensor)
+    np.testing.assert_array_equal(result.array, x + y)
+    for arguments, code in (
+        ((Tensor(x, device=(2, 0)), 2.0, y), "E0604"),
+        ((Tensor(x), 2.0), "E0613"),
+        ((Tensor(x), 2.0, y, y), "E0615"),
+        ((Tensor(x), 2.0, Tensor(y[1:])), "E0307"),
+    ):
+        with pytest.raises(CompileError) as caught:
+            program.f(*arguments)
+        assert caught.value.code == code
 
 
 def test_memory_of_a_device_is_refused() -> None:
