@@ -6,6 +6,7 @@ import importlib
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 
 import click
@@ -57,7 +58,14 @@ def intarsia() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0 fine, 1 the user's program or data is wrong, 2 wrong usage,
     3 a result that `--compare` found wrong; 70 is a bug of ours, after a report on stderr."""
-    return _main(list(sys.argv[1:] if arguments is None else arguments))
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _show_warning(message: Warning | str, *where: object) -> None:
+    """A warning as one line: where in our code it was raised tells a user nothing."""
+    click.echo(f"warning: {message}", err=True)
 
 
 def _main(arguments: list[str]) -> int:

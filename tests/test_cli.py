@@ -346,6 +346,12 @@ fn f(x: f32[B, D], p: P(D)[L]) -> f32[B, D] { return loop (h = x) for i < L { yi
     assert status == 0 and out.startswith("result: f32[2, 3]\n[[0. 1. 2.]"), err
 
 
+def test_a_cache_that_cannot_be_written_is_one_line(ita: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTARSIA_CACHE_DIR", "/dev/null")
+    status, _, err = ita("run", "-e", DOUBLE, "--random", "--dim", "N=3")
+    assert status == 0 and re.fullmatch(r"warning: cannot write the cache /dev/null: .*\n", err)
+
+
 def test_torch_beside_a_program(ita: Run) -> None:
     pytest.importorskip("torch")
     status, out, _ = ita("bench", "mlp.ita", *SIZES, "--against", "numpy,torch", "--seconds", "0.1")
