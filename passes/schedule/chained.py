@@ -196,7 +196,7 @@ def _schedule(b: Builder, name: str) -> None:
     for stage in chain.sweep.ratios:
         if len(stage.kept) > len(chain.batch) + 1:
             _tile_sums(b, chain, stage, axes[stage], lanes)
-    _rows(b, top, sweep, {a.panel for a in axes.values()} - {""})
+    _rows(b, sweep, {a.panel for a in axes.values()} - {""})
     _share(b, (*(r[chain.stages[0]] for r in chain.batch), top))
 
 
@@ -307,7 +307,7 @@ def _shape_of_tile(columns: int, lanes: int) -> tuple[int, int]:
     return vectors, {1: 16, 2: 8, 3: 8, 4: 4, 5: 4}[vectors]
 
 
-def _rows(b: Builder, top: str, sweep: str, panels: set[str]) -> None:
+def _rows(b: Builder, sweep: str, panels: set[str]) -> None:
     """What is done to scores, row by row: all of it in one loop over the rows of a block, lanes along the keys. What is
     done to the numbers of a row has lanes along the rows."""
     rows = [s for s in b.loop(sweep).body if isinstance(s, For) and s.kind == "seq"]
@@ -318,7 +318,7 @@ def _rows(b: Builder, top: str, sweep: str, panels: set[str]) -> None:
         first, *rest = free
         free = [axis for axis in rest if not _merge(b, sweep, first, axis)]
         _merge_neighbours(b, first)
-    for leaf in [x.axis for x in loops_in((b.loop(top),)) if x.kind == "seq" and not loops_in(x.body)]:
+    for leaf in [x.axis for x in loops_in(b.kernel.body) if x.kind == "seq" and not loops_in(x.body)]:
         b.together(f"vectors along {leaf}", partial(_vectorize, b, leaf))
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from intarsia.ir.dtypes import I64
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, Buffer, For, Kernel, Put, PutOperator, Statement
 from intarsia.ir.kernel_access import accesses
-from intarsia.ir.scalar import Expr, Load, Mask, apply, constant, where
+from intarsia.ir.scalar import Expr, Index, Load, Mask, apply, constant, loads, where
 from intarsia.ir.schedule import Online
 from intarsia.ir.sizes import Size, minimum
 from intarsia.passes.schedule.dependence import commute, conflicts, crossing_dependence, describe, may_meet
 from intarsia.passes.schedule.masks import neutral
+from intarsia.passes.schedule.products import Product
 from intarsia.passes.schedule.stages import Stage
 from intarsia.passes.schedule.sweeps import Ratio, Sweep, find_sweep
 from intarsia.passes.schedule.tree import (
@@ -28,6 +30,7 @@ from intarsia.passes.schedule.tree import (
     loops_in,
     rename_axes,
     replace_block,
+    replace_loop,
     substitute,
     written_in,
 )
@@ -41,7 +44,11 @@ def online(kernel: Kernel, step: Online) -> Kernel:
     _require_order(kernel, sweep, block)
     names = NameSource(kernel)
     axis = names.claim(step.names[0]) if step.names else names.derived(sweep.axes[sweep.state])
-    return replace_block(kernel, block, _Writer(kernel, sweep, names, axis, step.size).block(block))
+    writer = _Writer(kernel, sweep, names, axis, step.size)
+    new = replace_block(kernel, block, writer.block(block))
+    for loop, statements in writer.hoisted.items():
+        new = replace_loop(new, loop, lambda found, first=statements: (*first, found))  # type: ignore[misc]
+    return new
 
 
 def _home(kernel: Kernel, name: str) -> tuple[Body, tuple[For, ...]]:
@@ -93,6 +100,7 @@ class _Writer:
         self.axis = axis
         self.size = size
         self.facts = facts_for(kernel, sweep.around)
+        self.hoisted: dict[str, Body] = {}
         self.state = sweep.state.put
         state = kernel.buffers()[self.state.buffer]
         self.old = replace(state, name=names.derived(state.name), role="temp")
@@ -204,12 +212,43 @@ class _Writer:
         mask = tuple(m for m in stage.put.mask if not m.symbols & known)
         nothing = apply("mul", constant(0.0, dtype), rest)
         start = stage.around(Put(zeros.name, place, "=", neutral("+=", rest)), dims)
+        end = self._end_of_search(ratio.rest, first, (*reduced, *dims), nothing, mask)
         make: list[Statement] = [Alloc(zeros), *self._fresh(start)]
         for lower, upper in outside:
-            part = replace(first, lower=lower, upper=upper)
+            part = replace(first, lower=lower, upper=upper if end is None else minimum(upper, end))
             make += self._fresh(stage.around(Put(zeros.name, place, "+=", nothing, mask), (part, *reduced, *dims)))
         add = replace(stage.put, value=Load(zeros.name, place, dtype), mask=_without(stage.put.mask, stage))
         return tuple(make), self._fresh(stage.around(add, stage.kept))
+
+    def _end_of_search(
+        self, rest: Product, first: For, inner: tuple[For, ...], nothing: Expr, mask: Mask
+    ) -> Size | None:
+        """Where it is no use to look further for infinite and NaN factors: the end of the axis, or 0 if there are none
+        at all. That is found out once, before the outermost loop that changes nothing about the factors; None where
+        there is no such loop."""
+        fixed: For | None = None
+        read = {load.buffer for f in rest.factors for load in loads(f)}
+        used = frozenset().union(*(f.symbols for f in rest.factors), *(m.symbols for m in mask))
+        used |= frozenset().union(*(x.lower.symbols | x.upper.symbols for x in (first, *inner)))
+        for loop in reversed(self.sweep.around):
+            if loop.axis in used or read & written_in(loop.body):
+                break
+            fixed = loop
+        if fixed is None:
+            return None
+        total = Buffer(self.names.derived("nothing"), nothing.dtype, (), "cache")
+        end = Buffer(self.names.derived("end"), I64, (), "cache")
+        found = apply("isnan", Load(total.name, (), nothing.dtype))
+        body: Body = (Put(total.name, (), "+=", nothing, mask),)
+        for loop in reversed((first, *inner)):
+            body = (replace(loop, body=body),)
+        self.hoisted[fixed.axis] = (
+            *self.hoisted.get(fixed.axis, ()),
+            *(Alloc(total), Put(total.name, (), "=", constant(0.0, nothing.dtype))),
+            *self._fresh(body),
+            *(Alloc(end), Put(end.name, (), "=", where(found, Index(first.upper), Index(Size.of(0))))),
+        )
+        return Size.opaque(Load(end.name, (), I64))
 
     def _fresh(self, body: Body) -> Body:
         """A nest with axes of its own."""
