@@ -156,6 +156,8 @@ def pack(kernel: Kernel, step: Pack) -> Kernel:
         loop, outer = find_loop(kernel, step.axis)
         around, body = (*outer, loop), loop.body
     buffer = find_buffer(kernel, step.buffer)
+    if any(isinstance(s, Alloc) and s.buffer is buffer for s, _ in walk(body)):
+        raise ScheduleError(f"it is allocated inside {step.axis}")
     load, inner = _load_along(step, buffer, body, len(around))
     _require_unchanged(kernel, load, body, around)
     layout = _layout(step, load, inner)
