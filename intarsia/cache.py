@@ -22,6 +22,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import platformdirs
@@ -248,5 +249,9 @@ class KernelStore:
         """Keep the code of a kernel."""
         self._cache.put("kernel", self._full(key), code)
 
+    @cached_property
+    def _compiler(self) -> str:
+        return compiler_digest(self._cache)
+
     def _full(self, key: str) -> str:
-        return hashlib.sha256(f"{compiler_digest(self._cache)} {key}".encode()).hexdigest()
+        return hashlib.sha256(f"{self._compiler} {key}".encode()).hexdigest()

@@ -38,16 +38,21 @@ def _cut(axis: Axis, extents: list[Size]) -> Axis:
     return Axis(axis.name, maximum(0, axis.lower), minimum(axis.upper, *extents))
 
 
-def _always_read(e: Expr) -> Iterator[Load]:
-    """The loads that the evaluation of an expression makes whatever its conditions say."""
-    match e:
-        case Apply("where", (condition, _, _)):
-            yield from _always_read(condition)
-        case Load(indices=indices):
-            yield e
-            yield from (load for i in indices for o in i.opaques for load in _always_read(o))
-        case Index(size):
-            yield from (load for o in size.opaques for load in _always_read(o))
-        case _:
-            for child in e.children:
-                yield from _always_read(child)
+def _always_read(expression: Expr) -> Iterator[Load]:
+    """The loads that the evaluation of an expression makes whatever its conditions say, each once."""
+    stack, seen = [expression], set[Expr]()
+    while stack:
+        e = stack.pop()
+        if e in seen:
+            continue
+        seen.add(e)
+        match e:
+            case Apply("where", (condition, _, _)):
+                stack.append(condition)
+            case Load(indices=indices):
+                yield e
+                stack += reversed([o for i in indices for o in i.opaques])
+            case Index(size):
+                stack += reversed(size.opaques)
+            case _:
+                stack += reversed(e.children)

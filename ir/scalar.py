@@ -6,6 +6,7 @@ position (`a0`, `a1`, …; text shows the operand itself); in a Kernel it names 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -35,9 +36,12 @@ class _Expression:
         return self._hash
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (
-            isinstance(other, _Expression) and self._hash == other._hash and self._key == other._key
-        )
+        if self is other:
+            return True
+        if not isinstance(other, _Expression) or self._hash != other._hash or self._key != other._key:
+            return False
+        vars(other)["_key"] = self._key  # identity is all that is compared the next time they meet, as shared parts do
+        return True
 
     @property
     def children(self) -> tuple[Expr, ...]:
@@ -47,6 +51,11 @@ class _Expression:
     def symbols(self) -> frozenset[str]:
         """The names (axes, dimensions, counters) that the value depends on."""
         return frozenset().union(*(c.symbols for c in self.children))
+
+    @cached_property
+    def length(self) -> int:
+        """The number of parts of the expression written out."""
+        return 1 + sum(c.length for c in self.children)
 
     @property
     def subscript_text(self) -> str:
@@ -109,6 +118,11 @@ class Load(_Expression):
     @cached_property
     def symbols(self) -> frozenset[str]:
         return frozenset().union(*(i.symbols for i in self.indices), *(m.symbols for m in self.mask))
+
+    @cached_property
+    def length(self) -> int:
+        """The number of parts of the expression written out."""
+        return 1 + sum(c.length for c in self.children)
 
     @property
     def subscript_text(self) -> str:
@@ -198,10 +212,17 @@ def constant(value: int | float | bool, dtype: DType) -> Const:
 
 
 def walk(expression: Expr) -> Iterator[Expr]:
-    """Every sub-expression in the order of the text, parents first, data-dependent subscripts included."""
+    """Every distinct sub-expression in the order of the text, parents first, data-dependent subscripts included.
+
+    Each is visited once, however often it occurs: written out, an expression of shared parts can be exponentially long.
+    """
     stack = [expression]
+    seen: set[Expr] = set()
     while stack:
         e = stack.pop()
+        if e in seen:
+            continue
+        seen.add(e)
         yield e
         stack.extend(reversed(e.children))
         if isinstance(e, Load):
@@ -276,20 +297,63 @@ INFIX = {
 """Functions written between their arguments: the symbol, and how tightly it binds."""
 
 
-def expression_text(e: Expr, level: int = 0) -> str:
-    """Text with as few brackets as the grammar of the language needs; a literal shows its dtype where it is unusual."""
+_LONG = 500
+"""Parts of an expression, written out, beyond which those that occur several times are given names."""
+
+
+def expression_text(e: Expr) -> str:
+    """Text with as few brackets as the grammar of the language needs; a literal shows its dtype where it is unusual.
+
+    Shared parts of a long expression are written once, `let(t0 = a * b, t1 = t0 + a, t1 * t1)`: without names its text
+    can be exponentially long.
+    """
+    return _text(e, 0, {}) if e.length <= _LONG else _text_with_names(e)
+
+
+def _text_with_names(e: Expr) -> str:
+    parts = _parts(e)
+    uses = Counter(child for part in parts for child in part.children)
+    names: dict[Expr, str] = {}
+    definitions: list[str] = []
+    for part in parts:
+        if part.children and uses[part] > 1:
+            definitions.append(f"t{len(names)} = {_text(part, 0, names)}")
+            names[part] = f"t{len(names)}"
+    whole = _text(e, 0, names)
+    return f"let({', '.join((*definitions, whole))})" if definitions else whole
+
+
+def _parts(e: Expr) -> list[Expr]:
+    """Every distinct part, each after its own parts."""
+    found: dict[Expr, None] = {}
+    stack = [(e, False)]
+    while stack:
+        part, ready = stack.pop()
+        if part in found:
+            continue
+        if ready:
+            found[part] = None
+        else:
+            stack.append((part, True))
+            stack += [(child, False) for child in reversed(part.children)]
+    return list(found)
+
+
+def _text(e: Expr, level: int, names: Mapping[Expr, str]) -> str:
+    if e in names:
+        return names[e]
     match e:
         case Apply(function, (left, right)) if function in INFIX:
             symbol, own = INFIX[function]
             tight = own + 1 if own == 4 else own
-            text = f"{expression_text(left, tight)} {symbol} {expression_text(right, own + 1)}"
+            text = f"{_text(left, tight, names)} {symbol} {_text(right, own + 1, names)}"
             return f"({text})" if own < level else text
         case Apply(function, arguments):
-            return f"{function}({', '.join(expression_text(a) for a in arguments)})"
+            return f"{function}({', '.join(_text(a, 0, names) for a in arguments)})"
         case Cast(dtype, value):
-            return f"{dtype}({expression_text(value)})"
+            return f"{dtype}({_text(value, 0, names)})"
         case Bitcast(dtype, value):
-            return f"bitcast({expression_text(value)}, {dtype})"
+            return f"bitcast({_text(value, 0, names)}, {dtype})"
     return str(e)
 
 

@@ -11,6 +11,7 @@ begins one. `%` before a letter or digit begins the name of a value, so the rema
     load        = buffer "[" [size ("," size)*] "]"
     expression  = operators of the language over primary
     primary     = literal | load | "(" expression ")" | "(" load "if" mask ["else" literal] ")" | "index" "(" size ")"
+                | "let" "(" (name "=" expression ",")* expression ")" | name
                 | function "(" expression ("," expression)* ")" | dtype "(" expression ")"
                 | "bitcast" "(" expression "," dtype ")"
     literal     = ["-"] number | "true" | "false" | ["-"] "inf" | "nan" | dtype ":" literal
@@ -92,6 +93,7 @@ class ScalarReader:
         self.tokens = tokenize(source)
         self.position = 0
         self.buffers: dict[str, DType] = dict(buffers or {})
+        self.parts: dict[str, Expr] = {}  # that `let` names
 
     # ------------------------------------------------------------------ tokens
 
@@ -284,8 +286,25 @@ class ScalarReader:
             self.expect(")")
             return inner
         if token.kind == "name" and following == "(":
-            return self._call()
+            return self._let() if token.text == "let" else self._call()
+        if token.kind == "name" and token.text in self.parts:
+            return self.parts[self.next().text]
         return self.literal()
+
+    def _let(self) -> Expr:
+        """`let(t0 = …, t1 = …, …)`: the names are known up to the closing bracket."""
+        outer, self.parts = self.parts, dict(self.parts)
+        self.next()
+        self.expect("(")
+        while self.token.kind == "name" and self.peek().text == "=":
+            name = self.name()
+            self.expect("=")
+            self.parts[name] = self.expression()
+            self.expect(",")
+        value = self.expression()
+        self.expect(")")
+        self.parts = outer
+        return value
 
     def _load(self) -> Load:
         buffer, dtype = self.buffer(self.next())

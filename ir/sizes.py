@@ -253,9 +253,10 @@ class Size:
     @property
     def as_name(self) -> str | None:
         """The name if this is one name alone."""
-        match self.terms:
-            case ((((str() as name),), 1),):
-                return name
+        if len(self.terms) == 1:
+            monomial, coefficient = self.terms[0]
+            if coefficient == 1 and len(monomial) == 1 and isinstance(monomial[0], str):
+                return monomial[0]
         return None
 
     def is_affine_in(self, names: Iterable[str]) -> bool:

@@ -61,6 +61,7 @@ class Search:
             self.group_of[node] = Group([node], [member] if member else [])
             for value in node.inputs:
                 self.users.setdefault(value, []).append(node)
+        self._bytes = {value: estimated_bytes(value) for node in nodes for value in node.values}
         self._order = GroupOrder(self.group_of.values(), self._successors, self._predecessors)
 
     def run(self) -> list[Group]:
@@ -150,7 +151,8 @@ class Search:
     def _priority(self, edge: Edge) -> tuple[bool, int, int]:
         """A contraction first, for its epilogue saves a pass that nothing else can; then what is largest."""
         producer = edge.value.node
-        return not self.group_of[producer].has_contraction, -estimated_bytes(edge.value), self.position[producer]
+        has_contraction = self.group_of[producer].has_contraction
+        return not has_contraction, -self._bytes[edge.value], self.position[producer]
 
     def _joined(self, a: Group, b: Group) -> list[Member]:
         return sorted((*a.members, *b.members), key=lambda m: self.position[m.node])

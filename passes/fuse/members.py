@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from intarsia.ir.graph import Node, Structured, Value
 from intarsia.ir.ops import ArgReduce, Cast, Elementwise, Reduce, Update
@@ -107,6 +108,11 @@ class Member:
         return {name: extent for name, extent in self.extents.items() if extent != ONE}
 
     @cached_property
+    def own_point(self) -> Point:
+        """Where it is computed if it is a stage."""
+        return Point(self, tuple(Size.of(a.name) for a in self.space.axes))
+
+    @cached_property
     def dimensions(self) -> tuple[tuple[Node, str, Size], ...]:
         """The axes of the result: node, name, extent."""
         return tuple((self.node, a.name, a.extent) for a in self.space.axes)
@@ -167,8 +173,7 @@ def wide(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
     return tuple(a for a in axes if a.extent != ONE)
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """Where a value is read: by which stage, and at which subscripts in the axes of that stage."""
 
     stage: Member

@@ -81,7 +81,7 @@ def stages_of(members: Sequence[Member], outputs: frozenset[Value]) -> Stages:
         places = [] if kept else list(points)
         if kept or result or not points:
             stages.append(member)
-            places.append(Point(member, tuple(Size.of(a.name) for a in member.space.axes)))
+            places.append(member.own_point)
         if not kept:
             reads.pop(member.value, None)  # computed again wherever it is read
         computed[member.node] = tuple(places)
@@ -94,7 +94,7 @@ def stages_of(members: Sequence[Member], outputs: frozenset[Value]) -> Stages:
 
 def at(member: Member, place: Point) -> Iterable[tuple[Value, tuple[Size, ...]]]:
     """What a member reads, and at which subscripts, when it is computed at a place."""
-    if all(i.as_name == a.name for i, a in zip(place.indices, member.space.axes)):
+    if place.indices == member.own_point.indices:
         return member.reads
     names = {axis.name: index for axis, index in zip(member.space.axes, place.indices)}
     return ((value, tuple(i.substitute(names) for i in indices)) for value, indices in member.reads)
@@ -243,10 +243,11 @@ class _SameAxes:
         for stored, point in stages.internal():
             self._join(stored.dimensions, point, optional=False)
         read = [(node.value, point) for node, points in stages.places.items() for point in points]
-        for value, point in (*read, *((v, p) for v, points in stages.reads.items() for p in points)):
-            if isinstance(value.type, TensorType) and len(point.indices) == value.type.rank:
-                shape = enumerate(value.type.shape)
-                self._join([(value, str(d), extent) for d, extent in shape], point, optional=True)
+        read += [(v, p) for v, points in stages.reads.items() for p in points]
+        dimensions = {v: [(v, str(d), extent) for d, extent in enumerate(_shape(v))] for v, _ in read}
+        for value, point in read:
+            if len(point.indices) == len(dimensions[value]):
+                self._join(dimensions[value], point, optional=True)
         self._numbers: dict[_Class, int] = {}
         lists = [self.list_of(stage) for stage in stages.stages]
         self.conflicts = frozenset(n for numbers in lists for n in numbers if numbers.count(n) > 1)
@@ -280,3 +281,7 @@ class _SameAxes:
 
     def of(self, stage: Member) -> frozenset[int]:
         return frozenset(self.list_of(stage))
+
+
+def _shape(value: Value) -> tuple[Size, ...]:
+    return value.type.shape if isinstance(value.type, TensorType) else ()

@@ -114,6 +114,7 @@ class _Reader:
     def __init__(self, operands: Sequence[Value], axes: Sequence[Axis]) -> None:
         self.operands = operands
         self.by_data: set[str] = set()
+        self._seen: set[tuple[Expr, Path]] = set()
         for axis in axes:
             if self.depends_on_data(axis.lower) or self.depends_on_data(axis.upper):
                 self.by_data.add(axis.name)
@@ -123,6 +124,9 @@ class _Reader:
         return bool(size.opaques) or not self.by_data.isdisjoint(size.symbols)
 
     def expression(self, e: Expr, path: Path) -> Iterator[_Obligation]:
+        if (e, path) in self._seen:
+            return
+        self._seen.add((e, path))
         match e:
             case Load(buffer, indices):
                 extents = value_extents(self.operands[operand_position(buffer)])

@@ -42,7 +42,8 @@ def merge_rows(b: Builder) -> None:
         axes = _axes(b, name)
         while axes:
             first, *rest = axes
-            axes = [axis for axis in rest if not _merge(b, first, axis, outermost=not name)]
+            is_parallel = not name and _is_parallel(b.kernel, first)
+            axes = [axis for axis in rest if not _merge(b, first, axis, is_parallel)]
 
 
 def _axes(b: Builder, name: str) -> list[str]:
@@ -57,19 +58,21 @@ def _next_block(b: Builder, done: set[str]) -> str | None:
     return next((name for name in names if name not in done and len(_axes(b, name)) > 1), None)
 
 
-def _merge(b: Builder, first: str, second: str, outermost: bool) -> bool:
-    """Merge two loops if that is legal and, on the outside, does not keep iterations from running in parallel."""
-    apart = outermost and _is_parallel(b.kernel, first)
-    if not b.attempt(Merge((first, second))):
+def _merge(b: Builder, first: str, second: str, is_parallel: bool) -> bool:
+    """Merge two loops if that is legal and leaves a first one parallel that is."""
+    parallel = not is_parallel or _is_parallel(b.kernel, second)
+    parts = len(find_loop(b.kernel, first)[0].body)
+    if not parallel or not b.attempt(Merge((first, second))):
         return False
-    if apart and not _is_parallel(b.kernel, first):
+    if is_parallel and not _is_parallel(b.kernel, first, parts):
         b.undo()
         return False
     return True
 
 
-def _is_parallel(kernel: Kernel, axis: str) -> bool:
-    return carried_dependence(kernel, *find_loop(kernel, axis), reductions=False) is None
+def _is_parallel(kernel: Kernel, axis: str, parts: int | None = None) -> bool:
+    """Are the iterations of a loop independent; with `parts`, as far as its first statements and the others go?"""
+    return carried_dependence(kernel, *find_loop(kernel, axis), reductions=False, parts=parts) is None
 
 
 def _block(kernel: Kernel, name: str) -> Body:

@@ -104,6 +104,15 @@ def conflicts(first: Iterable[Access], second: Iterable[Access]) -> Iterator[tup
                 yield a, b
 
 
+def _own_conflicts(found: Iterable[Access]) -> Iterator[tuple[Access, Access]]:
+    """The same among accesses of one piece of code, each with itself too, in one of the two orders."""
+    by_buffer: dict[str, list[Access]] = defaultdict(list)
+    for b in _distinct(found):
+        others = by_buffer[b.buffer]
+        others.append(b)
+        yield from ((a, b) for a in others if a.writes or b.writes)
+
+
 def _distinct(found: Iterable[Access]) -> Iterable[Access]:
     """Accesses that differ in what they touch, whatever statement they stand in."""
     return {
@@ -117,17 +126,24 @@ def commute(first: Access, second: Access) -> bool:
 
 
 def carried_dependence(
-    kernel: Kernel, loop: For, around: tuple[For, ...], reductions: bool
+    kernel: Kernel, loop: For, around: tuple[For, ...], reductions: bool, parts: int | None = None
 ) -> tuple[Access, Access] | None:
     """Two accesses that different iterations of `loop` may direct at the same element, one of them writing; or None.
 
     Buffers that live inside the loop do not count, nor do atomic writes by one operator, and with `reductions` all
-    accumulating ones.
+    accumulating ones. With `parts`, only an access of the first `parts` statements and one of the others.
     """
     local = allocated_in(loop.body)
-    inside = [a for a in accesses(loop.body, (*around, loop)) if a.buffer not in local]
+
+    def below(body: Body) -> list[Access]:
+        return [a for a in accesses(body, (*around, loop)) if a.buffer not in local]
+
     volatile = written_in(loop.body)
-    for first, second in conflicts(inside, inside):
+    if parts is None:
+        found = _own_conflicts(below(loop.body))
+    else:
+        found = conflicts(below(loop.body[:parts]), below(loop.body[parts:]))
+    for first, second in found:
         atomic = all(isinstance(a.statement, Put) and a.statement.atomic for a in (first, second))
         if (reductions or atomic) and commute(first, second):
             continue

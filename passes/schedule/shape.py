@@ -115,14 +115,17 @@ def widest(body: Iterable[Statement]) -> int:
     Comparisons of integers that no data decides are masks, whatever the width of the integers.
     """
     values = [s.value for s, _ in walk(tuple(body)) if isinstance(s, Put)]
+    seen: set[Expr] = set()
     bits = 8
     while values:
         value = values.pop()
         match value:
             case Apply("lt" | "le" | "gt" | "ge", (Index(a), Index(b))) if not (a.opaques or b.opaques):
                 continue
-        bits = max(bits, value.dtype.bits, 32 if value.dtype.is_float else 0)
-        values += value.children
+        if value not in seen:
+            seen.add(value)
+            bits = max(bits, value.dtype.bits, 32 if value.dtype.is_float else 0)
+            values += value.children
     return bits
 
 
