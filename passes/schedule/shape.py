@@ -9,7 +9,7 @@ from intarsia.ir.kernel import Buffer, Call, Check, For, Kernel, Put, Statement,
 from intarsia.ir.kernel_access import accesses, expressions, trips
 from intarsia.ir.kernel_effort import SORTED
 from intarsia.ir.kernel_effort import operations as operations
-from intarsia.ir.scalar import Apply, Index
+from intarsia.ir.scalar import Apply, Expr, Index
 from intarsia.ir.sizes import ZERO, Size, row_major_strides
 from intarsia.ir.target import Target
 
