@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from intarsia.ir.graph import Region, Value
 from intarsia.ir.proofs import Facts
 from intarsia.ir.target import Target
+from intarsia.ir.text_printer import canonical_region_text
 from intarsia.passes.fuse.members import Member
 from intarsia.passes.lower.kernel import GroupLowering
 from intarsia.passes.schedule.builder import Builder
@@ -31,15 +32,20 @@ def may_chain(members: Sequence[Member]) -> bool:
 
 
 def chain_test(target: Target, names: Sequence[str]) -> ChainTest:
-    """The test for a target; `names` are the dimensions and counters that may occur."""
+    """The test for a target; `names` are the dimensions and counters that may occur. It tries equal groups, such as
+    those of the layers of a network, once."""
+    known: dict[str, bool] = {}
 
     def test(members: Sequence[Member], outputs: frozenset[Value]) -> bool:
         if not may_chain(members) or not any(m.is_contraction for m in members):
             return False
         nodes = tuple(m.node for m in members)
         group = without_roundings(Region((), nodes, tuple(v for n in nodes for v in n.values if v in outputs)))
-        facts = Facts(names=frozenset(names))
-        kernel = GroupLowering(group.nodes, group.results, names, facts).run("chain", nodes[-1].span).kernel
-        return schedule_chain(Builder(kernel, target))
+        key = canonical_region_text(group)
+        if key not in known:
+            facts = Facts(names=frozenset(names))
+            kernel = GroupLowering(group.nodes, group.results, names, facts).run("chain", nodes[-1].span).kernel
+            known[key] = schedule_chain(Builder(kernel, target))
+        return known[key]
 
     return test
