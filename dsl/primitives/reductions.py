@@ -46,6 +46,8 @@ def require_tensor(builder: Builder, scope: Scope, arguments: Arguments) -> None
     if scope.frame is not None and isinstance(argument.item, EXPRESSIONS):
         name = arguments.function
         hint = f"over an index: {name}[k](…)" if name in COMBINERS else "define the tensor first, then subscript it"
+        if name in ("max", "min"):
+            hint += f"; of two numbers: {name}imum(a, b)"
         message = f"{name} is for whole tensors, and this is an element of index notation"
         raise CompileError("E0404", message, argument.span, hint=hint)
 
