@@ -56,6 +56,15 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
         "fn f(a: f32[K, M], b: f32[N, K]) -> f32[M, N] { return transpose(a) @ transpose(b) + 1.0 }",
         {"M": 33, "N": 17, "K": 4200},
     ),
+    "matmul_weighted": (
+        "fn f(a: f32[N, K], w: f32[N]) -> f32[K, K] { return tensor[i, j](sum[n](w[n] * a[n, i] * a[n, j])) }",
+        {"N": 130, "K": 70},
+    ),
+    "matmul_narrow_weighted": (
+        "fn f(a: f32[M, K], w: f32[K], b: f32[K, 3]) -> f32[M, 3]"
+        " { return tensor[i, j](sum[k](w[k] * a[i, k] * b[k, j])) }",
+        {"M": 70, "K": 300},
+    ),
     "matmul_few_deep": (
         "fn f(a: f32[M, K], b: f32[K, N]) -> f32[M, N] { return a @ b }",
         {"M": 11, "N": 530, "K": 331},

@@ -150,7 +150,7 @@ def extents(b: Builder, c: Contraction) -> Extents:
         bytes=buffer.dtype.bytes,
         follows=bool(c.epilogues),
         across=stride(buffer, c.right.indices, c.main.column) != 1,
-        movable=all(i.as_name is not None or i.constant is not None for i in c.right.indices),
+        movable=_is_plain(c.right),
         divisible=len(c.main.reduced) == 1,
     )
 
@@ -190,10 +190,12 @@ def _schedule_narrow(b: Builder, loop: For, c: Contraction) -> bool:
     is_along = stride(b.kernel.buffers()[other.right.buffer], other.right.indices, last) == 1
     if tiling is None or not is_along or count(trips(b.loop(last))) < SQUARE * size.lanes:
         return False
+    is_dot, left = _is_dot(b, other), _left(b, other, other.main.row)
+    if not is_dot and left is None:
+        return False
 
     def tile() -> None:
-        if not _is_dot(b, other):
-            (left,) = [x for x in dict.fromkeys(loads(other.put.value)) if x.buffer != other.right.buffer]
+        if not is_dot and left is not None:
             _copy(b, left, ROOT, (*other.main.batch, other.main.row, *other.main.reduced))
         _tile_dots(b, other, tiling)
 
@@ -349,11 +351,8 @@ def _pack_left(b: Builder, c: Contraction, t: Tiling, main: _Tiled, axes: tuple[
     """Copy the left operand, if it does not lie along the reduction, so that the rows of a tile lie together for each
     step: else every step reads other lines."""
     row, last = axes[-1], axes[-2]
-    left = [x for x in dict.fromkeys(loads(c.put.value)) if x.buffer != c.right.buffer]
-    if len(left) != 1 or not all(i.as_name is not None or i.constant is not None for i in left[0].indices):
-        return
-    load = _load(b, left[0].buffer, row)
-    if row not in load.symbols or last not in load.symbols:
+    load = _left(b, c, row)
+    if load is None or last not in load.symbols:
         return
     is_along = stride(b.kernel.buffers()[load.buffer], load.indices, last) == 1
     if is_along and not t.few:
@@ -402,6 +401,22 @@ def transpose_copy(b: Builder, buffer: str, copied: tuple[str, ...], along: str,
     rows, columns = (axis for axis in b.axes() if axis not in before)
     b.take(Unroll((rows, step)))
     b.take(Vectorize((columns, lane)))
+
+
+def _left(b: Builder, c: Contraction, row: str) -> Load | None:
+    """What a contraction reads along its rows, of which `row` is what is left now: if it is one load, plainly indexed,
+    and nothing else is read of its buffer, which a copy would serve too."""
+    read = dict.fromkeys(x for put in puts_in((b.loop(row),)) for x in loads(put.value))
+    left = [x for x in read if row in x.symbols]
+    plain = [x for x in loads(c.put.value) if c.main.row in x.symbols and _is_plain(x)]
+    if len(left) != 1 or not plain or sum(x.buffer == left[0].buffer for x in read) > 1:
+        return None
+    return left[0]
+
+
+def _is_plain(load: Load) -> bool:
+    """Is every subscript an axis or a number?"""
+    return all(i.as_name is not None or i.constant is not None for i in load.indices)
 
 
 def _load(b: Builder, buffer: str, axis: str) -> Load:

@@ -66,6 +66,8 @@ def fetch(kernel: Kernel, step: Fetch) -> Kernel:
     for other in (*path[path.index(loop) + 1 :], inner):
         length = _number(most_trips(other), other.axis)
         turn, turns = turn * length + (Size.of(other.axis) - other.lower) // other.step, turns * length
+    if not lines or not turns:
+        raise ScheduleError(f"no iteration of {step.during} has anything of {step.buffer} to fetch")
     each = -(-lines // turns)
     found: list[Statement] = []
     for n in range(each):

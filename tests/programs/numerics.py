@@ -37,6 +37,14 @@ def power_iteration(r: Random, n: int) -> Case:
     return Case([a], [values[-1], top, None])
 
 
+@program(n=(70, 13, 0), k=(33, 150, 4))
+def gram(r: Random, n: int, k: int) -> Case:
+    a, w, v, b = r.f32(n, k), r.f32(n), r.f32(k), r.f32(k, 3)
+    wide = a.astype(np.float64)
+    wanted = [wide.T * w @ wide, wide * v @ wide.T, (wide**2).T @ wide, wide * v @ b]
+    return Case([a, w, v, b], wanted)
+
+
 @program(n=(5, 40, 0))
 def newton(r: Random, n: int) -> Case:
     a = np.exp(r.f64(n) * 2)
