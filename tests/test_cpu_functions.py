@@ -10,7 +10,7 @@ import pytest
 
 from intarsia.backends.cpu.compile import compile_kernel, host_target, load
 from intarsia.ir import kernel_interpreter
-from intarsia.ir.dtypes import BOOL, I64, Array, DType, dtype
+from intarsia.ir.dtypes import BOOL, F32, F64, I64, Array, DType, dtype
 from intarsia.ir.functions import FUNCTIONS
 from intarsia.ir.kernel import Buffer, For, Kernel, LoopKind, Put, Statement
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Expr, Load
@@ -49,14 +49,14 @@ def samples(d: DType, seed: int) -> Array:
         return np.array(values, np.float64 if d.is_float else d.numpy).astype(d.numpy)
 
 
-def elementwise(arguments: dict[str, DType], values: dict[str, Expr], kind: LoopKind) -> Kernel:
-    """y[i] = value for all i and each named value, one by one or in vectors of 16."""
+def elementwise(arguments: dict[str, DType], values: dict[str, Expr], kind: LoopKind, width: int = 16) -> Kernel:
+    """y[i] = value for all i and each named value, one by one or in vectors of `width`."""
     i, length, lanes = Size.of("i"), (Size.of(COUNT),), kind == "lane"
-    index = i * 16 + "l" if lanes else i
+    index = i * width + "l" if lanes else i
     inner: tuple[Statement, ...] = tuple(Put(n, (index,), "=", v.substitute({"i": index})) for n, v in values.items())
     if lanes:
-        inner = (For("l", Size.of(0), Size.of(16), inner, "lane"),)
-    loop = For("i", Size.of(0), Size.of(COUNT // 16 if lanes else COUNT), inner)
+        inner = (For("l", Size.of(0), Size.of(width), inner, "lane"),)
+    loop = For("i", Size.of(0), Size.of(COUNT // width if lanes else COUNT), inner)
     inputs = [Buffer(n, d, length, role="in") for n, d in arguments.items()]
     outputs = [Buffer(n, v.dtype, length, role="out") for n, v in values.items()]
     return Kernel("elementwise", (*inputs, *outputs), (loop,))
@@ -112,6 +112,16 @@ def check_floats(name: str, d: DType, ours: Array, reference: Array) -> None:
     if name not in ("minimum", "maximum") and (name, d.name) != ("sign", "bf16"):
         numbers = ~np.isnan(wanted)
         np.testing.assert_array_equal(np.signbit(wide[numbers]), np.signbit(wanted[numbers]), err_msg=name)
+
+
+@pytest.mark.parametrize("d, width", [(F64, 24), (F64, 40), (F32, 48)], ids=str)
+def test_scaling_in_vectors_of_several_registers(d: DType, width: int) -> None:
+    """Three or five registers, where halves of the vector are not whole registers."""
+    values: dict[str, Expr] = {"y": Apply("ldexp", (argument("x", d), argument("n", d)))}
+    arrays = {"x": samples(d, 0), "n": np.random.default_rng(6).integers(-99, 99, COUNT).astype(d.numpy)}
+    for _, ours, reference in results(elementwise({"x": d, "n": d}, values, "lane", width), arrays):
+        done = COUNT // width * width
+        check_floats("ldexp", d, ours[:done], reference[:done])
 
 
 @pytest.mark.parametrize("kind", ["seq", "lane"])

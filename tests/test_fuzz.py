@@ -1,4 +1,4 @@
-"""Random programs of the language mean the same at every level: 300 of them, and every failure found before."""
+"""Random programs of the language mean the same at every level: 400 of them, and every failure found before."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chains import generate_chain
 from compare import compare
 from generate import generate
 
@@ -19,6 +20,22 @@ def test_random_programs(first: int) -> None:
         program = generate(seed)
         failure = compare(program.text, program.arguments)
         assert failure is None, f"seed {seed}: {failure}\n{program.text}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, 100, CHUNK))
+def test_chains_of_products(first: int) -> None:
+    for seed in range(first, first + CHUNK):
+        program = generate_chain(seed)
+        failure = compare(program.text, program.arguments)
+        assert failure is None, f"seed {seed}: {failure}\n{program.text}"
+
+
+@pytest.mark.parametrize("seed", (300015,))
+def test_a_few_chains_of_products(seed: int) -> None:
+    program = generate_chain(seed)
+    failure = compare(program.text, program.arguments, ("scheduled", "cpu"))
+    assert failure is None, f"{failure}\n{program.text}"
 
 
 @pytest.mark.parametrize("seed", range(1000, 1012))

@@ -161,15 +161,18 @@ class Arithmetic:
         return Value(text, x.dtype, x.lanes)
 
     def _in_parts(self, write: Callable[[Value, Value], Value], lanes: int, a: Value, b: Value) -> Value:
-        """Apply `write` to parts of so many lanes."""
-        if a.lanes == lanes:
+        """Apply `write` to parts of so many lanes, of which there may be any number."""
+        count = a.lanes // lanes
+        if count == 1:
             return write(a, b)
-        function, half = self.function, a.lanes // 2
-        low, high = range(half), range(half, a.lanes)
-        parts = [
-            self._in_parts(write, lanes, shuffle(function, a, a, r), shuffle(function, b, b, r)) for r in (low, high)
-        ]
-        return shuffle(function, parts[0], parts[1], range(a.lanes))
+        function, half = self.function, (count + 1) // 2 * lanes
+        low, high = (
+            self._in_parts(write, lanes, shuffle(function, a, a, r), shuffle(function, b, b, r))
+            for r in (range(half), range(half, a.lanes))
+        )
+        if high.lanes < half:  # LLVM joins vectors of one width only
+            high = shuffle(function, high, high, [lane % high.lanes for lane in range(half)])
+        return shuffle(function, low, high, range(a.lanes))
 
     def _ldexp_in_steps(self, x: Value, power: Value) -> Value:
         """Multiply by two powers of two that are normal numbers: of a number near 1 the first product is exact."""

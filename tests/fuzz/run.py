@@ -1,8 +1,9 @@
-"""A long run of the fuzzer: `python tests/fuzz/run.py FIRST COUNT [--keep DIR] [--dynamic] [--target TARGET]`.
+"""A long run of the fuzzer: `python tests/fuzz/run.py FIRST COUNT [--chains] [--dynamic] [--keep DIR] [--target T]`.
 
 Seeds FIRST to FIRST + COUNT; progress and failures grouped by kind; for each new kind a reduced program is kept in DIR
 (default tests/fuzz/found), named by its seed. A run is resumed by its range of seeds. With `--dynamic` some of the
-dimensions of each program stay open.
+dimensions of each program stay open. With `--chains` the programs are products, reductions and products again, at
+larger sizes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
+from chains import generate_chain
 from compare import LEVELS, compare
 from generate import FuzzProgram, generate
 
@@ -27,7 +29,7 @@ from intarsia.reduction import reduce_program
 
 def options_for(program: FuzzProgram, target: str, dynamic: bool) -> Options:
     """How a program is compiled: dimensions that stay open are chosen by its seed."""
-    names = sorted(program.sizes)
+    names = sorted(name for name in program.sizes if not name.isdigit())
     chosen = random.Random(program.seed).sample(names, random.Random(program.seed).randint(0, len(names)))
     return Options(target=target, dynamic=tuple(chosen) if dynamic else ())
 
@@ -50,11 +52,12 @@ def main() -> int:
     parser.add_argument("--levels", default=",".join(LEVELS))
     parser.add_argument("--target", default="cpu")
     parser.add_argument("--dynamic", action="store_true", help="keep some of the dimensions open")
+    parser.add_argument("--chains", action="store_true", help="chains of products and reductions")
     options = parser.parse_args()
     kinds: dict[str, list[int]] = {}
     start = time.perf_counter()
     for number, seed in enumerate(range(options.first, options.first + options.count)):
-        program = generate(seed)
+        program = (generate_chain if options.chains else generate)(seed)
         compiled = options_for(program, options.target, options.dynamic)
         failure = compare(program.text, program.arguments, options.levels.split(","), compiled)
         if failure is not None:
