@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _main(list(sys.argv[1:] if arguments is None else arguments))
 
 
-def _show_warning(message: Warning | str, *where: object) -> None:
+def _show_warning(message: Warning | str, *where: object, **named: object) -> None:
     """A warning as one line: where in our code it was raised tells a user nothing."""
     click.echo(f"warning: {message}", err=True)
 
