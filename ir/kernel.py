@@ -9,8 +9,9 @@ iterations run at once (or the statement reduces over them), `unroll` bounds are
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 from intarsia.ir.dtypes import DType
@@ -154,8 +155,12 @@ class Kernel:
     def outputs(self) -> tuple[Buffer, ...]:
         return tuple(b for b in self.parameters if b.role in ("out", "inout"))
 
-    def buffers(self) -> dict[str, Buffer]:
+    def buffers(self) -> Mapping[str, Buffer]:
         """Every buffer, parameters and temporaries, by name."""
+        return self._buffers
+
+    @cached_property
+    def _buffers(self) -> Mapping[str, Buffer]:
         found = {b.name: b for b in self.parameters}
         found.update((s.buffer.name, s.buffer) for s, _ in walk(self.body) if isinstance(s, Alloc))
         return found
@@ -166,11 +171,12 @@ class Kernel:
 
 def walk(body: tuple[Statement, ...], loops: tuple[For, ...] = ()) -> Iterator[tuple[Statement, tuple[For, ...]]]:
     """Every statement with the loops around it, outermost first; a loop comes before what is in it."""
-    for statement in body:
-        yield statement, loops
-        match statement:
-            case For():
-                yield from walk(statement.body, (*loops, statement))
-            case If(_, then, otherwise):
-                yield from walk(then, loops)
-                yield from walk(otherwise, loops)
+    pending = [(statement, loops) for statement in reversed(body)]
+    while pending:
+        statement, around = pending.pop()
+        yield statement, around
+        if isinstance(statement, For):
+            inside = (*around, statement)
+            pending += [(s, inside) for s in reversed(statement.body)]
+        elif isinstance(statement, If):
+            pending += [(s, around) for s in reversed((*statement.then, *statement.otherwise))]

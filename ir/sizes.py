@@ -270,13 +270,16 @@ class Size:
             return self
         if (name := self.as_name) is not None:
             return names.get(name, self)
-        total = ZERO
+        terms: list[tuple[Monomial, int]] = []
         for monomial, coefficient in self.terms:
+            if all(isinstance(atom, str) and atom not in names for atom in monomial):
+                terms.append((monomial, coefficient))
+                continue
             product = Size.of(coefficient)
             for atom in monomial:
                 product = product * _substitute_atom(atom, names, opaque)
-            total = total + product
-        return total
+            terms += product.terms
+        return Size._collect(terms)
 
     def evaluate(self, names: Mapping[str, int], opaque: Callable[[Expr], int] | None = None) -> int:
         """The number for given names. Raises KeyError for a name that is missing."""
@@ -350,7 +353,7 @@ def row_major_strides(shape: Iterable[Size]) -> tuple[Size, ...]:
 
 
 def _order(monomial: Monomial) -> str:
-    return " * ".join(map(str, monomial))
+    return str(monomial[0]) if len(monomial) == 1 else " * ".join(map(str, monomial))
 
 
 def _atom(atom: Atom) -> Size:

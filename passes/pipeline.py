@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from intarsia.ir.errors import CompileError, Remark, Remarks, Span
 from intarsia.ir.graph import Module
@@ -21,6 +21,9 @@ from intarsia.ir.kernel import Kernel
 from intarsia.ir.schedule import Schedule
 from intarsia.ir.target import Target
 from intarsia.passes import all_passes
+
+if TYPE_CHECKING:
+    from intarsia.passes.schedule.builder import Builder
 
 PASSES: dict[str, type[Pass]] = {}
 """Every pass whose module has been imported, by name; `intarsia.passes.all_passes` imports them all."""
@@ -36,7 +39,7 @@ class Context:
     dynamic: dimension names that stay run-time values. checks: subscripts and divisors are checked at run time.
     unordered: float atomics are allowed. pinned_schedule: the text of schedules that the user pins. predict: seconds of
     a scheduled kernel on the target; without it, every decision is the likeliest one. schedules: the one that each
-    kernel got, filled in by `schedule`.
+    kernel got, filled in by `schedule`. tried: naive kernels without their names that were scheduled on the way.
     """
 
     target: Target
@@ -47,6 +50,7 @@ class Context:
     pinned_schedule: str | None = None
     predict: Callable[[Kernel], float] | None = None
     schedules: dict[str, Schedule] = field(default_factory=dict)
+    tried: dict[Kernel, Builder] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,14 @@ from intarsia.ir.errors import Source
 from intarsia.ir.kernel_text import print_kernel, read_kernel
 from intarsia.ir.plan import Plan
 from intarsia.ir.scalar import Apply, Expr, Load, apply, expression_text, loads, walk
+from intarsia.ir.text import print_module
+from intarsia.passes.fuse import chains
+from intarsia.passes.fuse.chains import Chains
 from intarsia.passes.fuse.groups import Group
 from intarsia.passes.fuse.order import GroupOrder
 from intarsia.passes.plan_memory import plan
 from intarsia.passes.schedule import scheduling
+from intarsia.passes.schedule.builder import Builder
 from intarsia.program import Program
 
 
@@ -162,21 +166,36 @@ def test_work_is_linear_in_layers() -> None:
 @pytest.mark.parametrize("program", [layers, layers_in_a_loop])
 def test_equal_layers_share_their_kernels(program: Callable[[int], str], monkeypatch: pytest.MonkeyPatch) -> None:
     scheduled: list[str] = []
-    build = scheduling.best_schedule
+    build, sweep = scheduling.best_schedule, chains.schedule_chain
 
     def counted(kernel: Any, *rest: Any) -> Any:
         scheduled.append(kernel.name)
         return build(kernel, *rest)
 
+    def tried(builder: Builder) -> bool:
+        scheduled.append("chain")
+        return sweep(builder)
+
     monkeypatch.setattr(scheduling, "best_schedule", counted)
+    monkeypatch.setattr(chains, "schedule_chain", tried)
     pieces = []
     for count in (2, 5):
         scheduled.clear()
         made = compilation(program(count))
         pieces.append(len(made.executable().pieces))
         kernels = len(made.plan.kernels)
-        assert len(scheduled) == kernels == pieces[-1] - 1
+        assert len(scheduled) == kernels == pieces[-1] - 1 and scheduled.count("chain") == 1
     assert pieces[0] == pieces[1]
+
+
+def test_chains_that_cannot_be_scheduled_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What looks like a chain is tried; where that fails, the search goes back to what works."""
+    together = compilation(layers(1)).kernels.kernels
+    monkeypatch.setattr(chains, "schedule_chain", lambda builder: False)
+    apart = compilation(layers(1))
+    assert len(apart.kernels.kernels) > len(together)
+    monkeypatch.setattr(Chains, "looks_right", Chains.works)
+    assert print_module(compilation(layers(1)).kernels) == print_module(apart.kernels)
 
 
 def test_a_loop_over_layers_costs_the_same_for_any_number() -> None:

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 from intarsia.ir.errors import Span
 from intarsia.ir.graph import Module, Node, Region, Value
 from intarsia.ir.ops import Call, Constant, Fused, ListGet, Loop, Reshape
-from intarsia.passes.fuse.chains import chain_test, never
+from intarsia.passes.fuse.chains import Chains, ChainTest, never
 from intarsia.passes.fuse.groups import Group, Search, sink_views
+from intarsia.passes.fuse.members import Member
 from intarsia.passes.fuse.report import operations, saving, title
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.regions import change_regions
@@ -53,13 +54,30 @@ class Fuse(Pass):
 
         inner = change_regions(region, inside)
         sunk, origin = sink_views(inner)
-        is_chain = never if context.checks else chain_test(context.target, names)
-        search = Search(sunk.nodes, sunk.results, self.max_ops, is_chain)
-        groups = [part for group in search.run() for part in _without_outer_reshapes(group)]
+        search, groups, fused = self._search(sunk, origin, context, names)
         self._explain(search, groups, context)
         if all(len(g.nodes) == 1 for g in groups) and inner is region:
             return region
-        return _emit(sunk, groups, search, origin)
+        return fused
+
+    def _search(
+        self, region: Region, origin: Mapping[Node, Node], context: Context, names: tuple[str, ...]
+    ) -> tuple[Search, list[Group], Region]:
+        """The groups of a region, and the region made of them. A look decides where chains form, and what comes out is
+        tried; where one that looks right does not work, all is searched again with a trial at every step."""
+
+        def run(is_chain: ChainTest) -> tuple[Search, list[Group], Region]:
+            search = Search(region.nodes, region.results, self.max_ops, is_chain)
+            groups = [part for group in search.run() for part in _without_outer_reshapes(group)]
+            return search, groups, _emit(region, groups, search, origin)
+
+        if context.checks:
+            return run(never)
+        chains = Chains(context, names)
+        found = run(chains.looks_right)
+        bodies = [n.body for n in found[2].nodes if isinstance(n, Fused)]
+        made = [([m for n in b.nodes if (m := Member.of(n))], frozenset(b.results)) for b in bodies]
+        return found if all(chains.works(*g) for g in made if chains.looks_right(*g)) else run(chains.works)
 
     def _explain(self, search: Search, groups: Sequence[Group], context: Context) -> None:
         """Remarks: what each group saves, and why other edges stay."""

@@ -1,20 +1,23 @@
 """Groups that are chains of reductions: may products and reductions of their rows be one kernel?
 
-That they may is for the scheduler to say: a group is fused if its kernel gets a schedule that makes one sweep of it.
+That they may is for the scheduler to say: a group is fused if its kernel gets a schedule that makes one sweep of it. To
+make that schedule is dear; a look at the naive kernel is not, and says nearly always the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from intarsia.ir.graph import Region, Value
+from intarsia.ir.kernel import Kernel
 from intarsia.ir.proofs import Facts
-from intarsia.ir.target import Target
 from intarsia.ir.text_printer import canonical_region_text
 from intarsia.passes.fuse.members import Member
 from intarsia.passes.lower.kernel import GroupLowering
+from intarsia.passes.pipeline import Context
 from intarsia.passes.schedule.builder import Builder
-from intarsia.passes.schedule.chained import schedule_chain
+from intarsia.passes.schedule.chained import is_chain, schedule_chain
 from intarsia.passes.skip_rounding import without_roundings
 
 ChainTest = Callable[[Sequence[Member], "frozenset[Value]"], bool]
@@ -31,21 +34,44 @@ def may_chain(members: Sequence[Member]) -> bool:
     return any(m.is_reduced and m.space.combiner == "max" for m in members)
 
 
-def chain_test(target: Target, names: Sequence[str]) -> ChainTest:
-    """The test for a target; `names` are the dimensions and counters that may occur. It tries equal groups, such as
-    those of the layers of a network, once."""
-    known: dict[str, bool] = {}
+@dataclass(frozen=True)
+class Chains:
+    """The two tests, of a look and of a trial; `names` are the dimensions and counters that may occur.
 
-    def test(members: Sequence[Member], outputs: frozenset[Value]) -> bool:
-        if not may_chain(members) or not any(m.is_contraction for m in members):
+    Equal groups, such as those of the layers of a network, are looked at and tried once. Schedules that were found are
+    left to the context, so that they need not be made again.
+    """
+
+    context: Context
+    names: Sequence[str]
+    _looks: dict[str, Kernel | None] = field(default_factory=dict)
+    _tried: dict[Kernel, bool] = field(default_factory=dict)
+
+    def looks_right(self, members: Sequence[Member], outputs: frozenset[Value]) -> bool:
+        """Is the naive kernel of the group a chain?"""
+        return self._kernel(members, outputs) is not None
+
+    def works(self, members: Sequence[Member], outputs: frozenset[Value]) -> bool:
+        """Does the kernel of the group get a schedule that makes one sweep of it?"""
+        kernel = self._kernel(members, outputs)
+        if kernel is None:
             return False
+        if kernel not in self._tried:
+            builder = Builder(kernel, self.context.target)
+            self._tried[kernel] = schedule_chain(builder)
+            if self._tried[kernel]:
+                self.context.tried[kernel] = builder
+        return self._tried[kernel]
+
+    def _kernel(self, members: Sequence[Member], outputs: frozenset[Value]) -> Kernel | None:
+        """The naive kernel of a group, without a name, if it is a chain."""
+        if not may_chain(members) or not any(m.is_contraction for m in members):
+            return None
         nodes = tuple(m.node for m in members)
         group = without_roundings(Region((), nodes, tuple(v for n in nodes for v in n.values if v in outputs)))
         key = canonical_region_text(group)
-        if key not in known:
-            facts = Facts(names=frozenset(names))
-            kernel = GroupLowering(group.nodes, group.results, names, facts).run("chain", nodes[-1].span).kernel
-            known[key] = schedule_chain(Builder(kernel, target))
-        return known[key]
-
-    return test
+        if key not in self._looks:
+            facts = Facts(names=frozenset(self.names))
+            kernel = GroupLowering(group.nodes, group.results, self.names, facts).run("", nodes[-1].span).kernel
+            self._looks[key] = kernel if is_chain(Builder(kernel, self.context.target)) else None
+        return self._looks[key]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from intarsia.ir.errors import Remark, ScheduleError, Span
+from intarsia.ir.errors import Remark, ScheduleError
 from intarsia.ir.kernel import For, Kernel
 from intarsia.ir.schedule import Schedule, Step, parse_step
 from intarsia.ir.target import Target
@@ -76,10 +76,8 @@ class Builder:
         outer = next(a for a in self.axes() if a not in before)
         return outer, find_loop(self.kernel, outer)[0].body[0].axis  # type: ignore[union-attr]
 
-    def remark(self, message: str, *, done: bool = True, span: Span | None = None) -> None:
-        self.remarks.append(
-            Remark("schedule", "schedule", f"{self.kernel.name}: {message}", span or self.kernel.span, done)
-        )
+    def remark(self, message: str, *, done: bool = True) -> None:
+        self.remarks.append(Remark("schedule", "schedule", message, done=done))
 
     def together(self, what: str, change: Callable[[], object]) -> bool:
         """Take steps that belong together: where one is not legal, all are undone, and a remark says so."""

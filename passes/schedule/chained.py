@@ -74,6 +74,14 @@ class Chain:
 def schedule_chain(b: Builder) -> bool:
     """Schedule a kernel that is one chain of reductions. Returns whether it is, and every step was legal."""
     name = _state(b)
+    if name is None or not is_chain(b):
+        return False
+    return b.together(f"sweep over the rows of {name}", lambda: _schedule(b, name))
+
+
+def is_chain(b: Builder) -> bool:
+    """Is a naive kernel one chain of reductions?"""
+    name = _state(b)
     if name is None:
         return False
     trial = Builder(b.kernel, b.target)
@@ -82,7 +90,7 @@ def schedule_chain(b: Builder) -> bool:
         find_chain(trial, name)
     except ScheduleError:
         return False
-    return b.together(f"sweep over the rows of {name}", lambda: _schedule(b, name))
+    return True
 
 
 def _state(b: Builder) -> str | None:
@@ -127,6 +135,10 @@ def find_chain(b: Builder, name: str) -> Chain:
     products = [s for s in sweep.axes if s.put.operator == "+=" and s not in sweep.ratios]
     if len(products) > 1 or any(sweep.axes[s] not in {loop.axis for loop in s.kept} for s in products):
         raise ScheduleError("there are several products")
+    kept = {name, *(s.put.buffer for s in sweep.ratios)}
+    passing = allocated_in(b.kernel.body).keys() - kept
+    if outside := sorted(x for s in (*sweep.before, *sweep.after) for x in s.touched & passing):
+        raise ScheduleError(f"{outside[0]} is used outside the sweep")
     rows = _rows_of(b, sweep)
     shared = [
         (s, x)

@@ -7,8 +7,7 @@ an order between iterations as facts. What cannot be excluded counts as a depend
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from intarsia.ir.kernel import For, Kernel, Put
@@ -48,7 +47,7 @@ def may_meet(
         axis = renamed.get(loop.axis, loop.axis)
         loops[axis] = For(axis, loop.lower.substitute(names), loop.upper.substitute(names), (), "seq", loop.step)
     differences = sorted((a - b for a, b in pairs), key=lambda d: len(d.terms))
-    if any(_is_never_zero(d, order, renamed, loops) for d in differences):
+    if _is_never_zero(differences, order, renamed, loops):
         return False
     stable = tuple(m for m in masks if not _depends_on(m, volatile))
     facts = facts_of(loops.values(), stable, frozenset(kernel.sizes))
@@ -66,19 +65,25 @@ def may_meet(
 
 
 def _is_never_zero(
-    difference: Size, order: Mapping[str, Order], renamed: Mapping[str, str], loops: Mapping[str, For]
+    differences: Sequence[Size], order: Mapping[str, Order], renamed: Mapping[str, str], loops: Mapping[str, For]
 ) -> bool:
-    """Does a difference of subscripts keep clear of 0 for all values that its axes can take? A quick look, which knows
-    no masks: the axes are replaced by the ends of their ranges, inner ones first."""
-    distances: dict[str, For] = {}
+    """Does one of the differences of subscripts keep clear of 0 for all values that its axes can take? A quick look,
+    which knows no masks: the axes are replaced by the ends of their ranges, inner ones first."""
+    ranges: list[For] = []
+    seconds: dict[str, Size] = {}
     for axis, relation in order.items():
         distance = f"{axis}'' - {axis}"
-        distances[distance] = For(distance, Size.of(loops[axis].step), Size.of(1 << 60), ())
-        second = Size.of(axis) + distance if relation == "<" else Size.of(axis) - distance
-        difference = difference.substitute({renamed[axis]: second})
-    ranges = (*distances.values(), *(replace(loop, upper=_simple_bound(loop.upper)) for loop in loops.values()))
-    least, most = (extreme(difference, ranges, greatest) for greatest in (False, True))
-    return (least is not None and (least.constant or 0) > 0) or (most is not None and (most.constant or 0) < 0)
+        ranges.append(For(distance, Size.of(loops[axis].step), Size.of(1 << 60), ()))
+        seconds[renamed[axis]] = Size.of(axis) + distance if relation == "<" else Size.of(axis) - distance
+    ranges += [For(s.axis, s.lower, _simple_bound(s.upper), (), step=s.step) for s in loops.values()]
+    for difference in differences:
+        if not difference.terms:
+            continue
+        moved = difference.substitute(seconds)
+        least, most = (extreme(moved, ranges, greatest) for greatest in (False, True))
+        if (least is not None and (least.constant or 0) > 0) or (most is not None and (most.constant or 0) < 0):
+            return True
+    return False
 
 
 def _simple_bound(upper: Size) -> Size:

@@ -46,14 +46,17 @@ class ScheduleKernels(Pass):
                 return apply(kernel, own)
             except ScheduleError as error:
                 raise ScheduleError(f"kernel {kernel.name}: {error}") from None
-        if context.predict is None:
+        if (tried := context.tried.get(dataclasses.replace(kernel, name=""))) is not None:
+            built = tried
+        elif context.predict is None:
             built = build_schedule(kernel, context.target, repeated)
         else:
             built = best_schedule(kernel, context.target, context.predict, repeated)
         context.schedules[kernel.name] = built.schedule
         for remark in built.remarks:
-            context.remarks.add(remark)
-        return built.kernel
+            message = f"{kernel.name}: {remark.message}"
+            context.remarks.add(dataclasses.replace(remark, message=message, span=kernel.span))
+        return dataclasses.replace(built.kernel, name=kernel.name, span=kernel.span)
 
 
 def called_in_loops(region: Region, inside: bool = False) -> Iterator[str]:

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, For, Put, Statement
-from intarsia.ir.kernel_access import accesses
+from intarsia.ir.kernel_access import Access, accesses
 from intarsia.ir.scalar import Expr, Load, loads, transform
 from intarsia.ir.sizes import Size
 from intarsia.passes.schedule.tree import Body, perfect_nest
@@ -49,9 +49,14 @@ class Stage:
         return tuple(dict.fromkeys(loads(self.put.value)))
 
     @cached_property
+    def accesses(self) -> tuple[Access, ...]:
+        """All that it reads and writes."""
+        return tuple(accesses((self.statement,)))
+
+    @cached_property
     def touched(self) -> frozenset[str]:
         """The buffers that it reads or writes."""
-        return frozenset(a.buffer for a in accesses((self.statement,)))
+        return frozenset(a.buffer for a in self.accesses)
 
     def around(self, put: Put, loops: Iterable[For] | None = None) -> Body:
         """The loops of the stage, or some of them, around another write."""
@@ -131,7 +136,7 @@ def spread(stages: Sequence[Stage], axes: dict[Stage, str], buffers: Collection[
     while growing:
         growing = False
         for stage, axis in list(axes.items()):
-            for access in accesses((stage.statement,)):
+            for access in stage.accesses:
                 place = tuple(i.coefficient(axis) for i in access.indices)
                 if access.buffer not in buffers or not any(place):
                     continue
@@ -146,7 +151,7 @@ def spread(stages: Sequence[Stage], axes: dict[Stage, str], buffers: Collection[
 
 def _axes_at(stage: Stage, buffer: str, place: tuple[int | None, ...]) -> str | None:
     """The axis with which a stage subscripts a buffer in these places; None if it does not use the buffer."""
-    uses = [a for a in accesses((stage.statement,)) if a.buffer == buffer]
+    uses = [a for a in stage.accesses if a.buffer == buffer]
     found = {
         loop.axis for a in uses for loop in stage.loops if tuple(i.coefficient(loop.axis) for i in a.indices) == place
     }
