@@ -144,7 +144,7 @@ class Pipeline:
         return ",".join(map(str, self.passes))
 
 
-DEFAULT = "canonicalize,cse,dce,legalize-dtype,canonicalize,cse,fuse,skip-rounding,dce,lower,schedule"
+DEFAULT = "canonicalize,cse,dce,legalize-dtype,canonicalize,cse,contract,fuse,skip-rounding,dce,lower,schedule"
 
 
 def default_pipeline(sizes: Mapping[str, int] | None = None) -> Pipeline:

@@ -36,6 +36,7 @@ PARTS = {
     "cse": ("cse.py",),
     "dce": ("dce.py",),
     "legalize-dtype": ("legalize_dtype",),
+    "contract": ("contract.py",),
     "fuse": ("fuse",),
     "skip-rounding": ("skip_rounding.py",),
     "lower": ("lower",),

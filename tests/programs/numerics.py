@@ -45,6 +45,23 @@ def gram(r: Random, n: int, k: int) -> Case:
     return Case([a, w, v, b], wanted)
 
 
+@program(a=(7, 16, 3), i=(19, 30, 0))
+def factored(r: Random, a: int, i: int) -> Case:
+    b, c, j, k = a + 2, a + 4, 21, 17
+    g, u, v, w, d = r.f32(a, b, c), r.f32(i, a), r.f32(j, b), r.f32(k, c), r.f32(a, 3)
+    ids, n = r.integers(0, c, (b,)), np.arange(i)
+    x, y, z, e, f = (m.astype(np.float64) for m in (g, u, v, w, d))
+    wanted = [
+        np.einsum("abc,ia,jb,kc->ijk", x, y, z, e, optimize=True),
+        np.einsum("abc,ib,ic,ia->ai", x, z[n % j], e[n % k], y, optimize=True),
+        np.einsum("ia,abc,jb,kc->jk", y, x, z, e, optimize=True),
+        np.einsum("abcs,as,ia->icb", np.lib.stride_tricks.sliding_window_view(x, 3, 2), f, y, optimize=True),
+        y[:, 0].sum() * z.sum() * e.sum(),
+        np.einsum("ia,ab,kb->ik", y, x[:, :, 0], e[:, ids], optimize=True),
+    ]
+    return Case([g, u, v, w, d, ids], wanted)
+
+
 @program(n=(5, 40, 0))
 def newton(r: Random, n: int) -> Case:
     a = np.exp(r.f64(n) * 2)
