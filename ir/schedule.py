@@ -202,6 +202,32 @@ class Skew(Step):
 
 
 @dataclass(frozen=True)
+class Wavefront(Step):
+    """Walk two nested loops along the diagonals `2 * i + j`, whose points are independent: `wavefront i j 2`.
+
+       for i in 0..4 { for j in 0..M { a[i, j] = a[i - 1, j + 1] + a[i, j - 1] } }
+    -> for j in 0..6 { for i in 0..min(4, j // 2 + 1) { a[i, j - 2 * i] = a[i - 1, j - 2 * i + 1] + … } }
+       for j.0 in 6..M { for i.0 in 0..4 { … } }
+       for j.1 in M..M + 6 { for i.1 in …..4 { … } }
+
+    The diagonals that have a point in every iteration of the outer loop stand apart from those at both ends, so that
+    they can be unrolled, or be a vector. Where none has, or that cannot be proved, all are one loop. Refused where an
+    iteration would overtake one on which it depends, or where points of a diagonal depend on each other.
+    """
+
+    outer: str
+    inner: str
+    factor: int
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return Wavefront(words.name(), words.name(), words.number())
+
+    def rest(self) -> str:
+        return f"{self.outer} {self.inner} {self.factor}"
+
+
+@dataclass(frozen=True)
 class Reorder(Step):
     """Permute loops of a perfect nest: `reorder k i j`. Loops of the nest that are not named keep their places.
 

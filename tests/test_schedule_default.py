@@ -116,11 +116,24 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
         "fn f(a: f32[N, M]) -> f32[N, M] { return update a[i in 1..N-1, j in 1..M-1] = 0.5 * (a[i-1, j] + a[i, j+1]) }",
         {"N": 20, "M": 45},
     ),
+    "sweep_in_place": (
+        "fn f(a: f64[N, M]) -> f64[N, M] { return loop (a = a) for i in 1..N { yield loop (a = a) for j in 1..M-1 {"
+        " yield update a[i, j] = a[i - 1, j + 1] + 0.5 * (a[i, j] - a[i, j - 1]) } } }",
+        {"N": 21, "M": 40},
+    ),
+    "rows_in_place": (
+        "fn f(a: i32[N, M]) -> i32[N, M] { return loop (a = a) for i in 1..N {"
+        " yield update a[i, j in i..M] max= a[i, i - 1] + a[i - 1, j] } }",
+        {"N": 21, "M": 200},
+    ),
     "two_results": (
         "fn f(x: f32[N, M]) -> (f32[N, M], f32[N]) {\n y = exp(x)\n return y, sum(y, axis=1) }",
         {"N": 12, "M": 30},
     ),
 }
+
+COUNTER = 5
+"""The value of what counts the steps of a loop around a kernel."""
 
 
 def kernels(name: str, dynamic: bool = False) -> list[tuple[Kernel, dict[str, int]]]:
@@ -130,7 +143,7 @@ def kernels(name: str, dynamic: bool = False) -> list[tuple[Kernel, dict[str, in
     given: Mapping[str, int] = {} if dynamic else dims
     pipeline = default_pipeline(given).before("schedule")
     lowered = pipeline.run(module, Context(TARGET, dynamic=frozenset(dims if dynamic else ())))
-    return [(k, {n: dims[n] for n in k.sizes}) for k in lowered.kernels]
+    return [(k, {n: dims.get(n, COUNTER) for n in k.sizes}) for k in lowered.kernels]
 
 
 def check(kernel: Kernel, sizes: dict[str, int]) -> Kernel:
@@ -298,6 +311,22 @@ def test_a_column_that_every_row_reads_is_copied_once() -> None:
     counts = count_accesses(kernel, {})
     assert counts["y"].loads == 600
     assert [b.name for b in kernel.buffers().values() if b.memory == "cache"] == ["y.0"]
+
+
+@pytest.mark.parametrize(("above", "slope"), [(0, 1), (1, 2), (2, 3), (3, None)])
+def test_sweeps_go_down_several_rows_at_once(above: int, slope: int | None) -> None:
+    """Along the flattest diagonals whose points are independent; not where these are too steep."""
+    text = f"""fn f(a: f64[N, N]) -> f64[N, N] {{
+        return loop (a = a) for i in 1..N {{ yield loop (a = a) for j in 1..N-3 {{
+            yield update a[i, j] = a[i - 1, j + {above}] + a[i, j - 1] }} }}
+    }}"""
+    kernel = large(text, N=100)
+    unrolled = [(s, loops[-1]) for s, loops in walk(kernel.body) if isinstance(s, For) and s.kind == "unroll"]
+    assert [trips(s).constant for s, _ in unrolled] == ([8] if slope else [])
+    for rows, diagonals in unrolled:
+        (put,) = rows.body
+        assert isinstance(put, Put) and put.indices[1].coefficient(rows.axis) == -(slope or 0)
+        assert trips(diagonals).constant == 96 - 7 * (slope or 0)
 
 
 def test_small_kernels_wake_no_threads() -> None:

@@ -67,6 +67,11 @@ class Proposals:
         inner, outer = self.random.choice(nested or [("j", "i")])
         return f"skew {inner} {outer} {self.random.choice([1, 2, 3])}"
 
+    def _wavefront(self, kernel: Kernel) -> str:
+        nested = [(s.axis, own.axis) for s in loops_in(kernel.body) for own in s.body if isinstance(own, For)]
+        outer, inner = self.random.choice(nested or [("i", "j")])
+        return f"wavefront {outer} {inner} {self.random.choice([1, 2, 3])}"
+
     def _merge(self, kernel: Kernel) -> str:
         siblings = [[s.axis for s in block if isinstance(s, For)] for block, _ in blocks(kernel)]
         siblings = [axes for axes in siblings if len(axes) > 1] or [["i", "j"]]

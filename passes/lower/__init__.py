@@ -198,7 +198,9 @@ class _Block:
         """A loop of the plan, or the kernel that does all its steps if each of them changes single elements."""
         new = self._loop(old)
         called = {k.name: k for k in self.lowering.kernels.in_order}
-        made = recurrence(new, called, self.scope.names) if self.lowering.loops_inside else None
+        scope = self.scope
+        inside = scope.inside(new).facts
+        made = recurrence(new, called, scope.names, inside) if self.lowering.loops_inside else None
         if made is None:
             self._append(old, new)
             return

@@ -19,6 +19,7 @@ from intarsia.passes.schedule.masks import peel, restrict, tighten, unmask, vers
 from intarsia.passes.schedule.online import online
 from intarsia.passes.schedule.partition import partition
 from intarsia.passes.schedule.storage import inline, localize, pack
+from intarsia.passes.schedule.wavefront import wavefront
 
 _APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
     steps.Split: split,
@@ -28,6 +29,7 @@ _APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
     steps.Align: align,
     steps.Reorder: reorder,
     steps.Skew: skew,
+    steps.Wavefront: wavefront,
     steps.Merge: merge,
     steps.Move: move,
     steps.Localize: localize,

@@ -19,6 +19,7 @@ from intarsia.passes.schedule.chained import schedule_chain
 from intarsia.passes.schedule.columns import copy_columns
 from intarsia.passes.schedule.contraction import schedule_contraction
 from intarsia.passes.schedule.convolution import schedule_convolution
+from intarsia.passes.schedule.diagonals import walk_diagonals
 from intarsia.passes.schedule.reductions import reduce_in_parts, sum_columns
 from intarsia.passes.schedule.shape import count, effort
 from intarsia.passes.schedule.streams import bypass_caches, fetch_early
@@ -50,6 +51,8 @@ def build_schedule(
     merge_rows(b)
     localize_all(b)
     accumulate_rows(b)
+    for loop in b.waiting():
+        walk_diagonals(b, loop.axis)
     for loop in b.waiting():
         vectorize_region(b, loop.axis)
     fetch_early(b)

@@ -165,6 +165,9 @@ def pack(kernel: Kernel, step: Pack) -> Kernel:
     names.claim(step.new)
     renamed = {loop.axis: Size.of(names.derived(loop.axis)) for loop in layout}
     loops = [_hull(loop, inner, layout[:n]) for n, loop in enumerate(layout)]
+    for loop, hull in zip(layout, loops):
+        if loop.step > 1 and loop.lower != hull.lower:
+            raise ScheduleError(f"the steps of {loop.axis} begin elsewhere in every iteration around it")
     places = tuple((Size.of(loop.axis) - loop.lower) // loop.step for loop in loops)
     shape = never_negative(kernel, (_greatest(most_trips(loop), tuple(loops)) for loop in loops), around)
     copy: Body = (Put(step.new, places, "=", _within_bounds(kernel, load, (*around, *loops))),)
