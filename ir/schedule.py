@@ -412,7 +412,7 @@ class Factor(Step):
 @dataclass(frozen=True)
 class Online(Step):
     """Reduce block by block, so that a reduction that needs the result of another one along the same axis need not
-    wait for it: `online m 512 -> b`.
+    wait for it, nor what they read be kept longer than a block: `online m 512 -> b`.
 
         m = -inf; for i in 0..N { m max= x[i] }
         l = 0.0; for j in 0..N { l += exp(x[j] - m) }
@@ -426,9 +426,10 @@ class Online(Step):
           for j in 0..min(512, N - b) { l += exp(x[b + j] - m.1) } }
         l = where(m == -inf, nan, l)
 
-    All stages of the block of statements that run along the axis of m take part; a sum that uses m is rescaled where m
-    moves. Each of its summands needs one factor `exp(c * x - c * m)`, where x is what m is the maximum of. Blocks in
-    which a mask makes every x -inf are left out; what they would add, 0 times a factor, is added after the loop.
+    All stages of the block of statements that run along the axis of m take part; where m is a maximum, a sum that uses
+    it is rescaled where it moves. Each of its summands needs one factor `exp(c * x - c * m)`, where x is what m is the
+    maximum of. Blocks in which a mask makes every x neutral are left out; what they would add to rescaled sums, 0 times
+    a factor, is added after the loop.
     """
 
     buffer: str

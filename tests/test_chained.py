@@ -159,3 +159,42 @@ def test_weights_that_are_needed_are_kept() -> None:
         return p @ v, p
     }"""
     assert len(compilation(text).scheduled.kernels) == 3
+
+
+SWEEPS: dict[str, tuple[str, Callable[[Array, Array, Array], Array]]] = {
+    "without softmax": (
+        "tensor[i, e](sum[j](maximum(sum[d](x[i, d] * y[j, d]), 0.0) * v[j, e]))",
+        lambda x, y, v: np.maximum(x @ y.T, 0) @ v,
+    ),
+    "masked": (
+        "tensor[i, e](sum[j](where(j <= i, sum[d](x[i, d] * y[j, d]), 0.0) * v[j, e]))",
+        lambda x, y, v: np.tril(x @ y.T) @ v,
+    ),
+    "kernel density": (
+        "tensor[i, e](sum[j](exp(-sum[d]((x[i, d] - y[j, d]) * (x[i, d] - y[j, d]))) * v[j, e]))",
+        lambda x, y, v: np.exp(-((x[:, None] - y) ** 2).sum(-1)) @ v,
+    ),
+    "nearest": (
+        "tensor[i, e](min[j](sum[d]((x[i, d] - y[j, d]) * (x[i, d] - y[j, d]))) + v[i, e])",
+        lambda x, y, v: ((x[:, None] - y) ** 2).sum(-1).min(-1)[:, None] + v,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_what_is_dear_to_keep_is_swept(name: str) -> None:
+    """Rows of a large product of few summands are reduced, without any maximum: no element of it is stored."""
+    text, reference = SWEEPS[name]
+    kernel = one_kernel(f"fn f(x: f32[530, 5], y: f32[530, 5], v: f32[530, 3]) -> f32[530, 3] {{ return {text} }}")
+    by_name = dict(zip((b.name for b in kernel.inputs), draw(kernel)))
+    wanted = reference(*(by_name[n].astype(np.float64) for n in "xyv"))
+    np.testing.assert_allclose(computed(kernel, list(by_name.values())), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("depth", [5, 300])
+def test_what_is_cheap_to_keep_is_stored(depth: int) -> None:
+    """A product takes longer than to write it where it has many summands, or few elements."""
+    rows = 1000 if depth > 200 else 64
+    kind = f"f32[{rows}, {depth}]"
+    text = f"fn f(x: {kind}, y: {kind}, v: {kind}) -> {kind} {{ return relu(x @ transpose(y)) @ v }}"
+    assert len(compilation(text).scheduled.kernels) == 2

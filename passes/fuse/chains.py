@@ -6,12 +6,14 @@ make that schedule is dear; a look at the naive kernel is not, and says nearly a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from intarsia.ir.graph import Region, Value
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.proofs import Facts
+from intarsia.ir.space import Axis
 from intarsia.ir.text_printer import canonical_region_text
 from intarsia.passes.fuse.members import Member
 from intarsia.passes.lower.kernel import GroupLowering
@@ -19,6 +21,15 @@ from intarsia.passes.pipeline import Context
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.chained import is_chain, schedule_chain
 from intarsia.passes.skip_rounding import without_roundings
+
+FEW = 192
+"""Multiply-adds for each element of a product, in all, up to which it is dear to keep."""
+
+LARGE = 1 << 18
+"""Elements of a product from which on it leaves the second cache."""
+
+TYPICAL = 512
+"""What an extent without a number counts as."""
 
 ChainTest = Callable[[Sequence[Member], "frozenset[Value]"], bool]
 """Are members, of which some values are needed outside, one chain of reductions?"""
@@ -30,8 +41,26 @@ def never(members: Sequence[Member], outputs: frozenset[Value]) -> bool:
 
 
 def may_chain(members: Sequence[Member]) -> bool:
-    """Is there a maximum that a sweep could begin with?"""
-    return any(m.is_reduced and m.space.combiner == "max" for m in members)
+    """Is there a maximum that a sweep could begin with, or a product that would take about as long to write and to read
+    as to compute?"""
+    return any(m.is_reduced and m.space.combiner == "max" for m in members) or _is_dear_to_keep(members)
+
+
+def _is_dear_to_keep(members: Sequence[Member]) -> bool:
+    reduced = [m for m in members if m.is_reduced]
+    largest = max((_points(m.space.axes) for m in reduced if _is_product(m)), default=0)
+    return largest >= LARGE and sum(_points(m.space.all_axes) for m in reduced) <= FEW * largest
+
+
+def _is_product(member: Member) -> bool:
+    """Does it sum over what it reads for many of its elements, as a matrix product does?"""
+    kept = {a.name for a in member.wide_axes}
+    read = [frozenset().union(*(i.symbols for i in indices)) for _, indices in member.reads]
+    return member.is_reduced and member.space.combiner == "sum" and any(kept - symbols for symbols in read)
+
+
+def _points(axes: Sequence[Axis]) -> int:
+    return math.prod(TYPICAL if a.extent.constant is None else a.extent.constant for a in axes)
 
 
 @dataclass(frozen=True)
@@ -65,7 +94,7 @@ class Chains:
 
     def _kernel(self, members: Sequence[Member], outputs: frozenset[Value]) -> Kernel | None:
         """The naive kernel of a group, without a name, if it is a chain."""
-        if not may_chain(members) or not any(m.is_contraction for m in members):
+        if not may_chain(members) or not any(_is_product(m) for m in members):
             return None
         nodes = tuple(m.node for m in members)
         group = without_roundings(Region((), nodes, tuple(v for n in nodes for v in n.values if v in outputs)))
@@ -73,5 +102,6 @@ class Chains:
         if key not in self._looks:
             facts = Facts(names=frozenset(self.names))
             kernel = GroupLowering(group.nodes, group.results, self.names, facts).run("", nodes[-1].span).kernel
-            self._looks[key] = kernel if is_chain(Builder(kernel, self.context.target)) else None
+            rescaled = not _is_dear_to_keep(members)
+            self._looks[key] = kernel if is_chain(Builder(kernel, self.context.target), rescaled) else None
         return self._looks[key]

@@ -1,4 +1,4 @@
-"""Default schedule of chained reductions: a product whose rows are reduced, with what follows along the same axis.
+"""Default schedule of chained reductions: a product whose rows are reduced, with what else runs along the same axis.
 
 Scores are made block by block, for a block of rows and a block of keys (the axis along which they are reduced); they
 never leave the second cache. `online` makes one sweep of it. So attention with any scores, and losses that reduce the
@@ -70,35 +70,44 @@ class Chain:
     batch: tuple[dict[Stage, str], ...]
     row: dict[Stage, str]
 
+    @property
+    def sums(self) -> tuple[Stage, ...]:
+        """What the sweep reduces."""
+        return tuple(s for s, axis in self.sweep.axes.items() if axis in {loop.axis for loop in s.reduced})
+
 
 def schedule_chain(b: Builder) -> bool:
     """Schedule a kernel that is one chain of reductions. Returns whether it is, and every step was legal."""
     name = _state(b)
-    if name is None or not is_chain(b):
-        return False
-    return b.together(f"sweep over the rows of {name}", lambda: _schedule(b, name))
+    return name is not None and b.together(f"sweep over the rows of {name}", partial(_schedule, b, name))
 
 
-def is_chain(b: Builder) -> bool:
-    """Is a naive kernel one chain of reductions?"""
-    name = _state(b)
-    if name is None:
-        return False
-    trial = Builder(b.kernel, b.target)
-    try:
-        _prepare(trial, name)
-        find_chain(trial, name)
-    except ScheduleError:
-        return False
-    return True
+def is_chain(b: Builder, rescaled: bool = False) -> bool:
+    """Is a naive kernel one chain of reductions; with `rescaled`, one that could be no single loop without that?"""
+    return _state(b, rescaled) is not None
 
 
-def _state(b: Builder) -> str | None:
-    """A maximum that a sweep could begin with."""
+def _state(b: Builder, rescaled: bool = False) -> str | None:
+    """The reduction with which a sweep of the kernel is found."""
+    for name in _states(b):
+        trial = Builder(b.kernel, b.target)
+        try:
+            _prepare(trial, name)
+            chain = find_chain(trial, name)
+        except ScheduleError:
+            continue
+        if chain.sweep.ratios or not rescaled:
+            return name
+    return None
+
+
+def _states(b: Builder) -> list[str]:
+    """The reductions that a sweep could be about: maxima, which others may need, first."""
     stages = stages_in(b.kernel.body)
     if not isinstance(stages, tuple):
-        return None
-    return next((s.put.buffer for s in stages if s.put.operator == "max=" and s.reduced), None)
+        return []
+    reductions = [s for s in stages if s.put.operator != "=" and s.reduced]
+    return [s.put.buffer for s in sorted(reductions, key=lambda s: s.put.operator != "max=")]
 
 
 # ---------------------------------------------------------------------- recognizing
@@ -130,13 +139,16 @@ def _stages(b: Builder) -> tuple[Stage, ...]:
 
 
 def find_chain(b: Builder, name: str) -> Chain:
-    """The chain that begins with the maximum `name`. Raises ScheduleError where there is none."""
+    """The chain of which one reduction is `name`. Raises ScheduleError where there is none."""
     sweep = find_sweep(b.kernel, name, b.kernel.body, ())
-    products = [s for s in sweep.axes if s.put.operator == "+=" and s not in sweep.ratios]
-    if len(products) > 1 or any(sweep.axes[s] not in {loop.axis for loop in s.kept} for s in products):
+    kept = {s: axis in {loop.axis for loop in s.kept} for s, axis in sweep.axes.items()}
+    products = [s for s in sweep.axes if s.put.operator == "+=" and kept[s]]
+    sums = [s for s in sweep.axes if not kept[s]]
+    if len(products) > 1:
         raise ScheduleError("there are several products")
-    kept = {name, *(s.put.buffer for s in sweep.ratios)}
-    passing = allocated_in(b.kernel.body).keys() - kept
+    if not sweep.ratios and any(b.kernel.buffers()[s.put.buffer].role == "out" for s in sweep.axes if kept[s]):
+        raise ScheduleError("what it is about is stored as a whole anyway")
+    passing = allocated_in(b.kernel.body).keys() - {s.put.buffer for s in sums}
     if outside := sorted(x for s in (*sweep.before, *sweep.after) for x in s.touched & passing):
         raise ScheduleError(f"{outside[0]} is used outside the sweep")
     rows = _rows_of(b, sweep)
@@ -147,10 +159,11 @@ def find_chain(b: Builder, name: str) -> Chain:
         if axis in x.symbols and b.kernel.buffers()[x.buffer].role == "in"
     ]
     usable = [r for r in rows if any(r[s] not in x.symbols for s, x in shared)]
-    usable = [r for r in usable if all(r[s] not in x.symbols for s, x in shared if s in products or s in sweep.ratios)]
+    reusing = {*products, *(sweep.ratios or sums)}
+    usable = [r for r in usable if all(r[s] not in x.symbols for s, x in shared if s in reusing)]
     if not usable or not (products or any(r.rest.factors for r in sweep.ratios.values())):
         raise ScheduleError("no row reads what others read")
-    for stage in sweep.ratios:
+    for stage in sums:
         wide = [loop for loop in stage.kept if not any(r[stage] == loop.axis for r in rows)]
         if points(wide) > WIDEST:
             raise ScheduleError(f"the rows of {stage.put.buffer} are too wide to be kept for a block")
@@ -166,9 +179,8 @@ def _rows_of(b: Builder, sweep: Sweep) -> list[dict[Stage, str]]:
     for loop in sweep.state.kept:
         axes = {sweep.state: loop.axis}
         spread(sweep.stages, axes, written)
-        if len(axes) < len(sweep.stages):
-            raise ScheduleError(f"not every stage runs over {loop.axis}")
-        rows.append(axes)
+        if len(axes) == len(sweep.stages):
+            rows.append(axes)
     return rows
 
 
@@ -195,7 +207,7 @@ def _schedule(b: Builder, name: str) -> None:
         columns = b.split(mine.key, lanes)
         at = chain.batch[-1][chain.stages[0]] if chain.batch else ROOT
         _pack(b, at, columns[-1], (mine.panel, *(loop.axis for loop in chain.scores.reduced), *columns))
-    for buffer in (name, *(s.put.buffer for s in chain.sweep.ratios)):
+    for buffer in (s.put.buffer for s in chain.sums):
         if b.kernel.buffers()[buffer].role == "temp":
             b.take(Localize(buffer, top, "cache"))
     sweep = b.fresh(panel)
@@ -205,7 +217,7 @@ def _schedule(b: Builder, name: str) -> None:
             b.take(Localize(buffer, sweep, "cache"))
     if chain.scores is not None:
         _tile_scores(b, chain, chain.scores, axes, columns, lanes)
-    for stage in chain.sweep.ratios:
+    for stage in chain.sums:
         if len(stage.kept) > len(chain.batch) + 1:
             _tile_sums(b, chain, stage, axes[stage], lanes)
     _rows(b, sweep, {a.panel for a in axes.values()} - {""})

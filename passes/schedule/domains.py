@@ -8,7 +8,7 @@ from intarsia.ir.kernel import For
 from intarsia.ir.proofs import Facts
 from intarsia.ir.scalar import Apply, Const, Expr, Mask
 from intarsia.ir.sizes import Size, maximum, minimum
-from intarsia.passes.schedule.masks import affine_mask
+from intarsia.passes.schedule.masks import affine_mask, neutral
 from intarsia.passes.schedule.stages import Stage
 from intarsia.passes.schedule.tree import extreme
 
@@ -27,11 +27,11 @@ class Domain:
 
 
 def domain_of(value: Expr, state: Stage, facts: Facts) -> Domain:
-    """Where on its outermost reduction axis a maximum may be more than -inf. `facts` hold for the rows."""
+    """Where on its outermost reduction axis a reduction may change its result. `facts` hold for the rows."""
     first = state.reduced[0]
     inner = (*state.kept, *state.reduced[1:])
     lower, upper = first.lower, first.upper
-    for condition in _conditions(value) or ():
+    for condition in _conditions(value, neutral(state.put.operator, state.put.value)) or ():
         best = extreme(condition, inner, greatest=True)
         slope = best.coefficient(first.axis) if best is not None and not best.opaques else None
         if best is None or not slope:
@@ -48,11 +48,11 @@ def domain_of(value: Expr, state: Stage, facts: Facts) -> Domain:
     return Domain(lower, upper)
 
 
-def _conditions(value: Expr) -> Mask | None:
-    """The conditions without which a value is -inf, as a mask."""
+def _conditions(value: Expr, nothing: Const) -> Mask | None:
+    """The conditions without which a value is the neutral element, as a mask."""
     match value:
-        case Apply("where", (condition, _, Const(number))) if number == float("-inf"):
+        case Apply("where", (condition, _, Const() as number)) if number == nothing:
             return affine_mask(condition)
-        case Apply("mul", (inner, Const(number))) | Apply("mul", (Const(number), inner)) if number > 0:
-            return _conditions(inner)
+        case Apply("mul", (inner, Const(number))) | Apply("mul", (Const(number), inner)):
+            return _conditions(inner, nothing) if number > 0 and nothing.value == float("-inf") else None
     return None

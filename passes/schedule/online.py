@@ -1,4 +1,4 @@
-"""The step `online`: reductions that need a maximum over their own axis go through it once, block by block.
+"""The step `online`: reductions over one axis go through it once, block by block, even if some need the maximum.
 
 Where the maximum moves, the sums so far are multiplied by the ratio of old and new summands (`sweeps.py`).
 Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, https://arxiv.org/abs/1805.02867.
@@ -127,9 +127,10 @@ class _Writer:
     def _loop(self) -> For:
         """The loop over blocks."""
         domain = self.sweep.domain
-        body: list[Statement] = [Alloc(b) for b in (self.old, self.shift, *self.scales.values())]
+        rescaled = bool(self.sweep.ratios)
+        body: list[Statement] = [Alloc(b) for b in (self.old, self.shift, *self.scales.values()) if rescaled]
         for stage, axis in self.sweep.axes.items():
-            if stage is self.sweep.state:
+            if stage is self.sweep.state and rescaled:
                 body += self._per_row(stage, self.old.name, self.state.indices, "=", self._held)
                 body += self._part(stage, axis)
                 body += self._moved()

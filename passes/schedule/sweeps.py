@@ -1,4 +1,4 @@
-"""Recognizing sweeps: reductions over one axis of which some need the maximum that another one finds.
+"""Recognizing sweeps: reductions over one axis, of which some may need the maximum that another one finds.
 
 Let m be the maximum of x along an axis, and A = sum of exp(c * x - c * m) * g, where g does not depend on m. Over a
 part of the axis both are partial. A greater m' makes of A the value A * exp(c * m - c * m'): the *ratio*.
@@ -56,9 +56,9 @@ class Ratio:
 class Sweep:
     """The stages of a block of statements by what a sweep over the axis makes of them.
 
-    `axes`: those that go through it block by block, in order, each with its own name for the axis; `state` finds the
-    maximum, those with `ratios` are rescaled. `before`, `initial` (what sets the neutral elements) and `after` stay
-    whole. `domain`: where on the axis anything happens.
+    `axes`: those that go through it block by block, in order, each with its own name for the axis; `state` is a
+    reduction along it. If others need its result it is the maximum, and those with `ratios` are rescaled. `before`,
+    `initial` (what sets the neutral elements) and `after` stay whole. `domain`: where on the axis anything happens.
     """
 
     around: tuple[For, ...]
@@ -76,13 +76,14 @@ class Sweep:
 
 
 def find_sweep(kernel: Kernel, name: str, block: Body, around: tuple[For, ...]) -> Sweep:
-    """The sweep that finds the maximum `name`. Raises ScheduleError where there is none."""
+    """The sweep of which one reduction is `name`, the maximum where others need it. Raises ScheduleError where there is
+    none."""
     stages = stages_in(block)
     if not isinstance(stages, tuple):
         raise ScheduleError("a statement beside it is no nest around one write")
     writers = [s for s in stages if s.put.buffer == name and s.put.operator != "="]
-    if len(writers) != 1 or writers[0].put.operator != "max=" or not writers[0].reduced:
-        raise ScheduleError(f"{name} is not the maximum over a loop")
+    if len(writers) != 1 or not writers[0].reduced:
+        raise ScheduleError(f"{name} is not one reduction over a loop")
     state = writers[0]
     temporaries = _temporaries(kernel, block)
     definitions = definitions_in(stages, temporaries)
@@ -91,16 +92,20 @@ def find_sweep(kernel: Kernel, name: str, block: Body, around: tuple[For, ...]) 
     ratios: dict[Stage, Ratio] = {}
     for stage in stages[stages.index(state) + 1 :]:
         whole = expand(stage, definitions)
-        if stage.put.operator != "=" and _reads(whole, name):
+        if state.put.operator == "max=" and stage.put.operator != "=" and _reads(whole, name):
             ratios[stage] = _ratio(whole, stage, state, value)
             axes[stage] = stage.reduced[0].axis
-    if not ratios:
-        raise ScheduleError(f"no sum over its axis needs {name}")
     spread(stages, axes, temporaries)
     order = {s: axes[s] for s in stages if s in axes}
+    if len(order) == 1:
+        raise ScheduleError(f"nothing beside {name} runs along its axis")
     _require_partial(stages, order, ratios, state)
-    before, initial, after = _others(stages, order, (state, *ratios))
-    domain = domain_of(value, state, facts_for(kernel, (*around, *state.kept)))
+    reducing = [s for s in order if order[s] in {loop.axis for loop in s.reduced}]
+    before, initial, after = _others(stages, order, reducing)
+    if len(reducing) == 1 + len(ratios):
+        domain = domain_of(value, state, facts_for(kernel, (*around, *state.kept)))
+    else:
+        domain = Domain(state.reduced[0].lower, state.reduced[0].upper)
     return Sweep(around, state, order, ratios, before, initial, after, domain)
 
 
