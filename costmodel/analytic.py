@@ -17,6 +17,7 @@ from intarsia.costmodel.extents import Extents, Footprints, traffic
 from intarsia.ir.functions import FUNCTIONS
 from intarsia.ir.kernel import Call, Check, For, Kernel, Put, Statement, walk
 from intarsia.ir.kernel_access import expressions
+from intarsia.ir.preparation import split_preparation
 from intarsia.ir.scalar import Apply, Cast, Expr, Load, loads
 from intarsia.ir.scalar import walk as walk_expression
 from intarsia.ir.sizes import row_major_strides
@@ -47,7 +48,8 @@ class Estimate:
 
 
 def estimate(kernel: Kernel, target: Target) -> Estimate:
-    """The time of one run of a scheduled kernel on all cores of a target."""
+    """The time of one run of a scheduled kernel on all cores of a target, without what is computed once for all."""
+    _, kernel = split_preparation(kernel)
     extents = Extents.of(kernel)
     cycles = dict.fromkeys(("arithmetic", "loads", "stores", "chains"), 0.0)
     for leaf, loops in extents.leaves(kernel.body):

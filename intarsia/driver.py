@@ -148,8 +148,12 @@ class Compilation:
 
         plan = self.plan
         with self._timed("code"):
-            pieces = compile_pieces(plan, self.target, store or _Nothing())
-        return executable_of(plan, pieces, [p.label for p in self.source_module.graph.parameters])
+            compiled = [compile_pieces(p, self.target, store or _Nothing()) for p in plan.whole]
+        labels = [p.label for p in self.source_module.graph.parameters]
+        if (once := plan.preparation) is None:
+            return executable_of(plan, compiled[0], labels)
+        preparation = executable_of(once.plan, compiled[0], [labels[n] for n in once.inputs])
+        return replace(executable_of(plan, compiled[1], labels), preparation=preparation)
 
     def text(self, stage: str, debug_info: bool = False) -> str:
         """The text of one of `STAGES`."""
@@ -188,7 +192,7 @@ class _Nothing:
 
 def executable_of(plan: Plan, pieces: tuple[bytes, ...], parameters: Sequence[str]) -> Executable:
     """A plan and its code, in pieces, as something to call. The layouts are those of the plan's input and output slots;
-    `parameters` are the labels of the inputs in order."""
+    `parameters` are the labels of the inputs in order, without what a preparation gives."""
 
     from intarsia.backends.cpu.plan import entry_name
 
@@ -202,7 +206,7 @@ def executable_of(plan: Plan, pieces: tuple[bytes, ...], parameters: Sequence[st
     return Executable(
         entry_name(plan),
         pieces,
-        tuple(replace(layout, label=label) for layout, label in zip(layouts("input"), parameters, strict=True)),
+        tuple(replace(layout, label=label) for layout, label in zip(layouts("input"), parameters)),
         tuple(layouts("output")),
         plan.sizes,
         plan.workspace_bytes,
@@ -214,7 +218,8 @@ def executable_of(plan: Plan, pieces: tuple[bytes, ...], parameters: Sequence[st
 
 def checks_of(plan: Plan) -> dict[int, CheckText]:
     """The checks of all kernels by their numbers."""
-    return {m.number: CheckText.of(m.code, m.message, m.span) for m in check_messages(plan.kernels)}
+    kernels = [k for part in plan.whole for k in part.kernels]
+    return {m.number: CheckText.of(m.code, m.message, m.span) for m in check_messages(kernels)}
 
 
 def interface_of(compilation: Compilation) -> Interface:

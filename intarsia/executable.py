@@ -86,6 +86,7 @@ class Executable:
     inputs and outputs are in the order of the entry function; `sizes` are the names passed at run time. checks: what
     the run-time checks of the code mean, by their numbers. interruptible: it may take long, and there are several
     kernels, or a loop over kernels, so that the code can stop between two of them. brief: it takes some microseconds.
+    preparation: what computes the inputs that the entry function takes after `inputs` from some of these, once.
     """
 
     entry: str
@@ -97,10 +98,12 @@ class Executable:
     checks: Mapping[int, CheckText] = field(default_factory=dict)
     interruptible: bool = True
     brief: bool = False
+    preparation: Executable | None = None
     _prepared: dict[tuple[int, ...], PreparedCall] = field(default_factory=dict, repr=False)
 
     def to_bytes(self) -> bytes:
-        """The form in the cache: length of a JSON head, the head, the pieces of object code."""
+        """The form in the cache: length of a JSON head, the head, the pieces of object code; then
+        the preparation in the same form."""
         head = json.dumps(
             {
                 "entry": self.entry,
@@ -114,7 +117,8 @@ class Executable:
                 "pieces": [len(piece) for piece in self.pieces],
             }
         ).encode()
-        return struct.pack("<I", len(head)) + head + b"".join(self.pieces)
+        preparation = b"" if self.preparation is None else self.preparation.to_bytes()
+        return struct.pack("<I", len(head)) + head + b"".join(self.pieces) + preparation
 
     @staticmethod
     def from_bytes(data: bytes) -> Executable:
@@ -131,6 +135,7 @@ class Executable:
             {int(number): CheckText(*c) for number, c in head["checks"].items()},
             head["interruptible"],
             head["brief"],
+            Executable.from_bytes(data[ends[-1] :]) if len(data) > ends[-1] else None,
         )
 
     @cached_property
@@ -140,7 +145,16 @@ class Executable:
 
         parallel = any(PARALLEL.encode() in piece for piece in self.pieces)  # the symbol's name, if it is referred to
         loaded = load(self.pieces, self.entry, native_symbols(parallel=parallel))
-        return NativeFunction(loaded.address, len(self.inputs), len(self.outputs), len(self.sizes), owner=loaded)
+        prepared = 0 if self.preparation is None else len(self.preparation.outputs)
+        inputs = len(self.inputs) + prepared
+        return NativeFunction(loaded.address, inputs, len(self.outputs), len(self.sizes), owner=loaded)
+
+    def prepared(self, inputs: Sequence[Array | Sequence[Array]], sizes: Mapping[str, int]) -> list[Array]:
+        """What is computed from the constants among the inputs, for any number of calls with them."""
+        if (once := self.preparation) is None:
+            return []
+        given = {layout.label: value for layout, value in zip(self.inputs, inputs)}
+        return once.run([given[layout.label] for layout in once.inputs], sizes)
 
     def prepare(self, sizes: Mapping[str, int]) -> PreparedCall:
         """Everything about calls with these sizes that can be known before."""
@@ -151,12 +165,20 @@ class Executable:
             found = self._prepared.setdefault(values, PreparedCall(self, dict(zip(self.sizes, values))))
         return found
 
-    def run(self, inputs: Sequence[Array | Sequence[Array]], sizes: Mapping[str, int]) -> list[Array]:
-        """Run on arrays that match `inputs` in dtype and shape, C order; gives new arrays.
+    def run(
+        self,
+        inputs: Sequence[Array | Sequence[Array]],
+        sizes: Mapping[str, int],
+        prepared: Sequence[Array] | None = None,
+    ) -> list[Array]:
+        """Run on arrays that match `inputs` in dtype and shape, C order; gives new arrays. What the method `prepared`
+        gave for the constants among them is given if it was kept.
 
         Raises CompileError where a run-time check fails, KeyboardInterrupt on Ctrl-C.
         """
-        tables = [i if isinstance(i, np.ndarray) else pointer_table(i) for i in inputs]
+        if prepared is None:
+            prepared = self.prepared(inputs, sizes)
+        tables = [i if isinstance(i, np.ndarray) else pointer_table(i) for i in (*inputs, *prepared)]
         return self.prepare(sizes)([address_of(t) for t in tables])
 
 

@@ -24,6 +24,7 @@ from intarsia.tensors import Tensors, adapted, declared_types, kind_of, open_typ
 
 if TYPE_CHECKING:
     from intarsia.driver import Compilation
+    from intarsia.ir.graph import Module
     from intarsia.ir.types import Type
     from intarsia.lowered import Lowered
     from intarsia.program import Program
@@ -32,6 +33,9 @@ _DENSE = 0x101
 """Flags of NumPy's arrays: C-contiguous and aligned."""
 
 _KNOWN_CALLS = 1024
+
+_KNOWN_PREPARATIONS = 16
+"""Arrangements of the bound constants that are kept: each is about as large as they are."""
 
 
 class Function:
@@ -45,6 +49,7 @@ class Function:
         self._dispatcher = Dispatcher()
         self._orders: dict[tuple[object, ...], tuple[str, ...]] = {}
         self._compiled: dict[object, tuple[Executable, dict[str, int]]] = {}
+        self._prepared: dict[object, list[Array]] = {}
 
     def __repr__(self) -> str:
         return f"<intarsia function {self.form.function} of {self.program.source.name}>"
@@ -112,17 +117,35 @@ class Function:
                 return self._call_with_tensors(positional, library)
         given, dims = self.arrange(positional, named)
         statics, tensors = self.split(given)
-        executable, sizes = self.compiled(tensors, statics, dims)
+        executable, sizes = self.compiled(tensors, statics, dims, self._fixed(given))
         inputs = adapted(executable.inputs, tensors, sizes)
+        prepared = self._prepared_for(executable, inputs, sizes)
         if not named and self._is_plain(positional, executable):
             if len(self._calls) >= _KNOWN_CALLS:  # a stream of ever new sizes
                 self._calls.clear()
                 self._dispatcher.clear()
             names = [p.name for p in self._free]
-            self._calls[kinds] = PositionalCall(executable, sizes, inputs, dict(zip(names, positional)))
+            call = PositionalCall(executable, sizes, inputs, prepared, dict(zip(names, positional)))
+            self._calls[kinds] = call
         library = dlpack.library_of([v for v in given.values() if not isinstance(v, Mapping)])
-        results = [dlpack.to_library(r, library) for r in executable.run(inputs, sizes)]
+        results = [dlpack.to_library(r, library) for r in executable.run(inputs, sizes, prepared)]
         return results[0] if len(results) == 1 else tuple(results)
+
+    def _prepared_for(
+        self, executable: Executable, inputs: Sequence[Array | tuple[Array, ...]], sizes: Mapping[str, int]
+    ) -> list[Array]:
+        """What is computed from the bound constants, kept for all code that wants the same of them."""
+        once = executable.preparation
+        if once is None:
+            return []
+        labels = tuple(layout.label for layout in once.inputs)
+        key = (once.pieces, labels, tuple(sizes[name] for name in once.sizes))
+        found = self._prepared.get(key)
+        if found is None:
+            if len(self._prepared) >= _KNOWN_PREPARATIONS:
+                self._prepared.clear()
+            found = self._prepared[key] = executable.prepared(inputs, sizes)
+        return found
 
     def _in_order(
         self, positional: tuple[object, ...], named: dict[str, object]
@@ -222,22 +245,33 @@ class Function:
     # ---------------------------------------------------------------- compiling
 
     def compiled(
-        self, tensors: Tensors, statics: Mapping[str, object], dims: Mapping[str, int]
+        self,
+        tensors: Tensors,
+        statics: Mapping[str, object],
+        dims: Mapping[str, int],
+        constants: Collection[str] | None = None,
     ) -> tuple[Executable, dict[str, int]]:
-        """Code for these types, from memory, the cache or the compiler; and the sizes that stayed open.
+        """Code for these types, from memory, the cache or the compiler; and the sizes that stayed open. `constants` are
+        the parameters that will not change between calls: by default all that are declared so.
 
         Raises CompileError for what is wrong with the program or does not fit.
         """
-        key = (tuple([(n, *kind_of(v)) for n, v in tensors.items()]), _plain(statics), tuple(dims.items()))
+        fixed = self.constants if constants is None else tuple(constants)
+        key = (tuple([(n, *kind_of(v)) for n, v in tensors.items()]), _plain(statics), tuple(dims.items()), fixed)
         found = self._compiled.get(key)
         if found is None:
             if len(self._compiled) >= _KNOWN_CALLS:
                 self._compiled.clear()
-            found = self._compiled[key] = self._for_types(declared_types(self.form, tensors, dims), statics, dims)
+            types = declared_types(self.form, tensors, dims)
+            found = self._compiled[key] = self._for_types(types, statics, dims, fixed)
         return found
 
     def _for_types(
-        self, types: Mapping[str, Type], statics: Mapping[str, object], dims: Mapping[str, int]
+        self,
+        types: Mapping[str, Type],
+        statics: Mapping[str, object],
+        dims: Mapping[str, int],
+        constants: tuple[str, ...],
     ) -> tuple[Executable, dict[str, int]]:
         options = self.program.options
         target = options.resolve_target()
@@ -246,23 +280,28 @@ class Function:
         opened = open_types(self.form, types, sizes, options.dynamic)
         fixed = {n: v for n, v in dims.items() if n not in options.dynamic}
         settings = [dataclasses.asdict(options), dataclasses.asdict(target)]
-        parts = [self.name, _texts(opened), _plain(statics), sorted(fixed.items()), *settings]
+        parts = [self.name, _texts(opened), _plain(statics), sorted(fixed.items()), constants, *settings]
         key = ("program", json.dumps(parts))
         if (known := self._compiled.get(key)) is not None:
             executable = known[0]
         else:
-            executable = self._from_cache(self.program.key(*key), types, statics, dims)
+            executable = self._from_cache(self.program.key(*key), types, statics, dims, constants)
             self._compiled[key] = executable, {}
         if sizes:
             self._prove(types, statics, dims)
         return executable, {name: sizes[name] for name in executable.sizes}
 
     def _from_cache(
-        self, key: str, types: Mapping[str, Type], statics: Mapping[str, object], dims: Mapping[str, int]
+        self,
+        key: str,
+        types: Mapping[str, Type],
+        statics: Mapping[str, object],
+        dims: Mapping[str, int],
+        constants: tuple[str, ...],
     ) -> Executable:
         if (data := self.program.recall("program", key)) is not None:
             return Executable.from_bytes(data)
-        compilation = self.compilation_of_types(types, statics, dims)
+        compilation = self.compilation_of_types(types, statics, dims, constants=constants)
         store = self.program.kernel_store
         executable = with_deep_stack(lambda: compilation.executable(store))
         self.program.remember("program", key, executable.to_bytes())
@@ -288,10 +327,15 @@ class Function:
             self.program.remember("proof", key, b"")
 
     def compilation(
-        self, tensors: Tensors, statics: Mapping[str, object] | None = None, dims: Mapping[str, int] | None = None
+        self,
+        tensors: Tensors,
+        statics: Mapping[str, object] | None = None,
+        dims: Mapping[str, int] | None = None,
+        constants: Collection[str] | None = None,
     ) -> Compilation:
         """The compilation for these tensors, no stage made yet but the graph."""
-        return self.compilation_of_types(declared_types(self.form, tensors, dims), statics or {}, dims or {})
+        types = declared_types(self.form, tensors, dims)
+        return self.compilation_of_types(types, statics or {}, dims or {}, constants=constants)
 
     def compilation_of_types(
         self,
@@ -299,8 +343,10 @@ class Function:
         statics: Mapping[str, object],
         dims: Mapping[str, int],
         options: Options | None = None,
+        constants: Collection[str] | None = None,
     ) -> Compilation:
-        """The compilation for these types; for None, the types are those of the signature, sizes as names."""
+        """The compilation for these types; for None, the types are those of the signature, sizes as names. `constants`
+        are the parameters that will not change between calls: by default all that are declared so."""
         from intarsia.driver import Compilation  # brings the passes
 
         library, own = self.program.library, options or self.program.options
@@ -313,6 +359,8 @@ class Function:
                 given = open_types(self.form, types, sizes, own.dynamic)
             fixed = {name: number for name, number in sizes.items() if name not in own.dynamic}
             module, conditions = library.build_open(self.name, given, fixed, statics)
+            if constants is not None:
+                module = _with_constants(module, constants)
             return Compilation(module, sizes, own, conditions)
 
         return with_deep_stack(build)
@@ -323,13 +371,18 @@ class Function:
 
         given, dims = self.arrange(positional, named)
         statics, tensors = self.split(given)
-        return Lowered(self.compilation(tensors, statics, dims))
+        return Lowered(self.compilation(tensors, statics, dims, self._fixed(given)))
+
+    def _fixed(self, given: Mapping[str, object]) -> tuple[str, ...]:
+        """The constants that are bound, and not given anew for one call."""
+        return tuple(n for n in self.constants if n in self.bound and given[n] is self.bound[n])
 
 
 class PositionalCall:
     """A call whose arguments are NumPy arrays and numbers of known types: all that is left to do is to take addresses.
 
-    `inputs` are those of one such call, of which the bound ones stay; `given` are its arguments by name, in order.
+    `inputs` are those of one such call, of which the bound ones stay, `prepared` what was made of these, `given` its
+    arguments by name, in order.
     """
 
     def __init__(
@@ -337,6 +390,7 @@ class PositionalCall:
         executable: Executable,
         sizes: Mapping[str, int],
         inputs: Sequence[Array | tuple[Array, ...]],
+        prepared: Sequence[Array],
         given: Mapping[str, object],
     ) -> None:
         self.is_repeated = False
@@ -359,6 +413,8 @@ class PositionalCall:
             table = array if isinstance(array, np.ndarray) else pointer_table(array)
             self._bound += [array, table]
             self._addresses.append(address_of(table))
+        self._bound += prepared
+        self._addresses += [address_of(array) for array in prepared]
 
     def __call__(self, positional: Sequence[object]) -> Any:
         addresses = self._addresses.copy()
@@ -396,6 +452,17 @@ def shapes_of(types: Mapping[str, Type]) -> tuple[dict[str, tuple[int, ...]], di
     tensors = {n: t.element if isinstance(t, ListType) else t for n, t in types.items()}
     lengths = {n: int(t.length) for n, t in types.items() if isinstance(t, ListType)}
     return {n: t.static_shape for n, t in tensors.items()}, lengths
+
+
+def _with_constants(module: Module, constants: Collection[str]) -> Module:
+    """The program in which these parameters only do not change between calls."""
+    body = module.graph.body
+    old = [p for p in body.parameters if p.constant and p.label.partition(".")[0] not in constants]
+    new = {p: dataclasses.replace(p, constant=False) for p in old}
+    if not new:
+        return module
+    body = dataclasses.replace(body, parameters=tuple(new.get(p, p) for p in body.parameters))
+    return module.with_body(body.rebuild({p.value: n.value for p, n in new.items()}))
 
 
 def _texts(types: Mapping[str, Type]) -> list[tuple[str, str]]:

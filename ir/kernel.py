@@ -19,7 +19,7 @@ from intarsia.ir.errors import Span
 from intarsia.ir.scalar import Expr, Mask
 from intarsia.ir.sizes import Size
 
-Memory = Literal["global", "cache", "register", "shared"]
+Memory = Literal["global", "cache", "register", "shared", "prepared"]
 Role = Literal["in", "out", "inout", "temp"]
 LoopKind = Literal["seq", "parallel", "grid", "unroll", "lane", "dot"]
 PutOperator = Literal["=", "+=", "*=", "max=", "min=", "and=", "or="]
@@ -38,7 +38,8 @@ COMBINER_OPERATORS: dict[str, PutOperator] = {
 class Buffer:
     """A dense row-major array. Parameters of a kernel are `global`; a temporary lives from its `Alloc` to the end of
     the block. A `list` parameter has `length` set: it is a table of that many buffers of one `shape`, subscripted by
-    one more, leading, index."""
+    one more, leading, index. A `constant` parameter does not change between calls; a temporary in `prepared` memory
+    depends on such parameters only and is computed once for all calls (`ir/preparation.py`)."""
 
     name: str
     dtype: DType
@@ -46,6 +47,7 @@ class Buffer:
     memory: Memory = "global"
     role: Role = "temp"
     length: Size | None = None
+    constant: bool = False
 
     @property
     def extents(self) -> tuple[Size, ...]:

@@ -14,7 +14,8 @@
     }
 
 Lines mean nothing; every statement begins with a keyword or with `name[`. Parameters are inputs unless `out`, `inout`
-or `temp` stands before them, temporaries are `global` unless another memory is named. Errors are E1502 to E1504, as
+or `temp` stands before them, `const` before an input says that it does not change between calls; temporaries are
+`global` unless another memory is named. Errors are E1502 to E1504, as
 for `ir/scalar_text.py`.
 """
 
@@ -64,9 +65,16 @@ _OPERATORS: dict[tuple[str, ...], PutOperator] = {
 
 def print_kernel(kernel: Kernel) -> str:
     """The text of a kernel, without a newline at its end."""
-    parameters = ", ".join(f"{'' if b.role == 'in' else b.role + ' '}{b.name}: {b}" for b in kernel.parameters)
+    parameters = ", ".join(f"{_role(b)}{b.name}: {b}" for b in kernel.parameters)
     sizes = f"[sizes {', '.join(kernel.sizes)}]" if kernel.sizes else ""
     return "\n".join((f"kernel {kernel.name}({parameters}){sizes} {{", *_lines(kernel.body, 1), "}"))
+
+
+def _role(buffer: Buffer) -> str:
+    """What stands before the name of a parameter."""
+    if buffer.role == "in":
+        return "const " if buffer.constant else ""
+    return f"{buffer.role} "
 
 
 def print_statement(statement: Statement) -> str:
@@ -160,6 +168,9 @@ class KernelReader(ScalarReader):
         return tuple(found)
 
     def _parameter(self) -> Buffer:
+        if self.at("const") and self.peek().kind == "name":
+            self.next()
+            return self._buffer("global", "in", constant=True)
         role: Role = "in"
         for word in _ROLES:
             if self.at(word) and self.peek().kind == "name":
@@ -168,7 +179,7 @@ class KernelReader(ScalarReader):
                 break
         return self._buffer("global", role)
 
-    def _buffer(self, memory: Memory, role: Role) -> Buffer:
+    def _buffer(self, memory: Memory, role: Role, *, constant: bool = False) -> Buffer:
         name = self.name("the name of a buffer")
         self.expect(":")
         length: Size | None = None
@@ -180,7 +191,7 @@ class KernelReader(ScalarReader):
         if role == "temp":
             memory = next((m for m in _MEMORIES if self.accept(m)), memory)
         self.buffers[name] = dtype
-        return Buffer(name, dtype, shape, memory, role, length)
+        return Buffer(name, dtype, shape, memory, role, length, constant)
 
     def _block(self) -> tuple[Statement, ...]:
         self.expect("{")

@@ -28,6 +28,7 @@ from intarsia.ir.kernel import (
 )
 from intarsia.ir.kernel_access import expressions, sizes_of
 from intarsia.ir.kernel_text import print_statement
+from intarsia.ir.preparation import preparation_problems
 from intarsia.ir.proofs import Facts
 from intarsia.ir.scalar import Expr, Load, loads
 from intarsia.ir.sizes import Size
@@ -41,7 +42,7 @@ def verify_kernel(kernel: Kernel) -> None:
 
 def problems(kernel: Kernel) -> tuple[str, ...]:
     """What is wrong with a kernel, in the order of its text."""
-    return (*_names(kernel), *_Structure(kernel).check())
+    return (*_names(kernel), *_Structure(kernel).check(), *preparation_problems(kernel))
 
 
 def _names(kernel: Kernel) -> Iterator[str]:
@@ -56,6 +57,8 @@ def _names(kernel: Kernel) -> Iterator[str]:
             yield f"parameter {buffer.name} is {buffer.memory}"
         if buffer.length is not None and buffer.role != "in":
             yield f"list {buffer.name} is written"
+        if buffer.constant and buffer.role != "in":
+            yield f"constant {buffer.name} is written"
 
 
 @dataclass(frozen=True)

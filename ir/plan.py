@@ -116,7 +116,10 @@ PlanStatement: TypeAlias = Invoke | Copy | Repeat
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole program. `sizes` are the dimension names that stayed open and are passed at run time."""
+    """The whole program. `sizes` are the dimension names that stayed open and are passed at run time.
+
+    Its last inputs are the results of `preparation`, if there is one.
+    """
 
     name: str
     slots: tuple[Slot, ...]
@@ -124,6 +127,21 @@ class Plan:
     kernels: tuple[Kernel, ...]
     sizes: tuple[str, ...]
     workspace_bytes: Size
+    preparation: Preparation | None = None
+
+    @property
+    def whole(self) -> tuple[Plan, ...]:
+        """The plan, after the one that prepares its constants."""
+        return (self,) if self.preparation is None else (self.preparation.plan, self)
 
     def slot(self, name: str) -> Slot:
         return next(s for s in self.slots if s.name == name)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a program computes from constants alone, once for any number of calls: a plan whose inputs are the
+    program's inputs of these numbers."""
+
+    plan: Plan
+    inputs: tuple[int, ...]

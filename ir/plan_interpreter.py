@@ -41,7 +41,21 @@ def run_plan(
     `sizes` gives the plan's sizes. `run_kernel` runs each kernel in place of the interpreter, as a profiler does with
     compiled ones. Raises `kernel_interpreter.CheckFailed` where a run-time check does not hold.
     """
-    return _Machine(plan, dict(sizes or {}), run_kernel).run(inputs)
+    made = run_preparation(plan, inputs, sizes, run_kernel)
+    return _Machine(plan, dict(sizes or {}), run_kernel).run((*inputs, *made))
+
+
+def run_preparation(
+    plan: Plan,
+    inputs: Sequence[Memory],
+    sizes: Mapping[str, int] | None = None,
+    run_kernel: RunKernel = kernel_interpreter.run,
+) -> tuple[Array, ...]:
+    """What the plan takes after its other inputs: nothing, or what its preparation makes of some of them."""
+    if (once := plan.preparation) is None:
+        return ()
+    known = {name: n for name, n in (sizes or {}).items() if name in once.plan.sizes}
+    return run_plan(once.plan, [inputs[n] for n in once.inputs], known, run_kernel)
 
 
 class _Machine:

@@ -36,7 +36,12 @@ def moments(plan: Plan) -> tuple[Moment, ...]:
 
 def verify_plan(plan: Plan) -> None:
     """Raises AssertionError if two tensors that are needed at the same time overlap in the workspace (as far as sizes
-    are numbers), or if an input is written."""
+    are numbers), or if an input is written, in the plan or in its preparation."""
+    for part in plan.whole:
+        _verify(part)
+
+
+def _verify(plan: Plan) -> None:
     for moment in moments(plan):
         placed = [s for s in moment.live if s.place == "workspace" and slot_bytes(s).constant]
         for n, a in enumerate(placed):
@@ -182,13 +187,15 @@ def _written(statement: PlanStatement, kernels: Mapping[str, Kernel]) -> tuple[R
 class PlanReport:
     """What a plan needs in memory, in bytes; open sizes stay in it.
 
-    live: for each statement, in the order of the text, the sum of the outputs and workspace slots that hold something
-    needed while it runs. No plan with this order of execution can do with less than the largest of them.
+    prepared: what is computed from constants once and kept. live: for each statement, in the order of the text, the sum
+    of the outputs and workspace slots that hold something needed while it runs. No plan with this order of execution
+    can do with less than the largest of them.
     """
 
     inputs: Size
     outputs: Size
     workspace: Size
+    prepared: Size
     live: tuple[tuple[Moment, Size], ...]
 
     @property
@@ -198,6 +205,8 @@ class PlanReport:
 
     def __str__(self) -> str:
         lines = [f"inputs {self.inputs} bytes, outputs {self.outputs} bytes, workspace {self.workspace} bytes"]
+        if self.prepared != ZERO:
+            lines.append(f"prepared from constants once: {self.prepared} bytes")
         lines.append(f"most live at once: {self.peak_live} bytes")
         for moment, total in self.live:
             text = print_plan_statement(moment.statement).partition("\n")[0]
@@ -215,4 +224,5 @@ def plan_report(plan: Plan) -> PlanReport:
         return total(s for s in plan.slots if s.place == place)
 
     live = tuple((m, total(s for s in m.live if s.place != "input")) for m in moments(plan))
-    return PlanReport(of("input"), of("output"), plan.workspace_bytes, live)
+    made = ZERO if plan.preparation is None else plan_report(plan.preparation.plan).outputs
+    return PlanReport(of("input") - made, of("output"), plan.workspace_bytes, made, live)

@@ -11,7 +11,8 @@
       }
     }
 
-The kernels follow. Nothing reads it back: `intarsia opt` takes the dumps before it.
+The kernels follow. A plan that prepares constants stands before the one that takes what it made. Nothing reads it back:
+`intarsia opt` takes the dumps before it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def print_plan(plan: Plan, kernels: bool = True) -> str:
     lines += [f"  {_slot(s)}" for s in plan.slots]
     lines += [f"  {line}" for line in _lines(plan.body)]
     text = "\n".join((*lines, "}"))
-    return "\n\n".join((text, *(print_kernel(k) for k in plan.kernels))) if kernels else text
+    text = "\n\n".join((text, *(print_kernel(k) for k in plan.kernels))) if kernels else text
+    return text if plan.preparation is None else f"{print_plan(plan.preparation.plan, kernels)}\n\n{text}"
 
 
 def print_plan_statement(statement: PlanStatement) -> str:

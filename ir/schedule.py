@@ -323,6 +323,7 @@ class Pack(Step):
     The dimensions of the copy are axes inside the loop, in any order: that is its layout. Masks of the loads move into
     the copy, which pads with what they gave. Where the buffer is read in several ways, as in `x[i, k] * x[j, k]`, the
     layout tells which one is meant. Refused unless just one reads along these axes, and where the buffer is written.
+    With memory `prepared` the copy is made once for all calls; that takes a constant, and `root`.
     """
 
     buffer: str

@@ -49,6 +49,13 @@ SAMPLES: dict[str, tuple[str, dict[str, int]]] = {
         }""",
         {},
     ),
+    "product_constant": (
+        """kernel product_constant(a: f32[5, 11], const b: f32[11, 7], const d: f32[7], out c: f32[5, 7]) {
+          for i in 0..5 { for j in 0..7 { c[i, j] = d[j] } }
+          for m in 0..5 { for n in 0..7 { for k in 0..11 { c[m, n] += a[m, k] * b[k, n] } } }
+        }""",
+        {},
+    ),
     "product_unknown": (
         """kernel product_unknown(a: f32[M, K], b: f32[K, N], bias: f32[N], out y: f32[M, N])[sizes M, N, K] {
           alloc c: f32[M, N]

@@ -32,6 +32,10 @@ fn project(x: f32[B, 3], const p: Linear(2, 3), const scale: f32) -> f32[B, 2] {
     return scale * (x @ transpose(p.weight) + p.bias)
 }
 
+fn perceptron(x: f32[B, K], const w: f32[K, F], const v: f32[N, F]) -> f32[B, N] {
+    return relu(x @ exp(w)) @ transpose(v)
+}
+
 fn shifted(x: f32[N], y: f32[M]) -> f32[M] {
     return tensor[i < M](where(i < 3, x[i + 1], 0.0) + y[i])
 }
@@ -106,6 +110,30 @@ def test_constants_are_prepared_once(tmp_path: Path) -> None:
     printf(" %d %d", project(x, y, 2, NULL, w), project(x, NULL, 2, p, w)); free(w); free(p);"""
     out = run_c(tmp_path, "project", body(code), "--dynamic", "B")
     assert out == "-1 0 0 22 50 28 62 0 34 50 28 62 -1 -1"
+
+
+@pytest.mark.parametrize("options", [(), ("--dynamic", "B"), ("--dynamic", "B", "--dynamic", "K", "--dynamic", "F")])
+def test_what_depends_on_constants_only_is_computed_once(options: tuple[str, ...], tmp_path: Path) -> None:
+    """h = relu(x @ exp(w)) with w = 0 is the sum of x, or 0; y = h * sum of a row of v."""
+    open_sizes = [{"B": 37, "K": 65, "F": 100}[name] for name in options[1::2]]
+    sizes = ", ".join(map(str, open_sizes))
+    more = f"{sizes}, " if sizes else ""
+    code = f"""static float x[37 * 65], w[65 * 100], v[18 * 100], y[37 * 18];
+    for (int i = 0; i < 37 * 65; i++) x[i] = i / 65 % 2 ? 1 : -1;
+    for (int i = 0; i < 18 * 100; i++) v[i] = i / 100;
+    void *s = aligned_alloc(64, (perceptron_workspace_size({sizes}) + 127) / 64 * 64);
+    long bytes = perceptron_prepared_size({sizes});
+    char *p = aligned_alloc(64, (bytes + 127) / 64 * 64);
+    for (int i = 0; i < 64; i++) p[bytes + i] = 77;
+    printf("%d", perceptron_prepare(w, v, {more}p));
+    for (int i = 0; i < 65 * 100; i++) w[i] = 9;
+    for (int n = 0; n < 2; n++) printf(" %d", perceptron(x, y, {more}p, s));
+    for (int i = 0; i < 64; i++) if (p[bytes + i] != 77) printf("written outside");
+    for (int i = 0; i < 37; i++) for (int j = 0; j < 18; j++)
+        if (y[i * 18 + j] != (i % 2 ? 65.0f * 100 * j : 0)) {{ printf(" wrong at %d %d", i, j); return 1; }}
+    printf(" %d", bytes >= 4 * 65 * 100); free(p); free(s);"""
+    static = [f"--dim={n}={e}" for n, e in (("B", 37), ("K", 65), ("F", 100)) if n not in options]
+    assert run_c(tmp_path, "perceptron", body(code), *options, *static, "--dim=N=18") == "0 0 0 1"
 
 
 def test_conditions_of_open_sizes_give_a_status(tmp_path: Path) -> None:

@@ -44,6 +44,18 @@ def compiled(program: Plan) -> NativeFunction:
     return NativeFunction(loaded.address, inputs, outputs, len(program.sizes), owner=loaded)
 
 
+def prepared(program: Plan, inputs: list[Array | list[Array]], sizes: dict[str, int]) -> list[Array]:
+    """What the compiled program makes of its constants."""
+    if (once := program.preparation) is None:
+        return []
+    slots = [s for s in once.plan.slots if s.place == "output"]
+    made = [np.zeros([n.evaluate(sizes) for n in s.shape], s.dtype.numpy) for s in slots]
+    values = [sizes[name] for name in once.plan.sizes]
+    workspace = once.plan.workspace_bytes.evaluate(sizes)
+    assert compiled(once.plan).run([inputs[n] for n in once.inputs], made, values, workspace) is None
+    return made
+
+
 def number(n: int) -> Size:
     return Size.of(n)
 
@@ -181,7 +193,8 @@ def test_random_programs(seed: int, specialised: bool) -> None:
     wanted = run_plan(program, copy.deepcopy(inputs), sizes)
     results = [np.zeros_like(w) for w in wanted]
     workspace = program.workspace_bytes.evaluate(sizes)
-    assert compiled(program).run(inputs, results, list(sizes.values()), workspace) is None
+    given = [*inputs, *prepared(program, inputs, sizes)]
+    assert compiled(program).run(given, results, list(sizes.values()), workspace) is None
     for result, value in zip(results, wanted):
         if result.dtype.kind in "biu":
             np.testing.assert_array_equal(result, value)

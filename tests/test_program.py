@@ -48,9 +48,9 @@ def counting(monkeypatch: pytest.MonkeyPatch, name: str) -> list[object]:
     calls: list[object] = []
     original = getattr(Function, name)
 
-    def counted(self: Function, *arguments: Any) -> Any:
+    def counted(self: Function, *arguments: Any, **named: Any) -> Any:
         calls.append(arguments)
-        return original(self, *arguments)
+        return original(self, *arguments, **named)
 
     monkeypatch.setattr(Function, name, counted)
     return calls

@@ -95,7 +95,8 @@ class Proposals:
         at = axes[depth - 1] if depth else "root"
         layout = [a for a in axes[depth:] if any(a in i.symbols for i in read.indices)] or ["i"]
         self.random.shuffle(layout)
-        return f"pack {read.buffer} at {at} -> {self._new()}[{', '.join(layout)}] cache"
+        memory = "prepared" if kernel.buffers()[read.buffer].constant and at == "root" else "cache"
+        return f"pack {read.buffer} at {at} -> {self._new()}[{', '.join(layout)}] {memory}"
 
     def _accumulate(self, kernel: Kernel) -> str:
         found = [a for a in accesses(kernel.body) if a.writes and a.operator != "="] or [*accesses(kernel.body)]

@@ -22,13 +22,13 @@ from intarsia.backends.cpu.compile import Compiled, compile_module
 from intarsia.backends.cpu.emit import safe
 from intarsia.backends.cpu.expressions import Expressions
 from intarsia.backends.cpu.llvm import Function, Module
-from intarsia.backends.cpu.plan import add_plan, new_module
+from intarsia.backends.cpu.plan import add_entry, add_kernels, new_module
 from intarsia.backends.cpu.registers import Registers
 from intarsia.ir.conditions import Condition
 from intarsia.ir.dtypes import DType
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.plan import Plan, Slot
-from intarsia.ir.sizes import product
+from intarsia.ir.sizes import Size, product
 from intarsia.ir.target import Target
 
 _C_KEYWORDS = frozenset((
@@ -92,7 +92,9 @@ class Interface:
     def parameters(self) -> tuple[tuple[Slot, str], ...]:
         """Inputs in order, then results, with names fit for C and distinct."""
         taken: set[str] = set()
-        return tuple((s, _c_name(s.name, taken)) for place in ("input", "output") for s in _slots(self.plan, place))
+        slots = _slots(self.plan, "input")
+        given = slots[: len(slots) - len(self.made)]
+        return tuple((s, _c_name(s.name, taken)) for s in (*given, *_slots(self.plan, "output")))
 
     @property
     def prepared(self) -> tuple[tuple[Slot, str], ...]:
@@ -103,6 +105,23 @@ class Interface:
     def passed(self) -> tuple[tuple[Slot, str], ...]:
         """What is given in each call."""
         return tuple(p for p in self.parameters if not self.is_constant(p[0]))
+
+    @property
+    def made(self) -> tuple[Slot, ...]:
+        """What is computed from the constants once."""
+        return () if self.plan.preparation is None else tuple(_slots(self.plan.preparation.plan, "output"))
+
+    @property
+    def prepared_offsets(self) -> tuple[Size, ...]:
+        """Where the tensors made of the constants lie in the prepared memory, after pointers to the constants; where
+        that ends, which is where their workspace begins; and where this ends."""
+        pointers = Size.of(8 * len(self.prepared))
+        if self.plan.preparation is None:
+            return (pointers,)
+        offsets = [_rounded(pointers)]
+        for slot in self.made:
+            offsets.append(offsets[-1] + _rounded(product(slot.shape) * slot.dtype.bytes))
+        return (*offsets, offsets[-1] + self.plan.preparation.plan.workspace_bytes)
 
     @cached_property
     def sizes(self) -> tuple[str, ...]:
@@ -184,7 +203,10 @@ def library_code(interface: Interface, target: Target) -> Compiled:
     """The code of the library: the plan, and the functions that C calls."""
     module = new_module(target, openmp=True)
     entry = f"entry.{interface.name}"
-    add_plan(module, interface.plan, target, entry, linkage="internal")
+    add_kernels(module, interface.plan, target)
+    add_entry(module, interface.plan, target, entry, linkage="internal")
+    if interface.plan.preparation is not None:
+        add_entry(module, interface.plan.preparation.plan, target, f"{entry}.prepare", linkage="internal")
     writer = _Writer(module, interface, target)
     writer.workspace_size()
     if interface.prepared:
@@ -216,6 +238,11 @@ def shared_library(interface: Interface, target: Target) -> bytes:
 
 def _slots(plan: Plan, place: str) -> list[Slot]:
     return sorted((s for s in plan.slots if s.place == place), key=lambda s: s.index)
+
+
+def _rounded(size: Size) -> Size:
+    """Bytes up to the next whole cache line."""
+    return (size + 63) // 64 * 64
 
 
 def _c_name(name: str, taken: set[str]) -> str:
@@ -281,12 +308,12 @@ class _Writer:
         function.finish(f"i64 {self._numbers(function).number(self.interface.plan.workspace_bytes)}")
 
     def prepared_size(self) -> None:
-        """A pointer for each constant."""
+        """A pointer for each constant, then what is made of them."""
         function = Function(self.module, f"{self.interface.name}_prepared_size", self._sizes, result="i64")
-        function.finish(f"i64 {8 * len(self.interface.prepared)}")
+        function.finish(f"i64 {self._numbers(function).number(self.interface.prepared_offsets[-1])}")
 
     def prepare(self) -> None:
-        """Keep the pointers to the constants."""
+        """Keep the pointers to the constants, and compute what needs nothing else."""
         slots = [slot for slot, _ in self.interface.prepared]
         pointers = [("ptr", f"t{i}") for i in range(len(slots))]
         parameters = [*pointers, *self._sizes, ("ptr", "prepared")]
@@ -298,7 +325,38 @@ class _Writer:
         for position, (kind, name) in enumerate(pointers):
             place = function.offset("%prepared", kind, position)
             function.do(f"store {kind} %{name}, ptr {place}, align 8")
-        function.finish("i32 0")
+        once = self.interface.plan.preparation
+        if once is None:
+            function.finish("i32 0")
+            return
+        numbers_of = {slot.index: f"%{name}" for (_, name), slot in zip(pointers, slots)}
+        *made, workspace = self._made(function, numbers)
+        sizes = [f"%s{self.interface.plan.sizes.index(name)}" for name in once.plan.sizes]
+        given = [numbers_of[n] for n in once.inputs]
+        entry = f"entry.{self.interface.name}.prepare"
+        function.finish(f"i32 {self._run(function, entry, given, made, sizes, workspace)}")
+
+    def _made(self, function: Function, numbers: Expressions) -> list[str]:
+        """The addresses of what is made of the constants, and of the workspace that this takes."""
+        offsets = self.interface.prepared_offsets[:-1]
+        return [function.offset("%prepared", "i8", numbers.number(offset)) for offset in offsets]
+
+    def _run(
+        self,
+        function: Function,
+        entry: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        sizes: Sequence[str],
+        workspace: str,
+    ) -> str:
+        """Call an entry function; gives its status."""
+        tables = [self._table(function, "ptr", values) for values in (inputs, outputs)]
+        tables.append(self._table(function, "i64", sizes))
+        record = function.alloca("[16 x i64], align 8")
+        function.do(f"store i64 0, ptr {record}, align 8")
+        arguments = ", ".join(f"ptr {p}" for p in (*tables, workspace, record, "null"))
+        return function.emit(f"call i32 @{entry}({arguments})")
 
     def wrapper(self, entry: str) -> None:
         """Check sizes and pointers, then put the arguments into the tables that the entry function takes."""
@@ -317,15 +375,11 @@ class _Writer:
         for position, (slot, _) in enumerate(interface.prepared):
             place = function.offset("%prepared", "ptr", position)
             names[slot] = function.emit(f"load ptr, ptr {place}, align 8")
-        tables = [
-            self._table(function, "ptr", [names[slot] for slot, _ in interface.parameters if slot.place == place])
-            for place in ("input", "output")
-        ]
-        tables.append(self._table(function, "i64", [f"%{name}" for _, name in self._sizes]))
-        record = function.alloca("[16 x i64], align 8")
-        function.do(f"store i64 0, ptr {record}, align 8")
-        arguments = ", ".join(f"ptr {p}" for p in (*tables, "%workspace", record, "null"))
-        function.finish(f"i32 {function.emit(f'call i32 @{entry}({arguments})')}")
+        given, made = ([names[s] for s, _ in interface.parameters if s.place == place] for place in ("input", "output"))
+        if interface.made:
+            given += self._made(function, numbers)[:-1]
+        sizes = [f"%{name}" for _, name in self._sizes]
+        function.finish(f"i32 {self._run(function, entry, given, made, sizes, '%workspace')}")
 
     @property
     def _sizes(self) -> list[tuple[str, str]]:

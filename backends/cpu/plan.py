@@ -33,7 +33,9 @@ def emit_plan(plan: Plan, target: Target, *, debug_info: bool = False) -> Module
     """The LLVM IR of a plan: its kernels, each once, and the entry function; with the user's lines if asked for."""
     module = new_module(target)
     module.line_tables = LineTables() if debug_info else None
-    add_plan(module, plan, target, entry_name(plan))
+    add_kernels(module, plan, target)
+    for part in plan.whole:
+        add_entry(module, part, target, entry_name(part))
     return module
 
 
@@ -42,12 +44,11 @@ def new_module(target: Target, *, openmp: bool = False) -> Module:
     return Module(target.triple, _attributes(target), openmp=openmp)
 
 
-def add_plan(module: Module, plan: Plan, target: Target, entry: str, linkage: str = "") -> None:
-    """Add the functions of a plan to a module; that of the name `entry` is the entry function."""
-    aliasing = kernels_in_place(plan)
-    for kernel in plan.kernels:
+def add_kernels(module: Module, plan: Plan, target: Target) -> None:
+    """Add the kernels of a plan, and of the one that prepares its constants, to a module, each once."""
+    aliasing = {name for part in plan.whole for name in kernels_in_place(part)}
+    for kernel in {k.name: k for part in plan.whole for k in part.kernels}.values():
         emit_kernel(module, kernel, target, aliasing=kernel.name in aliasing)
-    add_entry(module, plan, target, entry, linkage)
 
 
 def add_entry(module: Module, plan: Plan, target: Target, entry: str, linkage: str = "") -> None:

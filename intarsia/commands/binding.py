@@ -77,7 +77,8 @@ class Bound:
         executable, sizes = self.function.compiled(self.tensors, self.statics, self.dims)
         inputs = adapted(executable.inputs, self.tensors, sizes)
         _ = executable.native
-        return lambda: executable.run(inputs, sizes)
+        prepared = executable.prepared(inputs, sizes)
+        return lambda: executable.run(inputs, sizes, prepared)
 
 
 def bind(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import click
 import numpy as np
@@ -18,7 +18,7 @@ from intarsia.driver import Compilation, executable_of
 from intarsia.executable import Executable
 from intarsia.ir.dtypes import Array
 from intarsia.ir.kernel import Kernel
-from intarsia.ir.plan_interpreter import Memory, run_plan
+from intarsia.ir.plan_interpreter import Memory, run_plan, run_preparation
 from intarsia.ir.types import ListType, Type
 from intarsia.ir.work import region_work
 from intarsia.limits import Limits, machine_limits
@@ -84,7 +84,7 @@ class _TimedKernels:
         naive = {k.name: k for k in compilation.kernels.kernels}
         self.rows: dict[str, _Row] = {}
         self._code: dict[str, Executable] = {}
-        for kernel in compilation.plan.kernels:
+        for kernel in (k for part in compilation.plan.whole for k in part.kernels):
             plan = kernel_plan(kernel)
             labels = [s.name for s in plan.slots if s.place == "input"]
             self._code[kernel.name] = executable_of(plan, (compile_plan(plan, compilation.target).object_code,), labels)
@@ -115,7 +115,9 @@ def report_profile(bound: Bound) -> None:
     compilation = with_deep_stack(bound.compilation)
     timed = with_deep_stack(lambda: _TimedKernels(compilation))
     inputs, sizes = bound.inputs(compilation), {n: compilation.sizes[n] for n in compilation.plan.sizes}
-    rounds = interruptible(lambda: _repeat(lambda: run_plan(compilation.plan, inputs, sizes, timed.run), timed))
+    made = interruptible(lambda: run_preparation(compilation.plan, inputs, sizes, timed.run))
+    plan, given = replace(compilation.plan, preparation=None), [*inputs, *made]  # constants are prepared before
+    rounds = interruptible(lambda: _repeat(lambda: run_plan(plan, given, sizes, timed.run), timed))
     limits = machine_limits(bound.function.program.cache)
     rows = sorted(timed.rows.values(), key=lambda r: -sum(r.seconds))
     total = sum(sum(r.seconds) for r in rows) or 1.0

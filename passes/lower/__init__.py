@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from intarsia.ir.graph import Module, Node, Region, Structured, Value
+from intarsia.ir.graph import Module, Node, Parameter, Region, Structured, Value
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.ops import ArgReduce, Argsort, Call, Constant, Cumulative, Fused, ListGet, Loop, Reshape, Sort, Update
 from intarsia.ir.proofs import Facts
@@ -68,6 +68,27 @@ def kernels_called(region: Region) -> Iterator[str]:
                 yield from kernels_called(condition) if condition is not None else ()
 
 
+def with_constants(kernel: Kernel, arguments: Sequence[Value]) -> Kernel:
+    """A kernel for a call outside of loops, with the inputs marked that do not change between runs of the program."""
+    given = iter(arguments)
+    parameters = []
+    for buffer in kernel.parameters:
+        value = next(given) if buffer.role in ("in", "inout") else None
+        is_constant = value is not None and buffer.role == "in" and is_constant_parameter(value)
+        parameters.append(replace(buffer, constant=is_constant))
+    return replace(kernel, parameters=tuple(parameters))
+
+
+def is_constant_parameter(value: Value) -> bool:
+    """Is a value a parameter that does not change between calls, or a view or an item of one?"""
+    match value.node:
+        case Parameter(constant=constant):
+            return constant
+        case Reshape(source) | ListGet(source):
+            return is_constant_parameter(source)
+    return False
+
+
 class Kernels:
     """The kernels of a module; equal ones, whatever their parameters are called, are kept once."""
 
@@ -94,6 +115,7 @@ class _Scope:
 
     names: tuple[str, ...]
     facts: Facts
+    is_outermost: bool = True
 
     def inside(self, loop: Loop) -> _Scope:
         """Within a loop: its counter is in its bounds where these do not depend on data."""
@@ -104,7 +126,7 @@ class _Scope:
                 facts = replace(facts, names=facts.names | {loop.counter})
         if not loop.upper.opaques:
             facts = facts.given(loop.upper - 1 - counter)
-        return _Scope((*self.names, loop.counter), facts)
+        return _Scope((*self.names, loop.counter), facts, is_outermost=False)
 
 
 @dataclass(frozen=True)
@@ -214,10 +236,12 @@ class _Block:
 
     def _call(self, lowered: LoweredGroup, label: str, node: Node) -> None:
         """Call a kernel; its results stand for what the group computes."""
-        kernel = self.lowering.kernels.add(lowered.kernel, label)
+        arguments = tuple(map(self.value, lowered.arguments))
+        marked = with_constants(lowered.kernel, arguments) if self.scope.is_outermost else lowered.kernel
+        kernel = self.lowering.kernels.add(marked, label)
         call = Call(
             kernel.name,
-            tuple(map(self.value, lowered.arguments)),
+            arguments,
             tuple(v.type for v in lowered.results),
             tuple(map(Size.of, kernel.sizes)),
             span=node.span,

@@ -7,25 +7,27 @@
     return %4                      run f_neg(exp.1, result) }
 
 The order of execution is that of the nodes. `program` says when each tensor is needed, `sharing` what is in place,
-`offsets` where the rest lies. See docs/lowering.md.
+`offsets` where the rest lies, `preparation` what is computed once. See docs/lowering.md.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from intarsia.ir.errors import Remarks
 from intarsia.ir.graph import Module
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.ops import Loop
-from intarsia.ir.plan import Copy, Invoke, Plan, PlanStatement, Reference, Repeat, Slot, State
+from intarsia.ir.plan import Copy, Invoke, Plan, PlanStatement, Preparation, Reference, Repeat, Slot, State
 from intarsia.ir.scalar import Expr, Load, as_size, transform
 from intarsia.ir.sizes import Size, maximum, minimum
 from intarsia.ir.space import operand_position
 from intarsia.ir.types import ListType
 from intarsia.passes.lower.stages import Names
 from intarsia.passes.plan_memory.offsets import Piece, place
+from intarsia.passes.plan_memory.preparation import separate_preparation
 from intarsia.passes.plan_memory.program import (
     CallStep,
     Cell,
@@ -42,9 +44,19 @@ from intarsia.passes.plan_memory.sharing import Group, InOutput, InRow, InState,
 
 def plan(module: Module, remarks: Remarks | None = None) -> Plan:
     """The plan of a module after `lower` (scheduled or not). Remarks say what is reused, in place or kept, and why."""
+    remarks = remarks or Remarks()
+    separate = separate_preparation(module, remarks)
+    made = _plan(separate.rest, remarks)
+    if separate.once is None:
+        return made
+    return replace(made, preparation=Preparation(_plan(separate.once, remarks), separate.inputs))
+
+
+def _plan(module: Module, remarks: Remarks) -> Plan:
+    """The plan of a module in which nothing is prepared."""
     kernels = {k.name: with_scratch_parameters(k, module.graph.dimensions) for k in module.kernels}
     program = linearise(module, kernels)
-    return _Writer(program, share(program, remarks or Remarks())).plan()
+    return _Writer(program, share(program, remarks)).plan()
 
 
 class _Writer:

@@ -8,6 +8,7 @@ from typing import Any
 from intarsia.ir import schedule as steps
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Kernel
+from intarsia.ir.preparation import preparation_problems
 from intarsia.ir.schedule import Schedule, Step
 from intarsia.passes.schedule.accumulate import accumulate
 from intarsia.passes.schedule.align import align
@@ -55,7 +56,10 @@ _APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
 def apply_step(kernel: Kernel, step: Step) -> Kernel:
     """The kernel after one step. Raises ScheduleError, which names the step, where it is not legal."""
     try:
-        return _APPLY[type(step)](kernel, step)
+        new = _APPLY[type(step)](kernel, step)
+        if (problem := next(preparation_problems(new), None)) is not None:
+            raise ScheduleError(problem)
+        return new
     except ScheduleError as error:
         raise ScheduleError(f"{step}: {error}") from None
 

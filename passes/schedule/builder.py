@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from intarsia.ir.errors import Remark, ScheduleError
-from intarsia.ir.kernel import For, Kernel
-from intarsia.ir.schedule import Schedule, Step, parse_step
+from intarsia.ir.kernel import For, Kernel, Memory
+from intarsia.ir.scalar import Load
+from intarsia.ir.schedule import ROOT, Schedule, Step, parse_step
 from intarsia.ir.target import Target
 from intarsia.passes.schedule.apply import apply_step
 from intarsia.passes.schedule.tree import NameSource, find_loop, loops_in
@@ -96,6 +97,13 @@ class Builder:
     def fresh(self, name: str) -> str:
         """A name for something new, derived from that of something old."""
         return NameSource(self.kernel).derived(name)
+
+    def copy_memory(self, load: Load, at: str) -> Memory:
+        """Where a copy of what a load reads, made at an axis, should be: what does not change between calls is copied
+        once for all of them, if no loop is around the copy."""
+        depends = any(size.opaques for size in (*load.indices, *load.mask))
+        is_constant = self.kernel.buffers()[load.buffer].constant and not depends
+        return "prepared" if is_constant and at == ROOT else "cache"
 
     def loop(self, axis: str) -> For:
         return find_loop(self.kernel, axis)[0]

@@ -26,7 +26,8 @@ def copy_columns(b: Builder) -> None:
                 for load in dict.fromkeys(loads(statement.value)):
                     axis = _column_axis(b, statement, load)
                     if axis and any(count(trips(x)) >= REUSED for x in around if x.axis != axis):
-                        b.attempt(Pack(load.buffer, ROOT, b.fresh(load.buffer), (axis,), "cache"))
+                        memory = b.copy_memory(load, ROOT)
+                        b.attempt(Pack(load.buffer, ROOT, b.fresh(load.buffer), (axis,), memory))
 
 
 def _column_axis(b: Builder, put: Put, load: Load) -> str:

@@ -151,6 +151,7 @@ def extents(b: Builder, c: Contraction) -> Extents:
         follows=bool(c.epilogues),
         across=stride(buffer, c.right.indices, c.main.column) != 1,
         movable=_is_plain(c.right),
+        constant=_is_plain(c.right) and b.copy_memory(c.right, ROOT) == "prepared",
         divisible=len(c.main.reduced) == 1,
     )
 
@@ -254,8 +255,9 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
             b.take(Merge((ours, theirs)))
         write_out(b, own.inner)
     if t.packed:
-        at = part or (main.blocks[-1] if main.blocks else ROOT)
-        _pack(b, c, at, (*(a for a in main.tiles if a == main.panels), *reduced, *main.inner[1:]))
+        around = (*main.blocks, *parts)
+        at = around[-1] if around and b.copy_memory(c.right, ROOT) == "cache" else ROOT
+        _pack(b, c, at, around if at == ROOT else (), (main.panels, *reduced, *main.inner[1:]))
     if not t.few or (part and count(trips(b.loop(main.tiles[-1]))) > 1):
         _pack_left(b, c, t, main, (*parts, *(a for a in main.tiles if a != main.panels), *reduced, main.inner[0]))
     write_out(b, main.inner)
@@ -332,9 +334,11 @@ def share(b: Builder, axes: tuple[str, ...]) -> None:
 # ---------------------------------------------------------------------- packing
 
 
-def _pack(b: Builder, c: Contraction, at: str, axes: tuple[str, ...]) -> None:
-    """Copy the right operand so that the columns of a panel lie together for each step of the reduction."""
-    new, copied = _copy(b, _load(b, c.right.buffer, axes[-1]), at, axes)
+def _pack(b: Builder, c: Contraction, at: str, blocks: tuple[str, ...], axes: tuple[str, ...]) -> None:
+    """Copy the right operand so that the columns of a panel lie together for each step of the reduction: the panels of
+    one block, or those of all `blocks` one after the other."""
+    new, copied = _copy(b, _load(b, c.right.buffer, axes[-1]), at, (*blocks, *axes))
+    copied = copied[-len(axes) :]
     panels, lane = copied[0], copied[-1]
     along = _axis_in_memory(b, c.right.buffer, copied)
     if along not in (lane, ""):
@@ -381,7 +385,7 @@ def _copy(b: Builder, load: Load, at: str, axes: tuple[str, ...]) -> tuple[str, 
     layout = tuple(axis for axis in axes if axis in load.symbols)
     before = set(b.axes())
     new = b.fresh(load.buffer)
-    b.take(Pack(load.buffer, at, new, layout, "cache"))
+    b.take(Pack(load.buffer, at, new, layout, b.copy_memory(load, at)))
     return new, tuple(axis for axis in b.axes() if axis not in before)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from intarsia.ir.kernel import For
 from intarsia.ir.kernel_access import is_injective, trips
 from intarsia.ir.scalar import loads
-from intarsia.ir.schedule import Accumulate, Collapse, Localize, Merge, Pack, Reorder, Version
+from intarsia.ir.schedule import ROOT, Accumulate, Collapse, Localize, Merge, Pack, Reorder, Version
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.contraction import (
     Contraction,
@@ -147,11 +147,14 @@ def _around(b: Builder, tiles: str, reduced: str) -> tuple[tuple[str, ...], tupl
 
 
 def _pack(b: Builder, c: Contraction, main: _Tiled) -> None:
-    """Copy the weights of a panel so that its channels lie together for each step of the reduction."""
-    layout = _used(b, c, (*c.main.reduced, *main.channels))
+    """Copy the weights of a panel, or once of all panels, so that its channels lie together for each step of the
+    reduction."""
+    layout = _used(b, c, (*main.groups, main.panels, *c.main.reduced, *main.channels))
+    memory, inside = b.copy_memory(c.right, ROOT), layout[layout.index(main.panels) + 1 :]
     before = set(b.axes())
-    b.take(Pack(c.right.buffer, main.panels, b.fresh(c.right.buffer), layout, "cache"))
-    copied = [axis for axis in b.axes() if axis not in before]
+    at, axes = (ROOT, layout) if memory == "prepared" else (main.panels, inside)
+    b.take(Pack(c.right.buffer, at, b.fresh(c.right.buffer), axes, memory))
+    copied = [axis for axis in b.axes() if axis not in before][-len(inside) :]
     steps, channels = copied[: -len(main.channels)], copied[-len(main.channels) :]
     while len(steps) > 1 and b.attempt(Collapse(steps[0], steps[1], (step := b.fresh(steps[0]),))):
         steps[:2] = [step]

@@ -31,7 +31,7 @@ class Extents:
     repeats: how often the columns' operand is used again for other rows, beside `rows`. batches: products that share
     nothing. lanes: elements of a vector; bytes: of an element of the columns' operand. follows: is something done to
     the result afterwards? across: does the columns' operand not lie along the columns? movable: can it be packed?
-    divisible: can the reduction be cut?
+    constant: once for all calls, that is? divisible: can the reduction be cut?
     """
 
     rows: int | None
@@ -44,6 +44,7 @@ class Extents:
     follows: bool
     across: bool
     movable: bool
+    constant: bool
     divisible: bool
 
 
@@ -80,7 +81,7 @@ def choose_tiling(e: Extents, target: Target) -> Tiling | None:
     if few and e.rows is not None:
         part = _part(e.depth, FEW_STEPS, 2 * FEW_STEPS) if e.divisible and not is_small else 0
         columns = max(1, FEW_COLUMNS * min(2, -(-e.rows // rows)) // width) * width
-        return Tiling(rows, vectors, e.lanes, 0, columns, part, e.across and e.movable, False, True)
+        return Tiling(rows, vectors, e.lanes, 0, columns, part, e.constant or (e.across and e.movable), False, True)
     steps = first * 2 // 3 // (rows * e.bytes)  # a tile's rows of the left operand stay in the first cache
     panel = second // 2 // (width * e.bytes)  # steps for which a panel stays in half of the second one
     part = 0
@@ -92,7 +93,8 @@ def choose_tiling(e: Extents, target: Target) -> Tiling | None:
     if e.columns is not None:
         columns = min(most, max(width, -(-e.columns // wanted // width) * width))
     enough = e.columns is None or -(-e.columns // columns) >= wanted
-    packed = e.movable and (e.across or not is_small or e.rows is None or e.rows * e.repeats >= REUSED)
+    reused = e.rows is None or e.rows * e.repeats >= REUSED
+    packed = e.constant or (e.movable and (e.across or not is_small or reused))
     inside = enough or e.repeats == 1
     block = 0
     if not enough and inside and e.rows is not None and e.columns is not None:
