@@ -636,6 +636,23 @@ def test_register_tiles_stay_in_registers(name: str, lanes: int, rows: int, regi
     assert len(loop.splitlines()) < 2 * multiplies + 40
 
 
+@pytest.mark.parametrize("name, adds", [("cpu:x86-avx512", 4), ("cpu:x86-avx2", 7), ("cpu:neon", 14)])
+def test_vectors_of_any_length_stay_whole_from_step_to_step(name: str, adds: int) -> None:
+    """Sums in 56 lanes are loads and additions of vectors; LLVM would take such a vector apart between two blocks."""
+    kernel = kernel_of(
+        """kernel sums(x: f32[512, 56], out y: f32[56]) {
+          alloc acc: f32[56] register
+          lane l in 0..56 { acc[l] = 0.0 }
+          for k in 0..512 { lane l.1 in 0..56 { acc[l.1] += x[k, l.1] } }
+          lane l.2 in 0..56 { y[l.2] = acc[l.2] }
+        }"""
+    )
+    loop = innermost_loop(compile_kernel(kernel, TARGETS[name]).text("asm"))
+    additions = len(re.findall(r"\t(?:vaddps|fadd)\t", loop))
+    assert additions and additions % adds == 0
+    assert not re.search(r"insert|extract|\bins\b|perm|shuf|blend", loop), loop
+
+
 def test_exponentials_run_in_vectors() -> None:
     kernel = kernel_of(
         """kernel exps(x: f32[64], out y: f32[64]) {

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from intarsia.backends.cpu import parallel, routines
 from intarsia.backends.cpu.analysis import Analysis, allocations, analyse, statements, trip_count
 from intarsia.backends.cpu.indices import Lane
 from intarsia.backends.cpu.llvm import Function, Module, Operand
 from intarsia.backends.cpu.registers import Place, Registers
-from intarsia.backends.cpu.values import extract, storage_type
+from intarsia.backends.cpu.values import Value, extract, first_lanes, padded, storage_type
 from intarsia.backends.cpu.writes import Writes
 from intarsia.ir.errors import Span
 from intarsia.ir.kernel import (
@@ -242,19 +243,23 @@ class Emitter(Writes):
                 self.block(loop.body)
             return
         places = list(dict.fromkeys(self.written_places(loop.body)))
-        carried = [(self.registers.current(p).type, self.registers.current(p)) for p in places]
+        carried = [padded(self.function, self.registers.current(p)) for p in places]
         written = {s.buffer for s in statements(loop.body) if isinstance(s, Put)} | _called(loop.body)
         known = self.known_loads()
         self.forget(written)
-        with self.function.loop(lower, upper, loop.step, [(t, v.text) for t, v in carried]) as made:
+        with self.function.loop(lower, upper, loop.step, [(v.type, v.text) for v in carried]) as made:
             self.bind_axis(loop, made.index)
-            for place, name in zip(places, made.values):
-                self.registers.values[place] = self.renamed(place, name)
+            for place, value, name in zip(places, carried, made.values):
+                self.registers.values[place] = self.unpadded(place, replace(value, text=name))
             self.block(loop.body)
-            made.following = [self.registers.current(p).text for p in places]
-        for place, name in zip(places, made.results):
-            self.registers.values[place] = self.renamed(place, name)
+            made.following = [padded(self.function, self.registers.current(p)).text for p in places]
+        for place, value, name in zip(places, carried, made.results):
+            self.registers.values[place] = self.unpadded(place, replace(value, text=name))
         self.restore_loads(known, written)
+
+    def unpadded(self, place: Place, value: Value) -> Value:
+        """A register's value without the lanes that it had between blocks."""
+        return first_lanes(self.function, value, self.registers.layouts[place.buffer].lanes)
 
     def written_places(self, body: tuple[Statement, ...]) -> Iterator[Place]:
         """The registers that statements write, but for those of buffers that they allocate."""

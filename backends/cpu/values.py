@@ -135,6 +135,27 @@ def shuffle(function: Function, a: Value, b: Value, lanes: Sequence[int]) -> Val
     return Value(function.op(f"shufflevector {a}, {b}, <{len(lanes)} x i32> <{mask}>"), a.dtype, len(lanes))
 
 
+def padded(function: Function, value: Value) -> Value:
+    """The value with lanes behind it that hold nothing, up to a power of two.
+
+    LLVM takes a vector of another number of lanes apart, lane by lane, where it passes from one block to another.
+    """
+    lanes = 1 << (value.lanes - 1).bit_length()
+    return value if lanes == value.lanes else _resized(function, value, lanes)
+
+
+def _resized(function: Function, value: Value, lanes: int) -> Value:
+    """The first lanes of a value, or all of them with lanes behind them that hold nothing."""
+    mask = ", ".join(f"i32 {i}" if i < value.lanes else "i32 poison" for i in range(lanes))
+    text = function.op(f"shufflevector {value}, {value.type} poison, <{lanes} x i32> <{mask}>")
+    return Value(text, value.dtype, lanes)
+
+
+def first_lanes(function: Function, value: Value, lanes: int) -> Value:
+    """The value without the lanes that `padded` put behind it."""
+    return value if lanes == value.lanes else _resized(function, value, lanes)
+
+
 def select(function: Function, condition: Value, then: Value, otherwise: Value) -> Value:
     """`then` where the condition (bool) holds, else `otherwise`; scalars are widened as needed."""
     lanes = max(condition.lanes, then.lanes, otherwise.lanes)
