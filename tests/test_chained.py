@@ -191,6 +191,11 @@ def test_what_is_dear_to_keep_is_swept(name: str) -> None:
     np.testing.assert_allclose(computed(kernel, list(by_name.values())), wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_a_product_of_one_summand_is_none() -> None:
+    text = "fn f(x: f32[1000, 1], y: f32[1000, 1]) -> f32[1000, 1] { return relu(x @ transpose(y)) @ y }"
+    assert compilation(text).scheduled.kernels
+
+
 @pytest.mark.parametrize("depth", [5, 300])
 def test_what_is_cheap_to_keep_is_stored(depth: int) -> None:
     """A product takes longer than to write it where it has many summands, or few elements."""
