@@ -23,9 +23,11 @@ from intarsia.ir.scalar import Apply, walk
 from intarsia.ir.target import TARGETS
 from intarsia.ir.text import print_module, read_module
 from intarsia.passes.canonicalize.spaces import facts_of, simplify_body
+from intarsia.passes.fuse.groups import Search
 from intarsia.passes.fuse.report import pass_counts, pass_report
 from intarsia.passes.pipeline import Context, Pipeline
 from intarsia.passes.verify import difference, verification
+from intarsia.program import Program
 
 GRAPH_PASSES = "canonicalize,cse,dce,legalize-dtype,canonicalize,cse,contract,fuse,skip-rounding,dce"
 CPU = TARGETS["cpu:x86-avx2"]
@@ -327,3 +329,29 @@ def test_dead_code_goes_but_parameters_stay() -> None:
     result = Pipeline.parse("dce").run(module, context())
     assert [n.name for n in result.graph.body.nodes] == ["elementwise"]
     assert len(result.graph.parameters) == 2
+
+
+SIBLINGS = """
+fn main(a: f32[N, M], b: f32[N, M], row: f32[M]) -> (f32[N, M], f32[N, M], f32[N, M]) {
+    t = sort(a, axis=1)  # in memory of the program, which one of the results may take over
+    return (t * 2.0 + b, exp(t) - row, maximum(t, b))
+}
+"""
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (3, 37), (64, 256)])
+def test_siblings_keep_every_bit(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups that read one value become one kernel; each result stays what it was."""
+    chance = np.random.default_rng(0)
+    a, b = (chance.standard_normal(shape, np.float32) for _ in range(2))
+    row = chance.standard_normal(shape[1], np.float32)
+    results = []
+    for sideways in (True, False):
+        if not sideways:
+            monkeypatch.setattr(Search, "_join_readers", lambda self, value: None)
+        function = Program(Source("siblings.ita", SIBLINGS), use_cache=False).entry()
+        results.append(function(a, b, row))
+        kernels = function.lower(a, b, row).compilation.kernels.kernels
+        assert len(kernels) == (2 if sideways else 4)
+    for one, other in zip(*results):
+        np.testing.assert_array_equal(one.view(np.int32), other.view(np.int32))

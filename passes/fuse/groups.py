@@ -14,6 +14,7 @@ from intarsia.passes.fuse.chains import ChainTest, may_chain, never
 from intarsia.passes.fuse.members import Member
 from intarsia.passes.fuse.order import GroupOrder
 from intarsia.passes.fuse.rows import CONTRACTIONS, Refusal, refusal, stages_of
+from intarsia.passes.fuse.siblings import STREAMS, WORTH, is_pointwise, run_side_by_side
 from intarsia.passes.lower.uses import CHEAP
 
 TYPICAL = 64
@@ -73,6 +74,8 @@ class Search:
         for node in self.nodes:
             if self.group_of[node].members:
                 self._grow(self.group_of[node].nodes)
+        for value in self.users:
+            self._join_readers(value)
         return self._in_order()
 
     def _waits(self, node: Node) -> bool:
@@ -153,6 +156,44 @@ class Search:
         producer = edge.value.node
         has_contraction = self.group_of[producer].has_contraction
         return not has_contraction, -self._bytes[edge.value], self.position[producer]
+
+    def _join_readers(self, value: Value) -> None:
+        """Merge groups that read a value one beside the other, each with the last one before it that it fits."""
+        readers = dict.fromkeys(self.group_of[user] for user in self.users[value])
+        pointwise = [group for group in readers if group.members and is_pointwise(group.members)]
+        if not pointwise:
+            return
+        current, *others = sorted(pointwise, key=lambda g: self.position[g.nodes[0]])
+        for group in others:
+            first, last = self._order.in_order(current, group)
+            if self._fit_side_by_side(first, last, value) and not self._order.meets_elsewhere(first, last):
+                current = self._merge(first, last)
+            else:
+                current = group
+
+    def _fit_side_by_side(self, first: Group, last: Group, value: Value) -> bool:
+        """May two groups that read a value become one kernel, and does it save enough?"""
+        members = self._joined(first, last)
+        if len(members) > self.max_ops:
+            return False
+        moved = [self._moved(g.nodes) for g in (first, last)]
+        together = self._moved([m.node for m in members])
+        before, after = (sum(map(self._bytes_of, values)) for values in ((*moved[0], *moved[1]), together))
+        if len(together) > STREAMS or WORTH * (before - after) < before:
+            return False
+        stages = stages_of(members, self.outputs([m.node for m in members]))
+        return run_side_by_side(stages, value) and refusal(members, stages) is None
+
+    def _moved(self, nodes: Sequence[Node]) -> dict[Value, None]:
+        """What a group reads from memory and writes to it."""
+        inside = set(nodes)
+        read = [v for n in nodes for v in n.operands if v.node not in inside and not isinstance(v.node, Constant)]
+        return dict.fromkeys([*read, *sorted(self.outputs(nodes), key=lambda v: self.position[v.node])])
+
+    def _bytes_of(self, value: Value) -> int:
+        if value not in self._bytes:
+            self._bytes[value] = estimated_bytes(value)
+        return self._bytes[value]
 
     def _joined(self, a: Group, b: Group) -> list[Member]:
         return sorted((*a.members, *b.members), key=lambda m: self.position[m.node])

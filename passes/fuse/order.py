@@ -28,6 +28,10 @@ class GroupOrder:
         self._successors = successors
         self._predecessors = predecessors
 
+    def in_order(self, a: Group, b: Group) -> tuple[Group, Group]:
+        """Two groups, the one with the earlier place first."""
+        return (a, b) if self._place[a] < self._place[b] else (b, a)
+
     def meets_elsewhere(self, first: Group, last: Group) -> bool:
         """Does a path lead from one group to a later one through a third?"""
         after, before = self._walks(first, last)

@@ -1,0 +1,40 @@
+"""Sideways fusion: pointwise groups that read one value over the same range, and do not need each other, become one
+kernel, which reads that value once.
+
+What it saves is memory traffic. Groups that share nothing stay apart, for calls of a program cost next to nothing; so
+do contractions, which spend their time on arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from intarsia.ir.graph import Value
+from intarsia.ir.ops import Update
+from intarsia.passes.fuse.members import Member, Point
+from intarsia.passes.fuse.rows import Stages
+
+WORTH = 8
+"""Groups become one kernel if that saves at least one in so many of the bytes that they read and write."""
+
+STREAMS = 12
+"""Arrays that one loop may read and write: more than that, and the prefetchers of a core lose track of them."""
+
+
+def is_pointwise(members: Sequence[Member]) -> bool:
+    """Does a group compute something, element by element?"""
+    plain = not any(m.is_reduced or isinstance(m.node, Update) for m in members)
+    return plain and any(m.work > 0 for m in members)
+
+
+def run_side_by_side(stages: Stages, value: Value) -> bool:
+    """Do all stages run over one range and read everything in the order of its axes, and `value` element by element?"""
+    if len({tuple(a.extent for a in stage.wide_axes) for stage in stages.stages}) != 1:
+        return False
+    in_order = all(_is_in_order(point) for points in stages.reads.values() for point in points)
+    return in_order and all(point.indices == point.stage.own_point.indices for point in stages.reads[value])
+
+
+def _is_in_order(point: Point) -> bool:
+    axes: Iterator[str | None] = iter([a.name for a in point.stage.space.axes])
+    return all(index.as_name in axes for index in point.indices if index.constant is None)
