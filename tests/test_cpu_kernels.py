@@ -567,15 +567,16 @@ def test_in_place() -> None:
     np.testing.assert_array_equal(ours, expected)
 
 
-def test_sorting() -> None:
+@pytest.mark.parametrize("n", [1, 4, 32, 50])
+def test_sorting(n: int) -> None:
     for d in ("f64", "f32", "f16", "bf16", "i64", "i32", "i8", "u64", "u8", "bool"):
-        x = np.random.default_rng(4).integers(0, 20, (3, 50)).astype(np.float64)
+        x = np.random.default_rng(4).integers(0, 20, (3, n)).astype(np.float64)
         if d[0] in "fb" and d != "bool":
             x[0, ::7] = np.nan
-            x[1, 3] = -0.0
+            x[1, n // 2] = -0.0
         check(
-            f"""kernel ordered(x: {d}[3, 50], out y: {d}[3, 50], out z: i64[3, 50]) {{
-              for i in 0..3 {{ call sort(x[i]) -> y[i] length 50 call argsort(x[i]) -> z[i] length 50 }}
+            f"""kernel ordered(x: {d}[3, {n}], out y: {d}[3, {n}], out z: i64[3, {n}]) {{
+              for i in 0..3 {{ call sort(x[i]) -> y[i] length {n} call argsort(x[i]) -> z[i] length {n} }}
             }}""",
             x=x,
         )

@@ -290,6 +290,20 @@ def test_convolution(run: Any, options: dict[str, int]) -> None:
     close(run(text, x, w), convolve(x, w, **options))
 
 
+@pytest.mark.parametrize(
+    "sizes, arguments, options",
+    [
+        ("[4, 1, R, 3]", "padding=R//2, groups=C", {"padding": 1, "groups": 4}),
+        ("[2*C, 1, R, 3]", "groups=C, stride=2", {"stride": 2, "groups": 4}),
+        ("[8, C//2, R, 3]", "padding=(C - 3, 1), groups=C//2", {"padding": 1, "groups": 2}),
+    ],
+)
+def test_convolution_by_names_of_dimensions(run: Any, sizes: str, arguments: str, options: dict[str, int]) -> None:
+    x, w = floats(2, 4, 9, 8), floats(4 if sizes.startswith("[4") else 8, 4 // options["groups"], 3, 3)
+    text = f"fn f(x: f64[N, C, H, W], w: f64{sizes}) {{ return conv2d(x, w, {arguments}) }}"
+    close(run(text, x, w), convolve(x, w, **options))
+
+
 def test_convolution_in_one_dimension(run: Any) -> None:
     x, w = floats(2, 3, 9), floats(4, 3, 3)
     text = "fn f(x: f64[N, I, W], w: f64[O, I, S]) { return conv1d(x, w, stride=2, padding=1) }"

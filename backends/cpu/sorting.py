@@ -1,5 +1,5 @@
 """Sorting a row: by distribution, a byte of the key at a time, from the lowest (Knuth, The Art of Computer Programming,
-volume 3, section 5.2.5). Stable, and linear in the length of the row.
+volume 3, section 5.2.5); a short row by insertion (section 5.2.1). Stable, and linear in the length of a long row.
 
 Keys are compared as unsigned integers. Those of floats order numbers as numbers: -0 as 0, and NaN after all others. One
 pass counts every byte of every key; bytes that all keys share take no pass of their own.
@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from intarsia.backends.cpu.llvm import Module
 from intarsia.ir.dtypes import I64, DType
+
+SHORT = 32
+"""Items up to which insertion is faster than counting."""
 
 
 def add_sort(module: Module, keys: DType, by_index: bool) -> str:
@@ -29,12 +32,15 @@ def _function(name: str, keys: DType, by_index: bool) -> str:
     return f"""define internal void @{name}(ptr noalias %keys, ptr noalias %target, ptr noalias %scratch, i64 %n) #0 {{
 entry:
   %counts = alloca [{256 * passes} x i64], align 64
+  %is.long = icmp sgt i64 %n, {SHORT}
+  br i1 %is.long, label %clear, label %insert
+{_insertion(key, item, size, keys, by_index)}
+clear:
   call void @llvm.memset.p0.i64(ptr align 64 %counts, i8 0, i64 {2048 * passes}, i1 false)
   %bytes = mul i64 %n, {size}
-  %some = icmp sgt i64 %n, 0
-  br i1 %some, label %count, label %end
+  br label %count
 count:
-  %i = phi i64 [ 0, %entry ], [ %i.next, %count ]
+  %i = phi i64 [ 0, %clear ], [ %i.next, %count ]
   %p.first = getelementptr {key}, ptr %keys, i64 %i
   %first = load {key}, ptr %p.first, align {keys.bytes}
   %p.item = getelementptr {item}, ptr %target, i64 %i
@@ -70,7 +76,7 @@ move:
   %k = phi i64 [ 0, %starts ], [ %k.next, %move ]
   %p.from = getelementptr {item}, ptr %from, i64 %k
   %moved = load {item}, ptr %p.from, align {size}
-{_key_of_item(key, keys, by_index)}
+{_key_of_item(key, keys, by_index, "moved", "found")}
 {_ordered(keys, "found")}
   %found.byte = lshr {key} %found.key, %place
   %digit = and {key} %found.byte, 255
@@ -103,6 +109,41 @@ end:
 }}"""
 
 
+def _insertion(key: str, item: str, size: int, keys: DType, by_index: bool) -> str:
+    """Put item after item into the target, before those that come after it."""
+    bytes_ = keys.bytes
+    return f"""insert:
+  %j = phi i64 [ 0, %entry ], [ %j.next, %placed ]
+  %inserting = icmp slt i64 %j, %n
+  br i1 %inserting, label %take, label %end
+take:
+  %p.new = getelementptr {key}, ptr %keys, i64 %j
+  %new = load {key}, ptr %p.new, align {bytes_}
+{_ordered(keys, "new")}
+  br label %look
+look:
+  %free = phi i64 [ %j, %take ], [ %before, %shift ]
+  %before = sub i64 %free, 1
+  %is.first = icmp eq i64 %free, 0
+  br i1 %is.first, label %placed, label %compare
+compare:
+  %p.before = getelementptr {item}, ptr %target, i64 %before
+  %old = load {item}, ptr %p.before, align {size}
+{_key_of_item(key, keys, by_index, "old", "stored")}
+{_ordered(keys, "stored")}
+  %is.after = icmp ugt {key} %stored.key, %new.key
+  br i1 %is.after, label %shift, label %placed
+shift:
+  %p.shifted = getelementptr {item}, ptr %target, i64 %free
+  store {item} %old, ptr %p.shifted, align {size}
+  br label %look
+placed:
+  %p.placed = getelementptr {item}, ptr %target, i64 %free
+  store {item} {"%j" if by_index else "%new"}, ptr %p.placed, align {size}
+  %j.next = add i64 %j, 1
+  br label %insert"""
+
+
 def _widen(key: str, name: str) -> str:
     """A byte of a key as an index."""
     return f"add i64 %{name}, 0" if key == "i64" else f"zext {key} %{name} to i64"
@@ -124,12 +165,12 @@ def _counted(key: str, passes: int) -> str:
     return "\n".join(f"  {line}" for line in lines)
 
 
-def _key_of_item(key: str, keys: DType, by_index: bool) -> str:
-    """The stored key `%found` of the item `%moved`."""
+def _key_of_item(key: str, keys: DType, by_index: bool, item: str, name: str) -> str:
+    """The stored key `%name` of the item `%item`."""
     if not by_index:
-        return f"  %found = add {key} %moved, 0"
-    return f"""  %p.found = getelementptr {key}, ptr %keys, i64 %moved
-  %found = load {key}, ptr %p.found, align {keys.bytes}"""
+        return f"  %{name} = add {key} %{item}, 0"
+    return f"""  %p.{name} = getelementptr {key}, ptr %keys, i64 %{item}
+  %{name} = load {key}, ptr %p.{name}, align {keys.bytes}"""
 
 
 def _ordered(keys: DType, name: str) -> str:

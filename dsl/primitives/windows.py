@@ -28,7 +28,7 @@ class Window:
 
     size: Size
     stride: int
-    padding: int
+    padding: Size
     dilation: int
 
     def count(self, extent: Size) -> Size:
@@ -51,8 +51,20 @@ def _numbers(arguments: Arguments, name: str, rank: int, least: int) -> list[int
     return [int(s) for s in sizes]
 
 
+def _dimensions(builder: Builder, arguments: Arguments, name: str, rank: int, least: int) -> list[Size]:
+    """One integer or expression of dimension names for each of `rank` dimensions; one alone is for all."""
+    sizes = arguments.sizes(name)
+    sizes = sizes * rank if len(sizes) == 1 else sizes
+    span, what = arguments[name].span, f"`{name}` of {arguments.function} is at least {least}"
+    is_known = len(sizes) == rank and not any(s.opaques for s in sizes)
+    if not is_known or not all(builder.bounds.may_be_nonnegative(s - least, what, span) for s in sizes):
+        wanted = "an integer" if rank == 1 else "an integer or a pair"
+        raise arguments.wrong(name, f"{wanted} of at least {least}")
+    return list(sizes)
+
+
 def _padded(builder: Builder, x: Value, windows: Sequence[Window], literal: float | int, span: Span) -> Value:
-    widths = [ZERO] * (x.tensor.rank - len(windows)) + [Size.of(w.padding) for w in windows]
+    widths = [ZERO] * (x.tensor.rank - len(windows)) + [w.padding for w in windows]
     if all(w == ZERO for w in widths):
         return x
     return builder.add(Pad(x, tuple(widths), tuple(widths), literal, span=span)).value
@@ -76,8 +88,9 @@ def _convolution(rank: int) -> Callable[[Builder, Scope, Arguments, Span], Item]
         x, kernel = arguments.tensor(builder, "x"), arguments.tensor(builder, "w")
         _require_operands(x, kernel, rank, name, span)
         strides = _numbers(arguments, "stride", rank, 1)
-        paddings, dilations = _numbers(arguments, "padding", rank, 0), _numbers(arguments, "dilation", rank, 1)
-        groups = _numbers(arguments, "groups", 1, 1)[0]
+        paddings = _dimensions(builder, arguments, "padding", rank, 0)
+        dilations = _numbers(arguments, "dilation", rank, 1)
+        groups = _dimensions(builder, arguments, "groups", 1, 1)[0]
         sizes = kernel.tensor.shape[2:]
         windows = [Window(*numbers) for numbers in zip(sizes, strides, paddings, dilations)]
         extents = x.tensor.shape[2:]
@@ -91,11 +104,11 @@ def _convolution(rank: int) -> Callable[[Builder, Scope, Arguments, Span], Item]
         reduced = [Axis.of(names["c"], inner), *(Axis.of(names[n], s) for n, s in zip(offsets, sizes))]
         axes = [Axis.of(names["n"], x.tensor.shape[0])]
         each = outer // groups
-        if groups > 1:  # an axis of its own, so that no subscript needs a quotient
-            axes.append(Axis.of(names["g"], Size.of(groups)))
+        if groups != ONE:  # an axis of its own, so that no subscript needs a quotient
+            axes.append(Axis.of(names["g"], groups))
             channel = channel + group * inner
             out = group if each == ONE else out + group * each
-        if groups == 1 or each != ONE:
+        if groups == ONE or each != ONE:
             axes.append(Axis.of(names["o"], each))
         axes += spatial
         places = [w.index(names[a], names[b]) for w, a, b in zip(windows, letters, offsets)]
@@ -130,11 +143,11 @@ def _require_operands(x: Value, kernel: Value, rank: int, name: str, span: Span)
 
 
 def _require_channels(
-    builder: Builder, channels: Size, outer: Size, inner: Size, groups: int, name: str, span: Span
+    builder: Builder, channels: Size, outer: Size, inner: Size, groups: Size, name: str, span: Span
 ) -> None:
     show = builder.bounds.show
     if builder.bounds.compare(channels, inner * groups) is False:
-        wanted = str(inner) if groups == 1 else f"{groups} groups of {inner}"
+        wanted = str(inner) if groups == ONE else f"{groups} groups of {inner}"
         message = f"{name}: x has {show(channels)} channels, and w is for {wanted}"
         raise CompileError("E0211", message, span, hint=sharing_hint(inner * groups, channels))
     if not builder.bounds.may_be_zero(outer % groups, f"{name}: {outer} does not divide into {groups} groups", span):
@@ -155,7 +168,7 @@ def _pooling(which: str) -> Callable[[Builder, Scope, Arguments, Span], Item]:
         paddings = _numbers(arguments, "padding", 2, 0)
         if any(2 * p > s for p, s in zip(paddings, sizes)):
             raise arguments.wrong("padding", "at most half of the window")
-        windows = [Window(Size.of(s), t, p, 1) for s, t, p in zip(sizes, strides, paddings)]
+        windows = [Window(Size.of(s), t, Size.of(p), 1) for s, t, p in zip(sizes, strides, paddings)]
         extents = x.tensor.shape[-2:]
         _require_fits(builder, windows, extents, name, span)
         padded = _padded(builder, x, windows, x.dtype.least if which == "max" else 0, span)
@@ -199,7 +212,7 @@ def _average(
 
 def _covered(builder: Builder, place: str, window: Window, extent: Size) -> Size:
     """How many elements of a dimension the window at `place` covers."""
-    if not window.padding:
+    if window.padding == ZERO:
         return window.size
     start = Size.of(place) * window.stride - window.padding
     return minimum(start + window.size, extent) - maximum(start, 0)
