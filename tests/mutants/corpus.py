@@ -9,8 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "fuzz"))
 
+from chains import generate_chain
 from expressions import Expressions, module_of
-from generate import generate
+from generate import FuzzProgram, generate
 
 from intarsia.dsl.library import load
 from intarsia.ir.dtypes import BOOL, F32, I32
@@ -49,7 +50,23 @@ PROGRAMS = (
     "fn f(x: f16[N], y: f16[N], b: bool[N]) -> (f16[N], f16, f32[N]) {"
     " update_ = update x[0] += y[0]; return where(b, x * y, update_), max(x - y), f32(f16(f32(x) * 0.1)) }",
     "fn f(x: i32[N], y: bool[N]) -> (i32, bool[N], i32[N]) { return max(x), x > 1 and not y, x // 3 + x % 3 }",
+    "fn f(x: f32[N]) -> (i64[N], i64[N]) { y[i < N] = (i * 7) % 5; return sort(y), argsort(-y) }",
+    "fn f(x: f32[N, M], w: f32[M]) -> (f32[N], f32[M]) { y[i] = sum[j](x[i, j] * w[j]);"
+    " z[j] = sum[i](x[i, j] * y[i]); return y, z }",
+    "fn f(x: f32[N, M], g: f32[M]) -> (f32[N, M], f32[M]) { return rms_norm(x, g), mean(x, axis=0) - max(x, axis=0) }",
+    "fn f(x: f32[N, M], ids: i64[K]) -> f32[N, M] { return loop (h = x) for t < N { n = update h[t] = h[0] + x[t];"
+    " yield n } }",
+    "fn f(x: f32[N, N]) -> f32[N, N] { return loop (d = x) for k < N {"
+    " n[i, j] = minimum(d[i, j], d[i, k] + d[k, j]); yield n } }",
 )
+
+LONG_ROWS = (
+    "fn f(q: f32[9, 4], k: f32[450, 4], v: f32[450, 3]) -> f32[9, 3] { return attention(q, k, v) }",
+    "fn f(q: f32[37, 4], k: f32[450, 4], v: f32[450, 3]) -> f32[37, 3] { s = q @ transpose(k);"
+    " m[i < 37, j < 450] = where(j <= 11 * i, s[i, j], -inf); return softmax(m) @ v }",
+    "fn f(x: f32[3, 5000]) -> (f32[3, 5000], f32[3]) { return softmax(x), logsumexp(x, axis=1) }",
+)
+"""Rows of several blocks."""
 
 SIZES: tuple[Mapping[str, int], ...] = ({"N": 5, "M": 3, "K": 4}, {"N": 17, "M": 33, "K": 7}, {"N": 1, "M": 2, "K": 1})
 
@@ -78,6 +95,8 @@ def corpus(random_programs: int = RANDOM_PROGRAMS) -> list[Example]:
         found.append(Example(f"program {number} at open sizes", module))
         for sizes in (*SIZES, LARGE):
             found.append(example(f"program {number} at {_text(sizes)}", module, sizes))
+    for number, text in enumerate(LONG_ROWS):
+        found.append(Example(f"long rows {number}", load(Source(f"long{number}.ita", text)).build(None)))
     for folder in GOLDEN:
         for path in sorted((ROOT / "tests" / "golden" / folder).glob("*.ir")):
             inputs = path.read_text("utf-8").partition("# ===== expected\n")[0].split("# -----\n")
@@ -88,14 +107,14 @@ def corpus(random_programs: int = RANDOM_PROGRAMS) -> list[Example]:
         bodies = [Expressions(s).of((F32, I32, BOOL)[s % 3], 4) for s in range(seed, seed + 60)]
         found.append(Example(f"random expressions {seed}", module_of(bodies)))
     found += [Example(f"random graph {seed}", random_module(seed)) for seed in range(24)]
-    return found + [_random_program(seed) for seed in range(random_programs)]
+    found += [_random_program(f"random program {s}", generate(s, statements=6)) for s in range(random_programs)]
+    return found + [_random_program(f"chain {s}", generate_chain(s)) for s in range(random_programs)]
 
 
-def _random_program(seed: int) -> Example:
+def _random_program(name: str, given: FuzzProgram) -> Example:
     """A program of the fuzzer at its sizes."""
-    given = generate(seed, statements=6)
-    module = load(Source(f"random{seed}.ita", given.text)).build(None, dims=given.sizes)
-    return example(f"random program {seed}", module, given.sizes)
+    dims = {n: k for n, k in given.sizes.items() if not n.isdigit()}
+    return example(name, load(Source(f"{name}.ita", given.text)).build(None, dims=dims), dims)
 
 
 def example(name: str, module: Module, sizes: Mapping[str, int]) -> Example:

@@ -15,7 +15,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import CodeType, FrameType, ModuleType
 from typing import Any, Literal
@@ -23,11 +23,15 @@ from typing import Any, Literal
 sys.path.insert(0, str(Path(__file__).parent))
 
 from corpus import ROOT, Example
+from equivalence import TARGET, Change, are_equivalent
 from mutate import Mutant
 
 from intarsia.ir.dtypes import Array
 from intarsia.ir.errors import CompileError, ScheduleError
 from intarsia.ir.graph import Module
+from intarsia.ir.plan_interpreter import run_plan
+from intarsia.ir.plan_liveness import verify_plan
+from intarsia.ir.plan_text import print_plan
 from intarsia.ir.points import Operand
 from intarsia.ir.text import print_module
 from intarsia.ir.tolerance import Expected
@@ -38,9 +42,25 @@ PASSES = "intarsia.passes"
 SECONDS = 60
 """What one example may take with a broken pass."""
 
-TARGET = "cpu:x86-avx2"
+PLAN = "plan-memory"
+"""What comes after the passes, and is verified like one."""
 
-Kind = Literal["found", "crashed", "late", "idle", "survived"]
+Kind = Literal["found", "crashed", "late", "idle", "equivalent", "survived"]
+
+PARTS = {
+    "specialize": ("specialize.py",),
+    "canonicalize": ("canonicalize",),
+    "cse": ("cse.py",),
+    "dce": ("dce.py",),
+    "legalize-dtype": ("legalize_dtype",),
+    "contract": ("contract.py",),
+    "fuse": ("fuse",),
+    "skip-rounding": ("skip_rounding.py",),
+    "lower": ("lower",),
+    "schedule": ("schedule",),
+    PLAN: ("plan_memory",),
+}
+"""The code of each pass, below passes/."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +88,14 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a mutant; `pass_` is the one that was running or is blamed, `example` shows it."""
+    """What became of a mutant; `pass_` is the one that is blamed: by verification, or by the last line of the passes in
+    the traceback. `example` shows it. `changes`: what each pass made of the example since the first that differs."""
 
     kind: Kind
     pass_: str = ""
     example: str = ""
     detail: str = ""
+    changes: tuple[Change, ...] = field(default=(), repr=False)
 
 
 # ---------------------------------------------------------------------- the passes as they are
@@ -103,19 +125,27 @@ def _recorded(example: Example) -> tuple[Any, ...] | None:
             steps.append(Step(pass_.name, print_module(new), list(verify.results)))
 
     try:
-        _compile(example, [Record()])
+        module, _ = _compile(example, [Record()])
+        steps.append(Step(PLAN, _plan_text(module), list(verify.results)))
     except (CompileError, ScheduleError):
         return None
     runs = [(run.sizes, run.inputs, run.expected) for run in verify.runs]
-    return runs, first[0], steps, _lines(lambda: _compile(example, []))
+    return runs, first[0], steps, _lines(lambda: _plan_text(_compile(example, [])[0]))
 
 
-def _compile(example: Example, instruments: Sequence[Any]) -> Module:
+def _compile(example: Example, instruments: Sequence[Any]) -> tuple[Module, Any]:
+    """The scheduled module, and the context of the passes."""
     from intarsia.ir.target import TARGETS
     from intarsia.passes.pipeline import Context, default_pipeline
 
-    pipeline = default_pipeline(dict(example.sizes))
-    return pipeline.run(example.module, Context(TARGETS[TARGET]), instruments)
+    context = Context(TARGETS[TARGET])
+    return default_pipeline(dict(example.sizes)).run(example.module, context, instruments), context
+
+
+def _plan_text(module: Module) -> str:
+    from intarsia.passes.plan_memory import plan
+
+    return print_plan(plan(module))
 
 
 def _lines(work: Callable[[], object]) -> frozenset[tuple[str, int]]:
@@ -149,20 +179,44 @@ def outcome_of(mutant: Mutant, prepared: Sequence[Prepared]) -> Outcome:
     code = compile(mutant.tree(), mutant.path, "exec")
 
     def work() -> Outcome:
-        for name in [n for n in sys.modules if n.startswith(PASSES)]:
-            del sys.modules[name]
+        _forget_passes()
         sys.meta_path.insert(0, MutatingFinder(module_name(mutant.path), code))
-        changed: Outcome | None = None
+        changed: list[tuple[Prepared, Outcome]] = []
         for one in prepared:
             signal.alarm(SECONDS)
             outcome = _tried(one)
             if outcome.kind in ("found", "crashed"):
                 return outcome
-            changed = changed or (outcome if outcome.kind == "survived" else None)
-        return changed or Outcome("idle")
+            if outcome.kind == "survived":
+                changed.append((one, outcome))
+        signal.alarm(10 * SECONDS)
+        if not changed:
+            return Outcome("idle")
+        unexplained = isolated(lambda: _unexplained(changed), 10 * SECONDS) or 0
+        if unexplained < 0:
+            return replace(changed[0][1], kind="equivalent", changes=())
+        return replace(changed[unexplained][1], changes=())
 
     found = isolated(work, SECONDS)
     return found if isinstance(found, Outcome) else Outcome("late", detail=f"more than {SECONDS} seconds")
+
+
+def _forget_passes() -> None:
+    for name in [n for n in sys.modules if n.startswith(PASSES)]:
+        del sys.modules[name]
+
+
+def _unexplained(changed: Sequence[tuple[Prepared, Outcome]]) -> int:
+    """The first example of which the passes as they are do not show that what the broken ones left is the same, or -1.
+
+    A plan needs nothing more: `verify_plan` looks at it alone, with a liveness analysis of its own.
+    """
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, MutatingFinder)]
+    _forget_passes()
+    for position, (one, outcome) in enumerate(changed):
+        if not are_equivalent(outcome.changes, dict(one.example.sizes)):
+            return position
+    return -1
 
 
 def _tried(prepared: Prepared) -> Outcome:
@@ -172,15 +226,33 @@ def _tried(prepared: Prepared) -> Outcome:
 
         watch = _watch(prepared)
     except Exception as error:  # not even the import of the broken module works
-        return Outcome("crashed", "import", detail=_text(error))
+        return Outcome("crashed", _culprit(error), detail=_text(error))
     name = prepared.example.name
     try:
-        _compile(prepared.example, [watch])
+        watch.planned(*_compile(prepared.example, [watch]))
     except PassError as error:
         return Outcome("found", error.pass_.name, name, error.message)
+    except BadPlan as error:
+        return Outcome("found", PLAN, name, str(error))
     except Exception as error:  # whatever a broken compiler raises is what we ask for
-        return Outcome("crashed", watch.running, name, _text(error))
-    return Outcome("survived", watch.differs, name, watch.diff) if watch.differs else Outcome("idle")
+        return Outcome("crashed", _culprit(error), name, _text(error))
+    if not watch.differs:
+        return Outcome("idle")
+    return Outcome("survived", watch.differs, name, watch.diff, tuple(watch.changes))
+
+
+class BadPlan(Exception):
+    """A plan that is not sound, or computes something else."""
+
+
+def _culprit(error: BaseException) -> str:
+    """The pass whose code is the last of the passes in the traceback of a crash."""
+    found = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        _, inside, path = frame.filename.rpartition("passes/")
+        for part, places in PARTS.items():
+            found = part if inside and any(path == p or path.startswith(f"{p}/") for p in places) else found
+    return found
 
 
 def _watch(prepared: Prepared) -> Any:
@@ -189,24 +261,46 @@ def _watch(prepared: Prepared) -> Any:
     from intarsia.passes.verify import Run, VerifyExec, VerifyText, VerifyTypes
 
     class Watch(Instrument):
-        running = differs = diff = ""
-        verify: list[Instrument] = []
-
-        def before(self, pass_: Any, index: int, module: Module, context: Any) -> None:
-            self.running = pass_.name
+        differs = diff = ""
+        results: list[tuple[Array, ...]] = prepared.steps[-1].results
+        changes: list[Change] = []
+        execute: VerifyExec | None = None
 
         def after(self, pass_: Any, index: int, old: Module, new: Module, context: Any) -> None:
-            step = prepared.steps[index]
+            step, text = prepared.steps[index], print_module(new)
             if not self.differs:
-                if print_module(new) == step.text:
+                if text == step.text:
                     return
-                self.differs, self.diff = pass_.name, difference(step.text, print_module(new))
+                self.differs, self.diff = pass_.name, difference(step.text, text)
                 before = prepared.steps[index - 1].results if index else prepared.first
                 runs = [Run(*run) for run in prepared.runs]
-                execute = VerifyExec(reduce=False, current=old, real=old, runs=runs, results=before)
-                self.verify = [execute, VerifyText(), VerifyTypes()]
-            for instrument in self.verify:
+                self.execute = VerifyExec(reduce=False, current=old, real=old, runs=runs, results=before)
+            assert self.execute is not None
+            for instrument in (self.execute, VerifyText(), VerifyTypes()):
                 instrument.after(pass_, index, old, new, context)
+            self.results = self.execute.results
+            schedules = {name: str(schedule) for name, schedule in context.schedules.items()}
+            self.changes = [*self.changes, Change(index, print_module(old), text, schedules)]
+
+        def planned(self, module: Module, context: Any) -> None:
+            """Verifies the plan of what the passes left."""
+            from intarsia.passes.plan_memory import plan
+
+            made = plan(module)
+            text, wanted = print_plan(made), prepared.steps[-1].text
+            if text == wanted:
+                return
+            if not self.differs:
+                self.differs, self.diff = PLAN, difference(wanted, text)
+            try:
+                verify_plan(made)
+                found = [run_plan(made, inputs, sizes) for sizes, inputs, _ in prepared.runs]
+            except (AssertionError, LookupError, ValueError) as error:
+                raise BadPlan(_text(error)) from error
+            for run, before in zip(found, self.results):
+                for position, (a, b) in enumerate(zip(before, run)):
+                    if a.tobytes() != b.tobytes() or a.shape != b.shape:
+                        raise BadPlan(f"result {position} changed")
 
     return Watch()
 
