@@ -1,9 +1,10 @@
 """`--verify-each`: each pass leaves well-formed IR (`types`), that reads back (`text`), and computes the same (`exec`).
 
 `exec` runs the reference interpreter on the module before and after each pass, on the same inputs: ordinary ones, and
-ones with NaN, infinities and zeros of both signs mixed in. Passes that say they are exact must keep every bit; the
-others must stay within the tolerance of the language of the program in f64. On a difference it names the pass, shows
-the element and what the pass changed, and reduces the module to a small one that still shows it.
+ones with equal numbers, NaN, infinities and zeros of both signs mixed in, and at sizes 1 and 0 where sizes stay open.
+Passes that say they are exact must keep every bit; the others must stay within the tolerance of the language of the
+program in f64. On a difference it names the pass, shows the element and what the pass changed, and reduces the module
+to a small one that still shows it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from intarsia.passes.pipeline import Context, Instrument, Pass, PassError
 from intarsia.passes.schedule.apply import apply
 from intarsia.passes.schedule.scheduling import ScheduleKernels
 from intarsia.passes.specialize import Specialize, specialize
-from intarsia.passes.verify.inputs import Operand, check_sizes, random_inputs, work
+from intarsia.passes.verify.inputs import Operand, check_sizes, edge_sizes, random_inputs, work
 from intarsia.passes.verify.reduce import reduced
 
 Level = Literal["types", "text", "exec"]
@@ -134,6 +135,13 @@ class VerifyExec(Instrument):
         self.current = module
         self.runs = _runs(module, sizes, self.seed)
         self.results = [_evaluate(module, run) for run in self.runs]
+        for edge in [] if self._small else edge_sizes(module, given):
+            try:
+                run = _run(module, edge, self.seed, special=False)
+                self.results.append(_evaluate(module, run))
+            except BROKEN:
+                continue  # the program means nothing at these sizes
+            self.runs.append(run)
 
     def _after(self, pass_: Pass, module: Module, context: Context) -> Module:
         """What a pass makes of the module at check sizes."""
@@ -151,6 +159,10 @@ class VerifyExec(Instrument):
     # ------------------------------------------------------------------ comparing
 
     def _compare(self, pass_: Pass, old: Module, new: Module, context: Context) -> None:
+        if isinstance(pass_, Specialize) and not self._small:  # other sizes than those that it fixes are no test
+            given = dict(pass_.sizes)
+            kept = [n for n, run in enumerate(self.runs) if all(given.get(d, k) == k for d, k in run.sizes.items())]
+            self.runs, self.results = [self.runs[n] for n in kept], [self.results[n] for n in kept]
         results: list[tuple[Array, ...]] = []
         for run, before in zip(self.runs, self.results):
             try:
@@ -247,13 +259,15 @@ def _changed_bits(before: Array, after: Array, dtype: DType) -> str | None:
 
 def _runs(module: Module, sizes: Mapping[str, int], seed: int) -> list[Run]:
     """Ordinary inputs, and special ones: several where the module is small, so that each value comes to each place."""
-    lowered = any(isinstance(n, Call) for n in module.graph.body.walk())
     count = 3 if work(module, sizes) < SEVERAL else 1
-    found: list[Run] = []
-    for n in range(1 + count):
-        inputs = random_inputs(module.graph, sizes, seed + n, special=n > 0)
-        found.append(Run(sizes, inputs, None if lowered else expected(module, inputs, sizes)))
-    return found
+    return [_run(module, sizes, seed + n, special=n > 0) for n in range(1 + count)]
+
+
+def _run(module: Module, sizes: Mapping[str, int], seed: int, special: bool) -> Run:
+    """One set of inputs; what a module of graph ops should give for them."""
+    inputs = random_inputs(module.graph, sizes, seed, special)
+    lowered = any(isinstance(n, Call) for n in module.graph.body.walk())
+    return Run(sizes, inputs, None if lowered else expected(module, inputs, sizes))
 
 
 def _evaluate(module: Module, run: Run) -> tuple[Array, ...]:

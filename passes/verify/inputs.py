@@ -27,8 +27,9 @@ SPECIAL = (np.nan, np.inf, -np.inf, 0.0, -0.0)
 
 
 def random_inputs(graph: Graph, sizes: Mapping[str, int], seed: int, special: bool = False) -> list[Operand]:
-    """An input for each parameter. Floats are normal; if `special`, an eighth of them, and one of each kind at least,
-    are NaN, infinities and zeros. Integers are small, since they may count steps or subscript."""
+    """An input for each parameter. Floats are normal; if `special`, they are halves of small numbers, so that many are
+    equal, and an eighth of them, and one of each kind at least, are NaN, infinities and zeros. Integers are small,
+    since they may count steps or subscript."""
     generator = np.random.default_rng(seed)
     return [_input(p.type, sizes, generator, special) for p in graph.parameters]
 
@@ -45,6 +46,7 @@ def _array(type_: TensorType, sizes: Mapping[str, int], generator: np.random.Gen
     if dtype.is_float:
         values = np.asarray(generator.standard_normal(shape))
         if special:
+            values = np.round(2 * values) / 2
             places = generator.permutation(values.size)[: max(min(values.size // 2, len(SPECIAL)), values.size // 8)]
             values.flat[places] = np.resize(generator.permutation(SPECIAL), places.shape)
         return convert(values, F64, dtype)
@@ -64,6 +66,13 @@ def check_sizes(module: Module) -> dict[str, int] | None:
         if _fits(module, numbers):
             return numbers
     return None
+
+
+def edge_sizes(module: Module, fixed: Mapping[str, int]) -> list[dict[str, int]]:
+    """Dimension names that stay open, all 1 and all 0, as far as the program allows that; `fixed` become numbers."""
+    names = [n for n in module.graph.dimensions if n not in fixed]
+    choices = [{**fixed, **dict.fromkeys(names, number)} for number in (1, 0)] if names else []
+    return [numbers for numbers in choices if _fits(module, numbers)]
 
 
 def _fits(module: Module, numbers: Mapping[str, int]) -> bool:
