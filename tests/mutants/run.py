@@ -3,12 +3,12 @@
     python tests/mutants/run.py [--count 200] [--seed 0] [--passes lower,canonicalize] [--results FILE] [--verbose]
 
 Every mutant is a small change in the code of one pass (see mutate.py). The default pipeline runs with it over a corpus
-(see corpus.py), every pass verified, until an example shows it; examples that do not reach the changed statement are
-left out, and those that have shown most so far come first. A mutant is *found* if verification says that a result is
-wrong, *crashed* if a pass itself fails, *late* if one takes too long: all three are caught, and the pass that is blamed
-(by verification, or by the last line of the passes in the traceback) should be the broken one. It is *equivalent* if
-what it leaves is shown to mean the same (see equivalence.py): a rule no longer applies, say, or something else is
-fused. *idle* if every pass gives the same IR as without the change, *unreached* if no example runs the statement, and
+(see corpus.py), every pass verified, until an example shows it; at most 32 of those that reach the changed statement are
+taken, first those that have shown most so far. A mutant is *found* if verification says that a result is wrong,
+*crashed* if a pass itself fails, *late* if one takes too long: all three are caught, and the pass that is blamed (by
+verification, or by the last line of the passes in the traceback) should be the broken one. It is *equivalent* if what
+it leaves is shown to mean the same (see equivalence.py): a rule no longer applies, say, or something else is fused. It
+is *idle* if every pass gives the same IR as without the change, *unreached* if no example runs the statement, and
 *survived* otherwise: what is wrong and not found would be among those.
 """
 
@@ -21,7 +21,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -39,6 +39,9 @@ CHOICES = ("report.py", "groups.py", "names.py", "uses.py", "checks.py", "hints.
 """Files that decide on what is fused, stored, called or reported, and change no result: not broken."""
 
 COLUMNS = ("found", "crashed", "late", "blamed", "equivalent", "survived", "idle", "unreached")
+EXAMPLES = 32
+"""How many examples a mutant is tried on that none of them shows."""
+
 CAUGHT = ("found", "crashed", "late")
 
 
@@ -75,12 +78,20 @@ def tried(part: str, chosen: Sequence[Mutant], prepared: Sequence[Prepared], kno
         if outcome is None:
             place = (mutant.path, mutant.statement)
             reached = [p for p in prepared if not mutant.statement or place in p.lines]
-            reached.sort(key=lambda p: (-shown[p.example.name], sum(len(s.text) for s in p.steps)))
+            reached = spread(reached, lambda p: (-shown[p.example.name], sum(len(s.text) for s in p.steps)))
             outcome = asdict(outcome_of(mutant, reached)) if reached else {"kind": "unreached", "pass_": ""}
             known.add(mutant, outcome)
         if outcome.get("example") and outcome["kind"] in CAUGHT:
             shown[outcome["example"]] += 1
         yield mutant, outcome
+
+
+def spread(examples: Sequence[Prepared], order: Callable[[Prepared], Any]) -> list[Prepared]:
+    """At most `EXAMPLES` of them in an order: the first ones, and of the others some from everywhere."""
+    ordered = sorted(examples, key=order)
+    first, rest = ordered[: EXAMPLES // 2], ordered[EXAMPLES // 2 :]
+    step = -(-len(rest) // (EXAMPLES // 2)) or 1
+    return [*first, *rest[::-step][::-1]]
 
 
 class Results:
