@@ -3,7 +3,7 @@
     python tests/mutants/run.py [--count 200] [--seed 0] [--passes lower,canonicalize] [--results FILE] [--verbose]
 
 Every mutant is a small change in the code of one pass (see mutate.py). The default pipeline runs with it over a corpus
-(see corpus.py), every pass verified, until an example shows it; at most 32 of those that reach the changed statement are
+(see corpus.py), every pass verified, until an example shows it; at most 32 that reach the changed statement are
 taken, first those that have shown most so far. A mutant is *found* if verification says that a result is wrong,
 *crashed* if a pass itself fails, *late* if one takes too long: all three are caught, and the pass that is blamed (by
 verification, or by the last line of the passes in the traceback) should be the broken one. It is *equivalent* if what
