@@ -83,6 +83,18 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
         "fn f(a: f32[B, M, K], b: f32[B, K, N]) -> f32[B, M, N] { return a @ b }",
         {"B": 3, "M": 40, "N": 50, "K": 33},
     ),
+    "shortest_paths": (
+        "fn f(a: f64[M, K], b: f64[K, N]) -> f64[M, N] { return tensor[i, j](min[k](a[i, k] + b[k, j])) }",
+        {"M": 71, "N": 50, "K": 33},
+    ),
+    "longest_paths_deep": (
+        "fn f(a: i32[M, K], b: i32[K, N]) -> i32[M, N] { return tensor[i, j](max[k](a[i, k] + b[k, j]) - 1) }",
+        {"M": 33, "N": 37, "K": 4200},
+    ),
+    "shortest_paths_across": (
+        "fn f(a: f32[K, M], b: f32[N, K]) -> f32[M, N] { return tensor[i, j](min[k](abs(a[k, i] - b[j, k]))) }",
+        {"M": 45, "N": 40, "K": 70},
+    ),
     "vector": ("fn f(a: f32[K], b: f32[K, N]) -> f32[N] { return a @ b }", {"N": 640, "K": 133}),
     "conv2d": (
         "fn f(x: f32[N, I, H, W], w: f32[O, I, 3, 3]) -> f32[N, O, H, W] { return relu(conv2d(x, w, padding=1)) }",

@@ -24,7 +24,8 @@ All versions of a row were compared and took turns in one process; results are e
 - Ours makes new results and leaves its arguments alone; C changes them in place. Copies are in our time.
 - gramschmidt has rows and columns exchanged, so that its columns can be independent.
 - Ours may be another arrangement of the same formulas: cholesky and lu by columns and rows in turn, syr2k by one product
-  and its transpose, nussinov by halves that meet at `k`. Tiles, vectors and threads are the compiler's in all of them.
+  and its transpose, nussinov by halves that meet at `k`, floyd_warshall by blocks of stops. Tiles, vectors and threads
+  are the compiler's in all of them.
 
 Machine: 2 vCPUs of an AMD EPYC (Zen 5, AVX-512), 1 MiB L2 a core, 32 MiB L3, a shared host that was busy with other work
 while this was measured: read the ratios within a row, not the times.

@@ -34,6 +34,9 @@ from intarsia.passes.schedule.shape import count, effort, lanes_for, points, str
 from intarsia.passes.schedule.tiling import Extents, Tiling, choose_tiling, other_tilings
 from intarsia.passes.schedule.tree import loops_in, perfect_nest, puts_in
 
+FOLDS = ("+=", "min=", "max=")
+"""What reduces: shortest paths are contractions too."""
+
 SQUARE = 4
 """Dot products along each side of a tile of them."""
 
@@ -61,8 +64,8 @@ class Nest:
 
 @dataclass(frozen=True)
 class Contraction:
-    """A stage `y[…] += left * right`, with the stages that come before and after it: the initial value, and what is
-    done to each element of the result."""
+    """A stage `y[…] += left * right`, or another operation of both and another reduction, with the stages that come
+    before and after it: the initial value, and what is done to each element of the result."""
 
     put: Put
     right: Load
@@ -80,7 +83,7 @@ def find_contraction(b: Builder, loop: For, across: str = "") -> Contraction | N
     Columns are those along which the result lies in memory; or `across`, and then those are the rows.
     """
     nest, body = perfect_nest(loop)
-    if len(body) != 1 or not isinstance(put := body[0], Put) or put.operator != "+=" or put.mask:
+    if len(body) != 1 or not isinstance(put := body[0], Put) or put.operator not in FOLDS or put.mask:
         return None
     axes = {inner.axis: inner for inner in nest}
     names = [index.as_name for index in put.indices if index.constant is None]
