@@ -704,3 +704,16 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     for verb in ("run", "emit", "opt", "check", "explain", "fmt", "test", "bench", "reduce", "cache", "list"):
         assert re.search(rf"^  {verb} ", out, re.MULTILINE)
         assert main([verb, "--help"]) == 0
+
+
+def test_nothing_is_searched_for_cycles_at_the_end_of_the_process() -> None:
+    script = """
+import atexit, gc, sys
+from intarsia.cli import main
+
+atexit.register(lambda: print("kept", gc.get_freeze_count() > 1000))
+sys.argv = ["intarsia", "--version"]
+sys.exit(main())
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.endswith("kept True\n")
