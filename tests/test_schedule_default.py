@@ -301,6 +301,14 @@ def test_a_dense_pass_fetches_ahead() -> None:
     assert not prefetches(large("fn f(x: f32[N, M], s: f32[M]) -> f32[N, M] { return x * s }", N=4096, M=4096))
 
 
+def test_a_dense_pass_fetches_no_columns() -> None:
+    """Of a matrix that is read along rows and along columns, lines fetched for the latter would be too many."""
+    sides = " + ".join(f"{x}[i - 1, j] * {x}[i + 1, j] + {x}[i, j - 1] * {x}[i, j + 1]" for x in ("a", "a", "b"))
+    step = f"update a[i in 1..N-1, j in 1..N-1] = {sides} + b[j, i] * b[i, j]"
+    found = prefetches(large(f"fn f(a: f64[N, N], b: f64[N, N]) -> f64[N, N] {{ return {step} }}", N=1000))
+    assert [name for name, _, _ in found] == ["a"] * 3
+
+
 def test_transpositions_go_by_long_pieces_of_rows() -> None:
     kernel = large(PROGRAMS["transpose"][0], N=4096, M=4096)
     blocks = [loop for loop, _ in walk(kernel.body) if isinstance(loop, For)][:4]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from intarsia.ir.errors import ScheduleError
@@ -19,7 +20,7 @@ from intarsia.passes.schedule.tree import Body, find_buffer, find_loop, replace_
 
 def prefetch(kernel: Kernel, step: Prefetch) -> Kernel:
     """See `Prefetch`."""
-    find_buffer(kernel, step.buffer)
+    per_line = LINE // find_buffer(kernel, step.buffer).dtype.bytes
     loop, _ = find_loop(kernel, step.axis)
     later = {step.axis: Size.of(step.axis) + step.distance * loop.step}
     count = 0
@@ -28,11 +29,15 @@ def prefetch(kernel: Kernel, step: Prefetch) -> Kernel:
         nonlocal count
         if not isinstance(statement, Put) or statement.buffer != step.statement:
             return None
-        found = dict.fromkeys(
+        read = [
             tuple(i.substitute(later) for i in load.indices)
             for load in loads(statement.value)
             if load.buffer == step.buffer and step.axis in load.symbols and not any(i.opaques for i in load.indices)
-        )
+        ]
+        found: list[tuple[Size, ...]] = []
+        for indices in read:
+            if not any(_share_lines(indices, other, per_line) for other in found):
+                found.append(indices)
         count += len(found)
         return (*(PrefetchStatement(step.buffer, indices, step.level) for indices in found), statement)
 
@@ -40,6 +45,12 @@ def prefetch(kernel: Kernel, step: Prefetch) -> Kernel:
     if not count:
         raise ScheduleError(f"no write of {step.statement} reads {step.buffer} along {step.axis}")
     return kernel.with_body(body)
+
+
+def _share_lines(first: Sequence[Size], second: Sequence[Size], per_line: int) -> bool:
+    """Are two accesses so near to each other in a row that fetching one fetches the other, but for the ends?"""
+    distance = first[-1] - second[-1] if first else ZERO
+    return first[:-1] == second[:-1] and distance.constant is not None and abs(distance.constant) < per_line
 
 
 def fetch(kernel: Kernel, step: Fetch) -> Kernel:

@@ -80,6 +80,11 @@ def _inside(b: Builder, row: For, one: _Pass) -> list[For]:
 
 
 def _fetch_ahead(b: Builder, name: str, one: _Pass) -> None:
+    """Fetch what a pass reads some iterations later; not what it reads across the vectors too, line by line."""
+    buffer = b.kernel.buffers()[name]
+    lane = next(around[-1].axis for statement, around in walk(b.kernel.body) if statement is one.put)
+    if any(stride(buffer, x.indices, lane) not in (0, 1) for x in loads(one.put.value) if x.buffer == name):
+        return
     step = stride(b.kernel.buffers()[name], one.load.indices, one.loops[-1].axis)
     if step and len(one.loops) > 1:
         b.attempt(Prefetch(name, one.put.buffer, one.loops[-1].axis, max(1, AHEAD // (step * one.load.dtype.bytes))))
