@@ -4,6 +4,7 @@ import json
 from math import exp, log
 from pathlib import Path
 
+import compile_time
 import dispatch
 import plots
 from bench import PEERS
@@ -188,6 +189,8 @@ if __name__ == "__main__":
     ]
     o += ["median (minimum): the sum of two arrays, and of ten. Peers as in dispatch.py, pinned to one core.", ""]
     o += dispatch.table()
+    o += ["", "## What compiling costs", ""]
+    o += ["Seconds of whole processes, from text to results: see compile_time.py.", "", *compile_time.table()]
     o += ["", "## Build and first call, seconds (2 threads; includes compiling)", ""] + compile_table()
     if repeats():
         o += ["", "## Run-to-run noise", ""] + repeats()
