@@ -25,7 +25,7 @@ class _Constants:
 
     ln2 is ln2_high + ln2_low, and n * ln2_high is exact for every exponent n. exp: (e^r - 1 - r) / r^2 for |r| <= ln 2
     / 2; exp2: (2^r - 1 - r ln 2) / r^2 for |r| <= 1/2. erf_small: erf(x) / x - 1 in powers of x^2 up to 1; erf_large:
-    ln erfc(x) from 1 to `erf_one`, beyond which erf is 1.
+    log2 erfc(x) from 1 to `erf_one`, beyond which erf is 1.
     """
 
     integer: DType
@@ -63,8 +63,8 @@ _F32 = _Constants(
         -0.0007997853099368513, 7.806903158780187e-05,
     ),
     erf_large=(
-        -0.00033944446477107704, -1.1270973682403564, -0.6381316781044006, -0.10311781615018845, 0.021843187510967255,
-        -0.002948896726593375, 0.00018650117272045463,
+        -0.0004897148464806378, -1.626057744026184, -0.9206293821334839, -0.14876756072044373, 0.03151305764913559,
+        -0.004254358820617199, 0.00026906433049589396,
     ),
     erf_one=4.0,
 )  # fmt: skip
@@ -95,11 +95,11 @@ _F64 = _Constants(
         -1.655705428484074e-07, 1.601265776025049e-08, -1.6462313440762141e-09, 1.4339110146750919e-10,
     ),
     erf_large=(
-        -2.7317530033546458e-08, -1.1283789206360235, -0.6366207108693344, -0.10277088446852789, 0.019128185970897202,
-        0.00020208993925200603, -0.0016747143486907513, 0.0005521300920010069, 2.2177384883006848e-05,
-        -0.00011088364159092277, 6.480869829455307e-05, -2.4298493332733792e-05, 6.789753583012564e-06,
-        -1.471075723343673e-06, 2.4840156122750026e-07, -3.223325084767773e-08, 3.1123613118630684e-09,
-        -2.108420922185002e-10, 8.943631663455343e-12, -1.7871262656123066e-13,
+        -3.9410865108732794e-08, -1.6279066730452323, -0.9184495424983953, -0.14826704537051777, 0.027596139041415235,
+        0.00029155415317242095, -0.002416102085761737, 0.0007965553456554198, 3.1995203190599845e-05,
+        -0.00015997127983893348, 9.349918763602074e-05, -3.505531583220858e-05, 9.795543823070296e-06,
+        -2.1223136508400616e-06, 3.583677005319908e-07, -4.650275114967464e-08, 4.490188230079518e-09,
+        -3.0418084085428375e-10, 1.2902933048404534e-11, -2.578278200841287e-13,
     ),
     erf_one=6.0,
 )  # fmt: skip
@@ -223,11 +223,13 @@ def tanh(x: Term) -> Term:
 
 
 def erf(x: Term) -> Term:
-    """Up to 1 a polynomial in x^2; beyond 1 - erfc(x), with a polynomial for ln erfc(x)."""
+    """Up to 1 a polynomial in x^2; beyond 1 - erfc(x), with a polynomial for log2 erfc(x), whose range needs no clamping."""
     c = _constants(x)
     magnitude = abs(x)
     near = fma(magnitude, polynomial(magnitude * magnitude, c.erf_small), magnitude)
-    far = 1.0 - exp(polynomial(where(magnitude > c.erf_one, c.erf_one, magnitude), c.erf_large))
+    power = polynomial(where(magnitude > c.erf_one, c.erf_one, magnitude), c.erf_large)
+    n = power.round()
+    far = 1.0 - ldexp(_exp2_fraction(power - n, c), n)
     return copy_sign(where(magnitude > 1.0, far, near), x)
 
 
