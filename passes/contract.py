@@ -47,7 +47,13 @@ class Contract(Pass):
     exact: ClassVar[bool] = False
 
     def run(self, module: Module, context: Context) -> Module:
-        body = rewrite(module.graph.body, (pairwise,))
+        def rule(node: Node) -> Node | None:
+            new = pairwise(node)
+            if new is not None:
+                self.remark(context, "fusion", "factors of a sum are taken two at a time: less work", node.span)
+            return new
+
+        body = rewrite(module.graph.body, (rule,))
         return module if body is module.graph.body else module.with_body(body)
 
 

@@ -104,6 +104,15 @@ def test_passes_settle_and_repeat() -> None:
                 assert print_module(twice) == print_module(once), name
 
 
+def test_contracting_says_what_it_did() -> None:
+    text = """fn f(g: f32[16, 16], u: f32[40, 16], v: f32[50, 16]) -> f32[40, 50] {
+        return tensor[i, j](sum[a, b](g[a, b] * u[i, a] * v[j, b]))
+    }"""
+    _, given = run(program(text), "contract")
+    (remark,) = given.remarks.items
+    assert remark.done and remark.about == "fusion" and "two at a time" in remark.message and remark.span is not None
+
+
 # ---------------------------------------------------------------------- fusion
 
 ONE_KERNEL = {
