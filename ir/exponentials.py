@@ -223,7 +223,7 @@ def tanh(x: Term) -> Term:
 
 
 def erf(x: Term) -> Term:
-    """Up to 1 a polynomial in x^2; beyond 1 - erfc(x), with a polynomial for log2 erfc(x), whose range needs no clamping."""
+    """Up to 1 a polynomial in x^2; beyond 1 - erfc(x), with a polynomial for log2 erfc(x)."""
     c = _constants(x)
     magnitude = abs(x)
     near = fma(magnitude, polynomial(magnitude * magnitude, c.erf_small), magnitude)

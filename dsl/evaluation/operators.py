@@ -178,10 +178,10 @@ def _common_dtype(name: str, parts: Sequence[Part], span: Span) -> DType:
         parts = parts[1:]
     typed = [(found.dtype, item, own) for item, own in parts if (found := tensor_of(item)) is not None]
     if typed:
-        first = typed[0][0]
+        first, _, first_span = typed[0]
         for other, _, own in typed[1:]:
             if other != first:
-                raise _differ(name, parts, first, other, own, span)
+                raise _differ(name, parts, (first, first_span), (other, own), span)
         return first
     defaults = {default_dtype(item) for item, _ in parts}
     if len(defaults) == 1:
@@ -190,11 +190,16 @@ def _common_dtype(name: str, parts: Sequence[Part], span: Span) -> DType:
     return floating if floating is not None else default_dtype(parts[0][0])
 
 
-def _differ(name: str, parts: Sequence[Part], first: DType, other: DType, other_span: Span, span: Span) -> CompileError:
+def _differ(
+    name: str, parts: Sequence[Part], first: tuple[DType, Span], other: tuple[DType, Span], span: Span
+) -> CompileError:
+    """E0202: two arguments have different dtypes. The hint casts the one of fewer digits."""
     texts = " and ".join(describe(item) for item, _ in parts)
-    source = other_span.source.text[other_span.start : other_span.end]
+    if (other[0].is_float, other[0].bits) <= (first[0].is_float, first[0].bits):
+        first, other = other, first
+    source = first[1].source.text[first[1].start : first[1].end]
     shown = source if len(source) <= 30 and "\n" not in source else "…"
-    hint = f"nothing is converted unasked: cast one of them, as in {first}({shown})"
+    hint = f"nothing is converted unasked: cast one of them, as in {other[0]}({shown})"
     if FUNCTIONS[name].domain == "boolean":
         hint = _FOR_TRUTH
     return CompileError("E0202", f"{_shown(name)} of {texts}: the dtypes differ", span, hint=hint)
