@@ -10,6 +10,7 @@ MODULES: tuple[str, ...] = (
     "cse",
     "dce",
     "legalize_dtype",
+    "sample",
     "contract",
     "fuse",
     "skip_rounding",

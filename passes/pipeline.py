@@ -144,7 +144,9 @@ class Pipeline:
         return ",".join(map(str, self.passes))
 
 
-DEFAULT = "canonicalize,cse,dce,legalize-dtype,canonicalize,cse,contract,fuse,skip-rounding,dce,lower,schedule"
+DEFAULT = (
+    "canonicalize,cse,dce,legalize-dtype,canonicalize,cse,sample,dce,contract,fuse,skip-rounding,dce,lower,schedule"
+)
 
 
 def default_pipeline(sizes: Mapping[str, int] | None = None) -> Pipeline:

@@ -138,6 +138,43 @@ def test_a_contrastive_loss_is_one_kernel() -> None:
     )
 
 
+LOSSES = {
+    "contrastive": """fn f(a: f32[70, 24], b: f32[70, 24]) -> f32[70] {
+        s[i, j] = sum[d](a[i, d] * b[j, d]) / 0.3
+        l = logsumexp(s, axis=-1)
+        return tensor[i](l[i] - s[i, i])
+    }""",
+    "cross entropy": """fn f(a: f32[70, 24], b: f32[300, 24], t: i32[70]) -> f32[70] {
+        s[i, j] = sum[d](a[i, d] * b[j, d]) / 0.3
+        l = logsumexp(s, axis=-1)
+        return tensor[i](l[i] - s[i, t[i]])
+    }""",
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_that_read_one_score_of_a_row_are_one_kernel(loss: str) -> None:
+    """The score is computed twice; a target out of range means the nearest class."""
+    kernel = one_kernel(LOSSES[loss])
+    random = np.random.default_rng(0)
+    given = {b.name: random.standard_normal([int(e) for e in b.shape]).astype(np.float32) for b in kernel.inputs}
+    targets = np.arange(70)
+    if "t" in given:
+        targets = random.integers(-5, 305, 70)
+        given["t"] = targets.astype(np.int32)
+    scores = given["a"].astype(np.float64) @ given["b"].T / 0.3
+    top = scores.max(-1)
+    own = scores[np.arange(70), np.clip(targets, 0, scores.shape[1] - 1)]
+    np.testing.assert_allclose(
+        computed(kernel, [given[b.name] for b in kernel.inputs]),
+        np.log(np.exp(scores - top[:, None]).sum(-1)) + top - own,
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    largest = max(int(np.prod([int(e) for e in s.buffer.shape])) for s, _ in walk(kernel.body) if isinstance(s, Alloc))
+    assert largest < 70 * 300 or loss == "contrastive"
+
+
 @pytest.mark.parametrize("score", ["scaled", "causal"])
 def test_memory_does_not_grow_with_the_square(score: str) -> None:
     """What is allocated for one head: the keys as panels, and blocks of a fixed size."""

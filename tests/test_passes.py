@@ -29,7 +29,7 @@ from intarsia.passes.pipeline import Context, Pipeline
 from intarsia.passes.verify import difference, verification
 from intarsia.program import Program
 
-GRAPH_PASSES = "canonicalize,cse,dce,legalize-dtype,canonicalize,cse,contract,fuse,skip-rounding,dce"
+GRAPH_PASSES = "canonicalize,cse,dce,legalize-dtype,canonicalize,cse,sample,dce,contract,fuse,skip-rounding,dce"
 CPU = TARGETS["cpu:x86-avx2"]
 
 
@@ -98,7 +98,7 @@ def test_passes_settle_and_repeat() -> None:
         once, _ = run(random_module(seed))
         again = Pipeline.parse(GRAPH_PASSES).run(random_module(seed), context())
         assert print_module(once) == print_module(again)
-        for name in ("canonicalize", "contract", "cse", "dce", "fuse", "legalize-dtype", "skip-rounding"):
+        for name in ("canonicalize", "contract", "cse", "dce", "sample", "fuse", "legalize-dtype", "skip-rounding"):
             twice, _ = run(once, name)
             if name not in ("canonicalize", "contract", "cse"):  # which look into groups
                 assert print_module(twice) == print_module(once), name

@@ -148,7 +148,9 @@ def find_chain(b: Builder, name: str) -> Chain:
         raise ScheduleError("there are several products")
     if not sweep.ratios and any(b.kernel.buffers()[s.put.buffer].role == "out" for s in sweep.axes if kept[s]):
         raise ScheduleError("what it is about is stored as a whole anyway")
-    passing = allocated_in(b.kernel.body).keys() - {s.put.buffer for s in sums}
+    passing = allocated_in(b.kernel.body).keys() & frozenset().union(*(s.touched for s in sweep.axes)) - {
+        s.put.buffer for s in sums
+    }
     if outside := sorted(x for s in (*sweep.before, *sweep.after) for x in s.touched & passing):
         raise ScheduleError(f"{outside[0]} is used outside the sweep")
     if any(not s.reduced for s in products):
@@ -209,8 +211,9 @@ def _schedule(b: Builder, name: str) -> None:
         columns = b.split(mine.key, lanes)
         at = chain.batch[-1][chain.stages[0]] if chain.batch else ROOT
         _pack(b, at, columns[-1], (mine.panel, *(loop.axis for loop in chain.scores.reduced), *columns))
-    for buffer in (s.put.buffer for s in chain.sums):
-        if b.kernel.buffers()[buffer].role == "temp":
+    around = frozenset().union(*(s.touched for s in (*chain.sweep.before, *chain.sweep.after)))
+    for buffer in (*(s.put.buffer for s in chain.sums), *sorted(around)):
+        if b.kernel.buffers()[buffer].role == "temp" and allocated_in(b.kernel.body)[buffer].memory == "global":
             b.take(Localize(buffer, top, "cache"))
     sweep = b.fresh(panel)
     b.take(Online(name, KEYS // (VECTORS * lanes), (sweep,)))

@@ -20,6 +20,7 @@ from intarsia.passes.schedule.columns import copy_columns
 from intarsia.passes.schedule.contraction import schedule_contraction
 from intarsia.passes.schedule.convolution import schedule_convolution
 from intarsia.passes.schedule.diagonals import walk_diagonals
+from intarsia.passes.schedule.long_rows import sweep_long_rows
 from intarsia.passes.schedule.reductions import reduce_in_parts, sum_columns
 from intarsia.passes.schedule.shape import count, effort
 from intarsia.passes.schedule.streams import bypass_caches, fetch_early
@@ -41,6 +42,7 @@ def build_schedule(
     b = Builder(kernel, target, choices)
     if schedule_chain(b):
         return b
+    sweep_long_rows(b)
     for loop in b.outermost():
         if loop in b.outermost():
             _ = schedule_convolution(b, loop) or schedule_contraction(b, loop)

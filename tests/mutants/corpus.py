@@ -75,7 +75,18 @@ LARGE: Mapping[str, int] = {"N": 67, "M": 35, "K": 40}
 
 RANDOM_PROGRAMS = 20
 
-GOLDEN = ("specialize", "canonicalize", "cse", "dce", "contract", "fuse", "legalize-dtype", "skip-rounding", "lower")
+GOLDEN = (
+    "specialize",
+    "canonicalize",
+    "cse",
+    "dce",
+    "sample",
+    "contract",
+    "fuse",
+    "legalize-dtype",
+    "skip-rounding",
+    "lower",
+)
 
 
 @dataclass(frozen=True)

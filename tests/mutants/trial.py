@@ -53,6 +53,7 @@ PARTS = {
     "cse": ("cse.py",),
     "dce": ("dce.py",),
     "legalize-dtype": ("legalize_dtype",),
+    "sample": ("sample.py",),
     "contract": ("contract.py",),
     "fuse": ("fuse",),
     "skip-rounding": ("skip_rounding.py",),
