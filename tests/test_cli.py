@@ -717,3 +717,13 @@ sys.exit(main())
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.endswith("kept True\n")
+
+
+def test_dimensions_that_are_kept_open(ita: Run) -> None:
+    text = "fn f(x: f32[N, M]) -> f32[N] { return sum(x, axis=1) }"
+    sizes = ("--dim", "N=3", "--dim", "M=5")
+    status, out, err = ita("run", "-e", text, "--random", "--compare", "--dynamic", "N,M", *sizes)
+    assert status == 0 and "equal to the reference" in out + err
+    for command in (("run", "-e", text, "--random", *sizes), ("explain", "-e", text, "--about", "fusion")):
+        status, _, err = ita(*command, "--dynamic", "N,Z")
+        assert status == 1 and "E0611" in err and "'Z'" in err

@@ -132,14 +132,13 @@ def bind_types(
     dims: Sequence[str],
     *,
     required: bool,
-    dynamic: Collection[str] = (),
 ) -> BoundTypes:
     """Types from the files and numbers that are given; what is not given keeps the type of the signature.
 
-    `required`: every dimension name that is not `dynamic` must be decided. Raises CompileError E0614 naming those that
-    are not, E0611 for a dynamic one that the function does not have.
+    `required`: every dimension name that is not kept open must be decided. Raises CompileError E0614 naming those that
+    are not, E0611 for one to keep open that the function does not have.
     """
-    form = function.form
+    form, dynamic = function.form, function.program.options.dynamic
     specs, statics = _specifications(form, arguments)
     sizes = _sizes(form, dims)
     tensors: Tensors = {n: v for n, v in statics.items() if isinstance(v, np.ndarray)}

@@ -73,8 +73,7 @@ def _compilation(
     function: Function, arguments: tuple[str, ...], weights: tuple[str, ...], settings: dict[str, Any], *, sized: bool
 ) -> Compilation:
     """The compilation for the sizes that are given. Raises CompileError E0614 naming those that lack."""
-    dynamic = function.program.options.dynamic
-    bound = bind_types(function, arguments, weights, settings["dims"], required=sized, dynamic=dynamic)
+    bound = bind_types(function, arguments, weights, settings["dims"], required=sized)
     return function.compilation_of_types(bound.types, bound.statics, bound.dims)
 
 

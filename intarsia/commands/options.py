@@ -51,7 +51,7 @@ def open_program(file: str | None, text: str | None) -> tuple[Source, str | None
 
 _COMPILE_OPTIONS: dict[str, dict[str, Any]] = {
     "--dim": {"multiple": True, "metavar": "B=128", "help": "Size of a dimension that no argument fixes."},
-    "--dynamic": {"multiple": True, "metavar": "B", "help": "Keep this dimension a run-time value."},
+    "--dynamic": {"multiple": True, "metavar": "B,…", "help": "Keep these dimensions run-time values."},
     "--target": {"metavar": "TARGET", "help": "cpu, cpu:x86-avx2, …, reference, kernels, plan  [default: cpu]"},
     "--passes": {"metavar": "TEXT", "help": "The passes to run in place of the default ones."},
     "--schedule": {"metavar": "FILE|TEXT", "help": "Pin a schedule."},
@@ -100,7 +100,7 @@ def options_of(settings: Mapping[str, Any]) -> tuple[Options, bool, str | None]:
     target = settings["target"]
     options = Options(
         target=None if target in INTERPRETERS else target,
-        dynamic=settings["dynamic"],
+        dynamic=tuple(name.strip() for names in settings["dynamic"] for name in names.split(",")),
         passes=settings["passes"],
         schedule=_schedule_text(settings["schedule"]),
         checks=settings["checks"] or target == "reference",
