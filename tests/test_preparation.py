@@ -26,6 +26,11 @@ PRODUCT = "fn f(x: f32[M, K], const w: f32[K, N]) -> f32[M, N] { return x @ w }"
 PROGRAMS = {
     "product": (PRODUCT, (37, 65), (65, 100)),
     "few rows": (PRODUCT, (3, 1000), (1000, 130)),
+    "few rows in parts": (PRODUCT, (17, 601), (601, 299)),
+    "few rows, transposed": (
+        "fn f(x: f32[M, K], const w: f32[N, K]) -> f32[M, N] { return relu(x @ transpose(w) + 0.5) }",
+        (9, 603), (297, 603),
+    ),
     "several blocks": (PRODUCT, (130, 700), (700, 1030)),
     "transposed": (
         "fn f(x: f32[M, K], const w: f32[N, K]) -> f32[M, N] { return x @ transpose(w) }", (33, 70), (50, 70)

@@ -178,7 +178,7 @@ def schedule_contraction(b: Builder, loop: For) -> bool:
     if likeliest is None:
         return _schedule_narrow(b, loop, c)
     tiling = b.choose(f"tiling of {c.put.buffer}", [likeliest, *other_tilings(likeliest, size, b.target)])
-    if tiling.few and _is_dot(b, c):
+    if tiling.few and not size.constant and _is_dot(b, c):
         return b.together(f"tiles of dot products of {c.put.buffer}", lambda: _tile_dots(b, c, tiling))
     return b.together(f"tiles of {c.put.buffer}", lambda: _tile(b, c, tiling))
 
@@ -247,20 +247,27 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
         part, inside = b.split(reduced[0], t.part, "min")
         reduced = (inside,)
     parts = (part,) if part else ()
-    b.take(Reorder((*main.blocks, *parts, *main.tiles, *reduced, *main.inner)))
+    once = t.packed and b.copy_memory(c.right, ROOT) == "prepared"
+    outside, tiles = main.blocks, main.tiles
+    if once and t.few:  # what lies together is gone through in order
+        outside, tiles = (*main.blocks, main.panels), tuple(a for a in main.tiles if a != main.panels)
+    b.take(Reorder((*outside, *parts, *tiles, *reduced, *main.inner)))
     initial = None if c.initial is None else _split(b, c.initial, t, repeated)
     if initial is not None:
         b.take(Reorder((*initial.outer, *initial.inner)))
     for epilogue in c.epilogues:
         own = _split(b, epilogue, t, repeated)
         b.take(Reorder((*own.outer, *own.inner)))
-        for ours, theirs in zip(main.blocks if part else main.outer, own.outer):
+        for ours, theirs in zip(outside if part else main.outer, own.outer):
             b.take(Merge((ours, theirs)))
         write_out(b, own.inner)
+    packed = c.right.buffer
     if t.packed:
-        around = (*main.blocks, *parts)
-        at = around[-1] if around and b.copy_memory(c.right, ROOT) == "cache" else ROOT
-        _pack(b, c, at, around if at == ROOT else (), (main.panels, *reduced, *main.inner[1:]))
+        around = (*outside, *parts)
+        at = around[-1] if around and not once else ROOT
+        steps = (*parts, *reduced) if at == ROOT else reduced
+        panels = (*(around if at == ROOT else ()), main.panels)
+        packed = _pack(b, c, at, (*dict.fromkeys(panels), *reduced, *main.inner[1:]), steps)
     if not t.few or (part and count(trips(b.loop(main.tiles[-1]))) > 1):
         _pack_left(b, c, t, main, (*parts, *(a for a in main.tiles if a != main.panels), *reduced, main.inner[0]))
     write_out(b, main.inner)
@@ -274,9 +281,9 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
         b.take(replace(tile, mode="add"))
     if c.epilogues and not part and b.kernel.buffers()[c.put.buffer].role == "temp":
         b.attempt(Localize(c.put.buffer, main.tiles[-1], "register"))
-    steps = unroll_reduction(b, reduced[-1])
-    if t.few and part and steps:
-        b.attempt(Fetch(c.right.buffer, part, steps))
+    unrolled = unroll_reduction(b, reduced[-1])
+    if t.few and part and unrolled:
+        b.attempt(Fetch(packed, part, unrolled))
     b.attempt(Version(main.tiles[-1]))
     share(b, main.blocks or main.tiles[:1])
 
@@ -337,21 +344,26 @@ def share(b: Builder, axes: tuple[str, ...]) -> None:
 # ---------------------------------------------------------------------- packing
 
 
-def _pack(b: Builder, c: Contraction, at: str, blocks: tuple[str, ...], axes: tuple[str, ...]) -> None:
-    """Copy the right operand so that the columns of a panel lie together for each step of the reduction: the panels of
-    one block, or those of all `blocks` one after the other."""
-    new, copied = _copy(b, _load(b, c.right.buffer, axes[-1]), at, (*blocks, *axes))
-    copied = copied[-len(axes) :]
-    panels, lane = copied[0], copied[-1]
+def _pack(b: Builder, c: Contraction, at: str, axes: tuple[str, ...], reduced: tuple[str, ...]) -> str:
+    """Copy the right operand, in the order of the axes, so that the columns of a panel lie together for each step of
+    the reduction. Returns the copy."""
+    load = _load(b, c.right.buffer, axes[-1])
+    layout = [axis for axis in axes if axis in load.symbols]
+    new, copied = _copy(b, load, at, axes)
+    made, lane = dict(zip(layout, copied)), copied[-1]
+    inner = tuple(made[a] for a in layout[layout.index(reduced[-1]) + 1 :])
+    steps = tuple(made[a] for a in reduced)
+    batch = tuple(made[a] for a in c.main.batch if a in made)
+    panels = tuple(a for a in copied if a not in (*batch, *steps, *inner))
     along = _axis_in_memory(b, c.right.buffer, copied)
     if along not in (lane, ""):
         transpose_copy(b, c.right.buffer, copied, along, lane)
     else:
-        steps = copied[1 : 1 + len(c.main.reduced)]
-        b.take(Reorder((*steps, panels)))  # rows of the source piece by piece, whole lines of memory
-        write_out(b, copied[1 + len(steps) :])
+        b.take(Reorder((*batch, *steps, *panels)))  # rows of the source piece by piece, whole lines of memory
+        write_out(b, inner)
         b.attempt(Prefetch(c.right.buffer, new, steps[-1], AHEAD))
-    b.attempt(Version(panels))
+    b.attempt(Version(panels[-1]))
+    return new
 
 
 def _pack_left(b: Builder, c: Contraction, t: Tiling, main: _Tiled, axes: tuple[str, ...]) -> None:

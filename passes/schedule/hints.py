@@ -14,7 +14,7 @@ from intarsia.ir.scalar import loads
 from intarsia.ir.schedule import Fetch, Nontemporal, Prefetch
 from intarsia.ir.sizes import ZERO, Size
 from intarsia.passes.schedule.shape import LINE
-from intarsia.passes.schedule.storage import box_of, most_trips
+from intarsia.passes.schedule.storage import box_of, most, most_trips
 from intarsia.passes.schedule.tree import Body, find_buffer, find_loop, replace_loop, rewrite
 
 
@@ -67,7 +67,7 @@ def fetch(kernel: Kernel, step: Fetch) -> Kernel:
     box = box_of(kernel, buffer, reads, len(around) + 1)
     later = {step.axis: Size.of(step.axis) + loop.step}
     first = tuple(index.substitute(later) for index in box.first)
-    extents = [(dimension, _number(extent, step.buffer)) for dimension, extent in box.kept]
+    extents = [(dimension, _number(most(extent), step.buffer)) for dimension, extent in box.kept]
     last = len(first) - 1
     row = extents.pop()[1] if extents and extents[-1][0] == last else 1
     per_line = max(1, LINE // buffer.dtype.bytes)

@@ -13,7 +13,7 @@ from intarsia.ir.kernel_access import Access, accesses, expressions
 from intarsia.ir.proofs import Facts
 from intarsia.ir.scalar import Expr, Index, Load, Mask, apply, constant, loads, transform, where
 from intarsia.ir.schedule import ROOT, Inline, Localize, Pack
-from intarsia.ir.sizes import ONE, ZERO, Extremum, Size, maximum, minimum
+from intarsia.ir.sizes import ONE, ZERO, Extremum, Quotient, Size, maximum, minimum
 from intarsia.passes.schedule.dependence import describe, may_meet
 from intarsia.passes.schedule.masks import join
 from intarsia.passes.schedule.tree import (
@@ -273,7 +273,7 @@ def most_trips(loop: For) -> Size:
 
 
 def most(extent: Size) -> Size:
-    """A number that an extent is at most, where minima in it say one; else the extent."""
+    """A number that an extent is at most, where minima in it say one, also in quotients; else the extent."""
     total = Size.of(0)
     for monomial, coefficient in extent.terms:
         match monomial:
@@ -281,6 +281,10 @@ def most(extent: Size) -> Size:
                 numbers = [found for a in arguments if (found := most(a).constant) is not None]
                 if numbers:
                     total = total + coefficient * min(numbers)
+                    continue
+            case (Quotient(numerator, Size(constant=int() as divisor)),) if coefficient > 0 and divisor > 0:
+                if (bound := most(numerator).constant) is not None:
+                    total = total + coefficient * (bound // divisor)
                     continue
             case ():
                 total = total + coefficient

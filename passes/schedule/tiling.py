@@ -21,7 +21,8 @@ FEW_COLUMNS = 512
 """Columns of a block where there are few rows: twice as many where they make several tiles."""
 
 FEW_STEPS = 64
-"""Steps of the reduction that few rows take at a time, while the columns' operand for the next ones is fetched."""
+"""Steps of the reduction that few rows take at a time, while the columns' operand for the next ones is fetched: rows of
+it in memory. Of a constant, which lies together, a panel takes a third of the first cache."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def choose_tiling(e: Extents, target: Target) -> Tiling | None:
     first, second = target.caches[0], target.caches[min(1, len(target.caches) - 1)]
     is_small = e.columns is not None and e.columns * e.depth * e.bytes <= second // 2
     if few and e.rows is not None:
-        part = _part(e.depth, FEW_STEPS, 2 * FEW_STEPS) if e.divisible and not is_small else 0
+        steps = max(FEW_STEPS, first // 3 // (width * e.bytes)) if e.constant else FEW_STEPS
+        part = _part(e.depth, steps, 2 * FEW_STEPS) if e.divisible and not is_small else 0
         columns = max(1, FEW_COLUMNS * min(2, -(-e.rows // rows)) // width) * width
         return Tiling(rows, vectors, e.lanes, 0, columns, part, e.constant or (e.across and e.movable), False, True)
     steps = first * 2 // 3 // (rows * e.bytes)  # a tile's rows of the left operand stay in the first cache
