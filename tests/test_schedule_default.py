@@ -65,6 +65,11 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
         " { return tensor[i, j](sum[k](w[k] * a[i, k] * b[k, j])) }",
         {"M": 70, "K": 300},
     ),
+    "matmul_spread": (
+        "fn f(x: f32[C, H, W], w: f32[C, O, 2, 2], b: f32[O]) -> f32[O, H, 2, W, 2]"
+        " { return tensor[o, h, i, w_, j](relu(sum[c](x[c, h, w_] * w[c, o, i, j]) + b[o])) }",
+        {"C": 9, "H": 5, "W": 37, "O": 10},
+    ),
     "matmul_few_deep": (
         "fn f(a: f32[M, K], b: f32[K, N]) -> f32[M, N] { return a @ b }",
         {"M": 11, "N": 530, "K": 331},
@@ -404,6 +409,13 @@ def test_few_columns_are_dot_products() -> None:
     (tile,) = [x for x in kernel.buffers().values() if x.memory == "register"]
     assert main.buffer == tile.name
     assert [int(extent.constant or 0) for extent in tile.shape] == [4, 4, 16]
+
+
+def test_results_that_lie_apart_have_lanes_all_the_same() -> None:
+    kernel = large(PROGRAMS["matmul_spread"][0], C=64, H=28, W=28, O=64)
+    summed = {s.buffer for s, _ in walk(kernel.body) if isinstance(s, Put) and s.operator == "+="}
+    assert {kernel.buffers()[name].memory for name in summed} == {"register"}
+    assert all(kernel.buffers()[name].shape[-1].constant == 16 for name in summed)
 
 
 def test_few_rows_fetch_the_other_operand_ahead() -> None:

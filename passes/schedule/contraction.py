@@ -10,6 +10,7 @@ but each thread packs the block that it works on.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from intarsia.ir.kernel import For, Put
 from intarsia.ir.kernel_access import accesses, trips
@@ -39,6 +40,9 @@ FOLDS = ("+=", "min=", "max=")
 
 SQUARE = 4
 """Dot products along each side of a tile of them."""
+
+NEAR = 4
+"""How far apart neighbouring lanes of a result may be written."""
 
 UNROLLED = 4
 """Steps of the reduction that are written out."""
@@ -77,10 +81,11 @@ class Contraction:
 # ---------------------------------------------------------------------- recognizing
 
 
-def find_contraction(b: Builder, loop: For, across: str = "") -> Contraction | None:
+def find_contraction(b: Builder, loop: For, across: str = "", longest: bool = False) -> Contraction | None:
     """The contraction that a nest is, if it is one and long enough in both directions for a tile.
 
-    Columns are those along which the result lies in memory; or `across`, and then those are the rows.
+    Columns are those along which the result lies in memory; or `across`, and then those are the rows, unless the
+    `longest` are asked for.
     """
     nest, body = perfect_nest(loop)
     if len(body) != 1 or not isinstance(put := body[0], Put) or put.operator not in FOLDS or put.mask:
@@ -102,7 +107,7 @@ def find_contraction(b: Builder, loop: For, across: str = "") -> Contraction | N
     rows = [a for a in rows if count(trips(axes[a])) > 1]
     if column is None or not rows or len(right) != 1 or not reduced:
         return None
-    row = along if across and along in rows else max(rows, key=lambda a: count(trips(axes[a])))
+    row = along if across and along in rows and not longest else max(rows, key=lambda a: count(trips(axes[a])))
     main = Nest(row, column, tuple(a for a in kept if a not in (row, column)), reduced)
     before, after = _neighbours(b, put, main, loop)
     return Contraction(put, right[0], main, before, after)
@@ -176,7 +181,7 @@ def schedule_contraction(b: Builder, loop: For) -> bool:
     size = extents(b, c)
     likeliest = choose_tiling(size, b.target)
     if likeliest is None:
-        return _schedule_narrow(b, loop, c)
+        return _schedule_narrow(b, loop, c) or _schedule_spread(b, loop, c)
     tiling = b.choose(f"tiling of {c.put.buffer}", [likeliest, *other_tilings(likeliest, size, b.target)])
     if tiling.few and not size.constant and _is_dot(b, c):
         return b.together(f"tiles of dot products of {c.put.buffer}", lambda: _tile_dots(b, c, tiling))
@@ -204,6 +209,23 @@ def _schedule_narrow(b: Builder, loop: For, c: Contraction) -> bool:
         _tile_dots(b, other, tiling)
 
     return b.together(f"tiles of dot products of {c.put.buffer}", tile)
+
+
+def _schedule_spread(b: Builder, loop: For, c: Contraction) -> bool:
+    """Schedule a contraction whose columns fill no vector with lanes along another axis of the result, whose elements
+    lie a few apart: one along which an operand lies in memory."""
+    buffers = b.kernel.buffers()
+    put = c.put
+    for x in dict.fromkeys(loads(put.value)):
+        for axis in (c.main.row, *c.main.batch):
+            apart = stride(buffers[put.buffer], put.indices, axis)
+            if stride(buffers[x.buffer], x.indices, axis) != 1 or apart is None or apart > NEAR:
+                continue
+            other = find_contraction(b, loop, axis, longest=True)
+            tiling = None if other is None else choose_tiling(extents(b, other), b.target)
+            if other is not None and tiling is not None:
+                return b.together(f"tiles of {put.buffer}", partial(_tile, b, other, tiling))
+    return False
 
 
 @dataclass(frozen=True)
