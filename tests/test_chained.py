@@ -11,7 +11,7 @@ from intarsia.driver import Compilation, Options
 from intarsia.dsl.library import load
 from intarsia.ir.dtypes import Array
 from intarsia.ir.errors import Source
-from intarsia.ir.kernel import Alloc, Kernel, walk
+from intarsia.ir.kernel import Alloc, For, Kernel, walk
 from intarsia.ir.kernel_interpreter import run
 from intarsia.ir.kernel_verifier import unproved_accesses, verify_kernel
 
@@ -91,6 +91,45 @@ def test_attention_is_one_kernel(shape: tuple[int, int, int], score: str) -> Non
     kernel = one_kernel(attention(*shape, text))
     inputs = draw(kernel)
     np.testing.assert_allclose(computed(kernel, inputs), expected(*inputs, reference), rtol=1e-4, atol=1e-5)
+
+
+def panels(kernel: Kernel) -> int:
+    """The panels of keys that all blocks of rows go through, for each head."""
+    sweep, around = next((s, a) for s, a in walk(kernel.body) if isinstance(s, For) and s.step > 1)
+    rows = around[-1]
+    axes = [{rows.axis: n} for n in range(int(rows.lower), int(rows.upper))]
+    return sum(sweep.upper.evaluate(a) - sweep.lower.evaluate(a) for a in axes)
+
+
+BANDS: dict[str, tuple[str, Callable[[Array, Array], Array], int]] = {
+    "causal": ("j <= i", lambda i, j: j <= i, 20),
+    "anticausal": ("j >= i", lambda i, j: j >= i, 20),
+    "window": ("j <= i and i < j + 20", lambda i, j: (j <= i) & (i < j + 20), 11),
+    "difference": ("j <= i and i - j < 20", lambda i, j: (j <= i) & (i < j + 20), 11),
+    "band": ("abs(i - j) <= 20", lambda i, j: abs(i - j) <= 20, 14),
+    "not": ("not (j > i or i - j >= 20)", lambda i, j: (j <= i) & (i < j + 20), 11),
+    "padding": ("j <= i and b[j] > 0.0", lambda i, j: (j <= i) & (j % 3 != 1), 20),
+}
+"""The condition under which a score counts, and the panels of 32 keys that 256 rows in blocks of 64 need, of 32."""
+
+
+@pytest.mark.parametrize("band, turned", [*((band, False) for band in BANDS), ("window", True), ("padding", True)])
+def test_blocks_without_scores_are_left_out(band: str, turned: bool) -> None:
+    """However the condition is written, also with one that depends on data."""
+    condition, reference, most = BANDS[band]
+    score = f"where(not ({condition}), -inf, DOT)" if turned else f"where({condition}, DOT, -inf)"
+    more = ", b: f32[256]" if "b[" in condition else ""
+    kernel = one_kernel(attention(256, 256, 16, score, more, heads=1, shared=1))
+    assert panels(kernel) == most < 4 * 8
+    by_name = dict(zip((b.name for b in kernel.inputs), draw(kernel)))
+    inputs = [by_name[n] for n in ("q", "k", "v")]
+    by_name["b"] = np.where(np.arange(256) % 3 != 1, 1.0, -1.0).astype(np.float32)
+    np.testing.assert_allclose(
+        computed(kernel, [by_name[b.name] for b in kernel.inputs]),
+        expected(*inputs, lambda s, i, j: np.asarray(np.where(reference(i, j), s, -np.inf))),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_heads_may_share_keys() -> None:

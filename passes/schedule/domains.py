@@ -31,7 +31,7 @@ def domain_of(value: Expr, state: Stage, facts: Facts) -> Domain:
     first = state.reduced[0]
     inner = (*state.kept, *state.reduced[1:])
     lower, upper = first.lower, first.upper
-    for condition in _conditions(value, neutral(state.put.operator, state.put.value)) or ():
+    for condition in _conditions(value, neutral(state.put.operator, state.put.value)):
         best = extreme(condition, inner, greatest=True)
         slope = best.coefficient(first.axis) if best is not None and not best.opaques else None
         if best is None or not slope:
@@ -48,11 +48,23 @@ def domain_of(value: Expr, state: Stage, facts: Facts) -> Domain:
     return Domain(lower, upper)
 
 
-def _conditions(value: Expr, nothing: Const) -> Mask | None:
-    """The conditions without which a value is the neutral element, as a mask."""
+def _conditions(value: Expr, nothing: Const) -> Mask:
+    """Conditions without any of which a value is the neutral element, as a mask."""
     match value:
-        case Apply("where", (condition, _, Const() as number)) if number == nothing:
-            return affine_mask(condition)
+        case Apply("where", (condition, inner, Const() as number)) if number == nothing:
+            return (*_needed(condition, True), *_conditions(inner, nothing))
+        case Apply("where", (condition, Const() as number, inner)) if number == nothing:
+            return (*_needed(condition, False), *_conditions(inner, nothing))
         case Apply("mul", (inner, Const(number))) | Apply("mul", (Const(number), inner)):
-            return _conditions(inner, nothing) if number > 0 and nothing.value == float("-inf") else None
-    return None
+            return _conditions(inner, nothing) if number > 0 and nothing.value == float("-inf") else ()
+    return ()
+
+
+def _needed(condition: Expr, holds: bool) -> Mask:
+    """What a condition that holds, or does not, needs of the axes; the rest of it may depend on data."""
+    match condition:
+        case Apply("not", (inner,)):
+            return _needed(inner, not holds)
+        case Apply("and" | "or" as name, (left, right)) if (name == "and") == holds:
+            return (*_needed(left, holds), *_needed(right, holds))
+    return affine_mask(condition, holds) or ()

@@ -22,7 +22,7 @@ from intarsia.ir.kernel import (
     walk,
 )
 from intarsia.ir.kernel_access import Access, accesses
-from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, Mask, apply, constant, mask_text, transform
+from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, Mask, apply, as_size, constant, mask_text, transform
 from intarsia.ir.scalar import walk as walk_expression
 from intarsia.ir.schedule import Peel, Restrict, Tighten, Unmask, Version
 from intarsia.ir.sizes import ZERO, Size, maximum, minimum
@@ -306,14 +306,27 @@ def restrict(kernel: Kernel, step: Restrict) -> Kernel:
     return kernel.with_body(body)
 
 
-def affine_mask(condition: Expr) -> Mask | None:
-    """A boolean expression as a conjunction of integer comparisons, if it is one."""
+def affine_mask(condition: Expr, holds: bool = True) -> Mask | None:
+    """A boolean expression, or that it does not hold, as a conjunction of integer comparisons, if it is one."""
     match condition:
-        case Apply("and", (left, right)):
-            first, second = affine_mask(left), affine_mask(right)
+        case Apply("not", (inner,)):
+            return affine_mask(inner, not holds)
+        case Apply("and" | "or" as name, (left, right)) if (name == "and") == holds:
+            first, second = affine_mask(left, holds), affine_mask(right, holds)
             return None if first is None or second is None else join(first, second)
-        case Apply("lt", (Index(a), Index(b))) | Apply("gt", (Index(b), Index(a))):
-            return (b - a,)
-        case Apply("le", (Index(a), Index(b))) | Apply("ge", (Index(b), Index(a))):
-            return (b - a + 1,)
+        case Apply("lt" | "ge" as name, (left, right)):
+            return _less(left, right) if (name == "lt") == holds else _less(right, left, 1)
+        case Apply("gt" | "le" as name, (left, right)):
+            return _less(right, left) if (name == "gt") == holds else _less(left, right, 1)
     return None
+
+
+def _less(small: Expr, large: Expr, more: int = 0) -> Mask | None:
+    """small < large + more, of integers of which both are known; a magnitude is less if the number and its negative
+    are."""
+    sides: tuple[Size, ...] = (as_size(small),)
+    match small:
+        case Apply("abs", (inner,)):
+            sides = (as_size(inner), -as_size(inner))
+    bound = as_size(large) + more
+    return None if bound.opaques or any(s.opaques for s in sides) else tuple(bound - s for s in sides)
