@@ -62,6 +62,31 @@ def factored(r: Random, a: int, i: int) -> Case:
     return Case([g, u, v, w, d, ids], wanted)
 
 
+@program(t=(6, 40, 0), tolerance=1e-12)
+def kalman(r: Random, t: int) -> Case:
+    z, a, h, q, noise = r.f64(t, 2), np.eye(4) + 0.1 * np.eye(4, k=2), np.eye(2, 4), 0.01 * np.eye(4), np.eye(2)
+    x, p, states = np.zeros(4), np.eye(4), np.zeros((t, 4))
+    for n in range(t):
+        x, p = a @ x, a @ p @ a.T + q
+        gain = p @ h.T @ np.linalg.inv(h @ p @ h.T + noise)
+        x, p = x + gain @ (z[n] - h @ x), (np.eye(4) - gain @ h) @ p
+        states[n] = x
+    return Case([z, a, h, q, noise, np.eye(4)], [states])
+
+
+@program(m=(7, 30, 4), n=(4, 17, 4), tolerance=1e-12)
+def householder(r: Random, m: int, n: int) -> Case:
+    a = r.f64(m, n)
+    triangle = np.linalg.qr(a, "r")
+    return Case([a], [triangle * np.sign(np.diag(triangle))[:, None]])
+
+
+@program(n=(5, 12, 1), sweeps=(7, 8, 1), tolerance=1e-12)
+def eigenvalues(r: Random, n: int, sweeps: int) -> Case:
+    a = r.f64(n, n)
+    return Case([a + a.T, sweeps], [np.linalg.eigvalsh(a + a.T)])
+
+
 @program(n=(5, 40, 0))
 def newton(r: Random, n: int) -> Case:
     a = np.exp(r.f64(n) * 2)
