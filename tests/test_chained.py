@@ -164,6 +164,13 @@ def test_the_function_of_the_library_is_one_kernel(options: str) -> None:
     np.testing.assert_allclose(actual, expected(*inputs, score), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_attention_of_halves_is_one_kernel(dtype: str) -> None:
+    """Nothing is rounded between the scores and the result, which would need the finished sum of a row."""
+    kind = f"{dtype}[2, 40, 16]"
+    one_kernel(f"fn f(q: {kind}, k: {kind}, v: {kind}) -> {kind} {{ return attention(q, k, v, causal=true) }}")
+
+
 def test_a_contrastive_loss_is_one_kernel() -> None:
     kernel = one_kernel(
         "fn f(a: f32[70, 24], b: f32[90, 24]) -> f32[70] { return logsumexp(a @ transpose(b) / 0.3, axis=-1) }"
