@@ -153,8 +153,6 @@ def find_chain(b: Builder, name: str) -> Chain:
     }
     if outside := sorted(x for s in (*sweep.before, *sweep.after) for x in s.touched & passing):
         raise ScheduleError(f"{outside[0]} is used outside the sweep")
-    if any(not s.reduced for s in products):
-        raise ScheduleError("the product has one term only")
     rows = _rows_of(b, sweep)
     shared = [
         (s, x)

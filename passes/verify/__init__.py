@@ -41,8 +41,8 @@ LIMIT = 10_000_000
 SEVERAL = 100_000
 """Points below which special values are tried several times."""
 
-BROKEN = (AssertionError, CompileError, IndexError, KeyError, TypeError, ValueError)
-"""What the interpreter may raise on a module that is not well formed."""
+BROKEN = (AssertionError, AttributeError, CompileError, IndexError, KeyError, TypeError, ValueError)
+"""What the verifier, the printer and the interpreter may raise on a module that is not well formed."""
 
 
 def verification(level: Level) -> list[Instrument]:
@@ -61,6 +61,8 @@ class VerifyTypes(Instrument):
             verify_module(new)
         except AssertionError as error:
             raise PassError(pass_, str(error), module_diff(old, new)) from None
+        except BROKEN as error:
+            raise PassError(pass_, f"what it left is no module: {error!r}") from error
 
 
 class VerifyText(Instrument):
@@ -69,7 +71,10 @@ class VerifyText(Instrument):
     def after(self, pass_: Pass, index: int, old: Module, new: Module, context: Context) -> None:
         if new is old:
             return
-        text = print_module(new)
+        try:
+            text = print_module(new)
+        except BROKEN as error:
+            raise PassError(pass_, f"what it left does not print: {error!r}") from error
         try:
             again = print_module(read_module(Source(f"after {pass_}", text)))
         except CompileError as error:
@@ -108,7 +113,7 @@ class VerifyExec(Instrument):
 
     def after(self, pass_: Pass, index: int, old: Module, new: Module, context: Context) -> None:
         if old is not self.real:
-            self._start(pass_, old, context)
+            self.start(pass_, old, context)
         self.real = new
         if self.current is None:
             return
@@ -119,7 +124,7 @@ class VerifyExec(Instrument):
 
     # ------------------------------------------------------------------ what runs
 
-    def _start(self, pass_: Pass, module: Module, context: Context) -> None:
+    def start(self, pass_: Pass, module: Module, context: Context) -> None:
         """Choose sizes and inputs, and run the module before the first pass."""
         given = dict(pass_.sizes) if isinstance(pass_, Specialize) else {}
         small = check_sizes(module)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from intarsia.dsl.library import load
 from intarsia.ir.dtypes import BOOL, F32, I32
 from intarsia.ir.errors import Source
 from intarsia.ir.graph import Module
+from intarsia.ir.kernel_text import print_kernel, read_kernel
 from intarsia.ir.random_graphs import random_module
 from intarsia.ir.text import read_module
 
@@ -58,6 +60,11 @@ PROGRAMS = (
     " yield n } }",
     "fn f(x: f32[N, N]) -> f32[N, N] { return loop (d = x) for k < N {"
     " n[i, j] = minimum(d[i, j], d[i, k] + d[k, j]); yield n } }",
+    "fn f(x: f32[N]) -> f32[N] { return loop (h = x) for t < 3 { n[i < N] = h[N - 1 - i] * 0.5 + 1.0; yield n } }",
+    "fn f(x: f32[N, M], y: f32[M, K], z: f32[K, N]) -> f32[N, N] {"
+    " a[i, l] = sum[j in 1..M, k](x[i, j] * y[j, k] * z[k, l]); return a }",
+    "fn f(x: f32[N, M]) -> (f32[N, M], f32[N, M], bool[N]) { y = tanh(x); c[i] = not (y[i, 0] != x[i, 0]);"
+    " return update y[0] = 1.0, y * 2.0, c }",
 )
 
 LONG_ROWS = (
@@ -91,11 +98,16 @@ GOLDEN = (
 
 @dataclass(frozen=True)
 class Example:
-    """A module, and numbers for some of its dimension names; the others stay open."""
+    """A module, and numbers for some of its dimension names; the others stay open.
+
+    passes: the text of a pipeline in place of the default one. schedule: the steps that its kernels get.
+    """
 
     name: str
     module: Module
     sizes: tuple[tuple[str, int], ...] = ()
+    passes: str = ""
+    schedule: str = ""
 
 
 def corpus(random_programs: int = RANDOM_PROGRAMS) -> list[Example]:
@@ -114,6 +126,9 @@ def corpus(random_programs: int = RANDOM_PROGRAMS) -> list[Example]:
             for number, text in enumerate(inputs if path.stem != "errors" else ()):
                 module = read_module(Source(path.name, text))
                 found.append(example(f"{folder}/{path.name} {number}", module, SIZES[0]))
+                if folder not in ("lower", "specialize"):
+                    found.append(Example(f"{folder}/{path.name} {number} alone", module, passes=folder))
+    found += kernel_examples()
     for seed in range(0, 300, 60):
         bodies = [Expressions(s).of((F32, I32, BOOL)[s % 3], 4) for s in range(seed, seed + 60)]
         found.append(Example(f"random expressions {seed}", module_of(bodies)))
@@ -126,6 +141,28 @@ def _random_program(name: str, given: FuzzProgram) -> Example:
     """A program of the fuzzer at its sizes."""
     dims = {n: k for n, k in given.sizes.items() if not n.isdigit()}
     return example(name, load(Source(f"{name}.ita", given.text)).build(None, dims=dims), dims)
+
+
+def kernel_examples() -> Iterator[Example]:
+    """The kernels of the golden files of schedule steps, each called by a program."""
+    for path in sorted((ROOT / "tests" / "golden").glob("schedule-*/*.ir")):
+        cases = path.read_text("utf-8").partition("# ===== expected\n")[0].split("# -----\n")
+        for number, text in enumerate(cases):
+            (steps,) = re.findall(r"^# schedule: (.*)$", text, re.MULTILINE)
+            kernel = read_kernel(Source(path.name, text))
+            if any(b.length is not None for b in kernel.parameters):
+                continue
+            types = {b.name: f"{b.dtype}[{', '.join(map(str, b.shape))}]" for b in kernel.parameters}
+            given = ", ".join(f"%{b.name}: {types[b.name]}" for b in kernel.parameters if b.role != "out")
+            names = ", ".join(f"%{b.name}" for b in kernel.parameters if b.role != "out")
+            made = [types[b.name] for b in kernel.parameters if b.role in ("out", "inout")]
+            sizes = f"[{', '.join(kernel.sizes)}]" if kernel.sizes else ""
+            results = "%0" if len(made) == 1 else ", ".join(f"%0#{n}" for n in range(len(made)))
+            head = f"func @main{sizes}({given}) {{\n  %0{f':{len(made)}' if len(made) > 1 else ''} = call "
+            body = f"@{kernel.name}({names}){sizes} : {', '.join(made)}\n  return {results}\n}}\n\n"
+            module = read_module(Source(path.name, head + body + print_kernel(kernel)))
+            name = f"{path.parent.name}/{path.name} {number}"
+            yield Example(name, module, passes="schedule", schedule=steps)
 
 
 def example(name: str, module: Module, sizes: Mapping[str, int]) -> Example:

@@ -12,6 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from corpus import Example
 
 from intarsia.ir.errors import CompileError, ScheduleError, Source
 from intarsia.ir.graph import Module, Node, Region, Value
@@ -32,13 +35,19 @@ class Change:
     schedules: Mapping[str, str]
 
 
-def are_equivalent(changes: Sequence[Change], sizes: Mapping[str, int]) -> bool:
-    """Does every pass leave what means the same as what it leaves unbroken? Imports the passes: they must be whole."""
-    from intarsia.passes.pipeline import Context, default_pipeline
+def pipeline_and_context(example: Example) -> tuple[Any, Any]:
+    """What an example goes through: with the passes as they are imported now, whole or broken."""
+    from intarsia.passes.pipeline import Context, Pipeline, default_pipeline
 
-    passes = default_pipeline(dict(sizes)).passes
+    context = Context(TARGETS[TARGET], pinned_schedule=example.schedule or None)
+    return Pipeline.parse(example.passes) if example.passes else default_pipeline(dict(example.sizes)), context
+
+
+def are_equivalent(changes: Sequence[Change], example: Example) -> bool:
+    """Does every pass leave what means the same as what it leaves unbroken? Imports the passes: they must be whole."""
+    pipeline, _ = pipeline_and_context(example)
     try:
-        return all(_is_equivalent(passes[c.index], c, Context(TARGETS[TARGET])) for c in changes)
+        return all(_is_equivalent(pipeline.passes[c.index], c, pipeline_and_context(example)[1]) for c in changes)
     except (AssertionError, CompileError, LookupError, ScheduleError, TypeError, ValueError):
         return False  # nothing is shown
 
@@ -78,7 +87,10 @@ def _plain(module: Module, context: object) -> str:
 
 
 def _dissolved(region: Region) -> Region:
-    """The region with the nodes of groups in place of the groups."""
+    """The region with the nodes of groups in place of the groups, also inside loops."""
+    from intarsia.passes.regions import change_regions
+
+    region = change_regions(region, lambda node, inner: inner if isinstance(node, Fused) else _dissolved(inner))
     values: dict[Value, Value] = {}
     nodes: list[Node] = []
     for node in region.nodes:

@@ -6,6 +6,7 @@ those are executed: a pass that gives what it gives unbroken, to a module that i
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.abc
 import importlib.machinery
@@ -23,7 +24,7 @@ from typing import Any, Literal
 sys.path.insert(0, str(Path(__file__).parent))
 
 from corpus import ROOT, Example
-from equivalence import TARGET, Change, are_equivalent
+from equivalence import Change, are_equivalent, pipeline_and_context
 from mutate import Mutant
 
 from intarsia.ir.dtypes import Array
@@ -44,6 +45,9 @@ SECONDS = 60
 
 PLAN = "plan-memory"
 """What comes after the passes, and is verified like one."""
+
+REFUSED = "refused"
+"""In place of the text of a kernel whose schedule is not legal."""
 
 Kind = Literal["found", "crashed", "late", "idle", "equivalent", "survived"]
 
@@ -111,7 +115,7 @@ def prepare(examples: Sequence[Example]) -> list[Prepared]:
 
 
 def _recorded(example: Example) -> tuple[Any, ...] | None:
-    from intarsia.passes.pipeline import Instrument
+    from intarsia.passes.pipeline import Instrument, PassError
     from intarsia.passes.verify import VerifyExec
 
     steps: list[Step] = []
@@ -127,26 +131,46 @@ def _recorded(example: Example) -> tuple[Any, ...] | None:
 
     try:
         module, _ = _compile(example, [Record()])
-        steps.append(Step(PLAN, _plan_text(module), list(verify.results)))
-    except (CompileError, ScheduleError):
+        steps.append(Step(PLAN, _plan_text(example, module), list(verify.results)))
+    except ScheduleError:
+        return _refused(example)
+    except CompileError:
         return None
+    except PassError:
+        if example.schedule:  # a step may be used where it is sound for some numbers only, as a user may
+            return None
+        raise
     runs = [(run.sizes, run.inputs, run.expected) for run in verify.runs]
-    return runs, first[0], steps, _lines(lambda: _plan_text(_compile(example, [])[0]))
+    return runs, first[0], steps, _lines(lambda: _plan_text(example, _compile(example, [])[0]))
+
+
+def _refused(example: Example) -> tuple[Any, ...]:
+    """What is recorded of a kernel whose schedule is not legal: what it computes. A broken step may allow it."""
+    from intarsia.passes.verify import VerifyExec
+
+    pipeline, context = pipeline_and_context(example)
+    verify = VerifyExec(reduce=False)
+    verify.start(pipeline.passes[0], example.module, context)
+    runs = [(run.sizes, run.inputs, run.expected) for run in verify.runs]
+
+    def attempt() -> None:
+        with contextlib.suppress(ScheduleError):
+            _compile(example, [])
+
+    return runs, verify.results, [Step("schedule", REFUSED, verify.results)], _lines(attempt)
 
 
 def _compile(example: Example, instruments: Sequence[Any]) -> tuple[Module, Any]:
     """The scheduled module, and the context of the passes."""
-    from intarsia.ir.target import TARGETS
-    from intarsia.passes.pipeline import Context, default_pipeline
-
-    context = Context(TARGETS[TARGET])
-    return default_pipeline(dict(example.sizes)).run(example.module, context, instruments), context
+    pipeline, context = pipeline_and_context(example)
+    return pipeline.run(example.module, context, instruments), context
 
 
-def _plan_text(module: Module) -> str:
+def _plan_text(example: Example, module: Module) -> str:
+    """The plan of the default pipeline; nothing for others, which may leave no kernels."""
     from intarsia.passes.plan_memory import plan
 
-    return print_plan(plan(module))
+    return "" if example.passes else print_plan(plan(module))
 
 
 def _lines(work: Callable[[], object]) -> frozenset[tuple[str, int]]:
@@ -215,7 +239,7 @@ def _unexplained(changed: Sequence[tuple[Prepared, Outcome]]) -> int:
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, MutatingFinder)]
     _forget_passes()
     for position, (one, outcome) in enumerate(changed):
-        if not are_equivalent(outcome.changes, dict(one.example.sizes)):
+        if not are_equivalent(outcome.changes, one.example):
             return position
     return -1
 
@@ -235,8 +259,11 @@ def _tried(prepared: Prepared) -> Outcome:
         return Outcome("found", error.pass_.name, name, error.message)
     except BadPlan as error:
         return Outcome("found", PLAN, name, str(error))
+    except ScheduleError as error:
+        refused = prepared.steps[-1].text == REFUSED
+        return Outcome("idle") if refused else Outcome("crashed", watch.running, name, _text(error))
     except Exception as error:  # whatever a broken compiler raises is what we ask for
-        return Outcome("crashed", _culprit(error), name, _text(error))
+        return Outcome("crashed", _culprit(error) or watch.running, name, _text(error))
     if not watch.differs:
         return Outcome("idle")
     return Outcome("survived", watch.differs, name, watch.diff, tuple(watch.changes))
@@ -262,12 +289,16 @@ def _watch(prepared: Prepared) -> Any:
     from intarsia.passes.verify import Run, VerifyExec, VerifyText, VerifyTypes
 
     class Watch(Instrument):
-        differs = diff = ""
+        running = differs = diff = ""
         results: list[tuple[Array, ...]] = prepared.steps[-1].results
         changes: list[Change] = []
         execute: VerifyExec | None = None
 
+        def before(self, pass_: Any, index: int, module: Module, context: Any) -> None:
+            self.running = pass_.name
+
         def after(self, pass_: Any, index: int, old: Module, new: Module, context: Any) -> None:
+            self.running = pass_.name  # as far as what it left can be looked at
             step, text = prepared.steps[index], print_module(new)
             if not self.differs:
                 if text == step.text:
@@ -287,6 +318,9 @@ def _watch(prepared: Prepared) -> Any:
             """Verifies the plan of what the passes left."""
             from intarsia.passes.plan_memory import plan
 
+            if prepared.example.passes:
+                return
+            self.running = PLAN
             made = plan(module)
             text, wanted = print_plan(made), prepared.steps[-1].text
             if text == wanted:
