@@ -37,8 +37,8 @@ WARM_MALLOC = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 """Freed memory is kept, in huge pages: our results are new arrays, and those of C were made before the calls."""
-SHORT_S = 5e-3
-"""A call shorter than this is repeated within its turn."""
+SHORT_S = 30e-3
+"""Calls are repeated within their turn for so long: the first one finds what the others left in the caches."""
 LONG_S, VERY_LONG_S = 1.0, 8.0
 """If a call takes longer than this, all have one turn, or none, besides the first."""
 TOLERANCE = 1e-9
