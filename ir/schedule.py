@@ -395,9 +395,9 @@ class Accumulate(Step):
 class Factor(Step):
     """Take factors that do not change along a sum out of it: `factor y`.
 
-        y = 0.0; for j { y += e[j] / l * v[j] }   ->   y = 0.0; for j { y += e[j] * v[j] }; y = y / l
+        y = 0.0; for j { y += e[j] / l * v[j] }   ->   y = 0.0; for j { y += e[j] * v[j] }; y = y / l + 0.0
 
-    Refused unless one nest adds to y, after a statement that sets it to 0. A sum of nothing stays 0.
+    Refused unless one nest adds to y, after a statement that sets it to 0. A sum of nothing stays 0, and none is -0.0.
     """
 
     buffer: str

@@ -111,3 +111,13 @@ def test_blocks_that_a_mask_rules_out_are_left_out(mask: str, bounds: str) -> No
     kernel = apply(attention(MASKS[mask]), Schedule.parse(SCHEDULES["blocks of rows"]))
     loop = next(line for line in print_kernel(kernel).splitlines() if line.strip().startswith("for b in"))
     assert re.search(bounds, loop), loop
+
+
+def test_the_sign_of_zero_stays_when_factors_are_taken_out() -> None:
+    """Sums start from 0.0 and are never -0.0; what a negative number divides afterwards would be."""
+    text = "kernel mean(e: f32[3], l: f32, out y: f32) { y[] = 0.0 for j in 0..3 { y[] += e[j] / l[] } }"
+    kernel = read_kernel(Source("mean.ir", text))
+    for each in (kernel, apply(kernel, Schedule.parse("factor y"))):
+        result = np.full((), np.nan, np.float32)
+        run(each, {"e": np.zeros(3, np.float32), "l": np.full((), -2.0, np.float32), "y": result}, {})
+        assert result == 0 and not np.signbit(result)

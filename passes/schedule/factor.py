@@ -7,7 +7,7 @@ from dataclasses import replace
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import For, Kernel, Put, walk
 from intarsia.ir.kernel_access import accesses
-from intarsia.ir.scalar import Expr, Load, loads
+from intarsia.ir.scalar import Expr, Load, apply, constant, loads
 from intarsia.ir.schedule import Factor
 from intarsia.passes.schedule.accumulate import require_neutral_start
 from intarsia.passes.schedule.products import Product
@@ -54,7 +54,8 @@ def factor(kernel: Kernel, step: Factor) -> Kernel:
         raise ScheduleError("whether the sum is empty depends on what is summed")
     mask += tuple(extent for extent in extents if not facts.proves(extent - 1))  # a sum of nothing stays 0
     total = Load(name, put.indices, put.value.dtype)
-    after: Body = (replace(put, operator="=", value=fixed.times(total), mask=mask),)
+    value = apply("add", fixed.times(total), constant(0.0, total.dtype))  # sums are never -0.0
+    after: Body = (replace(put, operator="=", value=value, mask=mask),)
     for loop in reversed(kept):
         after = (replace(loop, body=after),)
     names = NameSource(kernel)
