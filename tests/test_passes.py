@@ -80,7 +80,7 @@ def test_algebra_keeps_every_bit(dtype: DType) -> None:
 # ---------------------------------------------------------------------- random graphs
 
 
-@pytest.mark.parametrize("seed", range(2000, 2012))
+@pytest.mark.parametrize("seed", [837, *range(2000, 2012)])
 def test_random_graphs_keep_their_meaning(seed: int) -> None:
     run(random_module(seed), f"{GRAPH_PASSES},lower")
 

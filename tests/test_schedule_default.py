@@ -26,6 +26,14 @@ from intarsia.passes.verify import verification
 TARGET = TARGETS["cpu:x86-avx512"]
 
 PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
+    "matmul_inner": (
+        "fn f(x: f32[I, A, B], w: f32[B, K]) -> f32[I, K] { return tensor[i, k](sum[a, b](x[i, a, b] * w[b, k])) }",
+        {"I": 19, "A": 3, "B": 11, "K": 37},
+    ),
+    "matmul_outer": (
+        "fn f(x: f32[I, A, B], w: f32[A, K]) -> f32[I, K] { return tensor[i, k](sum[a, b](x[i, a, b] * w[a, k])) }",
+        {"I": 19, "A": 11, "B": 3, "K": 37},
+    ),
     "softmax": ("fn f(x: f32[N, M]) -> f32[N, M] { return softmax(x) }", {"N": 9, "M": 137}),
     "softmax_down": ("fn f(x: f32[N, M]) -> f32[N, M] { return softmax(x, axis=0) }", {"N": 40, "M": 37}),
     "layer_norm": (

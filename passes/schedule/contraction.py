@@ -373,8 +373,9 @@ def _pack(b: Builder, c: Contraction, at: str, axes: tuple[str, ...], reduced: t
     layout = [axis for axis in axes if axis in load.symbols]
     new, copied = _copy(b, load, at, axes)
     made, lane = dict(zip(layout, copied)), copied[-1]
-    inner = tuple(made[a] for a in layout[layout.index(reduced[-1]) + 1 :])
-    steps = tuple(made[a] for a in reduced)
+    used = [a for a in reduced if a in made]  # the operand need not depend on every axis of the reduction
+    inner = tuple(made[a] for a in layout[layout.index(used[-1]) + 1 :])
+    steps = tuple(made[a] for a in used)
     batch = tuple(made[a] for a in c.main.batch if a in made)
     panels = tuple(a for a in copied if a not in (*batch, *steps, *inner))
     along = _axis_in_memory(b, c.right.buffer, copied)

@@ -13,7 +13,7 @@ from intarsia.ir.dtypes import F64, I64, Array, DType
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Graph, Module, Region, Structured
 from intarsia.ir.kernel import For, If, Put, Statement
-from intarsia.ir.ops import Call, Loop, Update
+from intarsia.ir.ops import Call, Loop, Slice, Update
 from intarsia.ir.sizes import Size
 from intarsia.ir.types import ListType, TensorType, Type
 from intarsia.passes.specialize import specialize
@@ -77,10 +77,17 @@ def edge_sizes(module: Module, fixed: Mapping[str, int]) -> list[dict[str, int]]
 
 def _fits(module: Module, numbers: Mapping[str, int]) -> bool:
     try:
-        specialize(module, numbers)
+        fixed = specialize(module, numbers)
     except CompileError:
         return False
-    return True
+    return not any(isinstance(node, Slice) and _leaves(node) for node in fixed.graph.body.walk())
+
+
+def _leaves(node: Slice) -> bool:
+    """Does a slice take what its operand does not have, as one of the first row of no rows does?"""
+    lasts = (start + (extent - 1) * step for start, extent, step in zip(node.starts, node.extents, node.steps))
+    beyond = [(last - size).constant for last, size in zip(lasts, node.x.tensor.shape)]
+    return any(n is not None and n >= 0 and extent.constant != 0 for n, extent in zip(beyond, node.extents))
 
 
 def work(module: Module, sizes: Mapping[str, int]) -> int:
