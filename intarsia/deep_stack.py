@@ -82,6 +82,15 @@ def with_deep_stack(work: Callable[[], T]) -> T:
     return outcome[0]
 
 
+def runs_alone() -> bool:
+    """Does no thread of Python run but the one that asks? One that waits for its deep stack does not.
+
+    Threads that `threading` does not know count too.
+    """
+    waiting = threading.current_thread().name == _THREAD_NAME
+    return len(sys._current_frames()) == 1 + waiting
+
+
 def _interrupt(thread: threading.Thread) -> None:
     """Raise KeyboardInterrupt in another thread, as soon as it runs Python code."""
     if thread.ident is not None:

@@ -29,6 +29,7 @@ from intarsia.passes.lower.checks import check_messages
 from intarsia.passes.pipeline import Context, Instrument, Pipeline, default_pipeline
 from intarsia.passes.plan_memory import plan
 from intarsia.passes.specialize import Specialize
+from intarsia.workers import map_in_workers
 
 if TYPE_CHECKING:
     from intarsia.backends.cpu.compile import Compiled
@@ -79,6 +80,7 @@ class Compilation:
             unordered=self.options.unordered,
             pinned_schedule=self.options.schedule,
             predict=lambda kernel: estimate(kernel, target).seconds,
+            each=map_in_workers,
         )
 
     @cached_property
@@ -148,7 +150,7 @@ class Compilation:
 
         plan = self.plan
         with self._timed("code"):
-            compiled = [compile_pieces(p, self.target, store or _Nothing()) for p in plan.whole]
+            compiled = [compile_pieces(p, self.target, store or _Nothing(), map_in_workers) for p in plan.whole]
         labels = [p.label for p in self.source_module.graph.parameters]
         if (once := plan.preparation) is None:
             return executable_of(plan, compiled[0], labels)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from intarsia.ir.errors import CompileError, Remark, Remarks, Span
 from intarsia.ir.graph import Module
 from intarsia.ir.kernel import Kernel
+from intarsia.ir.mapping import Mapper
 from intarsia.ir.schedule import Schedule
 from intarsia.ir.target import Target
 from intarsia.passes import all_passes
@@ -40,6 +41,7 @@ class Context:
     unordered: float atomics are allowed. pinned_schedule: the text of schedules that the user pins. predict: seconds of
     a scheduled kernel on the target; without it, every decision is the likeliest one. schedules: the one that each
     kernel got, filled in by `schedule`. tried: naive kernels without their names that were scheduled on the way.
+    each: how work that is the same for many kernels is done.
     """
 
     target: Target
@@ -51,6 +53,7 @@ class Context:
     predict: Callable[[Kernel], float] | None = None
     schedules: dict[str, Schedule] = field(default_factory=dict)
     tried: dict[Kernel, Builder] = field(default_factory=dict)
+    each: Mapper = map
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import llvmlite.binding as llvm
@@ -18,6 +19,7 @@ from intarsia.backends.cpu.emit import emit_kernel, function_name
 from intarsia.backends.cpu.plan import add_entry, entry_name, kernels_in_place, new_module
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.kernel_text import print_kernel
+from intarsia.ir.mapping import Mapper
 from intarsia.ir.plan import Invoke, Plan, PlanStatement, Repeat
 from intarsia.ir.target import Rates, Target
 
@@ -30,40 +32,48 @@ class ObjectStore(Protocol):
     def put(self, key: str, code: bytes) -> None: ...
 
 
-def compile_pieces(plan: Plan, target: Target, store: ObjectStore) -> tuple[bytes, ...]:
+def compile_pieces(plan: Plan, target: Target, store: ObjectStore, each: Mapper = map) -> tuple[bytes, ...]:
     """The object code of each kernel that differs from the others, from the store where it is there, then that of the
-    entry function."""
+    entry function. `each` is how those that have to be compiled are."""
     aliasing = kernels_in_place(plan)
     names: dict[str, str] = {}
-    pieces: dict[str, bytes] = {}
+    pieces: dict[str, bytes | None] = {}
+    wanted: list[_Piece] = []
     for kernel in plan.kernels:
         overlapping = kernel.name in aliasing
-        anonymous = replace(kernel, name="k")
-        key = _digest(
-            print_kernel(anonymous),
-            str(astuple(replace(target, rates=Rates()))),
-            str(overlapping),
-            str(llvm.llvm_version_info),
-        )
+        text = print_kernel(replace(kernel, name="k"))
+        key = _digest(text, str(astuple(replace(target, rates=Rates()))), str(overlapping), str(llvm.llvm_version_info))
         names[kernel.name] = key
         if key in pieces:
             continue
-        code = store.get(key)
-        if code is None:
-            code = _kernel_code(replace(kernel, name=key), target, overlapping)
-            store.put(key, code)
-        pieces[key] = code
-    return (*pieces.values(), _entry_code(_renamed(plan, names), target))
+        pieces[key] = store.get(key)
+        if pieces[key] is None:
+            wanted.append(_Piece(replace(kernel, name=key), overlapping, len(text)))
+    wanted.sort(key=lambda piece: -piece.length)
+    for piece, code in zip(wanted, each(partial(_kernel_code, target=target), wanted)):
+        store.put(piece.kernel.name, code)
+        pieces[piece.kernel.name] = code
+    return (*[code for code in pieces.values() if code is not None], _entry_code(_renamed(plan, names), target))
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A kernel to compile. aliasing: its results may overlap its inputs. length: that of its text, to which the time
+    that this takes is about proportional."""
+
+    kernel: Kernel
+    aliasing: bool
+    length: int
 
 
 def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
-def _kernel_code(kernel: Kernel, target: Target, aliasing: bool) -> bytes:
+def _kernel_code(piece: _Piece, target: Target) -> bytes:
     module = new_module(target)
-    emit_kernel(module, kernel, target, aliasing=aliasing, linkage="")
-    return compile_module(module, target, function_name(kernel.name)).object_code
+    emit_kernel(module, piece.kernel, target, aliasing=piece.aliasing, linkage="")
+    return compile_module(module, target, function_name(piece.kernel.name)).object_code
 
 
 def _entry_code(plan: Plan, target: Target) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from intarsia.ir.errors import CompileError
@@ -26,32 +27,41 @@ def usable_cores() -> int:
     return max(1, math.ceil(min(cores, _quota())))
 
 
-def default_thread_count() -> int:
-    """INTARSIA_NUM_THREADS where it is set, else the cores that this process may use.
+def positive_setting(name: str, default: Callable[[], int]) -> int:
+    """The number in a variable of the environment where it is set, else the default.
 
     Raises CompileError E0612 where the variable is not a positive number.
     """
-    text = os.environ.get("INTARSIA_NUM_THREADS", "").strip()
+    text = os.environ.get(name, "").strip()
     if not text:
-        return usable_cores()
+        return default()
     if not text.isdecimal() or int(text) == 0:
         raise CompileError(
             "E0612",
-            f"INTARSIA_NUM_THREADS is {text!r}, which is not a positive number",
+            f"{name} is {text!r}, which is not a positive number",
             hint="unset it to use every core that this process may use",
         )
     return int(text)
 
 
+def default_thread_count() -> int:
+    """INTARSIA_NUM_THREADS where it is set, else the cores that this process may use.
+
+    Raises CompileError E0612 where the variable is not a positive number.
+    """
+    return positive_setting("INTARSIA_NUM_THREADS", usable_cores)
+
+
 class ThreadCount:
     """The number of threads of a parallel region: an `i32` at a fixed address that compiled code reads on each call.
 
-    One for the process, as the team is. In a forked child it is 1 for good: the child has none of the team's helpers.
+    One for the process, as the team is. In a forked child, which is `alone`, it is 1 for good: it has none of the
+    team's helpers.
     """
 
     def __init__(self) -> None:
         self._cell = ctypes.c_int32(0)  # 0: not chosen yet
-        self._alone = False
+        self.alone = False
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._stay_alone)
 
@@ -73,11 +83,11 @@ class ThreadCount:
         if threads is not None and threads < 1:
             raise CompileError("E0612", f"{threads} is not a number of threads", hint="it is 1 or more")
         wanted = default_thread_count() if threads is None else threads
-        self._cell.value = wanted if CAN_SHARE and not self._alone else 1
+        self._cell.value = wanted if CAN_SHARE and not self.alone else 1
         return self._cell.value
 
     def _stay_alone(self) -> None:
-        self._alone = True
+        self.alone = True
         self._cell.value = 1
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
-from intarsia.ir.errors import ScheduleError
+from intarsia.ir.errors import Remark, ScheduleError
 from intarsia.ir.graph import Module, Region
-from intarsia.ir.kernel import Kernel
+from intarsia.ir.kernel import For, Kernel
+from intarsia.ir.kernel_effort import loop_effort
 from intarsia.ir.ops import Call, Loop
 from intarsia.ir.schedule import Schedule
 from intarsia.passes.pipeline import Context, Pass
@@ -35,28 +38,59 @@ class ScheduleKernels(Pass):
     def run(self, module: Module, context: Context) -> Module:
         pinned = pinned_schedules(context.pinned_schedule)
         repeated = frozenset(called_in_loops(module.graph.body))
-        kernels = tuple(self._schedule(k, pinned, context, k.name in repeated) for k in module.kernels)
+        free = sorted(
+            (k for k in module.kernels if k.name not in pinned and "" not in pinned), key=_effort, reverse=True
+        )
+        work = partial(_default, context=context, repeated=repeated)
+        found = {k.name: scheduled for k, scheduled in zip(free, context.each(work, free))}
+        kernels = tuple(
+            self._keep(k, found[k.name], context)
+            if k.name in found
+            else self._pinned(k, pinned.get(k.name) or pinned[""], context)
+            for k in module.kernels
+        )
         return dataclasses.replace(module, kernels=kernels)
 
-    def _schedule(self, kernel: Kernel, pinned: dict[str, Schedule], context: Context, repeated: bool) -> Kernel:
-        own = pinned.get(kernel.name, pinned.get(""))
-        if own is not None:
-            context.schedules[kernel.name] = own
-            try:
-                return apply(kernel, own)
-            except ScheduleError as error:
-                raise ScheduleError(f"kernel {kernel.name}: {error}") from None
-        if (tried := context.tried.get(dataclasses.replace(kernel, name=""))) is not None:
-            built = tried
-        elif context.predict is None:
-            built = build_schedule(kernel, context.target, repeated)
-        else:
-            built = best_schedule(kernel, context.target, context.predict, repeated)
-        context.schedules[kernel.name] = built.schedule
-        for remark in built.remarks:
+    def _pinned(self, kernel: Kernel, schedule: Schedule, context: Context) -> Kernel:
+        context.schedules[kernel.name] = schedule
+        try:
+            return apply(kernel, schedule)
+        except ScheduleError as error:
+            raise ScheduleError(f"kernel {kernel.name}: {error}") from None
+
+    def _keep(self, kernel: Kernel, scheduled: Scheduled, context: Context) -> Kernel:
+        context.schedules[kernel.name] = scheduled.schedule
+        for remark in scheduled.remarks:
             message = f"{kernel.name}: {remark.message}"
             context.remarks.add(dataclasses.replace(remark, message=message, span=kernel.span))
-        return dataclasses.replace(built.kernel, name=kernel.name, span=kernel.span)
+        return dataclasses.replace(scheduled.kernel, name=kernel.name, span=kernel.span)
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A kernel after its schedule, and what there is to say about it."""
+
+    kernel: Kernel
+    schedule: Schedule
+    remarks: tuple[Remark, ...]
+
+
+def _default(kernel: Kernel, context: Context, repeated: frozenset[str]) -> Scheduled:
+    """A kernel with the schedule that nobody pins. Pure: it may run in another process."""
+    again = kernel.name in repeated
+    if (tried := context.tried.get(dataclasses.replace(kernel, name=""))) is not None:
+        built = tried
+    elif context.predict is None:
+        built = build_schedule(kernel, context.target, again)
+    else:
+        built = best_schedule(kernel, context.target, context.predict, again)
+    return Scheduled(built.kernel, built.schedule, tuple(built.remarks))
+
+
+def _effort(kernel: Kernel) -> float:
+    """About the nanoseconds of a kernel: the longer it takes, the more schedules are looked at."""
+    efforts = [loop_effort(s) for s in kernel.body if isinstance(s, For)]
+    return sum(math.inf if e is None or e.constant is None else e.constant for e in efforts)
 
 
 def called_in_loops(region: Region, inside: bool = False) -> Iterator[str]:
