@@ -1,10 +1,10 @@
-"""python merge.py OTHER.json...: adds the rows of other runs to results.json (a later row of the same key replaces)."""
+"""python merge.py OTHER.json...: adds the rows of other runs to results/cpu-zen5-2cores.json (a later row of the same key replaces)."""
 
 import json
 import sys
 from pathlib import Path
 
-main = Path(__file__).resolve().parent / "results.json"
+main = Path(__file__).resolve().parent / "results" / "cpu-zen5-2cores.json"
 db = json.loads(main.read_text())
 key = lambda r: (r["workload"], r["peer"], r["threads"], r["malloc"])
 for name in sys.argv[1:]:
