@@ -37,6 +37,8 @@ WARM_MALLOC = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 """Freed memory is kept, in huge pages: our results are new arrays, and those of C were made before the calls."""
+REST_S = 0.3
+"""LLVM's OpenMP lets its threads spin for 200 ms after a loop, on the cores of who is next."""
 SHORT_S = 30e-3
 """Calls are repeated within their turn for so long: the first one finds what the others left in the caches."""
 LONG_S, VERY_LONG_S = 1.0, 8.0
@@ -119,6 +121,7 @@ def measure(name: str, dataset: str, peers: list[str], rounds: int) -> dict[str,
         longest = max(first.values())
         for _ in range(0 if longest > VERY_LONG_S else 1 if longest > LONG_S else rounds):
             for label, call in calls.items():
+                time.sleep(REST_S if any("parallel" in peer for peer in peers) else 0.0)
                 best[label] = min(best[label], seconds(call, lays[label]))
         return {"kernel": name, "sizes": sizes, "seconds": best, "errors": errors, "first": first}
 
@@ -128,7 +131,7 @@ def child(options: argparse.Namespace, name: str, threads: int) -> dict[str, Any
     peers = [p for p in options.peers.split(",") if PEERS[p].available]
     peers = [f"{p}-parallel" if threads > 1 and p == "polly" else p for p in peers]
     command = [sys.executable, __file__, "--child", name, "--dataset", options.dataset, "--peers", ",".join(peers)]
-    environment = {**os.environ, **WARM_MALLOC, "OMP_NUM_THREADS": str(threads), "OMP_PROC_BIND": "true"}
+    environment = {**os.environ, **WARM_MALLOC, "OMP_NUM_THREADS": str(threads)}
     cores = sorted(os.sched_getaffinity(0))[-threads:]
     run = subprocess.run(
         [*command, "--rounds", str(options.rounds)],
