@@ -56,7 +56,7 @@ def broadcast_of_expanded(node: Node) -> Node | None:
     match node:
         case BroadcastTo(Value(Reshape(x, expanded)), shape):
             added = len(expanded) - x.tensor.rank
-            if added >= 0 and expanded == (*[ONE] * added, *x.tensor.shape):
+            if expanded == (*[ONE] * added, *x.tensor.shape):
                 return BroadcastTo(x, shape, span=node.span)
     return None
 

@@ -20,7 +20,7 @@ from intarsia.ir.kernel import Alloc, Buffer, Statement
 from intarsia.ir.ops import Constant, Fused, Loop
 from intarsia.ir.ops.elementwise import axes_for
 from intarsia.ir.scalar import Expr, Load, cast, loads
-from intarsia.ir.sizes import ONE, ZERO, Size
+from intarsia.ir.sizes import ONE, Size
 from intarsia.ir.space import Axis, Space, operand_position
 from intarsia.passes.lower.names import op_label
 from intarsia.passes.lower.stages import Scope, subscripts
@@ -78,9 +78,9 @@ def is_pointwise(loop: Loop) -> bool:
 
 
 def _is_same_element(load: Load, space: Space) -> bool:
-    """Does a load read the element that the space computes?"""
+    """Does a load of a value of the same shape read the element that the space computes?"""
     return all(
-        index == Size.of(axis.name) or (axis.extent == ONE and index == ZERO)
+        index == Size.of(axis.name) or axis.extent == ONE  # which has one subscript only, however written
         for index, axis in zip(load.indices, space.axes, strict=True)
     )
 

@@ -136,13 +136,13 @@ def symbols(body: tuple[Statement, ...], buffers: Iterable[Buffer]) -> frozenset
 
 
 def rename_buffers(kernel: Kernel, names: Mapping[str, str]) -> Kernel:
-    """The kernel with other names for its parameters and temporaries."""
+    """The kernel with other names for all of its parameters and temporaries."""
 
     def expression(e: Expr) -> Expr:
         return transform(e, rule=rename)
 
     def rename(e: Expr) -> Expr | None:
-        return replace(e, buffer=names[e.buffer]) if isinstance(e, Load) and e.buffer in names else None
+        return replace(e, buffer=names[e.buffer]) if isinstance(e, Load) else None
 
     def size(s: Size) -> Size:
         return s.substitute({}, lambda value: Size.opaque(expression(value))) if s.opaques else s
@@ -151,10 +151,10 @@ def rename_buffers(kernel: Kernel, names: Mapping[str, str]) -> Kernel:
         return tuple(map(size, many))
 
     def buffer(b: Buffer) -> Buffer:
-        return replace(b, name=names.get(b.name, b.name))
+        return replace(b, name=names[b.name])
 
     def rows(many: tuple[tuple[str, tuple[Size, ...]], ...]) -> tuple[tuple[str, tuple[Size, ...]], ...]:
-        return tuple((names.get(name, name), all_sizes(indices)) for name, indices in many)
+        return tuple((names[name], all_sizes(indices)) for name, indices in many)
 
     def statement(s: Statement) -> Statement:
         match s:
@@ -163,7 +163,7 @@ def rename_buffers(kernel: Kernel, names: Mapping[str, str]) -> Kernel:
             case Put():
                 return replace(
                     s,
-                    buffer=names.get(s.buffer, s.buffer),
+                    buffer=names[s.buffer],
                     indices=all_sizes(s.indices),
                     value=expression(s.value),
                     mask=all_sizes(s.mask),
@@ -173,7 +173,7 @@ def rename_buffers(kernel: Kernel, names: Mapping[str, str]) -> Kernel:
             case Alloc(b):
                 return Alloc(buffer(b))
             case Prefetch():
-                return replace(s, buffer=names.get(s.buffer, s.buffer), indices=all_sizes(s.indices))
+                return replace(s, buffer=names[s.buffer], indices=all_sizes(s.indices))
             case Check():
                 return replace(s, condition=expression(s.condition), values=tuple(map(expression, s.values)))
             case Call():

@@ -65,6 +65,21 @@ PROGRAMS = (
     " a[i, l] = sum[j in 1..M, k](x[i, j] * y[j, k] * z[k, l]); return a }",
     "fn f(x: f32[N, M]) -> (f32[N, M], f32[N, M], bool[N]) { y = tanh(x); c[i] = not (y[i, 0] != x[i, 0]);"
     " return update y[0] = 1.0, y * 2.0, c }",
+    "fn f(x: f16[N], y: i32[N]) -> (f32[N], f32[N]) { a[i < N] = where(i > 0, f32(x[i - 1]), 0.0);"
+    " b[i < N] = where(i > 0, f32(y[i] // 3), 0.0); return a, b }",
+    "fn f(x: f32[N, M], w: f32[M], y: f32[N]) -> f32[N] { s[i] = sum[j](x[i, j] * w[j]);"
+    " return update y[i in 1..N] += s[i] }",
+    "fn f(x: f32[N], y: f32[N], k: i64) -> (f32[N], f32[N]) { a, b, c = loop (a = x, b = y, c = x * 2.0) for t < k {"
+    " n[i < N] = a[N - 1 - i] * 0.5 + b[i] + c[0]; yield b, n, c }; return a, b + c }",
+    "fn f(x: f32[N, N]) -> f32[N, N] { return loop (h = x) for t < 9 while max(h) < 9.0 {"
+    " n[i, j] = h[j, i] * 1.5 + 1.0; yield n } }",
+    "fn f(x: f32[N, N]) -> (f32[N, N], f32[N, N, N]) { return scan (h = x) for t < N {"
+    " n[i, j] = h[j, i] * 0.5 + x[t, j]; yield n; emit n } }",
+    "fn f(x: f32[N, K], const w: f32[K, M]) -> f32[N, M] { return x @ exp(w) }",
+    "fn f[N: dim, M: dim](x: f32[8 * N + M], y: f32[3 * N]) -> (f32[N, M], f32[N]) { a = tanh(x * x) * exp(x);"
+    " b[i < N, j < M] = a[8 * i + j] + 1.0; c = tanh(y * y) * exp(y); d[i < N] = c[3 * i] * 0.5; return b, d }",
+    "fn f[N: dim](x: f16[N * N], w: f32[N, M]) -> f32[N, M] { y = f32(x);"
+    " z[i < N, m < M] = sum[k < N](y[i * k] * w[k, m]); return z }",
 )
 
 LONG_ROWS = (
@@ -129,6 +144,8 @@ def corpus(random_programs: int = RANDOM_PROGRAMS) -> list[Example]:
                 if folder not in ("lower", "specialize"):
                     found.append(Example(f"{folder}/{path.name} {number} alone", module, passes=folder))
     found += kernel_examples()
+    negative = read_module(Source("negative.ir", "func @f[N](%x: f32[N - 5]) {\n  return %x\n}\n"))
+    found.append(Example("a negative size", negative, (("N", 3),)))
     for seed in range(0, 300, 60):
         bodies = [Expressions(s).of((F32, I32, BOOL)[s % 3], 4) for s in range(seed, seed + 60)]
         found.append(Example(f"random expressions {seed}", module_of(bodies)))
@@ -153,8 +170,9 @@ def kernel_examples() -> Iterator[Example]:
             if any(b.length is not None for b in kernel.parameters):
                 continue
             types = {b.name: f"{b.dtype}[{', '.join(map(str, b.shape))}]" for b in kernel.parameters}
-            given = ", ".join(f"%{b.name}: {types[b.name]}" for b in kernel.parameters if b.role != "out")
-            names = ", ".join(f"%{b.name}" for b in kernel.parameters if b.role != "out")
+            inputs = [b for b in kernel.parameters if b.role != "out"]
+            given = ", ".join(f"{'const ' * b.constant}%{b.name}: {types[b.name]}" for b in inputs)
+            names = ", ".join(f"%{b.name}" for b in inputs)
             made = [types[b.name] for b in kernel.parameters if b.role in ("out", "inout")]
             sizes = f"[{', '.join(kernel.sizes)}]" if kernel.sizes else ""
             results = "%0" if len(made) == 1 else ", ".join(f"%0#{n}" for n in range(len(made)))
@@ -163,6 +181,8 @@ def kernel_examples() -> Iterator[Example]:
             module = read_module(Source(path.name, head + body + print_kernel(kernel)))
             name = f"{path.parent.name}/{path.name} {number}"
             yield Example(name, module, passes="schedule", schedule=steps)
+            if number == 0:
+                yield Example(f"{name} by name", module, passes="schedule", schedule=f"kernel {kernel.name}: {steps}")
 
 
 def example(name: str, module: Module, sizes: Mapping[str, int]) -> Example:

@@ -27,7 +27,8 @@ Change = Callable[[], None]
 class Mutant:
     """One change of one module: its number in the order of the syntax tree, where it is, and what it does.
 
-    statement: the first line of the innermost statement around it, or 0 for one that runs at the import.
+    statement: the first line of the innermost statement around it, or 0 for one that runs at the import; a dropped call
+    is a statement itself.
     """
 
     path: str
@@ -36,6 +37,11 @@ class Mutant:
     line: int
     statement: int
     change: str
+
+    @property
+    def places(self) -> list[tuple[str, int]]:
+        """The lines of which one runs where the change matters: what runs of a long condition begins below its `if`."""
+        return [(self.path, line) for line in range(self.statement, max(self.statement, self.line) + 1)]
 
     @property
     def text(self) -> str:
@@ -66,6 +72,12 @@ def _changes(tree: ast.Module) -> Iterator[tuple[int, int, str, Change]]:
         line = getattr(node, "lineno", 0)
         for text, change in _changes_of(node):
             yield line, statement, text, change
+        for name in ("body", "orelse"):
+            statements = getattr(node, name, None)
+            for n, call in enumerate(statements if isinstance(statements, list) else ()):
+                if isinstance(call, ast.Expr) and isinstance(call.value, ast.Call):
+                    first = call.lineno if statement or isinstance(node, ast.FunctionDef) else 0
+                    yield call.lineno, first, "call dropped", lambda s=statements, n=n: s.__setitem__(n, ast.Pass())
 
 
 def _walk(node: ast.AST, statement: int = 0, called: bool = False) -> Iterator[tuple[ast.AST, int]]:
@@ -121,12 +133,6 @@ def _changes_of(node: ast.AST) -> Iterator[tuple[str, Change]]:
         case ast.Tuple(elts=elements, ctx=ast.Load()) | ast.List(elts=elements, ctx=ast.Load()) if len(elements) > 1:
             yield "last element dropped", lambda: _drop(node, "elts", len(elements) - 1)
             yield "first two elements swapped", lambda: _swap(node, "elts")
-    for name in ("body", "orelse"):
-        statements = getattr(node, name, None)
-        if isinstance(statements, list):
-            for n, statement in enumerate(statements):
-                if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
-                    yield "call dropped", lambda s=statements, n=n: s.__setitem__(n, ast.Pass())
 
 
 def _same(a: ast.AST, b: ast.AST) -> bool:

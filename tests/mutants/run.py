@@ -6,7 +6,9 @@ Every mutant is a small change in the code of one pass (see mutate.py). The defa
 (see corpus.py), every pass verified, until an example shows it; at most 32 that reach the changed statement are
 taken, first those that have shown most so far. A mutant is *found* if verification says that a result is wrong,
 *crashed* if a pass itself fails, *late* if one takes too long: all three are caught, and the pass that is blamed (by
-verification, or by the last line of the passes in the traceback) should be the broken one. It is *equivalent* if what
+verification, or by the last line of the passes in the traceback) should be the broken one. One that takes what is to be
+refused, with the right result (a vector of lanes that meet, say), is *accepted*, and caught by the golden files that
+say so. It is *equivalent* if what
 it leaves is shown to mean the same (see equivalence.py): a rule no longer applies, say, or something else is fused. It
 is *idle* if every pass gives the same IR as without the change, *unreached* if no example runs the statement, and
 *survived* otherwise: what is wrong and not found would be among those.
@@ -38,11 +40,11 @@ from intarsia.deep_stack import with_deep_stack
 CHOICES = ("report.py", "groups.py", "names.py", "uses.py", "checks.py", "hints.py", "shape.py")
 """Files that decide on what is fused, stored, called or reported, and change no result: not broken."""
 
-COLUMNS = ("found", "crashed", "late", "blamed", "equivalent", "survived", "idle", "unreached")
+COLUMNS = ("found", "crashed", "late", "accepted", "blamed", "equivalent", "survived", "idle", "unreached")
 EXAMPLES = 32
 """How many examples a mutant is tried on that none of them shows."""
 
-CAUGHT = ("found", "crashed", "late")
+CAUGHT = ("found", "crashed", "late", "accepted")
 
 
 Tried: TypeAlias = "tuple[Mutant, dict[str, Any]]"
@@ -76,8 +78,7 @@ def tried(part: str, chosen: Sequence[Mutant], prepared: Sequence[Prepared], kno
     for mutant in chosen:
         outcome = known.get(mutant)
         if outcome is None:
-            place = (mutant.path, mutant.statement)
-            reached = [p for p in prepared if not mutant.statement or place in p.lines]
+            reached = [p for p in prepared if not mutant.statement or not p.lines.isdisjoint(mutant.places)]
             reached = spread(reached, lambda p: (-shown[p.example.name], sum(len(s.text) for s in p.steps)))
             outcome = asdict(outcome_of(mutant, reached)) if reached else {"kind": "unreached", "pass_": ""}
             known.add(mutant, outcome)

@@ -47,9 +47,9 @@ PLAN = "plan-memory"
 """What comes after the passes, and is verified like one."""
 
 REFUSED = "refused"
-"""In place of the text of a kernel whose schedule is not legal."""
+"""In place of the text of what a pass refuses: a schedule that is not legal, a size that does not fit."""
 
-Kind = Literal["found", "crashed", "late", "idle", "equivalent", "survived"]
+Kind = Literal["found", "crashed", "late", "accepted", "idle", "equivalent", "survived"]
 
 PARTS = {
     "specialize": ("specialize.py",),
@@ -81,7 +81,7 @@ class Step:
 class Prepared:
     """An example with its inputs, every step of the pipeline as it is, and the lines of the passes that it reaches.
 
-    A run is a choice of sizes, inputs and what they should give.
+    A run is a choice of sizes, inputs and what they should give. The last step may be that a pass refuses it.
     """
 
     example: Example
@@ -89,6 +89,10 @@ class Prepared:
     first: list[tuple[Array, ...]]
     steps: list[Step]
     lines: frozenset[tuple[str, int]]
+
+    @property
+    def is_refused(self) -> bool:
+        return self.steps[-1].text == REFUSED
 
 
 @dataclass(frozen=True)
@@ -116,32 +120,45 @@ def prepare(examples: Sequence[Example]) -> list[Prepared]:
 
 def _recorded(example: Example) -> tuple[Any, ...] | None:
     from intarsia.passes.pipeline import Instrument, PassError
-    from intarsia.passes.verify import VerifyExec
+    from intarsia.passes.verify import Run, VerifyExec
 
     steps: list[Step] = []
-    first: list[list[tuple[Array, ...]]] = []
+    first: dict[Run, tuple[Array, ...]] = {}
     verify = VerifyExec(reduce=False)
 
     class Record(Instrument):
+        running = ""
+
+        def before(self, pass_: Any, index: int, module: Module, context: Any) -> None:
+            self.running = pass_.name
+
         def after(self, pass_: Any, index: int, old: Module, new: Module, context: Any) -> None:
-            if not first:
-                first.append(list(verify.results))
+            if not steps:
+                verify.start(pass_, old, context)
+                verify.real = old
+                first.update(zip(verify.runs, verify.results))
             verify.after(pass_, index, old, new, context)
             steps.append(Step(pass_.name, print_module(new), list(verify.results)))
 
+    record = Record()
     try:
-        module, _ = _compile(example, [Record()])
+        module, _ = _compile(example, [record])
         steps.append(Step(PLAN, _plan_text(example, module), list(verify.results)))
     except ScheduleError:
         return _refused(example)
     except CompileError:
-        return None
+        return [], [], [Step(record.running, REFUSED, [])], _lines(lambda: _attempt(example))
     except PassError:
         if example.schedule:  # a step may be used where it is sound for some numbers only, as a user may
             return None
         raise
     runs = [(run.sizes, run.inputs, run.expected) for run in verify.runs]
-    return runs, first[0], steps, _lines(lambda: _plan_text(example, _compile(example, [])[0]))
+    return (
+        runs,
+        [first[run] for run in verify.runs],
+        steps,
+        _lines(lambda: _plan_text(example, _compile(example, [])[0])),
+    )
 
 
 def _refused(example: Example) -> tuple[Any, ...]:
@@ -152,12 +169,13 @@ def _refused(example: Example) -> tuple[Any, ...]:
     verify = VerifyExec(reduce=False)
     verify.start(pipeline.passes[0], example.module, context)
     runs = [(run.sizes, run.inputs, run.expected) for run in verify.runs]
+    return runs, verify.results, [Step("schedule", REFUSED, verify.results)], _lines(lambda: _attempt(example))
 
-    def attempt() -> None:
-        with contextlib.suppress(ScheduleError):
-            _compile(example, [])
 
-    return runs, verify.results, [Step("schedule", REFUSED, verify.results)], _lines(attempt)
+def _attempt(example: Example) -> None:
+    """Compile what is refused."""
+    with contextlib.suppress(CompileError, ScheduleError):
+        _compile(example, [])
 
 
 def _compile(example: Example, instruments: Sequence[Any]) -> tuple[Module, Any]:
@@ -167,10 +185,15 @@ def _compile(example: Example, instruments: Sequence[Any]) -> tuple[Module, Any]
 
 
 def _plan_text(example: Example, module: Module) -> str:
-    """The plan of the default pipeline; nothing for others, which may leave no kernels."""
+    """The plan of a module of which kernels are left, else nothing."""
     from intarsia.passes.plan_memory import plan
 
-    return "" if example.passes else print_plan(plan(module))
+    return print_plan(plan(module)) if is_planned(example) else ""
+
+
+def is_planned(example: Example) -> bool:
+    """Do its passes leave nothing but kernels and calls?"""
+    return example.passes in ("", "schedule")
 
 
 def _lines(work: Callable[[], object]) -> frozenset[tuple[str, int]]:
@@ -212,11 +235,14 @@ def outcome_of(mutant: Mutant, prepared: Sequence[Prepared]) -> Outcome:
             outcome = _tried(one)
             if outcome.kind in ("found", "crashed"):
                 return outcome
-            if outcome.kind == "survived":
+            if outcome.kind in ("accepted", "survived"):
                 changed.append((one, outcome))
         signal.alarm(10 * SECONDS)
         if not changed:
             return Outcome("idle")
+        for _, outcome in changed:
+            if outcome.kind == "accepted":
+                return outcome
         unexplained = isolated(lambda: _unexplained(changed), 10 * SECONDS) or 0
         if unexplained < 0:
             return replace(changed[0][1], kind="equivalent", changes=())
@@ -253,6 +279,8 @@ def _tried(prepared: Prepared) -> Outcome:
     except Exception as error:  # not even the import of the broken module works
         return Outcome("crashed", _culprit(error), detail=_text(error))
     name = prepared.example.name
+    if not prepared.runs and prepared.is_refused:
+        return _refusal(prepared)
     try:
         watch.planned(*_compile(prepared.example, [watch]))
     except PassError as error:
@@ -260,13 +288,25 @@ def _tried(prepared: Prepared) -> Outcome:
     except BadPlan as error:
         return Outcome("found", PLAN, name, str(error))
     except ScheduleError as error:
-        refused = prepared.steps[-1].text == REFUSED
-        return Outcome("idle") if refused else Outcome("crashed", watch.running, name, _text(error))
+        return Outcome("idle") if prepared.is_refused else Outcome("crashed", watch.running, name, _text(error))
     except Exception as error:  # whatever a broken compiler raises is what we ask for
         return Outcome("crashed", _culprit(error) or watch.running, name, _text(error))
     if not watch.differs:
         return Outcome("idle")
-    return Outcome("survived", watch.differs, name, watch.diff, tuple(watch.changes))
+    kind: Kind = "accepted" if prepared.is_refused else "survived"
+    return Outcome(kind, watch.differs, name, watch.diff, tuple(watch.changes))
+
+
+def _refusal(prepared: Prepared) -> Outcome:
+    """What becomes of an example that means nothing, which a pass has to say."""
+    name = prepared.example.name
+    try:
+        _compile(prepared.example, [])
+    except CompileError:
+        return Outcome("idle")
+    except Exception as error:  # whatever a broken compiler raises is what we ask for
+        return Outcome("crashed", _culprit(error), name, _text(error))
+    return Outcome("accepted", prepared.steps[-1].name, name)
 
 
 class BadPlan(Exception):
@@ -318,7 +358,7 @@ def _watch(prepared: Prepared) -> Any:
             """Verifies the plan of what the passes left."""
             from intarsia.passes.plan_memory import plan
 
-            if prepared.example.passes:
+            if not is_planned(prepared.example):
                 return
             self.running = PLAN
             made = plan(module)
