@@ -151,6 +151,10 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
         " yield update a[i, j in i..M] max= a[i, i - 1] + a[i - 1, j] } }",
         {"N": 21, "M": 200},
     ),
+    "a_factor_of_the_columns": (
+        "fn f(x: f32[N, M], y: f32[M], z: f32[N]) -> f32[N, N] { a[i, l] = max[j](x[i, j] * z[l] * y[j]); return a }",
+        {"N": 40, "M": 30},
+    ),
     "two_results": (
         "fn f(x: f32[N, M]) -> (f32[N, M], f32[N]) {\n y = exp(x)\n return y, sum(y, axis=1) }",
         {"N": 12, "M": 30},

@@ -373,9 +373,8 @@ def _pack(b: Builder, c: Contraction, at: str, axes: tuple[str, ...], reduced: t
     layout = [axis for axis in axes if axis in load.symbols]
     new, copied = _copy(b, load, at, axes)
     made, lane = dict(zip(layout, copied)), copied[-1]
-    used = [a for a in reduced if a in made]  # the operand need not depend on every axis of the reduction
-    inner = tuple(made[a] for a in layout[layout.index(used[-1]) + 1 :])
-    steps = tuple(made[a] for a in used)
+    steps = tuple(made[a] for a in reduced if a in made)  # the operand need not depend on any axis of the reduction
+    inner = copied[copied.index(steps[-1]) + 1 :] if steps else (lane,)
     batch = tuple(made[a] for a in c.main.batch if a in made)
     panels = tuple(a for a in copied if a not in (*batch, *steps, *inner))
     along = _axis_in_memory(b, c.right.buffer, copied)
@@ -384,7 +383,8 @@ def _pack(b: Builder, c: Contraction, at: str, axes: tuple[str, ...], reduced: t
     else:
         b.take(Reorder((*batch, *steps, *panels)))  # rows of the source piece by piece, whole lines of memory
         write_out(b, inner)
-        b.attempt(Prefetch(c.right.buffer, new, steps[-1], AHEAD))
+        if steps:
+            b.attempt(Prefetch(c.right.buffer, new, steps[-1], AHEAD))
     b.attempt(Version(panels[-1]))
     return new
 
