@@ -79,7 +79,8 @@ def ahead(threads):
     out = ["| beside | rows | geometric mean of its time over ours | worst row | |", "|---|---|---|---|---|"]
     if not best:
         return out
-    each = {"the best peer of each row": best}
+    floats = {w: ratio for w, ratio in best.items() if WORKLOADS[w].bound not in ("bf16", "int8") and "int4" not in w}
+    each = {"the best peer of each row": best, "the same, f32 only": floats}
     for p in PEERS:
         own = {w: got[p] / got[plots.OURS] for w, got in rows.items() if p in got and p != plots.OURS}
         if own:
