@@ -20,11 +20,9 @@ import pytest
 import intarsia
 from intarsia.cli import main
 from intarsia.commands import comparison, reduce
-from intarsia.commands.timing import rates_beside_limits
 from intarsia.ir.errors import Source
 from intarsia.ir.text import read_module
 from intarsia.ir.tolerance import Expected
-from intarsia.limits import Limits
 from intarsia.passes.pipeline import PASSES
 
 MLP = """fn mlp(x: f32[B, K], w1: f32[K, F], b1: f32[F], w2: f32[F, N]) -> f32[B, N] {
@@ -186,14 +184,6 @@ def test_targets_that_cannot_run_here(ita: Run) -> None:
     for target, code in (("cpu:8086", "E1701"), ("cpu:neon", "E1702"), ("gpu:sm_90", "E1702")):
         status, _, err = ita("run", "mlp.ita", *SIZES, "--random", "--target", target)
         assert status == 1 and f"error[{code}]" in err, err
-
-
-def test_rates_beyond_the_peak_are_explained() -> None:
-    limits = Limits(operations=1e9, bytes=1e9, threads=1)
-    assert "(50% of this machine's peak in f32), 1.0 GB/s" in rates_beside_limits(1.0e9, 2e9, 2.0, limits)
-    assert "(150% of this machine's peak in f32, counting what masks leave out)" in rates_beside_limits(
-        3.0e9, 0, 2.0, limits
-    )
 
 
 def test_time_and_profile(ita: Run) -> None:

