@@ -8,6 +8,12 @@ from intarsia.ir.schedule_step import Step
 from intarsia.ir.schedule_words import Words
 
 
+def _level(words: Words, usual: int) -> int:
+    """The number of a cache, or the usual one."""
+    level = words.accept("L1", "L2", "L3")
+    return int(level[1:]) if level else usual
+
+
 @dataclass(frozen=True)
 class Prefetch(Step):
     """Fetch early what a later iteration reads: `prefetch x in t i +1 L1`: before the statement that writes t, bring
@@ -26,8 +32,7 @@ class Prefetch(Step):
         statement, axis = words.name(), words.name()
         words.expect("+")
         distance = words.number()
-        level = words.accept("L1", "L2", "L3") or "L1"
-        return Prefetch(buffer, statement, axis, distance, int(level[1:]))
+        return Prefetch(buffer, statement, axis, distance, _level(words, Prefetch.level))
 
     def rest(self) -> str:
         return f"{self.buffer} in {self.statement} {self.axis} +{self.distance} L{self.level}"
@@ -50,8 +55,7 @@ class Fetch(Step):
         axis = words.name()
         words.expect("in")
         during = words.name()
-        level = words.accept("L1", "L2", "L3") or "L2"
-        return Fetch(buffer, axis, during, int(level[1:]))
+        return Fetch(buffer, axis, during, _level(words, Fetch.level))
 
     def rest(self) -> str:
         return f"{self.buffer} for {self.axis} in {self.during} L{self.level}"

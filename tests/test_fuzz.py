@@ -2,47 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from chains import generate_chain
-from compare import compare
-from generate import generate
+from compare import LEVELS, compare
+from generate import FuzzProgram, generate
 
 CHUNK = 20
+
+
+def require_agreement(program: FuzzProgram, levels: Sequence[str] = LEVELS) -> None:
+    failure = compare(program.text, program.arguments, levels)
+    assert failure is None, f"seed {program.seed}: {failure}\n{program.text}"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 300, CHUNK))
 def test_random_programs(first: int) -> None:
     for seed in range(first, first + CHUNK):
-        program = generate(seed)
-        failure = compare(program.text, program.arguments)
-        assert failure is None, f"seed {seed}: {failure}\n{program.text}"
+        require_agreement(generate(seed))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 100, CHUNK))
 def test_chains_of_products(first: int) -> None:
     for seed in range(first, first + CHUNK):
-        program = generate_chain(seed)
-        failure = compare(program.text, program.arguments)
-        assert failure is None, f"seed {seed}: {failure}\n{program.text}"
+        require_agreement(generate_chain(seed))
 
 
 @pytest.mark.parametrize("seed", (300015, 300152))
 def test_a_few_chains_of_products(seed: int) -> None:
-    program = generate_chain(seed)
-    failure = compare(program.text, program.arguments, ("scheduled", "cpu"))
-    assert failure is None, f"{failure}\n{program.text}"
+    require_agreement(generate_chain(seed), ("scheduled", "cpu"))
 
 
 @pytest.mark.parametrize("seed", range(1000, 1012))
 def test_a_few_random_programs(seed: int) -> None:
-    program = generate(seed)
-    failure = compare(program.text, program.arguments)
-    assert failure is None, f"{failure}\n{program.text}"
+    require_agreement(generate(seed))
 
 
 KEPT = sorted((Path(__file__).parent / "fuzz" / "kept").glob("*.ita"))

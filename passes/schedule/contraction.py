@@ -369,7 +369,7 @@ def share(b: Builder, axes: tuple[str, ...]) -> None:
 def _pack(b: Builder, c: Contraction, at: str, axes: tuple[str, ...], reduced: tuple[str, ...]) -> str:
     """Copy the right operand, in the order of the axes, so that the columns of a panel lie together for each step of
     the reduction. Returns the copy."""
-    load = _load(b, c.right.buffer, axes[-1])
+    load = load_along(b, c.right.buffer, axes[-1])
     layout = [axis for axis in axes if axis in load.symbols]
     new, copied = _copy(b, load, at, axes)
     made, lane = dict(zip(layout, copied)), copied[-1]
@@ -429,7 +429,7 @@ def _copy(b: Builder, load: Load, at: str, axes: tuple[str, ...]) -> tuple[str, 
 
 def _axis_in_memory(b: Builder, buffer: str, axes: tuple[str, ...]) -> str:
     """Along which of the axes the elements that are read of a buffer lie next to each other; "" for none."""
-    indices = _load(b, buffer, axes[-1]).indices
+    indices = load_along(b, buffer, axes[-1]).indices
     return next((axis for axis in reversed(axes) if stride(b.kernel.buffers()[buffer], indices, axis) == 1), "")
 
 
@@ -461,7 +461,7 @@ def _is_plain(load: Load) -> bool:
     return all(i.as_name is not None or i.constant is not None for i in load.indices)
 
 
-def _load(b: Builder, buffer: str, axis: str) -> Load:
+def load_along(b: Builder, buffer: str, axis: str) -> Load:
     """The load of a buffer along `axis`."""
     found = (x for put in puts_in((b.loop(axis),)) for x in loads(put.value))
     return next(x for x in found if x.buffer == buffer and axis in x.symbols)

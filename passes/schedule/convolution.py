@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from intarsia.ir.kernel import For
 from intarsia.ir.kernel_access import is_injective, trips
-from intarsia.ir.scalar import loads
 from intarsia.ir.schedule import ROOT, Accumulate, Collapse, Localize, Merge, Pack, Reorder, Version
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.contraction import (
     Contraction,
     Nest,
     find_contraction,
+    load_along,
     share,
     transpose_copy,
     unroll_reduction,
@@ -166,6 +166,5 @@ def _pack(b: Builder, c: Contraction, main: _Tiled) -> None:
 
 def _used(b: Builder, c: Contraction, axes: Sequence[str]) -> tuple[str, ...]:
     """The axes that the load of the weights uses now."""
-    put = next(s for s in b.loop(axes[-1]).body)
-    load = next(x for x in loads(put.value) if x.buffer == c.right.buffer)  # type: ignore[union-attr]
+    load = load_along(b, c.right.buffer, axes[-1])
     return tuple(axis for axis in axes if axis in load.symbols)
