@@ -1,0 +1,56 @@
+"""What the GPU back end makes of a kernel: functions for Triton, each with what is needed to compile and launch it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from intarsia.ir.dtypes import BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64, BF16, DType
+from intarsia.ir.sizes import Size
+
+TRITON_TYPES: dict[DType, str] = {
+    F16: "fp16", BF16: "bf16", F32: "fp32", F64: "fp64",
+    I8: "i8", I16: "i16", I32: "i32", I64: "i64",
+    U8: "u8", U16: "u16", U32: "u32", U64: "u64", BOOL: "u8",
+}  # fmt: skip
+"""The element types that kernels compute with, in the notation of Triton's signatures. A bool lies in a byte, 0 or 1."""
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """A parameter that points to the elements of a buffer of the kernel; to `element` of a list."""
+
+    name: str
+    buffer: str
+    dtype: DType
+    element: int | None = None
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A parameter that is an integer: the value of a size, `i32`, or `i64` where it may not fit. With `divisible`, a
+    multiple of 16."""
+
+    name: str
+    value: Size
+    type: str = "i32"
+
+
+Parameter: TypeAlias = "Pointer | Scalar"
+
+
+@dataclass(frozen=True)
+class TritonKernel:
+    """One `@triton.jit` function and how it is launched.
+
+    text: the function, from `@triton.jit` on. helpers: texts of functions that it calls, each to be written once before
+    it. grid: the number of programs along up to three axes, over sizes. Pointers are multiples of 16 bytes.
+    """
+
+    name: str
+    text: str
+    parameters: tuple[Parameter, ...]
+    grid: tuple[Size, ...]
+    warps: int = 4
+    stages: int = 3
+    helpers: tuple[str, ...] = ()
