@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from intarsia.ir.dtypes import BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64, BF16, DType
+from intarsia.ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64, DType
 from intarsia.ir.sizes import Size
 
 TRITON_TYPES: dict[DType, str] = {
@@ -13,7 +13,7 @@ TRITON_TYPES: dict[DType, str] = {
     I8: "i8", I16: "i16", I32: "i32", I64: "i64",
     U8: "u8", U16: "u16", U32: "u32", U64: "u64", BOOL: "u8",
 }  # fmt: skip
-"""The element types that kernels compute with, in the notation of Triton's signatures. A bool lies in a byte, 0 or 1."""
+"""Element types of kernels, in the notation of Triton's signatures. A bool lies in a byte, 0 or 1."""
 
 
 @dataclass(frozen=True)
