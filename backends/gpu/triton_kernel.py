@@ -43,7 +43,8 @@ Parameter: TypeAlias = "Pointer | Scalar"
 class TritonKernel:
     """One `@triton.jit` function and how it is launched.
 
-    text: the function, from `@triton.jit` on. helpers: texts of functions that it calls, each to be written once before
+    text: the function, from `@triton.jit` on. constants: its `tl.constexpr` parameters, which follow the others, and their
+    values. helpers: texts of functions that it calls, each to be written once before
     it. grid: the number of programs along up to three axes, over sizes. Pointers are multiples of 16 bytes.
     """
 
@@ -53,4 +54,5 @@ class TritonKernel:
     grid: tuple[Size, ...]
     warps: int = 4
     stages: int = 3
+    constants: tuple[tuple[str, int], ...] = ()
     helpers: tuple[str, ...] = ()
