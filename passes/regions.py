@@ -1,8 +1,8 @@
-"""Passes that go into the regions of nodes."""
+"""Regions with some of their nodes changed, or with the regions inside these changed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -11,19 +11,33 @@ from intarsia.ir.graph import Node, Region, Value
 
 def change_regions(region: Region, change: Callable[[Node, Region], Region]) -> Region:
     """The region with every region of its nodes changed, and what uses those nodes rebuilt; itself if none changes."""
+
+    def changed(node: Node) -> tuple[Node]:
+        regions: dict[str, Any] = {
+            f.name: inner
+            for f in fields(node)
+            if isinstance(old := getattr(node, f.name), Region) and (inner := change(node, old)) is not old
+        }
+        return (replace(node, **regions) if regions else node,)
+
+    return change_nodes(region, changed)
+
+
+def change_nodes(region: Region, change: Callable[[Node], Sequence[Node]]) -> Region:
+    """The region with other nodes, and what uses them rebuilt; itself if none changes.
+
+    `change` gives what takes the place of a node: last one with the same results, perhaps itself, and before that what
+    this one needs. It is made of values of the region as it was.
+    """
     values: dict[Value, Value] = {}
     nodes: list[Node] = []
     for node in region.nodes:
-        new = node.with_operands(values)
-        changed: dict[str, Any] = {
-            f.name: inner
-            for f in fields(new)
-            if isinstance(old := getattr(new, f.name), Region) and (inner := change(new, old)) is not old
-        }
-        new = replace(new, **changed) if changed else new
-        if new is not node:
-            values.update(zip(node.values, new.values))
-        nodes.append(new)
-    if all(a is b for a, b in zip(nodes, region.nodes)):
+        *before, last = change(node)
+        for old, made in (*((n, n) for n in before), (node, last)):
+            new = made.with_operands(values)
+            if new is not old:
+                values.update(zip(old.values, new.values, strict=True))
+            nodes.append(new)
+    if len(nodes) == len(region.nodes) and all(a is b for a, b in zip(nodes, region.nodes)):
         return region
     return Region(region.parameters, tuple(nodes), tuple(values.get(v, v) for v in region.results))

@@ -16,7 +16,7 @@ from intarsia.ir.types import TensorType
 from intarsia.passes.canonicalize.spaces import facts_of
 from intarsia.passes.fuse.members import is_contraction
 from intarsia.passes.pipeline import Context, Pass
-from intarsia.passes.regions import change_regions
+from intarsia.passes.regions import change_nodes, change_regions
 
 FEW = 16
 """Elements of a product for each one that may be computed again."""
@@ -55,18 +55,12 @@ class Sample(Pass):
 def _region(region: Region) -> Region:
     inner = change_regions(region, lambda node, r: _region(r) if isinstance(node, Loop) else r)
     sampler = _Sampler(inner)
-    values: dict[Value, Value] = {}
-    nodes: list[Node] = []
-    for node in inner.nodes:
+
+    def sampled(node: Node) -> tuple[Node, ...]:
         own = sampler.sampled(node) if isinstance(node, Structured) else node
-        for old, made in (*((n, n) for n in sampler.take()), (node, own)):
-            new = made.with_operands(values)
-            if new is not old:
-                values.update(zip(old.values, new.values))
-            nodes.append(new)
-    if all(a is b for a, b in zip(nodes, inner.nodes)):
-        return inner
-    return Region(inner.parameters, tuple(nodes), tuple(values.get(v, v) for v in inner.results))
+        return (*sampler.take(), own)
+
+    return change_nodes(inner, sampled)
 
 
 class _Sampler:
