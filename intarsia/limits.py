@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -29,6 +29,9 @@ _REPEATS = 8
 _COPY_BYTES = 64 << 20
 _READ_BYTES = 128 << 20
 _FORKS = 2000
+_PROBES = 5
+_PAUSE = 0.15  # seconds between probes
+_ALIKE = 1.05  # a rate that is so much greater is another one
 
 _NOTHING_SOURCE = "define void @nothing(ptr %data) { ret void }"
 
@@ -36,27 +39,60 @@ _NOTHING_SOURCE = "define void @nothing(ptr %data) { ret void }"
 @dataclass(frozen=True)
 class Limits:
     """operations: f32 additions and multiplications a second. bytes: of main memory, read or written, a second.
-    threads: with how many threads."""
+    threads: with how many threads. agreed: were the limits reached more than once, at different times?"""
 
     operations: float
     bytes: float
     threads: int
+    agreed: bool = True
+
+    def beyond(self, other: Limits, margin: float) -> bool:
+        """Is one of these rates more than `margin` times that of another measurement?"""
+        return self.operations > margin * other.operations or self.bytes > margin * other.bytes
+
+    def join(self, other: Limits, agreed: bool) -> Limits:
+        """The better of both rates."""
+        best = max(self.operations, other.operations), max(self.bytes, other.bytes)
+        return Limits(*best, self.threads, agreed)
 
 
-def machine_limits(cache: Cache, *, again: bool = False) -> Limits:
-    """The limits for the number of threads in use.
+def machine_limits(cache: Cache, reached: float = 0.0) -> Limits:
+    """The limits for the number of threads in use: the best that was ever seen, since other programs slow a machine
+    down and nothing makes it faster.
 
-    Measuring takes about a second, the first time or `again`; the best that was seen is kept.
+    Each call takes a probe of less than a tenth of a second. Probes at several times, in about a second, follow where
+    none were taken before, where those did not agree, and where they were too low: where this probe gives more, or
+    `reached` operations a second were.
     """
     target, threads = replace(host_target(), rates=Rates()), thread_count()
     key = f"{target} {threads}"
-    known = cache.get("limits", key)
-    before = Limits(**json.loads(known)) if known is not None else Limits(0.0, 0.0, threads)
-    if known is not None and not again:
-        return before
-    found = Limits(max(_operations(target, threads), before.operations), max(_copied(threads), before.bytes), threads)
-    cache.put("limits", key, json.dumps(asdict(found)).encode())
+    stored = cache.get("limits", key)
+    known = Limits(**json.loads(stored)) if stored is not None else Limits(0.0, 0.0, threads, False)
+    probe = _probe(target, threads)
+    found = probe.join(known, known.agreed)
+    if not known.agreed or probe.beyond(known, _ALIKE) or reached > known.operations:
+        probes = [probe]
+        for _ in range(_PROBES - 1):
+            time.sleep(_PAUSE)
+            probes.append(_probe(target, threads))
+        found = _best(probes, known)
+    if found != known:
+        cache.put("limits", key, json.dumps(asdict(found)).encode())
     return found
+
+
+def _probe(target: Target, threads: int) -> Limits:
+    return Limits(_operations(target, threads), _copied(threads), threads)
+
+
+def _best(probes: Sequence[Limits], known: Limits) -> Limits:
+    """The best of several probes and of what was known; agreed if two of them come near it in each rate."""
+    operations = sorted(p.operations for p in (*probes, known))
+    carried = sorted(p.bytes for p in (*probes, known))
+    second = Limits(operations[-2], carried[-2], known.threads)
+    best = Limits(operations[-1], carried[-1], known.threads)
+    was_known = known.agreed and not best.beyond(known, 1.0)
+    return replace(best, agreed=was_known or not best.beyond(second, _ALIKE))
 
 
 def measure_rates(cache: Cache) -> Rates:

@@ -18,12 +18,13 @@ from intarsia.driver import Compilation, executable_of
 from intarsia.executable import Executable
 from intarsia.ir.dtypes import Array
 from intarsia.ir.kernel import Kernel
+from intarsia.ir.kernel_counts import count_operations, depends_on_data
+from intarsia.ir.plan_counts import count_plan_operations
 from intarsia.ir.plan_interpreter import Memory, run_plan, run_preparation
 from intarsia.ir.types import ListType, Type
 from intarsia.ir.work import region_work
 from intarsia.limits import Limits, machine_limits
 from intarsia.measurement import duration_text, measure, median_and_spread, size_text
-from intarsia.passes.schedule.shape import work
 from intarsia.runtime.native import address_of, pointer_table
 
 
@@ -33,14 +34,27 @@ def report_time(bound: Bound, call: Callable[[], object], compile_seconds: float
     samples = interruptible(lambda: measure(call))
     median, spread = median_and_spread(samples)
     compilation = with_deep_stack(bound.compilation)
-    operations = with_deep_stack(lambda: region_work(compilation.graph.graph.body, compilation.sizes).operations)
-    limits = machine_limits(bound.function.program.cache)
+    operations = with_deep_stack(lambda: operations_done(compilation))
+    limits = machine_limits(bound.function.program.cache, operations / median)
     click.echo(f"ready after {duration_text(compile_seconds)}, {found}", err=True)
     click.echo(
         f"run: median {duration_text(median)}, quartiles {duration_text(spread)} apart, {len(samples)} runs", err=True
     )
     moved = _argument_bytes(compilation)
     click.echo(f"     {_rates(operations, moved, median, limits)}", err=True)
+    if not limits.agreed:
+        click.echo("note: the machine was busy while its limits were measured; it may do more", err=True)
+
+
+def operations_done(compilation: Compilation) -> int:
+    """The operations of the program, or those of its scheduled kernels where these are fewer: a schedule leaves out
+    what masks do not let through, and may compute something twice."""
+    written = region_work(compilation.graph.graph.body, compilation.sizes).operations
+    if any(depends_on_data(kernel) for kernel in compilation.kernels.kernels):
+        return written
+    plan = compilation.plan
+    done = count_plan_operations(plan, {name: compilation.sizes[name] for name in plan.sizes})
+    return written if done is None else min(written, done)
 
 
 def _argument_bytes(compilation: Compilation) -> int:
@@ -69,27 +83,28 @@ def _rates(operations: float, moved: float, seconds: float, limits: Limits) -> s
 
 @dataclass
 class _Row:
-    """What one kernel did in a run: seconds of each launch, bytes of its parameters, operations."""
+    """What one kernel did in a run: seconds of each launch, bytes of its parameters; operations of the last launch,
+    None where they depend on data."""
 
     kernel: Kernel
     seconds: list[float]
     bytes: int
-    operations: int
+    operations: int | None
 
 
 class _TimedKernels:
     """Runs the kernels of a plan as machine code, each by itself, and keeps the time of each launch."""
 
     def __init__(self, compilation: Compilation) -> None:
-        naive = {k.name: k for k in compilation.kernels.kernels}
+        self._by_data = {k.name for k in compilation.kernels.kernels if depends_on_data(k)}
+        self._counted: dict[tuple[str, tuple[int, ...]], int] = {}
         self.rows: dict[str, _Row] = {}
         self._code: dict[str, Executable] = {}
         for kernel in (k for part in compilation.plan.whole for k in part.kernels):
             plan = kernel_plan(kernel)
             labels = [s.name for s in plan.slots if s.place == "input"]
             self._code[kernel.name] = executable_of(plan, (compile_plan(plan, compilation.target).object_code,), labels)
-            source = naive.get(kernel.name, kernel)
-            self.rows[kernel.name] = _Row(kernel, [], 0, 0 if source.sizes else work(source.body))
+            self.rows[kernel.name] = _Row(kernel, [], 0, None)
 
     def run(self, kernel: Kernel, arrays: Mapping[str, Memory], sizes: Mapping[str, int]) -> None:
         """Run on arrays in place, as `kernel_interpreter.run` does."""
@@ -103,6 +118,11 @@ class _TimedKernels:
         native.call(given, made, values, interruptible=False)
         row.seconds.append(time.perf_counter() - start)
         row.bytes = sum(a.nbytes for item in (*inputs, *outputs) for a in (item if isinstance(item, list) else [item]))
+        if kernel.name not in self._by_data:
+            key = kernel.name, tuple(values)
+            if key not in self._counted:
+                self._counted[key] = count_operations(kernel, sizes)
+            row.operations = self._counted[key]
 
 
 def _one(memory: Memory) -> Array:
@@ -144,8 +164,10 @@ def _repeat(run: Callable[[], object], timed: _TimedKernels) -> int:
 def _profile_line(row: _Row, rounds: int, total: float, limits: Limits) -> str:
     """`limit` is how much of the time the machine would need at least, by its arithmetic or its memory."""
     each, spent = float(np.median(row.seconds)), sum(row.seconds)
-    least = max(row.bytes / limits.bytes, row.operations / limits.operations)
-    rates = f"{row.bytes / each / 1e9:7.1f} {row.operations / each / 1e9:8.1f} {least / each:6.0%}"
+    operations = row.operations or 0
+    least = max(row.bytes / limits.bytes, operations / limits.operations)
+    done = "-" if row.operations is None else f"{operations / each / 1e9:.1f}"
+    rates = f"{row.bytes / each / 1e9:7.1f} {done:>8} {least / each:6.0%}"
     place = f"  {row.kernel.span}" if row.kernel.span else ""
     launches = f"{len(row.seconds) // rounds:6} {duration_text(each):>9}"
     return f"{spent / total:6.1%} {launches} {size_text(row.bytes):>9} {rates}  {row.kernel.name}{place}"
