@@ -208,3 +208,10 @@ def traffic(footprints: Footprints, capacity: float, body: Sequence[Statement]) 
         for name, count in brought.items():
             total[name] = total.get(name, 0) + count
     return total
+
+
+def memory_passes(kernel: Kernel, capacity: float, line: int) -> dict[str, int]:
+    """How often a kernel brings each of its inputs from beyond a cache of so many bytes: 1 for each element once."""
+    footprints = Footprints(Extents.of(kernel), line, startup=0)
+    brought, touched = traffic(footprints, capacity, kernel.body), footprints.cost(kernel.body, capacity)
+    return {b.name: max(1, round(brought[b.name] / touched[b.name])) for b in kernel.inputs if touched.get(b.name)}

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
 
 from expressions import AXIS, Expressions, module_of
 
+from intarsia.driver import Compilation, Options
 from intarsia.dsl.library import load
 from intarsia.ir.dtypes import BF16, BOOL, F16, F32, I32, DType
 from intarsia.ir.errors import CompileError, Source
@@ -22,6 +23,7 @@ from intarsia.ir.random_graphs import random_module
 from intarsia.ir.scalar import Apply, walk
 from intarsia.ir.target import TARGETS
 from intarsia.ir.text import print_module, read_module
+from intarsia.memory_passes import MemoryPasses
 from intarsia.passes.canonicalize.spaces import facts_of, simplify_body
 from intarsia.passes.fuse.groups import Search
 from intarsia.passes.fuse.report import pass_counts, pass_report
@@ -184,6 +186,7 @@ def test_loops_hold_groups() -> None:
 REASONS = {
     "contraction-contraction": "fn f(x: f32[N, N]) -> f32[N, N] { return x @ x @ x }",
     "different rows": "fn f(x: f32[N, M]) -> f32[N, M] { return softmax(x, axis=0) }",
+    "chain": "fn f(a: f32[600, 64], b: f32[600, 64]) -> f32[600, 64] { return softmax(a @ transpose(b)) @ b @ b[:64, :] }",
     "dear recompute": "fn f(x: f32[N, M], g: f32[M]) -> f32[N, M] { return x + tanh(g) }",
     "multiple uses": "fn f(x: f32[N, N]) -> (f32[N, N], f32[N, N]) { h = exp(x); return h, h @ x }",
     "cycle": "fn f(x: f32[N, N], w: f32[N, N]) -> f32[N, N] "
@@ -220,7 +223,29 @@ def test_passes_over_memory_are_counted() -> None:
     ]
     columns, _ = run(program("fn f(x: f32[N]) -> f32[N] { return x / sum(x) }"))
     assert [(c.before, c.after) for c in pass_counts(columns)] == [(2, 2)]  # no rows: once a stage
-    assert "2 passes with a kernel for each op, 1 fused" in pass_report(program(ONE_KERNEL["softmax"]), softmax)
+    assert "2 passes with a kernel for each op, 1 fused" in pass_report(softmax)
+
+
+def test_passes_of_the_scheduled_kernels_are_counted() -> None:
+    """What a row that is longer than a cache takes; a product once more where a group of it does not share rows."""
+
+    def passes(text: str) -> list[tuple[int, int]]:
+        compilation = Compilation(program(text), {}, Options(target="cpu:x86-avx512"))
+        return [(c.before, c.after) for c in pass_counts(compilation.fused, MemoryPasses(compilation))]
+
+    assert passes("fn f(x: f32[2, 1000]) -> f32[2, 1000] { return softmax(x, axis=-1) }") == [(2, 1)]
+    assert passes("fn f(x: f32[2, 1000000]) -> f32[2, 1000000] { return softmax(x, axis=-1) }") == [(2, 2)]
+    assert passes("fn f(x: f32[2, 1000000]) -> f32[2] { return logsumexp(x, axis=-1) }") == [(2, 1)]
+    scaled = "fn f(x: f32[4, 1000000], g: f32[1000000]) -> f32[4, 1000000] { return exp(x) * g }"
+    assert passes(scaled) == [(1, 1), (4, 4)]
+
+
+def test_ops_and_kernels_are_counted_as_they_run() -> None:
+    triple = "fn f(a: f32[40, 40], b: f32[40, 40], c: f32[40, 40]) -> f32[40, 40]"
+    einsum, _ = run(program(triple + ' { return einsum("ij,jk,kl->il", a, b, c) }'), "contract,fuse")
+    assert pass_report(einsum) == "2 ops in 2 kernels\n"
+    one, _ = run(program("fn f(x: f32[9]) -> f32[9] { return exp(x) }"))
+    assert pass_report(one) == "1 op in 1 kernel\n"
 
 
 def test_no_dear_value_is_computed_twice() -> None:

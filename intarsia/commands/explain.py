@@ -47,11 +47,12 @@ def command(
     bound = bind_types(function, arguments, weights, settings["dims"], required=about in ("memory", "schedule"))
     compilation = function.compilation_of_types(bound.types, bound.statics, bound.dims)
     if about == "fusion":
+        from intarsia.memory_passes import MemoryPasses
         from intarsia.passes.fuse.report import pass_report
 
         with_deep_stack(lambda: compilation.fused)
         _show(compilation.remarks.items, about)
-        click.echo(with_deep_stack(lambda: pass_report(compilation.graph, compilation.fused)), nl=False)
+        click.echo(with_deep_stack(lambda: pass_report(compilation.fused, MemoryPasses(compilation))), nl=False)
     elif about == "memory":
         from intarsia.ir.plan_liveness import plan_report
 

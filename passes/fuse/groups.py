@@ -13,7 +13,7 @@ from intarsia.ir.types import TensorType
 from intarsia.passes.fuse.chains import ChainTest, may_chain, never
 from intarsia.passes.fuse.members import Member
 from intarsia.passes.fuse.order import GroupOrder
-from intarsia.passes.fuse.rows import CONTRACTIONS, Refusal, refusal, stages_of
+from intarsia.passes.fuse.rows import CHAIN, CONTRACTIONS, Refusal, refusal, stages_of
 from intarsia.passes.fuse.siblings import STREAMS, WORTH, is_pointwise, run_side_by_side
 from intarsia.passes.lower.uses import CHEAP
 
@@ -126,7 +126,15 @@ class Search:
             return Refusal("max-ops", f"{len(members)} operations are more than {self.max_ops}")
         outputs = self.outputs([m.node for m in members])
         refused = CONTRACTIONS if both else refusal(members, stages_of(members, outputs))
-        return refused if refused is None or not self.is_chain(members, outputs) else None
+        if refused is None or self.is_chain(members, outputs):
+            return None
+        return CHAIN if self._is_chain_group(producer) or self._is_chain_group(consumer) else refused
+
+    def _is_chain_group(self, group: Group) -> bool:
+        """Is a group one that only a chain can be?"""
+        if not group.has_contraction or len(group.members) == 1 or not may_chain(group.members):
+            return False
+        return refusal(group.members, stages_of(group.members, self.outputs(group.nodes))) is not None
 
     def _grow(self, nodes: Sequence[Node]) -> None:
         """Merge the group of some nodes with those of what they read, the best first, as long as any fits."""

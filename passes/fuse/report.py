@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from intarsia.ir.graph import Module, Node, Region, Value
-from intarsia.ir.ops import Cast, Constant, Fused, Loop, Reshape
+from intarsia.ir.ops import Call, Cast, Constant, Fused, ListGet, Loop, Reshape
 from intarsia.ir.sizes import ZERO, Size
 from intarsia.ir.types import TensorType
 from intarsia.passes.fuse.members import Member
 from intarsia.passes.fuse.rows import passes_over, stages_of
 
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+Counter: TypeAlias = Callable[[Region], Mapping[Value, int]]
+"""How often the kernel of a group reads each of its inputs."""
 
 
 @dataclass(frozen=True)
@@ -25,55 +30,75 @@ class PassCount:
     after: int
 
 
-def pass_counts(module: Module) -> list[PassCount]:
+def passes_by_stages(group: Region) -> dict[Value, int]:
+    """What the stages of a group alone tell: one that share rows read what they share once, as long as a row fits a
+    cache."""
+    members = _members(group.nodes)
+    stages = stages_of(members, frozenset(group.results))
+    return {value: passes_over(value, stages) for value in group.captures}
+
+
+def pass_counts(module: Module, count: Counter = passes_by_stages) -> list[PassCount]:
     """The passes over each input of each fused group, groups of loops included, in order."""
     found: list[PassCount] = []
     for node in module.graph.body.walk():
         if not isinstance(node, Fused):
             continue
-        members = [member for n in node.body.nodes if (member := Member.of(n)) is not None]
-        stages = stages_of(members, frozenset(node.body.results))
+        after = count(node.body)
+        before: dict[Value, int] = {}
+        for member in _members(node.body.nodes):
+            own = [v for v in dict.fromkeys(member.node.operands) if v in node.inputs]
+            passes = count(Region((), (member.node,), member.node.values)) if own else {}
+            before.update((v, before.get(v, 0) + passes.get(v, 1)) for v in own)
         for value in node.inputs:
             if not isinstance(value.node, Constant):
-                before = sum(value in n.operands for n in node.body.nodes)
-                found.append(PassCount(node, value, before, passes_over(value, stages)))
+                found.append(PassCount(node, value, before[value], after.get(value, 1)))
     return found
 
 
-def pass_report(before: Module, after: Module) -> str:
+def pass_report(module: Module, count: Counter = passes_by_stages) -> str:
     """`pass_counts` of a module after fusion as text: a paragraph for each group, with the user's line, and the number
     of kernels with an op each and now."""
-    labels = {p.value: p.label for p in after.graph.parameters}
-    lines = [
-        f"{_kernels(before)} kernels with one for each op, {_kernels(after)} fused; passes over what each reads:",
-        "",
-    ]
-    counts = pass_counts(after)
+    labels = {p.value: p.label for p in module.graph.parameters}
+    kernels = list(_kernels(module.graph.body))
+    ops = sum(max(1, len(_computing(members))) for members in kernels)
+    lines = [f"{_counted(ops, 'op')} in {_counted(len(kernels), 'kernel')}"]
+    counts = pass_counts(module, count)
+    if counts:
+        lines = [f"{lines[0]}; passes over what each reads:", ""]
     for group in dict.fromkeys(c.group for c in counts):
-        members = [m for n in group.body.nodes if (m := Member.of(n)) is not None]
-        lines.append(f"{group.span or after.graph.name}: {operations(members)}")
-        for count in counts:
-            if count.group is group:
-                name = labels.get(count.value, f"{title(count.value.node)} {count.value.type}")
-                lines.append(f"    {name}: {_passes(count.before)} with a kernel for each op, {count.after} fused")
+        lines.append(f"{group.span or module.graph.name}: {operations(_members(group.body.nodes))}")
+        for found in counts:
+            if found.group is group:
+                name = labels.get(found.value, f"{title(found.value.node)} {found.value.type}")
+                before = _counted(found.before, "pass")
+                lines.append(f"    {name}: {before} with a kernel for each op, {found.after} fused")
         inner = [n for n in group.body.nodes if n.value not in group.body.results and not isinstance(n, Constant)]
         if inner:
-            values = "value" if len(inner) == 1 else "values"
-            lines.append(f"    {len(inner)} {values} in between not written and read again")
+            lines.append(f"    {_counted(len(inner), 'value')} in between not written and read again")
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def operations(members: Sequence[Member]) -> str:
     """The ops of a group that compute something, as a user calls them."""
-    return ", ".join(m.title for m in members if m.work > 0 or m.is_reduced) or "views"
+    return ", ".join(m.title for m in _computing(members)) or "views"
 
 
-def _kernels(module: Module) -> int:
-    """The nodes that compute something: one kernel each."""
-    count = 0
-    for node in _outside_groups(module.graph.body):
-        count += isinstance(node, Fused) or (Member.of(node) is not None and not isinstance(node, (Constant, Reshape)))
-    return count
+def _computing(members: Sequence[Member]) -> list[Member]:
+    return [m for m in members if m.work > 0 or m.is_reduced]
+
+
+def _members(nodes: Sequence[Node]) -> list[Member]:
+    return [member for node in nodes if (member := Member.of(node)) is not None]
+
+
+def _kernels(region: Region) -> Iterator[list[Member]]:
+    """The members of each kernel; none of what is a kernel of its own."""
+    for node in _outside_groups(region):
+        if isinstance(node, Fused):
+            yield _members(node.body.nodes)
+        elif not isinstance(node, (Constant, Reshape, ListGet, Loop, Call)):
+            yield _members((node,))
 
 
 def _outside_groups(region: Region) -> Iterator[Node]:
@@ -85,8 +110,9 @@ def _outside_groups(region: Region) -> Iterator[Node]:
                 yield from _outside_groups(inner)
 
 
-def _passes(count: int) -> str:
-    return f"{count} pass{'es' if count != 1 else ''}"
+def _counted(count: int, what: str) -> str:
+    plural = f"{what}es" if what.endswith("s") else f"{what}s"
+    return f"{count} {what if count == 1 else plural}"
 
 
 def title(node: Node) -> str:

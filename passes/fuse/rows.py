@@ -36,6 +36,8 @@ class Refusal:
 
 CONTRACTIONS = Refusal("contraction-contraction", "a kernel holds one matrix product or convolution")
 
+CHAIN = Refusal("chain", "a product and the reductions of its rows are one sweep, in which this has no place")
+
 
 @dataclass(frozen=True)
 class Stages:
@@ -160,7 +162,7 @@ def _refuse_rows(stages: Stages, contraction: Member | None) -> Refusal | None:
         own = same.of(stage)
         fits = own == rows if stage.is_reduced or contraction else own >= rows
         if not fits or (contraction and stage.is_reduced and stage is not contraction):
-            return _blame(stage, anchor or arrays[0], stages)
+            return _blame(stage, _other([anchor, *arrays] if anchor else arrays, stage), stages)
     if same.conflicts & rows:
         return Refusal("different rows", "a value is read at other rows than its own")
     return _refuse_reads(stages, same, rows) or (None if contraction else _refuse_order(arrays, same, rows, stages))
@@ -198,10 +200,15 @@ def _refuse_order(arrays: Sequence[Member], same: _SameAxes, rows: frozenset[int
     for stage in arrays:
         own = same.list_of(stage)
         if not {*own[: len(rows)]} >= rows and not any(s.is_reduced for s in arrays):
-            return _blame(arrays[0], stage, stages)
+            return _blame(arrays[0], _other([stage, *arrays], arrays[0]), stages)
         if not {*own[: len(rows)]} >= rows:
             return Refusal("different rows", f"the rows of {stage.title} are not its leading dimensions")
     return None
+
+
+def _other(arrays: Sequence[Member], stage: Member) -> Member:
+    """The first of several stages that is not this one."""
+    return next(s for s in arrays if s is not stage)
 
 
 def _blame(stage: Member, other: Member, stages: Stages) -> Refusal:
@@ -215,11 +222,14 @@ def _blame(stage: Member, other: Member, stages: Stages) -> Refusal:
         return Refusal(
             "multiple uses", f"{stage.title} is needed elsewhere too, and not over the rows of {other.title}"
         )
-    return Refusal("different rows", f"{stage.title} runs over {_axes(stage)}, {other.title} over {_axes(other)}")
+    own, others = _rows_text(stage), _rows_text(other)
+    same = " of another dimension" if own == others else ""
+    return Refusal("different rows", f"{stage.title} has {own}, {other.title} {others}{same}")
 
 
-def _axes(stage: Member) -> str:
-    return f"[{', '.join(str(a.extent) for a in stage.space.axes)}]"
+def _rows_text(stage: Member) -> str:
+    extents = ", ".join(str(a.extent) for a in stage.wide_axes)
+    return f"the rows [{extents}]" if extents else "no rows"
 
 
 @dataclass(eq=False)

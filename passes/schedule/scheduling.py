@@ -41,7 +41,7 @@ class ScheduleKernels(Pass):
         free = sorted(
             (k for k in module.kernels if k.name not in pinned and "" not in pinned), key=_effort, reverse=True
         )
-        work = partial(_default, context=context, repeated=repeated)
+        work = partial(schedule_of, context=context, repeated=repeated)
         found = {k.name: scheduled for k, scheduled in zip(free, context.each(work, free))}
         kernels = tuple(
             self._keep(k, found[k.name], context)
@@ -75,8 +75,9 @@ class Scheduled:
     remarks: tuple[Remark, ...]
 
 
-def _default(kernel: Kernel, context: Context, repeated: frozenset[str]) -> Scheduled:
-    """A kernel with the schedule that nobody pins. Pure: it may run in another process."""
+def schedule_of(kernel: Kernel, context: Context, repeated: frozenset[str] = frozenset()) -> Scheduled:
+    """A kernel with the schedule that nobody pins; `repeated` are the names of those that loops call. Pure: it may run
+    in another process."""
     again = kernel.name in repeated
     if (tried := context.tried.get(dataclasses.replace(kernel, name=""))) is not None:
         built = tried
