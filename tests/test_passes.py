@@ -186,7 +186,8 @@ def test_loops_hold_groups() -> None:
 REASONS = {
     "contraction-contraction": "fn f(x: f32[N, N]) -> f32[N, N] { return x @ x @ x }",
     "different rows": "fn f(x: f32[N, M]) -> f32[N, M] { return softmax(x, axis=0) }",
-    "chain": "fn f(a: f32[600, 64], b: f32[600, 64]) -> f32[600, 64] { return softmax(a @ transpose(b)) @ b @ b[:64, :] }",
+    "chain": "fn f(a: f32[600, 64], b: f32[600, 64]) -> f32[600, 64] "
+    "{ return softmax(a @ transpose(b)) @ b @ b[:64, :] }",
     "dear recompute": "fn f(x: f32[N, M], g: f32[M]) -> f32[N, M] { return x + tanh(g) }",
     "multiple uses": "fn f(x: f32[N, N]) -> (f32[N, N], f32[N, N]) { h = exp(x); return h, h @ x }",
     "cycle": "fn f(x: f32[N, N], w: f32[N, N]) -> f32[N, N] "
