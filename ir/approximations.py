@@ -38,6 +38,13 @@ EXPANSIONS: dict[str, Callable[..., Term]] = {
 }
 """The formula of each function for f32 and f64."""
 
+UNBOUNDED: dict[str, Callable[..., Term]] = {
+    "exp": exponentials.exp_unbounded,
+    "exp2": exponentials.exp2_unbounded,
+    "sigmoid": exponentials.sigmoid_unbounded,
+}
+"""Shorter ones for machines whose `ldexp` takes any power."""
+
 
 BOUNDS: dict[str, tuple[float, float]] = {
     "exp": (1.1, 1.1),
@@ -68,8 +75,9 @@ def is_basic(function: str) -> bool:
     return function not in EXPANSIONS
 
 
-def expand(expression: Apply) -> Expr:
-    """The application in basic functions; one of a basic function as it is. Arguments are left as they are."""
+def expand(expression: Apply, *, unbounded: bool = False) -> Expr:
+    """The application in basic functions; one of a basic function as it is. Arguments are left as they are, but for
+    constants in those of exponentials. `unbounded`: does the machine's `ldexp` take any power?"""
     name, arguments = expression.function, expression.arguments
     if is_basic(name):
         return expression
@@ -79,7 +87,8 @@ def expand(expression: Apply) -> Expr:
     if dtype.is_integer:
         return _integer_power(Term(arguments[0]), Term(arguments[1])).expr
     wide = [Term(cast(_computed_in(dtype), a)) for a in arguments]
-    return cast(dtype, EXPANSIONS[name](*wide).expr)
+    formulas = {**EXPANSIONS, **UNBOUNDED} if unbounded else EXPANSIONS
+    return cast(dtype, formulas[name](*wide).expr)
 
 
 def _computed_in(dtype: DType) -> DType:

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 from intarsia.ir.dtypes import F32, F64, I32, I64, DType
+from intarsia.ir.scalar import Apply, Const, Expr
 from intarsia.ir.terms import Term, fma, ldexp, polynomial, where
 
 INFINITY = float("inf")
@@ -32,6 +33,7 @@ class _Constants:
     exp_range: tuple[float, float]
     exp2_range: tuple[float, float]
     expm1_lowest: float
+    sigmoid_one: float
     tanh_one: float
     ln2_high: float
     ln2_low: float
@@ -49,6 +51,7 @@ _F32 = _Constants(
     exp_range=(-104.0, 91.0),
     exp2_range=(-151.0, 129.0),
     expm1_lowest=-20.0,
+    sigmoid_one=20.0,
     tanh_one=10.0,
     ln2_high=0.69317626953125,
     ln2_low=-2.9088971132296138e-05,
@@ -74,6 +77,7 @@ _F64 = _Constants(
     exp_range=(-746.0, 712.0),
     exp2_range=(-1076.0, 1025.0),
     expm1_lowest=-40.0,
+    sigmoid_one=40.0,
     tanh_one=20.0,
     ln2_high=0.6931471805598903,
     ln2_low=5.497923018708371e-14,
@@ -166,14 +170,17 @@ def _exp_scaled(x: Term, power: float) -> Term:
 
 
 def exp(x: Term) -> Term:
-    return _exp_scaled(x, 0.0)
+    return exp2(_in_powers_of_two(x)) if _is_rounded(x.expr) else _exp_scaled(x, 0.0)
 
 
 def exp2(x: Term) -> Term:
-    c = _constants(x)
-    x = clamp(x, *c.exp2_range)
+    return _exp2_inside(clamp(x, *_constants(x).exp2_range))
+
+
+def _exp2_inside(x: Term) -> Term:
+    """2^x, as far as `ldexp` goes."""
     n = x.round()
-    return ldexp(_exp2_fraction(x - n, c), n)
+    return ldexp(_exp2_fraction(x - n, _constants(x)), n)
 
 
 def _exp2_fraction(r: Term, c: _Constants) -> Term:
@@ -195,9 +202,18 @@ def _expm1_inside(x: Term) -> Term:
 
 
 def sigmoid(x: Term) -> Term:
-    """1 / (1 + e^-x), by e^-|x|, so that the result keeps its digits where it is small."""
-    e = exp(-abs(x))
-    return where(x >= 0.0, 1.0, e) / (e + 1.0)
+    return _sigmoid_of(exp(_below_one(x)))
+
+
+def _below_one(x: Term) -> Term:
+    """An argument of `sigmoid`, cut off where the result is 1."""
+    limit = _constants(x).sigmoid_one
+    return where(x > limit, limit, x)
+
+
+def _sigmoid_of(e: Term) -> Term:
+    """e^x / (e^x + 1), which keeps its digits where it is small."""
+    return e / (e + 1.0)
 
 
 def sinh(x: Term) -> Term:
@@ -231,6 +247,68 @@ def erf(x: Term) -> Term:
     n = power.round()
     far = 1.0 - ldexp(_exp2_fraction(power - n, c), n)
     return copy_sign(where(magnitude > 1.0, far, near), x)
+
+
+# ---------------------------------------------------------------------- where arguments are rounded
+
+LOG2_E = math.log2(math.e)
+
+_ROUNDED = frozenset(("add", "sub", "mul", "div", "fma"))
+_EXACT = frozenset(("neg", "abs", "minimum", "maximum"))
+
+
+def _is_rounded(e: Expr) -> bool:
+    """Is a number the result of a rounding? Its error changes e^x as much as another rounding of x does, so that
+    2^(x log2 e) is as good as the longer way to e^x."""
+    match e:
+        case Apply("where", (_, *chosen)):
+            return all(isinstance(a, Const) or _is_rounded(a) for a in chosen)
+        case Apply(function, arguments) if function in _EXACT:
+            return all(isinstance(a, Const) or _is_rounded(a) for a in arguments)
+        case Apply(function):
+            return function in _ROUNDED
+    return False
+
+
+def _in_powers_of_two(x: Term) -> Term:
+    """x log2(e), where x is c a or c a + b with fewer roundings.
+
+    Not c log2(e) a + b log2(e), of which the second part may have been computed before: it may be infinite where b is
+    not, and the sum NaN where a is infinite.
+    """
+    match x.expr:
+        case Apply("mul", (a, Const(c))) if 1e-30 < abs(c) < 1e30:
+            return Term(a) * (c * LOG2_E)
+        case Apply("add", (Apply("mul", (a, c)), b)):
+            return fma(Term(a), Term(c), Term(b)) * LOG2_E
+        case Apply("sub", (Apply("mul", (a, c)), b)):
+            return fma(Term(a), Term(c), -Term(b)) * LOG2_E
+    return x * LOG2_E
+
+
+# ---------------------------------------------------------------------- where `ldexp` takes any power
+
+# There a power that is NaN gives NaN, and an infinite one gives 0 or infinity, even of NaN, as AVX-512's vscalef does.
+
+
+def exp_unbounded(x: Term) -> Term:
+    """A remainder of a large argument makes no sense. Without the highest bit of its exponent it is below 2, so that
+    the polynomial is positive and finite, and the power decides."""
+    if _is_rounded(x.expr):
+        return exp2_unbounded(_in_powers_of_two(x))
+    c = _constants(x)
+    n, r = _reduced(x)
+    r = (r.bitcast(c.integer) & ~(1 << (c.integer.bits - 2))).bitcast(x.dtype)
+    return ldexp(polynomial(r, (1.0, 1.0, *c.exp)), n)
+
+
+def exp2_unbounded(x: Term) -> Term:
+    """The remainder is at most 1/2, and NaN where x is infinite."""
+    return _exp2_inside(x)
+
+
+def sigmoid_unbounded(x: Term) -> Term:
+    return _sigmoid_of(exp_unbounded(_below_one(x)))
 
 
 # ---------------------------------------------------------------------- logarithms

@@ -134,11 +134,13 @@ def _fma(a: Array, b: Array, c: Array) -> Array:
 
 
 def _ldexp(x: Array, power: Array) -> Array:
-    """x * 2**power; a power that is NaN counts as 0."""
-    x = np.asarray(x)
-    whole = np.nan_to_num(np.asarray(power), posinf=1 << 15, neginf=-(1 << 15))
+    """x * 2**power; NaN where the power is, 0 or infinity where that is infinite, even of NaN."""
+    x, power = np.asarray(x), np.asarray(power)
+    whole = np.nan_to_num(power, posinf=1 << 15, neginf=-(1 << 15))
     with np.errstate(over="ignore", under="ignore"):
-        return np.asarray(np.ldexp(x, whole.astype(np.int32))).astype(x.dtype)
+        result = np.ldexp(x, np.clip(whole, -(1 << 15), 1 << 15).astype(np.int32)).astype(x.dtype)
+    limit = np.where(np.isinf(power), np.maximum(power, 0), power).astype(x.dtype)
+    return np.where(np.isnan(power) | np.isnan(x) & np.isinf(power), limit, result)
 
 
 def _erf(x: Array) -> Array:

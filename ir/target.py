@@ -56,6 +56,11 @@ class Target:
         """Are masked vector loads and stores single instructions?"""
         return "avx512f" in self.features or "avx2" in self.features or self.kind == "gpu"
 
+    @property
+    def has_unbounded_ldexp(self) -> bool:
+        """Does `ldexp` take any power, the infinite ones and NaN included, in one instruction?"""
+        return "avx512f" in self.features
+
 
 _AVX2 = ("sse4.2", "avx", "avx2", "fma", "f16c", "bmi", "bmi2", "popcnt", "lzcnt")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd")

@@ -19,6 +19,7 @@ from intarsia.backends.cpu.values import (
     instruction,
     intrinsic,
     recast,
+    resized,
     select,
     shuffle,
     widen,
@@ -146,13 +147,15 @@ class Arithmetic:
         return select(function, comparison(function, "fcmp oeq", b, nothing), plain, result)
 
     def _ldexp(self, x: Value, power: Value) -> Value:
-        """x times 2 to a whole number, which is less than 2^(exponent bits) in magnitude."""
+        """x times 2 to a whole number: any where the target says so, else less than 2^(exponent bits) in magnitude."""
         lanes = max(x.lanes, power.lanes)
         x, power = widen(self.function, x, lanes), widen(self.function, power, lanes)
+        if not self.target.has_unbounded_ldexp:
+            return self._ldexp_in_steps(x, power)
         native = 512 // x.dtype.bits
-        if "avx512f" in self.target.features and lanes % native == 0 and x.dtype.bits in (32, 64):
-            return self._in_parts(self._scalef, native, x, power)
-        return self._ldexp_in_steps(x, power)
+        whole = -(-lanes // native) * native
+        x, power = resized(self.function, x, whole), resized(self.function, power, whole)
+        return resized(self.function, self._in_parts(self._scalef, native, x, power), lanes)
 
     def _scalef(self, x: Value, power: Value) -> Value:
         kind, mask = ("ps", "i16") if x.dtype == F32 else ("pd", "i8")

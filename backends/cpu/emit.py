@@ -17,7 +17,7 @@ from intarsia.backends.cpu.analysis import Analysis, allocations, analyse, state
 from intarsia.backends.cpu.indices import Lane
 from intarsia.backends.cpu.llvm import Function, Module, Operand
 from intarsia.backends.cpu.registers import Place, Registers
-from intarsia.backends.cpu.values import Value, extract, first_lanes, padded, storage_type
+from intarsia.backends.cpu.values import Value, extract, padded, resized, storage_type
 from intarsia.backends.cpu.writes import Writes
 from intarsia.ir.errors import Span
 from intarsia.ir.kernel import (
@@ -259,7 +259,7 @@ class Emitter(Writes):
 
     def unpadded(self, place: Place, value: Value) -> Value:
         """A register's value without the lanes that it had between blocks."""
-        return first_lanes(self.function, value, self.registers.layouts[place.buffer].lanes)
+        return resized(self.function, value, self.registers.layouts[place.buffer].lanes)
 
     def written_places(self, body: tuple[Statement, ...]) -> Iterator[Place]:
         """The registers that statements write, but for those of buffers that they allocate."""

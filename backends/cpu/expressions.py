@@ -47,7 +47,7 @@ class Expressions(Memory):
             case Apply(("lt" | "le" | "gt" | "ge") as function, (Index(a), Index(b))) if not (a.opaques or b.opaques):
                 return self._ordered(function, a, b)
             case Apply():
-                basic = expand(expression)
+                basic = expand(expression, unbounded=self.target.has_unbounded_ldexp)
                 return self._apply(expression) if basic is expression else self.value(basic)
         raise AssertionError(expression)
 

@@ -140,20 +140,22 @@ def padded(function: Function, value: Value) -> Value:
 
     LLVM takes a vector of another number of lanes apart, lane by lane, where it passes from one block to another.
     """
-    lanes = 1 << (value.lanes - 1).bit_length()
-    return value if lanes == value.lanes else _resized(function, value, lanes)
+    return resized(function, value, 1 << (value.lanes - 1).bit_length())
 
 
-def _resized(function: Function, value: Value, lanes: int) -> Value:
+def resized(function: Function, value: Value, lanes: int) -> Value:
     """The first lanes of a value, or all of them with lanes behind them that hold nothing."""
+    if lanes == value.lanes:
+        return value
+    if lanes == 1:
+        return extract(function, value, 0)
+    if value.lanes == 1:
+        vector = vector_type(value.element, lanes)
+        text = function.op(f"insertelement {vector} poison, {value}, i64 0")
+        return Value(text, value.dtype, lanes)
     mask = ", ".join(f"i32 {i}" if i < value.lanes else "i32 poison" for i in range(lanes))
     text = function.op(f"shufflevector {value}, {value.type} poison, <{lanes} x i32> <{mask}>")
     return Value(text, value.dtype, lanes)
-
-
-def first_lanes(function: Function, value: Value, lanes: int) -> Value:
-    """The value without the lanes that `padded` put behind it."""
-    return value if lanes == value.lanes else _resized(function, value, lanes)
 
 
 def select(function: Function, condition: Value, then: Value, otherwise: Value) -> Value:
