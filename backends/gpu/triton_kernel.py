@@ -34,6 +34,7 @@ class Scalar:
     name: str
     value: Size
     type: str = "i32"
+    divisible: bool = False
 
 
 Parameter: TypeAlias = "Pointer | Scalar"
@@ -43,9 +44,9 @@ Parameter: TypeAlias = "Pointer | Scalar"
 class TritonKernel:
     """One `@triton.jit` function and how it is launched.
 
-    text: the function, from `@triton.jit` on. constants: its `tl.constexpr` parameters, which follow the others, and their
-    values. helpers: texts of functions that it calls, each to be written once before
-    it. grid: the number of programs along up to three axes, over sizes. Pointers are multiples of 16 bytes.
+    text: the function, from `@triton.jit` on. constants: its `tl.constexpr` parameters, which follow the others, and
+    their values. helpers: texts of functions that it calls, each to be written once before it. grid: the number of
+    programs along up to three axes, over sizes. Pointers are multiples of 16 bytes.
     """
 
     name: str

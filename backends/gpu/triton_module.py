@@ -1,0 +1,66 @@
+"""Kernels as Python modules: the text that stands in a file, and the functions that Triton makes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import linecache
+import sys
+import types
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from intarsia.backends.gpu.triton_kernel import TritonKernel
+from intarsia.ir.errors import CompileError
+
+HEADER = """import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+"""
+"""What the text of a kernel may refer to."""
+
+
+def module_text(kernels: Iterable[TritonKernel]) -> str:
+    """A file of kernels: the imports, each helper once, and the functions."""
+    parts: dict[str, None] = {}
+    for kernel in kernels:
+        parts.update(dict.fromkeys((*kernel.helpers, kernel.text)))
+    return "\n\n".join([HEADER, *(part.strip("\n") + "\n" for part in parts)])
+
+
+def load_function(kernel: TritonKernel) -> Any:
+    """The `@triton.jit` function of a kernel, alone in its module; the same object for the same text.
+
+    Raises CompileError E1704 where Triton is not installed.
+    """
+    return getattr(_load(module_text([kernel])), kernel.name)
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """What Triton's front end, its passes and ptxas happen to raise for a function that they do not take."""
+    from triton.errors import TritonError
+
+    general = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError)
+    return (TritonError, *general, ValueError)
+
+
+def require_triton() -> None:
+    """Raise CompileError E1704 where Triton cannot be imported."""
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        hint = "pip install 'triton>=3.6' (it needs Linux, but no GPU), or choose a CPU target"
+        raise CompileError("E1704", "Triton is not installed beside Intarsia", hint=hint) from None
+
+
+@cache
+def _load(text: str) -> types.ModuleType:
+    """Run a module that lies in no file. Triton reads the functions' source, which it finds by way of `linecache`."""
+    require_triton()
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    file = f"<intarsia {digest}>"
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    module = types.ModuleType(f"intarsia_kernel_{digest}")
+    sys.modules[module.__name__] = module
+    exec(compile(text, file, "exec"), module.__dict__)
+    return module
