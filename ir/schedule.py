@@ -320,9 +320,11 @@ class Pack(Step):
      -> for j { alloc bp: f32[K, 16]; for k.0 { for j.1.0 { bp[k.0, j.1.0] = b[k.0, 16 * j + j.1.0] } }
                 for k { for j.1 { … bp[k, j.1] … } } }
 
-    The dimensions of the copy are axes inside the loop, in any order: that is its layout. Masks of the loads move into
-    the copy, which pads with what they gave. Where the buffer is read in several ways, as in `x[i, k] * x[j, k]`, the
-    layout tells which one is meant. Refused unless just one reads along these axes, and where the buffer is written.
+    The dimensions of the copy are axes inside the loop, in any order: that is its layout. Axes of one subscript may
+    share a dimension, so that windows that overlap are copied once: of `x[2 * i + r - 1]` the layout `[i, r]` holds
+    one window after the other, `[i + r]` each element that one of them has. Masks of the loads move into the copy,
+    which pads with what they gave. Where the buffer is read in several ways, as in `x[i, k] * x[j, k]`, the layout
+    tells which one is meant. Refused unless just one reads along these axes, and where the buffer is written.
     With memory `prepared` the copy is made once for all calls; that takes a constant, and `root`.
     """
 
@@ -341,10 +343,16 @@ class Pack(Step):
         new = words.name()
         words.expect("[")
         layout = [words.name()]
-        while words.accept(","):
-            layout.append(words.name())
+        while joint := words.accept(",", "+"):
+            following = words.name()
+            layout[-1:] = [f"{layout[-1]} + {following}"] if joint == "+" else [layout[-1], following]
         words.expect("]")
         return Pack(buffer, axis, new, tuple(layout), words.memory())
+
+    @property
+    def dimensions(self) -> tuple[tuple[str, ...], ...]:
+        """The axes of each dimension of the copy."""
+        return tuple(tuple(axes.split(" + ")) for axes in self.layout)
 
     def rest(self) -> str:
         return f"{self.buffer} at {self.axis} -> {self.new}[{', '.join(self.layout)}] {self.memory}"

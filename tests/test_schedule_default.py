@@ -16,6 +16,7 @@ from intarsia.ir.kernel_access import trips
 from intarsia.ir.kernel_counts import count_accesses
 from intarsia.ir.kernel_text import print_kernel, read_kernel
 from intarsia.ir.kernel_verifier import unproved_accesses, verify_kernel
+from intarsia.ir.scalar import loads
 from intarsia.ir.schedule import Schedule
 from intarsia.ir.target import TARGETS
 from intarsia.passes.pipeline import Context, default_pipeline
@@ -127,6 +128,39 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
         " c = conv2d(x, w)\n return tensor[n, o, i, j](c[n, o, i, j] * b[o]) }",
         {"N": 1, "I": 20, "O": 17},
     ),
+    "depthwise": (
+        "fn f(x: f32[N, C, H, W], w: f32[C, 1, 3, 3], b: f32[C]) -> f32[N, C, H, W] {"
+        " return relu(conv2d(x, w, padding=1, groups=C) + reshape(b, (1, C, 1, 1))) }",
+        {"N": 2, "C": 3, "H": 9, "W": 21},
+    ),
+    "depthwise_small": (
+        "fn f(x: f32[N, C, 7, 7], w: f32[C, 1, 5, 5]) -> f32[N, C, 7, 7] { return conv2d(x, w, padding=2, groups=C) }",
+        {"N": 2, "C": 19},
+    ),
+    "depthwise_strided": (
+        "fn f(x: f32[N, C, 2*H, 2*W], w: f32[C, 1, 3, 3]) -> f32[N, C, H, W] {"
+        " return conv2d(x, w, stride=2, padding=1, groups=C) }",
+        {"N": 1, "C": 3, "H": 8, "W": 19},
+    ),
+    "depthwise_dilated": (
+        "fn f(x: f64[N, C, 9, 9], w: f64[C, 1, 3, 2]) -> f64[N, C, 9, 7] {"
+        " return conv2d(x, w, padding=(2, 0), dilation=2, groups=C) }",
+        {"N": 1, "C": 9},
+    ),
+    "depthwise_last": (
+        "fn f(x: f32[N, H, W, C], w: f32[3, 3, C]) -> f32[N, H - 2, W - 2, C] {"
+        " return tensor[n, i < H - 2, j < W - 2, c](sum[r, s](x[n, i + r, j + s, c] * w[r, s, c])) }",
+        {"N": 2, "H": 7, "W": 8, "C": 21},
+    ),
+    "blur": (
+        "fn f(x: f32[H, W]) -> f32[H - 2, W - 4] {"
+        " return tensor[i < H - 2, j < W - 4](sum[r < 3, s < 5](x[i + r, j + s]) / 15.0) }",
+        {"H": 9, "W": 40},
+    ),
+    "pooling_overlapping": (
+        "fn f(x: f32[N, C, 15, 15]) -> f32[N, C, 8, 8] { return max_pool2d(x, 3, stride=2, padding=1) }",
+        {"N": 2, "C": 17},
+    ),
     "pooling": ("fn f(x: f32[N, C, 16, 16]) -> f32[N, C, 8, 8] { return max_pool2d(x, 2) }", {"N": 2, "C": 3}),
     "cumsum": ("fn f(x: f32[N, M]) -> f32[N, M] { return cumsum(x, axis=0) }", {"N": 12, "M": 30}),
     "take": (
@@ -210,7 +244,7 @@ def test_samples_keep_their_meaning(name: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["cpu:x86-avx2", "cpu:neon"])
-@pytest.mark.parametrize("name", ["softmax", "matmul", "sum_down", "transpose"])
+@pytest.mark.parametrize("name", ["softmax", "matmul", "sum_down", "transpose", "depthwise_small"])
 def test_other_machines(name: str, target: str) -> None:
     for kernel, sizes in kernels(name):
         _, scheduled = schedule_kernel(kernel, TARGETS[target])
@@ -218,7 +252,18 @@ def test_other_machines(name: str, target: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["softmax", "layer_norm", "broadcast", "transpose", "transpose_wide", "gelu", "conv2d", "softmax_down"]
+    "name",
+    [
+        "softmax",
+        "layer_norm",
+        "broadcast",
+        "transpose",
+        "transpose_wide",
+        "gelu",
+        "conv2d",
+        "softmax_down",
+        "depthwise",
+    ],
 )
 def test_streams(name: str) -> None:
     """Nothing fits the caches: rows are fetched early, and results bypass the caches from whole lines on."""
@@ -399,6 +444,18 @@ def test_convolutions_have_lanes_along_channels() -> None:
     assert not main.mask and "//" not in str(main.value)
     few = large(text, I=64, O=3, H=58, W=58)
     assert all(b.memory != "cache" for b in few.buffers().values())  # lanes along three channels would be empty
+
+
+def test_windows_are_read_from_a_copy_with_padding() -> None:
+    """Each element of the image is copied once, and again at the edges of blocks; what reads the copy has no masks."""
+    for height, width in ((56, 56), (28, 28), (7, 7)):
+        kernel = large(PROGRAMS["depthwise"][0], N=1, C=64, H=height, W=width)
+        counts = count_accesses(kernel, {})
+        assert counts["x"].loads == counts["y"].stores == 64 * height * width and counts["y"].loads == 0
+        mains = [s for s, _ in walk(kernel.body) if isinstance(s, Put) and s.operator == "+="]
+        assert mains and not any(s.mask or any(x.mask for x in loads(s.value)) for s in mains)
+    apart = large("fn f(x: f32[1, C, 2*H, 2*W]) -> f32[1, C, H, W] { return max_pool2d(x, 2) }", C=9, H=32, W=32)
+    assert all(b.memory != "cache" for b in apart.buffers().values())  # these windows share nothing
 
 
 @pytest.mark.parametrize("rows, columns, channels", [(1, 9, 16), (3, 1, 16), (3, 9, 0), (3, 9, 16), (3, 9, 3)])

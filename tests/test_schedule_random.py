@@ -95,6 +95,8 @@ class Proposals:
         at = axes[depth - 1] if depth else "root"
         layout = [a for a in axes[depth:] if any(a in i.symbols for i in read.indices)] or ["i"]
         self.random.shuffle(layout)
+        if len(layout) > 1 and self.random.random() < 0.3:
+            layout[:2] = [" + ".join(layout[:2])]
         memory = "prepared" if kernel.buffers()[read.buffer].constant and at == "root" else "cache"
         return f"pack {read.buffer} at {at} -> {self._new()}[{', '.join(layout)}] {memory}"
 

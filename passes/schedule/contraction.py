@@ -87,15 +87,11 @@ def find_contraction(b: Builder, loop: For, across: str = "", longest: bool = Fa
     Columns are those along which the result lies in memory; or `across`, and then those are the rows, unless the
     `longest` are asked for.
     """
-    nest, body = perfect_nest(loop)
-    if len(body) != 1 or not isinstance(put := body[0], Put) or put.operator not in FOLDS or put.mask:
+    found = reducing_nest(loop)
+    if found is None:
         return None
-    axes = {inner.axis: inner for inner in nest}
+    put, axes = found
     names = [index.as_name for index in put.indices if index.constant is None]
-    is_plain = all(n in axes for n in names) and len(set(names)) == len(names)
-    is_box = not any(axes.keys() & (x.lower.symbols | x.upper.symbols) or x.step != 1 for x in nest)
-    if not is_plain or not is_box:
-        return None
     kept = [a for a in axes if a in names]
     reduced = tuple(a for a in axes if a not in names)
     along = next((a for a in kept if stride(b.kernel.buffers()[put.buffer], put.indices, a) == 1), None)
@@ -109,11 +105,23 @@ def find_contraction(b: Builder, loop: For, across: str = "", longest: bool = Fa
         return None
     row = along if across and along in rows and not longest else max(rows, key=lambda a: count(trips(axes[a])))
     main = Nest(row, column, tuple(a for a in kept if a not in (row, column)), reduced)
-    before, after = _neighbours(b, put, main, loop)
+    before, after = neighbours(b, put, main, loop)
     return Contraction(put, right[0], main, before, after)
 
 
-def _neighbours(b: Builder, put: Put, main: Nest, loop: For) -> tuple[Nest | None, tuple[Nest, ...]]:
+def reducing_nest(loop: For) -> tuple[Put, dict[str, For]] | None:
+    """The statement of a nest over a box that reduces into elements named by axes alone, and its loops by axis."""
+    nest, body = perfect_nest(loop)
+    if len(body) != 1 or not isinstance(put := body[0], Put) or put.operator not in FOLDS or put.mask:
+        return None
+    axes = {inner.axis: inner for inner in nest}
+    names = [index.as_name for index in put.indices if index.constant is None]
+    is_plain = all(n in axes for n in names) and len(set(names)) == len(names)
+    is_box = not any(axes.keys() & (x.lower.symbols | x.upper.symbols) or x.step != 1 for x in nest)
+    return (put, axes) if is_plain and is_box else None
+
+
+def neighbours(b: Builder, put: Put, main: Nest, loop: For) -> tuple[Nest | None, tuple[Nest, ...]]:
     """The stage that sets the result, and those that use it point by point, in their own axes."""
     initial: Nest | None = None
     epilogues: list[Nest] = []
@@ -135,6 +143,16 @@ def _neighbours(b: Builder, put: Put, main: Nest, loop: For) -> tuple[Nest | Non
         elif own.buffer != put.buffer:
             epilogues.append(found)
     return initial, tuple(epilogues)
+
+
+def result_step(b: Builder, put: Put, main: Nest, epilogues: tuple[Nest, ...], axis: str) -> int | None:
+    """Elements between neighbours along an axis of what a stage makes, or of what is made of that."""
+    if not epilogues or b.kernel.buffers()[put.buffer].role != "temp":
+        return stride(b.kernel.buffers()[put.buffer], put.indices, axis)
+    last = epilogues[-1]
+    own = dict(zip((main.row, main.column, *main.batch), (last.row, last.column, *last.batch)))[axis]
+    (made,) = puts_in((b.loop(own),))
+    return stride(b.kernel.buffers()[made.buffer], made.indices, own)
 
 
 # ---------------------------------------------------------------------- choosing

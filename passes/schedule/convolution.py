@@ -124,7 +124,7 @@ def _tile(b: Builder, c: Contraction) -> None:
     _pack(b, c, main)
     tile = b.fresh(c.put.buffer)
     b.take(Accumulate(c.put.buffer, reduced[0], tile, "register", "load" if c.initial is None else "set"))
-    before, after = _around(b, main.tiles, reduced[0])
+    before, after = around(b, main.tiles, reduced[0])
     write_out(b, before)
     write_out(b, (main.pixel, *main.channels))
     pixel, *channels = after
@@ -137,7 +137,7 @@ def _tile(b: Builder, c: Contraction) -> None:
     share(b, main.outer[:-1])
 
 
-def _around(b: Builder, tiles: str, reduced: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def around(b: Builder, tiles: str, reduced: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The axes of the nest before the reduction of a tile, which sets it, and of that after it, which writes it."""
     body = next(body for body, around in blocks(b.kernel) if around and around[-1].axis == tiles)
     loops = [s for s in body if isinstance(s, For)]

@@ -26,6 +26,7 @@ from intarsia.passes.schedule.shape import count, effort
 from intarsia.passes.schedule.streams import bypass_caches, fetch_early
 from intarsia.passes.schedule.tree import loops_in
 from intarsia.passes.schedule.vectors import vectorize_region
+from intarsia.passes.schedule.windows import schedule_windows
 
 
 def schedule_kernel(kernel: Kernel, target: Target) -> tuple[Schedule, Kernel]:
@@ -45,7 +46,7 @@ def build_schedule(
     sweep_long_rows(b)
     for loop in b.outermost():
         if loop in b.outermost():
-            _ = schedule_convolution(b, loop) or schedule_contraction(b, loop)
+            _ = schedule_convolution(b, loop) or schedule_contraction(b, loop) or schedule_windows(b, loop)
     make_parts(b)
     copy_columns(b)
     for loop in b.waiting():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from math import gcd
 
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, Buffer, Call, For, Kernel, Put, Statement, walk
@@ -160,21 +161,21 @@ def pack(kernel: Kernel, step: Pack) -> Kernel:
         raise ScheduleError(f"it is allocated inside {step.axis}")
     load, inner = _load_along(step, buffer, body, len(around))
     _require_unchanged(kernel, load, body, around)
-    layout = _layout(step, load, inner)
     names = NameSource(kernel)
     names.claim(step.new)
-    renamed = {loop.axis: Size.of(names.derived(loop.axis)) for loop in layout}
-    loops = [_hull(loop, inner, layout[:n]) for n, loop in enumerate(layout)]
-    for loop, hull in zip(layout, loops):
-        if loop.step > 1 and loop.lower != hull.lower:
-            raise ScheduleError(f"the steps of {loop.axis} begin elsewhere in every iteration around it")
-    places = tuple((Size.of(loop.axis) - loop.lower) // loop.step for loop in loops)
-    shape = never_negative(kernel, (_greatest(most_trips(loop), tuple(loops)) for loop in loops), around)
-    copy: Body = (Put(step.new, places, "=", _within_bounds(kernel, load, (*around, *loops))),)
+    dimensions = _dimensions(step, load, inner)
+    loops = tuple(d.loop for d in dimensions)
+    renamed = {loop.axis: Size.of(names.derived(loop.axis)) for loop in loops}
+    shape = never_negative(kernel, (_greatest(most_trips(loop), loops) for loop in loops), around)
+    holds = _conditions(body, load)
+    source = _copied(load, [d for d in dimensions if d.is_joint], holds)
+    to = tuple(d.place(Size.of(d.loop.axis)) for d in dimensions)
+    copy: Body = (Put(step.new, to, "=", _within_bounds(kernel, source, (*around, *loops))),)
     for loop in reversed(loops):
         copy = (replace(loop, body=copy),)
     copy = substitute(copy, renamed)
     copy = rewrite(copy, lambda s: replace(s, axis=str(renamed[s.axis])) if isinstance(s, For) else None)
+    places = tuple(d.place(d.value) for d in dimensions)
 
     def read(e: Expr) -> Expr | None:
         return Load(step.new, places, load.dtype) if e == load else None
@@ -201,7 +202,7 @@ def _load_along(step: Pack, buffer: Buffer, body: Body, depth: int) -> tuple[Loa
             for load in loads(expression):
                 if load.buffer == buffer.name:
                     found.setdefault(load, around)
-    along = [load for load in found if sorted(_axes_used(load, found[load])) == sorted(step.layout)]
+    along = [load for load in found if _names(step, _axes_used(load, found[load]))]
     chosen = along if len(found) > 1 else list(found)
     if len(chosen) != 1:
         ways = ", ".join(map(str, along or found)) or "nowhere"
@@ -227,16 +228,93 @@ def _axes_used(load: Load, loops: tuple[For, ...]) -> list[str]:
     return [loop.axis for loop in loops if any(loop.axis in index.symbols for index in load.indices)]
 
 
-def _layout(step: Pack, load: Load, inner: tuple[For, ...]) -> tuple[For, ...]:
-    """The loops whose axes are the dimensions of the copy."""
-    loops = {loop.axis: loop for loop in inner}
+def _names(step: Pack, axes: list[str]) -> bool:
+    """Does the layout of a copy name just these axes?"""
+    return sorted(axes) == sorted(axis for joint in step.dimensions for axis in joint)
+
+
+@dataclass(frozen=True)
+class _Dimension:
+    """A dimension of a copy: what it is the place of, an axis or a sum of several, and the loop that goes through it,
+    named after the first of them."""
+
+    axes: tuple[str, ...]
+    value: Size
+    loop: For
+
+    @property
+    def is_joint(self) -> bool:
+        return len(self.axes) > 1
+
+    def place(self, value: Size) -> Size:
+        return (value - self.loop.lower) // self.loop.step
+
+
+def _dimensions(step: Pack, load: Load, inner: tuple[For, ...]) -> tuple[_Dimension, ...]:
+    """The dimensions of the copy, in order."""
+    by_axis = {loop.axis: loop for loop in inner}
     used = _axes_used(load, inner)
-    if sorted(used) != sorted(step.layout):
+    if not _names(step, used):
         raise ScheduleError(f"the layout has to name {', '.join(used) or 'no axis'}")
-    other = [axis for m in load.mask for axis in loops if axis in m.symbols and axis not in used]
+    other = [axis for m in load.mask for axis in by_axis if axis in m.symbols and axis not in used]
     if other:
         raise ScheduleError(f"the mask of {load} needs {other[0]}")
-    return tuple(loops[axis] for axis in step.layout)
+    found: list[_Dimension] = []
+    for axes in step.dimensions:
+        if len(axes) > 1:
+            found.append(_joint(axes, load, inner))
+            continue
+        loop = by_axis[axes[0]]
+        hull = _hull(loop, inner, tuple(by_axis[d.axes[0]] for d in found if not d.is_joint))
+        if loop.step > 1 and loop.lower != hull.lower:
+            raise ScheduleError(f"the steps of {loop.axis} begin elsewhere in every iteration around it")
+        found.append(_Dimension(axes, Size.of(loop.axis), hull))
+    return tuple(found)
+
+
+def _joint(axes: tuple[str, ...], load: Load, inner: tuple[For, ...]) -> _Dimension:
+    """The dimension of axes that make up one subscript: what that subscript is but for what stays the same."""
+    index = next((i for i in load.indices if i.symbols >= set(axes)), None)
+    factors = None if index is None else [index.coefficient(axis) for axis in axes]
+    if factors is None or any(factor is None for factor in factors):
+        raise ScheduleError(f"no subscript is a sum of {' and '.join(axes)}")
+    common = gcd(*(factor for factor in factors if factor is not None))
+    value = sum((Size.of(a) * (f // common) for a, f in zip(axes, factors) if f is not None), Size.of(0))
+    lower, upper = (_widest(value, inner, greatest) for greatest in (False, True))
+    if lower is None or upper is None:
+        raise ScheduleError(f"the range of {value} changes inside")
+    return _Dimension(axes, value, For(axes[0], lower, upper + 1, ()))
+
+
+def _conditions(body: Body, load: Load) -> frozenset[Size]:
+    """What holds wherever a load is made and matters: the masks that all statements with it have."""
+    masks = [s.mask for s, _ in walk(body) if isinstance(s, Put) and load in loads(s.value)]
+    alone = all(isinstance(s, Put) for s, _ in walk(body) for e in expressions(s) if load in loads(e))
+    return frozenset.intersection(*map(frozenset, masks)) if masks and alone else frozenset()
+
+
+def _copied(load: Load, joint: Sequence[_Dimension], holds: frozenset[Size]) -> Load:
+    """The load in the axes of the copy: an axis stands for each sum of them. Conditions that hold anyway are left out
+    where they are about parts of a sum."""
+
+    def change(size: Size) -> Size | None:
+        for d in joint:
+            factors = [(size.coefficient(axis), d.value.coefficient(axis)) for axis in d.axes]
+            one, of = factors[0]
+            if not one and all(f == 0 for f, _ in factors):
+                continue
+            if not one or not of or one % of or any(f is None or o is None or f * of != one * o for f, o in factors):
+                return None
+            size = size + (Size.of(d.loop.axis) - d.value) * (one // of)
+        return size
+
+    def required(size: Size) -> Size:
+        if (changed := change(size)) is None:
+            raise ScheduleError(f"{size} is not made of {' and '.join(str(d.value) for d in joint)}")
+        return changed
+
+    mask = tuple(required(m) for m in load.mask if change(m) is not None or m not in holds)
+    return replace(load, indices=tuple(map(required, load.indices)), mask=mask)
 
 
 def _hull(loop: For, inner: tuple[For, ...], earlier: tuple[For, ...]) -> For:

@@ -18,6 +18,9 @@ AHEAD = 4096
 DENSE = 12
 """Operations of one element from which on a pass leaves the machine's own prefetchers too little room."""
 
+WHOLE = 8
+"""Cache lines written one after the other from which on the ends of them do not matter."""
+
 
 @dataclass(frozen=True)
 class _Pass:
@@ -100,10 +103,27 @@ def bypassing(b: Builder, repeated: bool = False) -> list[str]:
 
 
 def bypass_caches(b: Builder, repeated: bool) -> None:
-    """Write whole vectors of such results past the caches."""
-    in_vectors = {
-        s.buffer for s, around in walk(b.kernel.body) if isinstance(s, Put) and any(x.kind == "lane" for x in around)
-    }
+    """Write whole vectors of such results past the caches, where what is written together are whole lines."""
+    written: dict[str, list[bool]] = {}
+    for statement, around in walk(b.kernel.body):
+        if isinstance(statement, Put) and any(loop.kind == "lane" for loop in around):
+            written.setdefault(statement.buffer, []).append(_fills_lines(b, statement, around))
     for name in bypassing(b, repeated):
-        if name in in_vectors:
+        if any(written.get(name, ())):
             b.attempt(Nontemporal(name))
+
+
+def _fills_lines(b: Builder, put: Put, around: tuple[For, ...]) -> bool:
+    """Are most of the cache lines that a statement writes written from end to end at once? If not, a line would go to
+    memory in pieces."""
+    buffer = b.kernel.buffers()[put.buffer]
+    together = buffer.dtype.bytes
+    for loop in reversed(around):
+        step = stride(buffer, put.indices, loop.axis)
+        apart = None if step is None else step * buffer.dtype.bytes
+        if apart is None or together >= WHOLE * LINE or apart % LINE == together % LINE == 0:
+            break
+        if apart != together:
+            return False
+        together *= count(trips(loop))
+    return True
