@@ -474,6 +474,12 @@ def test_what_triton_cannot_read_is_said_with_its_line() -> None:
         run(kernel("tl.store(x, libdevice.clz(3))", "x"), {"x": x}, {})
 
 
+def test_a_branch_needs_one_number() -> None:
+    x = np.zeros(128, np.float32)
+    with pytest.raises(InterpreterError, match="a condition of"):
+        run(kernel("if tl.load(x + tl.arange(0, 128)) > 0:\n    tl.store(x, 1.0)", "x"), {"x": x}, {})
+
+
 def test_a_number_of_64_bits_is_a_parameter() -> None:
     y = np.zeros(1, np.int64)
     text = "@triton.jit\ndef f(y, n):\n    tl.store(y, n)\n"

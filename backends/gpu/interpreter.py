@@ -7,7 +7,6 @@ slow, about a twentieth of a millisecond for each operation on a tile, so tests 
 from __future__ import annotations
 
 import itertools
-import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias
@@ -16,7 +15,7 @@ import numpy as np
 
 from intarsia.backends.gpu.guard import DeviceMemory, MemoryFault
 from intarsia.backends.gpu.triton_kernel import Pointer, Scalar, TritonKernel
-from intarsia.backends.gpu.triton_module import load_function, refusals, require_triton
+from intarsia.backends.gpu.triton_module import TRITON_LOCK, load_function, refusals, require_triton, signature
 from intarsia.ir.dtypes import Array
 
 Memory: TypeAlias = "Array | list[Array]"
@@ -24,8 +23,6 @@ Memory: TypeAlias = "Array | list[Array]"
 
 GRID_LIMITS = ((1 << 31) - 1, (1 << 16) - 1, (1 << 16) - 1)
 """How many programs there may be along each axis of a grid."""
-
-_interpreting = threading.Lock()
 
 
 class InterpreterError(Exception):
@@ -41,7 +38,7 @@ def run(kernel: TritonKernel, arrays: Mapping[str, Memory], sizes: Mapping[str, 
     """
     require_triton()
     grid = launch_grid(kernel, sizes)
-    with _interpreting, np.errstate(all="ignore"):
+    with TRITON_LOCK, np.errstate(all="ignore"):
         memory = DeviceMemory(kernel.name, kernel.warps)
         arguments = [_argument(kernel, p, arrays, sizes, memory) for p in kernel.parameters]
         _run_programs(kernel, arguments, grid, memory)
@@ -65,8 +62,6 @@ def _argument(
     memory: DeviceMemory,
 ) -> tuple[int, str]:
     """The value of a parameter, an address or a number, and its type in Triton's notation."""
-    from intarsia.backends.gpu.toolchain import signature
-
     kind = signature(kernel)[parameter.name]
     if isinstance(parameter, Pointer):
         given = arrays[parameter.buffer]

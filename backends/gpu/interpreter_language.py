@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import math
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,8 +37,10 @@ def interpreted_language() -> Iterator[None]:
         scope.set_attr(stock, "interpreter_builder", BUILDER)
         scope.set_attr(stock, "interpreter_semantic", SEMANTIC)
         scope.set_attr(stock, "_get_np_dtype", numpy_dtype)  # the same, ten times as fast
-        for owner in (tl, tl.core, tl.math, tl.tensor, tl.core.tensor_descriptor_base):
-            _bind_builtins(owner, scope)
+        for owner, name, replacement in _replacements():
+            scope.set_attr(owner, name, replacement)
+        scope.set_attr(tl.tensor, "__init__", _make_tensor)
+        scope.set_attr(tl.block_type, "__init__", _make_block_type)
         stock._patch_lang_tensor(tl.tensor, scope)
         # 3.6 converts arrays of one element, which NumPy no longer does.
         scope.set_attr(tl.tensor, "__index__", lambda self: int(self.handle.data.reshape(-1)[0]))
@@ -47,18 +50,21 @@ def interpreted_language() -> Iterator[None]:
             scope.set_attr(language, "range", _range)
             scope.set_attr(language, "reduce", _reduce)
             scope.set_attr(language, "associative_scan", _scan)
-        for name, member in inspect.getmembers(libdevice, inspect.isfunction):
-            scope.set_attr(libdevice, name, _library_function(name, member))
         scope.set_attr(JITFunction, "__call__", lambda self, *args, **named: interpreted(self)(*args, **named))
         yield
     finally:
         scope.restore()
 
 
-def _bind_builtins(owner: Any, scope: Any) -> None:
-    for name, member in inspect.getmembers(owner):
-        if tl.core.is_builtin(member):
-            scope.set_attr(owner, name, _bound(member))
+@functools.cache
+def _replacements() -> list[tuple[Any, str, Callable[..., Any]]]:
+    """What takes the place of each function of the language: whose it is, its name, and ours."""
+    found: list[tuple[Any, str, Callable[..., Any]]] = []
+    for owner in (tl, tl.core, tl.math, tl.tensor, tl.core.tensor_descriptor_base):
+        members = inspect.getmembers(owner, tl.core.is_builtin)
+        found += [(owner, name, _bound(member)) for name, member in members]
+    names = (name for name, _ in inspect.getmembers(libdevice, inspect.isfunction))
+    return found + [(libdevice, name, _library_function(name)) for name in names]
 
 
 def _bound(member: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,6 +75,34 @@ def _bound(member: Callable[..., Any]) -> Callable[..., Any]:
         return member(*args, **named)
 
     return call
+
+
+def _make_tensor(self: Any, handle: Any, type: Any) -> None:
+    """What `tl.tensor` does, without making the same shape again and again."""
+    self.handle, self.type, self.dtype = handle, type, type.scalar
+    self.shape, self.numel = _shape(tuple(type.shape) if type.is_block() else ())
+
+
+@functools.cache
+def _shape(extents: tuple[int, ...]) -> tuple[Any, Any]:
+    return tl.tuple([tl.constexpr(n) for n in extents]), tl.constexpr(math.prod(extents))
+
+
+def _make_block_type(self: Any, element_ty: Any, shape: Any) -> None:
+    """What `tl.block_type` does, likewise."""
+    self.element_ty = element_ty
+    self.shape, self.numel, written = _extents(tuple(map(_constant, shape)))
+    self.name = f"<{written}, {element_ty}>"
+
+
+@functools.cache
+def _extents(extents: tuple[int, ...]) -> tuple[Any, int, str]:
+    plain = object.__new__(tl.block_type)
+    _PLAIN_BLOCK_TYPE(plain, tl.int1, list(extents))
+    return plain.shape, plain.numel, str(plain.shape)
+
+
+_PLAIN_BLOCK_TYPE = tl.block_type.__init__
 
 
 # ---------------------------------------------------------------------- functions
@@ -84,7 +118,8 @@ def _rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function as the interpreter can carry it out.
 
     Its text is that of the kernel but for what Python and Triton read differently: `and`, `or` and `not` of tensors,
-    loops, whose counters are tensors, and numbers assigned to a name that is assigned again, which are tensors too.
+    conditions, loops, whose counters are tensors, and numbers assigned to a name that is assigned again, which are
+    tensors too.
     """
     lines, first = inspect.getsourcelines(function)
     tree = ast.parse(textwrap.dedent("".join(lines)))
@@ -95,7 +130,7 @@ def _rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
     _Rewriting(_assigned_again(definition)).visit(tree)
     ast.fix_missing_locations(ast.increment_lineno(tree, first - 1))
     given = function.__globals__
-    names = {**given, "_and": _and, "_or": _or, "_not": _not, "_tensor": _as_tensor}
+    names = {**given, "_and": _and, "_or": _or, "_not": _not, "_tensor": _as_tensor, "_truth": _truth}
     if "range" not in given:
         names["range"] = _range
     exec(compile(tree, inspect.getfile(function), "exec"), names)
@@ -127,6 +162,21 @@ class _Rewriting(ast.NodeTransformer):
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
         self.generic_visit(node)
         return _call("_not", node.operand) if isinstance(node.op, ast.Not) else node
+
+    def visit_If(self, node: ast.If) -> ast.If:
+        self.generic_visit(node)
+        node.test = _call("_truth", node.test)
+        return node
+
+    def visit_IfExp(self, node: ast.IfExp) -> ast.IfExp:
+        self.generic_visit(node)
+        node.test = _call("_truth", node.test)
+        return node
+
+    def visit_While(self, node: ast.While) -> ast.While:
+        self.generic_visit(node)
+        node.test = _call("_truth", node.test)
+        return node
 
     def visit_Assign(self, node: ast.Assign) -> ast.Assign:
         self.generic_visit(node)
@@ -162,6 +212,13 @@ def _or(*operands: Callable[[], Any]) -> Any:
 
 def _not(value: Any) -> Any:
     return SEMANTIC.not_(value) if isinstance(value, tl.tensor) else not value
+
+
+def _truth(value: Any) -> bool:
+    """The condition of a branch, which must be one number."""
+    if isinstance(value, tl.tensor) and value.type.is_block():
+        raise TypeError(f"a condition of {value.type}, not of one number")
+    return bool(value)
 
 
 def _constant(value: Any) -> Any:
@@ -274,7 +331,7 @@ def _scan(input: Any, axis: Any, combine_fn: Any, reverse: bool = False, **_: An
     return tuple(_block(np.ascontiguousarray(np.moveaxis(a, 0, axis)), dtype) for a, dtype in zip(parts, dtypes))
 
 
-def _library_function(name: str, member: Any) -> Callable[..., Any]:
+def _library_function(name: str) -> Callable[..., Any]:
     """A function of libdevice on tensors of one float type."""
     function = FUNCTIONS.get(name) or TESTS.get(name)
 

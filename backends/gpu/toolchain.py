@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -22,8 +21,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
 
-from intarsia.backends.gpu.triton_kernel import TRITON_TYPES, Pointer, TritonKernel
-from intarsia.backends.gpu.triton_module import load_function, refusals, require_triton
+from intarsia.backends.gpu.triton_kernel import Pointer, TritonKernel
+from intarsia.backends.gpu.triton_module import TRITON_LOCK, load_function, refusals, require_triton, signature
 from intarsia.ir.target import Target
 
 INSTRUCTIONS = {
@@ -60,9 +59,6 @@ _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([\w
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 _TOOL_SECONDS = 120.0
 
-_compiling = threading.RLock()
-"""Triton's settings and the standard streams belong to the process."""
-
 
 class ToolchainError(Exception):
     """Triton or ptxas refused a kernel, which is the compiler's fault. `output` is all that they said."""
@@ -79,9 +75,10 @@ class ToolchainError(Exception):
 class Resources:
     """What a kernel takes of a chip.
 
-    registers: of each thread. shared: bytes of shared memory of a program. spilled: bytes of each thread that did not
-    fit into registers. warps: of a program, which may be more than were asked for. instructions: how many of each
-    kind, where there are any, and the `total`, at their places in the text; how often they run is not counted.
+    registers: of each thread. shared: bytes of shared memory of a program. spilled: bytes of each thread in local
+    memory: what did not fit into registers, and arrays, which only sines of great arguments need. warps: of a program,
+    which may be more than were asked for. instructions: how many of each kind, where there are any, and the `total`, at
+    their places in the text; how often they run is not counted.
     """
 
     registers: int
@@ -127,7 +124,7 @@ def compile_kernel(
     the kernel needs more shared memory than the target has.
     """
     require_triton()
-    with _compiling, _settings(cache_directory):
+    with TRITON_LOCK, _settings(cache_directory):
         compiled = _said(kernel, target, lambda: _triton_compile(kernel, target, fuse_products))
     metadata, texts = compiled.metadata, compiled.asm
     if metadata.shared > target.shared_memory:
@@ -164,12 +161,6 @@ def compile_kernels(
         return [work(kernel) for kernel in kernels]
     with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
         return list(pool.map(work, kernels))
-
-
-def signature(kernel: TritonKernel) -> dict[str, str]:
-    """The types of a kernel's parameters in Triton's notation."""
-    types = {p.name: f"*{TRITON_TYPES[p.dtype]}" if isinstance(p, Pointer) else p.type for p in kernel.parameters}
-    return {**types, **{name: "constexpr" for name, _ in kernel.constants}}
 
 
 def _triton_compile(kernel: TritonKernel, target: Target, fuse_products: bool) -> Any:
@@ -244,7 +235,7 @@ def _redirected(file: IO[str]) -> Iterator[None]:
 
 
 _USEFUL = (
-    re.compile(r"^ptxas\s.*?(?:error|fatal)\s*:\s*(.+)$"),
+    re.compile(r"^ptxas\S*\s.*?(?:error|fatal)\s*:\s*(.+)$"),
     re.compile(r"^.*?\berror: (.+)$"),
     re.compile(r"^(?:\w+Error\(['\"](.+)['\"]\))$"),
 )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import linecache
 import sys
+import threading
 import types
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from intarsia.backends.gpu.triton_kernel import TritonKernel
+from intarsia.backends.gpu.triton_kernel import TRITON_TYPES, Pointer, TritonKernel
 from intarsia.ir.errors import CompileError
 
 HEADER = """import triton
@@ -19,6 +20,9 @@ from triton.language.extra import libdevice
 """
 """What the text of a kernel may refer to."""
 
+TRITON_LOCK = threading.RLock()
+"""Held by what changes Triton's settings, its language or the standard streams, all of which the process shares."""
+
 
 def module_text(kernels: Iterable[TritonKernel]) -> str:
     """A file of kernels: the imports, each helper once, and the functions."""
@@ -26,6 +30,12 @@ def module_text(kernels: Iterable[TritonKernel]) -> str:
     for kernel in kernels:
         parts.update(dict.fromkeys((*kernel.helpers, kernel.text)))
     return "\n\n".join([HEADER, *(part.strip("\n") + "\n" for part in parts)])
+
+
+def signature(kernel: TritonKernel) -> dict[str, str]:
+    """The types of a kernel's parameters in Triton's notation."""
+    types = {p.name: f"*{TRITON_TYPES[p.dtype]}" if isinstance(p, Pointer) else p.type for p in kernel.parameters}
+    return {**types, **{name: "constexpr" for name, _ in kernel.constants}}
 
 
 def load_function(kernel: TritonKernel) -> Any:
