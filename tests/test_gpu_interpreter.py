@@ -458,6 +458,8 @@ def test_what_a_launch_refuses() -> None:
     x, y = np.zeros(1000, np.float32), np.zeros(1000, np.float32)
     with pytest.raises(InterpreterError, match="n = 1000 is promised to be divisible by 16"):
         run(gpu_kernels.copy(divisible=True), {"x": x, "y": y}, {"N": 1000})
+    with pytest.raises(InterpreterError, match="x is not at a multiple of 16 bytes"):
+        run(gpu_kernels.copy(), {"x": x[1:], "y": y}, {"N": 999})
     with pytest.raises(InterpreterError, match=r"n = 3000000000 is no i32"):
         run(gpu_kernels.copy(block=1 << 22), {"x": x, "y": y}, {"N": 3_000_000_000})
     text = "@triton.jit\ndef f(x):\n    pass\n"

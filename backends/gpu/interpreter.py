@@ -32,9 +32,10 @@ class InterpreterError(Exception):
 def run(kernel: TritonKernel, arrays: Mapping[str, Memory], sizes: Mapping[str, int]) -> None:
     """Run all programs of a launch, one after the other; they write into the arrays.
 
-    arrays: for each buffer one that lies in one piece; what is read-only there must not be written. sizes: of the
-    kernel's names. Raises CompileError E1704 where Triton is not installed, MemoryFault for an access outside a buffer
-    or one that another program or lane can come before, and InterpreterError for what a launch would refuse.
+    arrays: for each buffer one that lies in one piece, at a multiple of 16 bytes; what is read-only there must not be
+    written. sizes: of the kernel's names. Raises CompileError E1704 where Triton is not installed, MemoryFault for an
+    access outside a buffer or one that another program or lane can come before, and InterpreterError for what a launch
+    would refuse.
     """
     require_triton()
     grid = launch_grid(kernel, sizes)
@@ -70,6 +71,8 @@ def _argument(
             given = given[parameter.element]
         wanted = parameter.dtype.numpy
         assert given.dtype == wanted, f"{parameter.name} points to {wanted}, the array holds {given.dtype}"
+        if given.size and given.ctypes.data % 16:
+            raise InterpreterError(f"kernel '{kernel.name}': {parameter.name} is not at a multiple of 16 bytes")
         return memory.add(parameter.name, given), kind
     value = parameter.value.evaluate(sizes)
     if not -(1 << (int(parameter.type[1:]) - 1)) <= value < 1 << (int(parameter.type[1:]) - 1):

@@ -12,11 +12,11 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
@@ -97,8 +97,9 @@ class Resources:
 class CompiledKernel:
     """A kernel for one target: the texts on the way, and the code.
 
-    `entry` is the name of the function in `cubin`. It takes the kernel's parameters and then two pointers: to
-    `global_scratch` bytes of memory for each program, and to memory for profiling, which may be null.
+    entry: the name of the function in `cubin`. It takes the kernel's parameters and then two pointers: to
+    `global_scratch` bytes of memory for each program, and to memory for profiling, which may be null. warps, shared:
+    what a launch has to give a program, the latter in bytes.
     """
 
     name: str
@@ -108,10 +109,24 @@ class CompiledKernel:
     ttgir: str
     llvm: str
     ptx: str
-    sass: str
     cubin: bytes
+    warps: int
+    shared: int
     global_scratch: int
-    resources: Resources
+
+    @cached_property
+    def sass(self) -> str:
+        """The instructions of the chip. Disassembling takes up to a second."""
+        return _tool("nvdisasm", ["-c", "-ndf"], self.cubin)
+
+    @cached_property
+    def resources(self) -> Resources:
+        """What the kernel takes of the chip, counted in `sass`."""
+        usage = _tool("cuobjdump", ["--dump-resource-usage"], self.cubin)
+        found = _USAGE.search(usage)
+        assert found is not None, usage
+        registers, stack, local = map(int, found.groups())
+        return Resources(registers, self.shared, stack + local, self.warps, count_instructions(self.sass))
 
 
 def compile_kernel(
@@ -130,7 +145,6 @@ def compile_kernel(
     if metadata.shared > target.shared_memory:
         needed = f"{metadata.shared} bytes of shared memory; {target.name} has {target.shared_memory}"
         raise ToolchainError(f"kernel '{kernel.name}' needs {needed}", "")
-    sass, usage = _disassembly(texts["cubin"])
     return CompiledKernel(
         name=kernel.name,
         entry=metadata.name,
@@ -139,10 +153,10 @@ def compile_kernel(
         ttgir=texts["ttgir"],
         llvm=texts["llir"],
         ptx=texts["ptx"],
-        sass=sass,
         cubin=texts["cubin"],
+        warps=metadata.num_warps,
+        shared=metadata.shared,
         global_scratch=metadata.global_scratch_size,
-        resources=_resources(sass, usage, metadata),
     )
 
 
@@ -152,15 +166,28 @@ def compile_kernels(
     cache_directory: Path,
     *,
     fuse_products: bool = False,
+    counted: bool = False,
     processes: int | None = None,
 ) -> list[CompiledKernel]:
-    """Compile each kernel, several at a time; `processes` is one for each core unless given."""
-    work = partial(compile_kernel, target=target, cache_directory=cache_directory, fuse_products=fuse_products)
+    """Compile each kernel, several at a time; `processes` is one for each core unless given.
+
+    With `counted`, their `resources` are known as well when they come back.
+    """
+    work = partial(_compile_one, target, cache_directory, fuse_products, counted)
     count = min(processes or os.cpu_count() or 1, len(kernels))
     if count <= 1:
         return [work(kernel) for kernel in kernels]
     with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
         return list(pool.map(work, kernels))
+
+
+def _compile_one(
+    target: Target, cache_directory: Path, fuse_products: bool, counted: bool, kernel: TritonKernel
+) -> CompiledKernel:
+    compiled = compile_kernel(kernel, target, cache_directory, fuse_products=fuse_products)
+    if counted:
+        assert compiled.resources  # which is kept
+    return compiled
 
 
 def _triton_compile(kernel: TritonKernel, target: Target, fuse_products: bool) -> Any:
@@ -252,32 +279,18 @@ def first_useful_line(text: str) -> str:
     return told[-1] if told else ""
 
 
-def _disassembly(cubin: bytes) -> tuple[str, str]:
-    """The instructions of a cubin, and the line that says what it uses."""
+def _tool(name: str, options: Sequence[str], cubin: bytes) -> str:
+    """What one of CUDA's tools, which come with Triton, prints about a cubin."""
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        sass = _tool([knobs.nvidia.nvdisasm.path, "-c", str(path)])
-        usage = _tool([knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)])
-    return sass, usage
-
-
-def _tool(command: Iterable[str]) -> str:
-    command = list(command)
-    run = subprocess.run(command, capture_output=True, text=True, timeout=_TOOL_SECONDS, check=False)
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(cubin)
+        command = [getattr(knobs.nvidia, name).path, *options, str(file)]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=_TOOL_SECONDS, check=False)
     if run.returncode != 0:
-        name = Path(command[0]).name
         raise ToolchainError(f"{name}: {first_useful_line(run.stderr + run.stdout)}", run.stderr + run.stdout)
     return run.stdout
-
-
-def _resources(sass: str, usage: str, metadata: Any) -> Resources:
-    found = _USAGE.search(usage)
-    assert found is not None, usage
-    registers, stack, local = map(int, found.groups())
-    return Resources(registers, metadata.shared, stack + local, metadata.num_warps, count_instructions(sass))
 
 
 def count_instructions(sass: str) -> dict[str, int]:
