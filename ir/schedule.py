@@ -18,6 +18,9 @@ from intarsia.ir.kernel import Memory
 from intarsia.ir.schedule_hints import Fetch as Fetch
 from intarsia.ir.schedule_hints import Nontemporal as Nontemporal
 from intarsia.ir.schedule_hints import Prefetch as Prefetch
+from intarsia.ir.schedule_order import Merge as Merge
+from intarsia.ir.schedule_order import Move as Move
+from intarsia.ir.schedule_order import Sink as Sink
 from intarsia.ir.schedule_step import STEPS as STEPS
 from intarsia.ir.schedule_step import Step as Step
 from intarsia.ir.schedule_words import Words
@@ -246,44 +249,6 @@ class Reorder(Step):
 
     def rest(self) -> str:
         return " ".join(self.axes)
-
-
-@dataclass(frozen=True)
-class Merge(Step):
-    """Make one loop of several that follow each other and have equal bounds: `merge i j`.
-
-        for i in 0..N { t[i] = … }; for j in 0..N { y[j] = t[j] }   ->   for i in 0..N { t[i] = …; y[i] = t[i] }
-
-    The first axis stays. The later loops move up past statements that they do not depend on. Refused where an iteration
-    of a later loop would run before one of an earlier loop on which it depends.
-    """
-
-    axes: tuple[str, ...]
-
-    @classmethod
-    def read(cls, words: Words) -> Step:
-        return Merge(words.names())
-
-    def rest(self) -> str:
-        return " ".join(self.axes)
-
-
-@dataclass(frozen=True)
-class Move(Step):
-    """Put a statement before another of the same block: `move i before j`. A loop goes by its axis, a write that stands
-    in no loop of the block by its buffer. Refused where it would overtake a statement on which it depends."""
-
-    statement: str
-    before: str
-
-    @classmethod
-    def read(cls, words: Words) -> Step:
-        statement = words.name()
-        words.expect("before")
-        return Move(statement, words.name())
-
-    def rest(self) -> str:
-        return f"{self.statement} before {self.before}"
 
 
 # ---------------------------------------------------------------------- storage

@@ -41,7 +41,8 @@ class Prefetch(Step):
 @dataclass(frozen=True)
 class Fetch(Step):
     """Fetch what the next iteration of a loop reads while a loop inside it runs, some lines in each of its iterations:
-    `fetch b for j in k L2`. The extents of the loops from j to k, and of what is read, are numbers."""
+    `fetch b for j in k L2`. The extents of the loops from j to k, and of what is read, are numbers. After the
+    last iteration of a loop that is alone in another comes its first one in the next iteration of that."""
 
     buffer: str
     axis: str

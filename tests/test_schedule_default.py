@@ -83,6 +83,10 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
         "fn f(a: f32[M, K], b: f32[K, N]) -> f32[M, N] { return a @ b }",
         {"M": 11, "N": 530, "K": 331},
     ),
+    "matmul_few_crowded": (
+        "fn f(a: f64[M, K], b: f64[K, N], c: f64[N]) -> f64[M, N] { return a @ b + c }",
+        {"M": 11, "N": 256, "K": 300},
+    ),
     "matmul_narrow": ("fn f(a: f32[M, K], b: f32[K, N]) -> f32[M, N] { return a @ b }", {"M": 45, "N": 6, "K": 131}),
     "batched_narrow": (
         "fn f(a: f32[B, M, K], b: f32[B, K, N]) -> f32[B, M, N] { return relu(a @ b) }",
@@ -491,6 +495,27 @@ def test_few_rows_fetch_the_other_operand_ahead() -> None:
     kernel = large(PROGRAMS["matmul"][0], M=8, N=4096, K=4096)
     fetched = [s for s, _ in walk(kernel.body) if isinstance(s, Prefetch)]
     assert fetched and all(s.buffer == "b" and s.level == 2 for s in fetched)
+
+
+def test_few_rows_copy_what_they_use_again_where_it_would_crowd_the_first_cache() -> None:
+    """Rows of it are a multiple of 2 KiB apart, so that those of one part fall into the same few sets."""
+    crowded = large(PROGRAMS["matmul"][0], M=16, N=4096, K=4096)
+    assert count_accesses(crowded, {})["b"].loads == 4096 * 4096
+    (copy,) = (buffer for name, buffer in crowded.buffers().items() if name.startswith("b."))
+    assert copy.memory == "cache" and np.prod([extent.evaluate({}) for extent in copy.shape]) * 4 <= 16 << 10
+    for sizes in ({"M": 16, "N": 4000}, {"M": 8, "N": 4096}):  # no row is in the way of another; each is used once
+        names = large(PROGRAMS["matmul"][0], **sizes, K=4096).buffers()
+        assert not any(name.startswith("b.") for name in names)
+
+
+def test_a_fetch_goes_on_in_the_next_block() -> None:
+    """What the first part of a block of columns reads is fetched while the last part of the block before it runs."""
+    kernel = large(PROGRAMS["matmul"][0], M=8, N=4096, K=4096)
+    ((fetched, loops), *_) = [(s, around) for s, around in walk(kernel.body) if isinstance(s, Prefetch)]
+    block, part = (next(x for x in loops if x.axis == axis) for axis in (loops[0].axis, loops[1].axis))
+    last = trips(part).constant - 1
+    here = {x.axis: 0 for x in loops} | {part.axis: last}
+    assert [i.evaluate(here) for i in fetched.indices] == [0, 4096 // trips(block).constant]
 
 
 def test_chunks_of_a_reduction_depend_on_sizes_alone() -> None:

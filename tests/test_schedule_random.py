@@ -83,6 +83,16 @@ class Proposals:
         names = [loop.axis for loop in loops_in(kernel.body)] + list(kernel.buffers())
         return f"move {self.random.choice(names)} before {self.random.choice(names)}"
 
+    def _sink(self, kernel: Kernel) -> str:
+        later = [
+            (s.axis, inner.axis)
+            for block, _ in blocks(kernel)
+            for n, s in enumerate(block)
+            if isinstance(s, For)
+            for inner in loops_in(block[n + 1 :])
+        ]
+        return "sink {} into {}".format(*self.random.choice(later or [("i", "j")]))
+
     def _localize(self, kernel: Kernel) -> str:
         temporaries = [b.name for b in kernel.buffers().values() if b.role == "temp"] or ["t"]
         memory = self.random.choice(["register", "cache"])

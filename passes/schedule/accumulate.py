@@ -64,8 +64,10 @@ def accumulate(kernel: Kernel, step: Accumulate) -> Kernel:
             raise ScheduleError(f"{step.outer} may run no iteration, and nothing would set {step.buffer}")
         last = (If((outer.lower + 1 - outer.axis,), last, _nest(dims, add, names)),)
 
+    inside = (*reduction.conditions, *(m for m in kept if m.symbols & reduction.bounds))
+
     def into_tile(statement: Statement) -> Statement | None:
-        return replace(put, buffer=step.new, indices=place, mask=reduction.conditions) if statement is put else None
+        return replace(put, buffer=step.new, indices=place, mask=inside) if statement is put else None
 
     inner = replace(loop, body=rewrite(loop.body, into_tile))
     return replace_loop(kernel, step.axis, lambda _: (Alloc(tile), *first, inner, *last))
@@ -80,6 +82,12 @@ class _Reduction:
     loops: tuple[For, ...]
     dims: tuple[For, ...]
     conditions: Mask
+
+    @property
+    def bounds(self) -> frozenset[str]:
+        """What the lengths of these loops depend on. Where a condition on that fails, a loop may run on, beyond what
+        may be read."""
+        return frozenset().union(*(b.symbols for loop in self.loops for b in (loop.lower, loop.upper)))
 
 
 def _find_reduction(step: Accumulate, loop: For) -> _Reduction:

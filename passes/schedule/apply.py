@@ -19,6 +19,7 @@ from intarsia.passes.schedule.loops import collapse, merge, move, reorder, skew,
 from intarsia.passes.schedule.masks import peel, restrict, tighten, unmask, version
 from intarsia.passes.schedule.online import online
 from intarsia.passes.schedule.partition import partition
+from intarsia.passes.schedule.sink import sink
 from intarsia.passes.schedule.storage import inline, localize, pack
 from intarsia.passes.schedule.wavefront import wavefront
 
@@ -33,6 +34,7 @@ _APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
     steps.Wavefront: wavefront,
     steps.Merge: merge,
     steps.Move: move,
+    steps.Sink: sink,
     steps.Localize: localize,
     steps.Pack: pack,
     steps.Accumulate: accumulate,

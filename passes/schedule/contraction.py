@@ -23,9 +23,11 @@ from intarsia.ir.schedule import (
     Merge,
     Pack,
     Parallel,
+    Partition,
     Peel,
     Prefetch,
     Reorder,
+    Sink,
     Unroll,
     Vectorize,
     Version,
@@ -179,6 +181,7 @@ def extents(b: Builder, c: Contraction) -> Extents:
         movable=_is_plain(c.right),
         constant=_is_plain(c.right) and b.copy_memory(c.right, ROOT) == "prepared",
         divisible=len(c.main.reduced) == 1,
+        apart=buffer.dtype.bytes * (stride(buffer, c.right.indices, c.main.reduced[-1]) or 0),
     )
 
 
@@ -308,6 +311,7 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
         steps = (*parts, *reduced) if at == ROOT else reduced
         panels = (*(around if at == ROOT else ()), main.panels)
         packed = _pack(b, c, at, (*dict.fromkeys(panels), *reduced, *main.inner[1:]), steps)
+    copied = _copy_tile(b, c, main, reduced) if t.copied else ""
     if not t.few or (part and count(trips(b.loop(main.tiles[-1]))) > 1):
         _pack_left(b, c, t, main, (*parts, *(a for a in main.tiles if a != main.panels), *reduced, main.inner[0]))
     write_out(b, main.inner)
@@ -321,9 +325,13 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
         b.take(replace(tile, mode="add"))
     if c.epilogues and not part and b.kernel.buffers()[c.put.buffer].role == "temp":
         b.attempt(Localize(c.put.buffer, main.tiles[-1], "register"))
+    if copied:
+        b.take(Sink(copied, reduced[-1]))
     unrolled = unroll_reduction(b, reduced[-1])
     if t.few and part and unrolled:
         b.attempt(Fetch(packed, part, unrolled))
+    if copied:
+        b.take(Partition(main.tiles[-1]))
     b.attempt(Version(main.tiles[-1]))
     share(b, main.blocks or main.tiles[:1])
 
@@ -405,6 +413,15 @@ def _pack(b: Builder, c: Contraction, at: str, axes: tuple[str, ...], reduced: t
             b.attempt(Prefetch(c.right.buffer, new, steps[-1], AHEAD))
     b.attempt(Version(panels[-1]))
     return new
+
+
+def _copy_tile(b: Builder, c: Contraction, main: _Tiled, reduced: tuple[str, ...]) -> str:
+    """Copy what a tile reads of the right operand, for all tiles of rows that use it, so that its rows lie together.
+    Returns the loop of the copy along the reduction."""
+    load = load_along(b, c.right.buffer, main.inner[-1])
+    _, copied = _copy(b, load, main.panels, (*reduced, *main.inner[1:]))
+    write_out(b, copied[1:])
+    return copied[0]
 
 
 def _pack_left(b: Builder, c: Contraction, t: Tiling, main: _Tiled, axes: tuple[str, ...]) -> None:

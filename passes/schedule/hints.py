@@ -56,6 +56,8 @@ def _share_lines(first: Sequence[Size], second: Sequence[Size], per_line: int) -
 def fetch(kernel: Kernel, step: Fetch) -> Kernel:
     """See `Fetch`."""
     buffer = find_buffer(kernel, step.buffer)
+    if not buffer.extents:
+        raise ScheduleError(f"{step.buffer} is one element")
     loop, around = find_loop(kernel, step.axis)
     inner, path = find_loop(kernel, step.during)
     if loop not in path:
@@ -65,7 +67,7 @@ def fetch(kernel: Kernel, step: Fetch) -> Kernel:
         raise ScheduleError(f"no iteration of {step.axis} reads {step.buffer}")
     reads = [replace(a, loops=(*a.loops[: len(around) + 1], *map(_longest, a.loops[len(around) + 1 :]))) for a in reads]
     box = box_of(kernel, buffer, reads, len(around) + 1)
-    later = {step.axis: Size.of(step.axis) + loop.step}
+    later = _next_iteration(loop, around)
     first = tuple(index.substitute(later) for index in box.first)
     extents = [(dimension, _number(most(extent), step.buffer)) for dimension, extent in box.kept]
     last = len(first) - 1
@@ -91,6 +93,18 @@ def fetch(kernel: Kernel, step: Fetch) -> Kernel:
             rest = rest // extent
         found.append(PrefetchStatement(step.buffer, tuple(indices), step.level))
     return replace_loop(kernel, step.during, lambda here: replace(here, body=(*found, *here.body)))
+
+
+def _next_iteration(loop: For, around: Sequence[For]) -> dict[str, Size]:
+    """The axes in the next iteration of a loop: after the last one, where the loop is alone in another and has a known
+    length, in the first one of the next iteration of that."""
+    later = Size.of(loop.axis) + loop.step
+    length = most_trips(loop).constant
+    if around and around[-1].body == (loop,) and length and loop.lower == ZERO and (loop.upper - loop.lower).constant:
+        outer = around[-1]
+        turns = later // loop.step
+        return {loop.axis: turns % length * loop.step, outer.axis: turns // length * outer.step + outer.axis}
+    return {loop.axis: later}
 
 
 def _longest(loop: For) -> For:

@@ -41,6 +41,9 @@ def online(kernel: Kernel, step: Online) -> Kernel:
     find_buffer(kernel, step.buffer)
     block, around = _home(kernel, step.buffer)
     sweep = find_sweep(kernel, step.buffer, block, around)
+    for own in (x for stage, axis in sweep.axes.items() for x in stage.loops if x.axis == axis):
+        if own.kind in ("unroll", "lane", "dot"):
+            raise ScheduleError(f"{own.axis} is {own.kind}, and its blocks differ in length")
     _require_order(kernel, sweep, block)
     names = NameSource(kernel)
     axis = names.claim(step.names[0]) if step.names else names.derived(sweep.axes[sweep.state])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -22,7 +23,17 @@ FEW_COLUMNS = 512
 
 FEW_STEPS = 64
 """Steps of the reduction that few rows take at a time, while the columns' operand for the next ones is fetched: rows of
-it in memory. Of a constant, which lies together, a panel takes a third of the first cache."""
+it in memory. Of a constant, which lies together, or of a copy, a panel takes a third of the first cache."""
+
+COPIED_COLUMNS = 256
+"""Columns of a block where a tile copies what it reads: rows of more steps come between its first and last one."""
+
+WAY = 4096
+"""Bytes after which addresses fall into the same sets of the first cache."""
+
+CROWDED = 24
+"""Lines in one set, twice as many as it holds, from which on rows of the columns' operand are copied: what one tile of
+rows has read would be gone when the next one needs it."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,8 @@ class Extents:
     """What a tiling is chosen for. None is an extent that is not known before the program runs.
 
     repeats: how often the columns' operand is used again for other rows, beside `rows`. batches: products that share
-    nothing. lanes: elements of a vector; bytes: of an element of the columns' operand. follows: is something done to
+    nothing. lanes: elements of a vector; bytes: of an element of the columns' operand; apart: between neighbours of it
+    along the reduction, 0 where unknown. follows: is something done to
     the result afterwards? across: does the columns' operand not lie along the columns? movable: can it be packed?
     constant: once for all calls, that is? divisible: can the reduction be cut?
     """
@@ -47,13 +59,22 @@ class Extents:
     movable: bool
     constant: bool
     divisible: bool
+    apart: int = 0
+
+    @property
+    def is_crowded(self) -> bool:
+        """Do the rows of the columns' operand that few rows use again want more of a set of the first cache than it
+        holds? Then they can be copied to where they lie together."""
+        in_one = FEW_STEPS * math.gcd(self.apart, WAY) // WAY if self.apart else 0
+        return in_one > CROWDED and self.movable and not self.across and not self.constant
 
 
 @dataclass(frozen=True)
 class Tiling:
     """rows x (vectors * lanes): the tile in registers. block_rows, block_columns: rows and columns of a block, 0 for
     all of them. part: length of a piece of the reduction, 0 for all of it. packed: is the columns' operand packed?
-    inside: do all the rows that use a packed block again do so before the next one is packed? few: columns first."""
+    inside: do all the rows that use a packed block again do so before the next one is packed? few: columns first.
+    copied: does the first of several tiles of few rows copy what it reads of the columns' operand for the others?"""
 
     rows: int
     vectors: int
@@ -64,6 +85,7 @@ class Tiling:
     packed: bool
     inside: bool
     few: bool
+    copied: bool = False
 
     @property
     def columns(self) -> int:
@@ -80,10 +102,13 @@ def choose_tiling(e: Extents, target: Target) -> Tiling | None:
     first, second = target.caches[0], target.caches[min(1, len(target.caches) - 1)]
     is_small = e.columns is not None and e.columns * e.depth * e.bytes <= second // 2
     if few and e.rows is not None:
-        steps = max(FEW_STEPS, first // 3 // (width * e.bytes)) if e.constant else FEW_STEPS
+        copied = e.rows > rows and e.is_crowded and e.divisible and not is_small
+        steps = max(FEW_STEPS, first // 3 // (width * e.bytes)) if e.constant or copied else FEW_STEPS
         part = _part(e.depth, steps, 2 * FEW_STEPS) if e.divisible and not is_small else 0
-        columns = max(1, FEW_COLUMNS * min(2, -(-e.rows // rows)) // width) * width
-        return Tiling(rows, vectors, e.lanes, 0, columns, part, e.constant or (e.across and e.movable), False, True)
+        wanted = COPIED_COLUMNS if copied else FEW_COLUMNS * min(2, -(-e.rows // rows))
+        columns = max(1, wanted // width) * width
+        packed = e.constant or (e.across and e.movable)
+        return Tiling(rows, vectors, e.lanes, 0, columns, part, packed, False, True, copied)
     steps = first * 2 // 3 // (rows * e.bytes)  # a tile's rows of the left operand stay in the first cache
     panel = second // 2 // (width * e.bytes)  # steps for which a panel stays in half of the second one
     part = 0

@@ -1,0 +1,71 @@
+"""The schedule steps by which statements change places."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from intarsia.ir.schedule_step import Step
+from intarsia.ir.schedule_words import Words
+
+
+@dataclass(frozen=True)
+class Merge(Step):
+    """Make one loop of several that follow each other and have equal bounds: `merge i j`.
+
+        for i in 0..N { t[i] = … }; for j in 0..N { y[j] = t[j] }   ->   for i in 0..N { t[i] = …; y[i] = t[i] }
+
+    The first axis stays. The later loops move up past statements that they do not depend on. Refused where an iteration
+    of a later loop would run before one of an earlier loop on which it depends.
+    """
+
+    axes: tuple[str, ...]
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return Merge(words.names())
+
+    def rest(self) -> str:
+        return " ".join(self.axes)
+
+
+@dataclass(frozen=True)
+class Sink(Step):
+    """Do what a loop does in the first iterations of a later loop that uses it: `sink i into j`.
+
+       for i in 0..N { t[i] = x[i] }; for r { for j in 0..N { y[r] += t[j] } }
+    -> for r { for j in 0..N { t[j] = x[j] where r < 1; y[r] += t[j] } }
+
+    The second loop stands inside of others whose first iterations make what the later ones use; `partition r` makes two
+    loops of them. Refused where anything else uses what the loop writes, or an iteration would use what a later one
+    makes.
+    """
+
+    axis: str
+    target: str
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        axis = words.name()
+        words.expect("into")
+        return Sink(axis, words.name())
+
+    def rest(self) -> str:
+        return f"{self.axis} into {self.target}"
+
+
+@dataclass(frozen=True)
+class Move(Step):
+    """Put a statement before another of the same block: `move i before j`. A loop goes by its axis, a write that stands
+    in no loop of the block by its buffer. Refused where it would overtake a statement on which it depends."""
+
+    statement: str
+    before: str
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        statement = words.name()
+        words.expect("before")
+        return Move(statement, words.name())
+
+    def rest(self) -> str:
+        return f"{self.statement} before {self.before}"
