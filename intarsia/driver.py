@@ -27,7 +27,7 @@ from intarsia.options import Options as Options
 from intarsia.options import resolve_target as resolve_target
 from intarsia.passes.lower.checks import check_messages
 from intarsia.passes.pipeline import Context, Instrument, Pipeline, default_pipeline
-from intarsia.passes.plan_memory import plan
+from intarsia.passes.plan_memory import ON_STACK, plan
 from intarsia.passes.specialize import Specialize
 from intarsia.workers import map_in_workers
 
@@ -35,12 +35,18 @@ if TYPE_CHECKING:
     from intarsia.backends.cpu.compile import Compiled
     from intarsia.backends.cpu.library import Interface
     from intarsia.backends.cpu.pieces import ObjectStore
+    from intarsia.backends.gpu.triton_kernel import TritonKernel
+    from intarsia.ir.kernel import Kernel
+    from intarsia.ir.plan_interpreter import Memory
 
 MODULE_STAGES = ("graph", "fused", "kernels", "scheduled")
 """The stages that are modules: their text is valid input of `intarsia opt`."""
 
 STAGES = (*MODULE_STAGES, "plan", "llvm", "llvm-opt", "asm")
-"""The stages that have a text, in order."""
+"""The stages that have a text, in order, for a CPU."""
+
+GPU_STAGES = (*MODULE_STAGES, "plan", "triton")
+"""The same for a GPU."""
 
 LONG = 10_000_000
 """Nanoseconds of a program that a user may want to interrupt."""
@@ -69,6 +75,11 @@ class Compilation:
     def target(self) -> Target:
         return self.options.resolve_target()
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that have a text for the target, in order."""
+        return STAGES if self.target.kind == "cpu" else GPU_STAGES
+
     @cached_property
     def context(self) -> Context:
         target = self.target
@@ -80,6 +91,7 @@ class Compilation:
             unordered=self.options.unordered,
             pinned_schedule=self.options.schedule,
             predict=lambda kernel: estimate(kernel, target).seconds,
+            writable=_writable,
             each=map_in_workers,
         )
 
@@ -127,7 +139,22 @@ class Compilation:
         if all(p.name != "lower" for p in self.pipeline.passes):
             raise CompileError("E1405", f"the pipeline {self.pipeline} makes no kernels", hint="end it with lower")
         with self._timed("plan"):
-            return plan(module, remarks=self.remarks)
+            return plan(module, self.remarks, ON_STACK if self.target.kind == "cpu" else 0)
+
+    @cached_property
+    def launches(self) -> dict[str, tuple[TritonKernel, ...]]:
+        """What each kernel is on a GPU, by its name."""
+        from intarsia.backends.gpu.emit import emit_kernel
+
+        kernels = {k.name: k for part in self.plan.whole for k in part.kernels}
+        return {name: emit_kernel(kernel) for name, kernel in kernels.items()}
+
+    def interpret_launches(self, kernel: Kernel, arrays: Mapping[str, Memory], sizes: Mapping[str, int]) -> None:
+        """Run a kernel for a GPU in Triton's interpreter, on NumPy arrays."""
+        from intarsia.backends.gpu import interpreter
+
+        for launch in self.launches[kernel.name]:
+            interpreter.run(launch, arrays, sizes)
 
     @cached_property
     def code(self) -> Compiled:
@@ -163,6 +190,13 @@ class Compilation:
             return print_module(getattr(self, stage), debug_info)
         if stage == "plan":
             return print_plan(self.plan)
+        if stage not in self.stages:
+            hint = f"its stages: {', '.join(self.stages)}"
+            raise CompileError("E1702", f"there is no stage {stage} for {self.target.name}", hint=hint)
+        if stage == "triton":
+            from intarsia.backends.gpu.triton_module import module_text
+
+            return module_text(launch for launches in self.launches.values() for launch in launches)
         return (self._code_with_lines if debug_info else self.code).text(stage)
 
     def _between(self, done: int, name: str) -> Pipeline:
@@ -180,6 +214,17 @@ class Compilation:
         start = time.perf_counter()
         yield
         self.seconds[stage] = time.perf_counter() - start
+
+
+def _writable(kernel: Kernel) -> str | None:
+    """Why a kernel cannot be written in Triton; None if it can."""
+    from intarsia.backends.gpu.emit import emit_kernel
+
+    try:
+        emit_kernel(kernel)
+    except ScheduleError as error:
+        return str(error)
+    return None
 
 
 class _Nothing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from intarsia.deep_stack import with_deep_stack
-from intarsia.driver import STAGES, Compilation
+from intarsia.driver import Compilation
 from intarsia.ir.errors import Remark
 
 
@@ -16,15 +16,15 @@ class Stages(Mapping[str, str]):
         self._compilation = compilation
 
     def __getitem__(self, name: str) -> str:
-        if name not in STAGES:
-            raise KeyError(f"{name!r}; the stages are {', '.join(STAGES)}")
+        if name not in self._compilation.stages:
+            raise KeyError(f"{name!r}; the stages are {', '.join(self)}")
         return with_deep_stack(lambda: self._compilation.text(name))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(STAGES)
+        return iter(self._compilation.stages)
 
     def __len__(self) -> int:
-        return len(STAGES)
+        return len(self._compilation.stages)
 
 
 class Lowered:

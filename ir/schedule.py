@@ -18,6 +18,11 @@ from intarsia.ir.kernel import Memory
 from intarsia.ir.schedule_hints import Fetch as Fetch
 from intarsia.ir.schedule_hints import Nontemporal as Nontemporal
 from intarsia.ir.schedule_hints import Prefetch as Prefetch
+from intarsia.ir.schedule_masks import Restrict as Restrict
+from intarsia.ir.schedule_masks import Tighten as Tighten
+from intarsia.ir.schedule_masks import Unmask as Unmask
+from intarsia.ir.schedule_masks import Version as Version
+from intarsia.ir.schedule_order import Distribute as Distribute
 from intarsia.ir.schedule_order import Merge as Merge
 from intarsia.ir.schedule_order import Move as Move
 from intarsia.ir.schedule_order import Sink as Sink
@@ -419,6 +424,27 @@ class Online(Step):
 
 
 @dataclass(frozen=True)
+class Stage(Step):
+    """Compute a result in a temporary, and copy it at the end: `stage y -> t`.
+
+    for i { y[i] = 0.0; for k { y[i] += … } }   ->   alloc t: f32[N]; for i { t[i] = 0.0; for k { t[i] += … } }
+                                                     for d0 in 0..N { y[d0] = t[d0] }
+    """
+
+    buffer: str
+    new: str
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        buffer = words.name()
+        words.expect("->")
+        return Stage(buffer, words.name())
+
+    def rest(self) -> str:
+        return f"{self.buffer} -> {self.new}"
+
+
+@dataclass(frozen=True)
 class Inline(Step):
     """Compute a temporary where it is used: `inline t`.
 
@@ -482,73 +508,3 @@ class Parallel(_Axes):
 @dataclass(frozen=True)
 class Grid(_Axes):
     """Let the programs of a GPU launch share the iterations of loops: `grid i`. Refused as `parallel` is."""
-
-
-# ---------------------------------------------------------------------- masks
-
-
-@dataclass(frozen=True)
-class Version(Step):
-    """Choose at run time between a body without masks and the body as it is: `version i`. Masks on axes to `keep` stay.
-
-       for i { lane j in 0..16 { y[16 * i + j] = … where 16 * i + j < N } }
-    -> for i { if 16 * i + 15 < N { lane j { y[16 * i + j] = … } } else { lane j.0 { … where 16 * i + j.0 < N } } }
-    """
-
-    axis: str
-    keep: tuple[str, ...] = ()
-
-    @classmethod
-    def read(cls, words: Words) -> Step:
-        return Version(words.name(), words.names() if words.accept("keep") else ())
-
-    def rest(self) -> str:
-        return f"{self.axis} keep {' '.join(self.keep)}" if self.keep else self.axis
-
-
-@dataclass(frozen=True)
-class Unmask(Step):
-    """Drop the masks of the writes of a temporary: `unmask t`. Refused unless every reader stays where they hold."""
-
-    buffer: str
-
-    @classmethod
-    def read(cls, words: Words) -> Step:
-        return Unmask(words.name())
-
-    def rest(self) -> str:
-        return self.buffer
-
-
-@dataclass(frozen=True)
-class Tighten(Step):
-    """End a loop where the masks of all that it does can no longer hold: `tighten k`.
-
-    for k in 0..N { s[i] += … where k < i + 1 }   ->   for k in 0..min(N, i + 1) { s[i] += … where k < i + 1 }
-    """
-
-    axis: str
-
-    @classmethod
-    def read(cls, words: Words) -> Step:
-        return Tighten(words.name())
-
-    def rest(self) -> str:
-        return self.axis
-
-
-@dataclass(frozen=True)
-class Restrict(Step):
-    """Turn a choice of the neutral element into a mask: `restrict m`.
-
-    m[i] max= where(j < i + 1, s[i, j], -inf)   ->   m[i] max= s[i, j] where j < i + 1
-    """
-
-    buffer: str
-
-    @classmethod
-    def read(cls, words: Words) -> Step:
-        return Restrict(words.name())
-
-    def rest(self) -> str:
-        return self.buffer

@@ -69,3 +69,27 @@ class Move(Step):
 
     def rest(self) -> str:
         return f"{self.statement} before {self.before}"
+
+
+@dataclass(frozen=True)
+class Distribute(Step):
+    """Make two loops of one: `distribute i at k`. The second begins with a statement of its body, named as for `move`.
+
+       for i { alloc t: f32; t = f(i); for k { y[i, k] = t } }
+    -> alloc t: f32[N]; for i { t[i] = f(i) }; for i.0 { for k { y[i.0, k] = t[i.0] } }
+
+    Temporaries that both need get an element for each iteration. Refused where an iteration of the first loop would run
+    before one of the second on which it depends.
+    """
+
+    axis: str
+    statement: str
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        axis = words.name()
+        words.expect("at")
+        return Distribute(axis, words.name())
+
+    def rest(self) -> str:
+        return f"{self.axis} at {self.statement}"

@@ -727,3 +727,13 @@ def test_dimensions_that_are_kept_open(ita: Run) -> None:
     for command in (("run", "-e", text, "--random", *sizes), ("explain", "-e", text, "--about", "fusion")):
         status, _, err = ita(*command, "--dynamic", "N,Z")
         assert status == 1 and "E0611" in err and "'Z'" in err
+
+
+def test_triton(ita: Run) -> None:
+    """The code for a GPU is shown, and interpreted, without one."""
+    status, out, _ = ita("emit", "mlp.ita", *SIZES, "--target", "gpu:sm_90", "--to", "triton")
+    assert status == 0 and "@triton.jit" in out
+    status, _, err = ita("emit", "mlp.ita", *SIZES, "--target", "gpu:sm_90", "--to", "asm")
+    assert status == 1 and "error[E1702]: there is no stage asm for gpu:sm_90" in err
+    status, _, err = ita("run", "mlp.ita", *SIZES, "--random", "--target", "triton-interpret", "--compare")
+    assert status == 0 and "result: equal to the reference" in err, err

@@ -248,7 +248,7 @@ kernel f(x: f32[B, 9], inout y: f32[9])[sizes B, k] {
   y[k] = x[0, k]
 }
 """
-    kernel = with_scratch_parameters(read_kernel(Source("kernel", text)), ("B",))
+    kernel = with_scratch_parameters(read_kernel(Source("kernel", text)), ("B",), 4096)
     assert [b.name for b in kernel.parameters if b.role == "temp"] == ["open"]
     assert kernel.body[0] == Alloc(Buffer("counted", F32, (Size.of("k") + 1, Size.of(999))))
 

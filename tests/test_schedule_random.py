@@ -93,6 +93,13 @@ class Proposals:
         ]
         return "sink {} into {}".format(*self.random.choice(later or [("i", "j")]))
 
+    def _stage(self, kernel: Kernel) -> str:
+        return f"stage {self._buffer(kernel)} -> {self._new()}"
+
+    def _distribute(self, kernel: Kernel) -> str:
+        names = [loop.axis for loop in loops_in(kernel.body)] + list(kernel.buffers())
+        return f"distribute {self._axis(kernel)} at {self.random.choice(names)}"
+
     def _localize(self, kernel: Kernel) -> str:
         temporaries = [b.name for b in kernel.buffers().values() if b.role == "temp"] or ["t"]
         memory = self.random.choice(["register", "cache"])

@@ -68,7 +68,7 @@ def _argument(
         given = arrays[parameter.buffer]
         if isinstance(given, list):
             assert parameter.element is not None, f"{parameter.name} points to a list"
-            given = given[parameter.element]
+            given = given[parameter.element.evaluate(sizes)]
         wanted = parameter.dtype.numpy
         assert given.dtype == wanted, f"{parameter.name} points to {wanted}, the array holds {given.dtype}"
         if given.size and given.ctypes.data % 16:

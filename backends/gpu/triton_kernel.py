@@ -23,7 +23,7 @@ class Pointer:
     name: str
     buffer: str
     dtype: DType
-    element: int | None = None
+    element: Size | None = None
 
 
 @dataclass(frozen=True)

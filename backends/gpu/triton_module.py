@@ -16,8 +16,8 @@ from intarsia.ir.errors import CompileError
 
 HEADER = """import triton
 import triton.language as tl
-from triton.language.extra import libdevice
 """
+LIBRARY = "from triton.language.extra import libdevice\n"
 """What the text of a kernel may refer to."""
 
 TRITON_LOCK = threading.RLock()
@@ -29,7 +29,8 @@ def module_text(kernels: Iterable[TritonKernel]) -> str:
     parts: dict[str, None] = {}
     for kernel in kernels:
         parts.update(dict.fromkeys((*kernel.helpers, kernel.text)))
-    return "\n\n".join([HEADER, *(part.strip("\n") + "\n" for part in parts)])
+    header = HEADER + (LIBRARY if any("libdevice." in part for part in parts) else "")
+    return "\n\n".join([header, *(part.strip("\n") + "\n" for part in parts)])
 
 
 def signature(kernel: TritonKernel) -> dict[str, str]:

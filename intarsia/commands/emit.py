@@ -11,20 +11,21 @@ import click
 from intarsia.commands.binding import bind_types, type_options
 from intarsia.commands.options import compile_options, open_program, options_of, program_argument, write_output
 from intarsia.deep_stack import with_deep_stack
-from intarsia.driver import STAGES, Compilation, interface_of
+from intarsia.driver import GPU_STAGES, STAGES, Compilation, interface_of
 from intarsia.function import Function
 from intarsia.ir.errors import CompileError
 from intarsia.program import Program
 
-SUFFIXES = {"plan": "plan", "llvm": "ll", "llvm-opt": "ll", "asm": "s", "ast": "txt"}
+SUFFIXES = {"plan": "plan", "llvm": "ll", "llvm-opt": "ll", "asm": "s", "ast": "txt", "triton": "py"}
 BINARY = ("obj", "so")
+CHOICES = ("ast", *dict.fromkeys((*STAGES, *GPU_STAGES)), "obj", "so", "header", "dot")
 UNSIZED = ("ast", "graph", "dot")
 """Stages that need no sizes."""
 
 
 @click.command("emit")
 @program_argument
-@click.option("--to", "stage", type=click.Choice(["ast", *STAGES, "obj", "so", "header", "dot"]), default=None)
+@click.option("--to", "stage", type=click.Choice(CHOICES), default=None)
 @click.option("--all", "folder", default=None, metavar="DIR", help="Write every stage, numbered, into a folder.")
 @click.option("--debug-info", is_flag=True, help="Keep the user's file:line:column on every line that can carry it.")
 @click.option("-o", "output", default="-", metavar="FILE", help="Where the stage goes  [default: standard output]")
@@ -103,7 +104,7 @@ def _write_all(folder: Path, compilation: Compilation, debug_info: bool) -> None
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CompileError("E0709", f"cannot make the folder {folder}: {error.strerror}") from None
-    for number, stage in enumerate(STAGES):
+    for number, stage in enumerate(compilation.stages):
         text = with_deep_stack(lambda stage=stage: compilation.text(stage, debug_info))  # type: ignore[misc]
         path = folder / f"{number:02}-{stage}.{SUFFIXES.get(stage, 'ir')}"
         write_output(str(path), text)

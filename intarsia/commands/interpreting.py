@@ -23,7 +23,8 @@ from intarsia.tensors import declared_types
 
 
 def interpret(bound: Bound, stage: str) -> list[Array]:
-    """Run a stage: `reference` the graph, `kernels` the scheduled kernels one by one, `plan` in its workspace.
+    """Run a stage: `reference` the graph, `kernels` the scheduled kernels one by one, `plan` in its workspace,
+    `triton-interpret` the plan with each kernel in Triton's interpreter.
 
     The reference checks subscripts and divisors always. Raises CompileError where a check fails.
     """
@@ -36,6 +37,8 @@ def _interpreted(compilation: Compilation, bound: Bound, stage: str) -> list[Arr
     if stage == "reference":
         return list(evaluate(compilation.source_module, inputs, compilation.sizes, checks=True))
     try:
+        if stage == "triton-interpret":
+            return list(run_plan(compilation.plan, inputs, compilation.sizes, compilation.interpret_launches))
         if stage == "plan":
             return list(run_plan(compilation.plan, inputs, compilation.sizes))
         return list(evaluate(compilation.scheduled, inputs, compilation.sizes))

@@ -14,8 +14,11 @@ from intarsia.ir.errors import CompileError, Source
 from intarsia.options import Options
 from intarsia.runtime.threads import THREADS
 
-INTERPRETERS = ("reference", "kernels", "plan")
+INTERPRETERS = ("reference", "kernels", "plan", "triton-interpret")
 """Targets that run a stage with NumPy in place of machine code."""
+
+INTERPRETED_GPU = "gpu:sm_90"
+"""The GPU whose code `--target triton-interpret` runs."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,7 +55,10 @@ def open_program(file: str | None, text: str | None) -> tuple[Source, str | None
 _COMPILE_OPTIONS: dict[str, dict[str, Any]] = {
     "--dim": {"multiple": True, "metavar": "B=128", "help": "Size of a dimension that no argument fixes."},
     "--dynamic": {"multiple": True, "metavar": "B,…", "help": "Keep these dimensions run-time values."},
-    "--target": {"metavar": "TARGET", "help": "cpu, cpu:x86-avx2, …, reference, kernels, plan  [default: cpu]"},
+    "--target": {
+        "metavar": "TARGET",
+        "help": "cpu, gpu:sm_90, …, reference, kernels, plan, triton-interpret  [default: cpu]",
+    },
     "--passes": {"metavar": "TEXT", "help": "The passes to run in place of the default ones."},
     "--schedule": {"metavar": "FILE|TEXT", "help": "Pin a schedule."},
     "--no-cache": {"is_flag": True, "help": "Neither read nor write the cache."},
@@ -99,7 +105,7 @@ def options_of(settings: Mapping[str, Any]) -> tuple[Options, bool, str | None]:
         click.get_current_context().call_on_close(lambda: THREADS.set(None))
     target = settings["target"]
     options = Options(
-        target=None if target in INTERPRETERS else target,
+        target=INTERPRETED_GPU if target == "triton-interpret" else None if target in INTERPRETERS else target,
         dynamic=tuple(name.strip() for names in settings["dynamic"] for name in names.split(",")),
         passes=settings["passes"],
         schedule=_schedule_text(settings["schedule"]),

@@ -20,6 +20,7 @@ from intarsia.passes.lower.kernel import GroupLowering
 from intarsia.passes.pipeline import Context
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.chained import is_chain, schedule_chain
+from intarsia.passes.schedule.programs import chain_of_programs
 from intarsia.passes.skip_rounding import without_roundings
 
 FEW = 192
@@ -86,11 +87,18 @@ class Chains:
         if kernel is None:
             return False
         if kernel not in self._tried:
-            builder = Builder(kernel, self.context.target)
-            self._tried[kernel] = schedule_chain(builder)
-            if self._tried[kernel]:
+            builder = self._scheduled(kernel)
+            self._tried[kernel] = builder is not None
+            if builder is not None:
                 self.context.tried[kernel] = builder
         return self._tried[kernel]
+
+    def _scheduled(self, kernel: Kernel) -> Builder | None:
+        """The kernel as one sweep on the target; None if that cannot be."""
+        if self.context.target.kind == "gpu":
+            return chain_of_programs(kernel, self.context.target, self.context.writable)
+        builder = Builder(kernel, self.context.target)
+        return builder if schedule_chain(builder) else None
 
     def _kernel(self, members: Sequence[Member], outputs: frozenset[Value]) -> Kernel | None:
         """The naive kernel of a group, without a name, if it is a chain."""

@@ -55,9 +55,8 @@ class LegalizeDtype(Pass):
 
 
 def native(target: Target) -> frozenset[DType]:
-    """The 16-bit floats that a target computes with."""
-    if target.kind == "gpu":
-        return frozenset({F16, BF16})
+    """The 16-bit floats that a target computes with. A GPU would round them after every operation; its matrix units
+    take them as they are, and do not."""
     return frozenset({F16}) if {"avx512fp16", "fullfp16"} & set(target.features) else frozenset()
 
 

@@ -41,20 +41,23 @@ from intarsia.passes.plan_memory.program import (
 )
 from intarsia.passes.plan_memory.sharing import Group, InOutput, InRow, InState, Sharing, share
 
+ON_STACK = 4096
+"""Bytes up to which a temporary of a kernel for a CPU stays with the kernel."""
 
-def plan(module: Module, remarks: Remarks | None = None) -> Plan:
+
+def plan(module: Module, remarks: Remarks | None = None, on_stack: int = ON_STACK) -> Plan:
     """The plan of a module after `lower` (scheduled or not). Remarks say what is reused, in place or kept, and why."""
     remarks = remarks or Remarks()
     separate = separate_preparation(module, remarks)
-    made = _plan(separate.rest, remarks)
+    made = _plan(separate.rest, remarks, on_stack)
     if separate.once is None:
         return made
-    return replace(made, preparation=Preparation(_plan(separate.once, remarks), separate.inputs))
+    return replace(made, preparation=Preparation(_plan(separate.once, remarks, on_stack), separate.inputs))
 
 
-def _plan(module: Module, remarks: Remarks) -> Plan:
+def _plan(module: Module, remarks: Remarks, on_stack: int) -> Plan:
     """The plan of a module in which nothing is prepared."""
-    kernels = {k.name: with_scratch_parameters(k, module.graph.dimensions) for k in module.kernels}
+    kernels = {k.name: with_scratch_parameters(k, module.graph.dimensions, on_stack) for k in module.kernels}
     program = linearise(module, kernels)
     return _Writer(program, share(program, remarks)).plan()
 

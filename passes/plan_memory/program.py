@@ -316,18 +316,16 @@ class _Builder:
 
 # ---------------------------------------------------------------------- temporaries of kernels
 
-_ON_STACK = 4096
-"""Bytes up to which a temporary of a kernel stays with the kernel."""
 
-
-def with_scratch_parameters(kernel: Kernel, dimensions: Iterable[str]) -> Kernel:
-    """The kernel with its large temporaries, those at the top level of its body, as parameters of role `temp`.
+def with_scratch_parameters(kernel: Kernel, dimensions: Iterable[str], on_stack: int) -> Kernel:
+    """The kernel with its temporaries of more than `on_stack` bytes, those at the top level of its body, as parameters
+    of role `temp`.
 
     A temporary whose size depends on more than the open `dimensions`, on a loop counter, stays with the kernel: the
     workspace is made before any loop runs.
     """
     known = frozenset(dimensions)
-    moved = [s for s in kernel.body if isinstance(s, Alloc) and _is_large(s)]
+    moved = [s for s in kernel.body if isinstance(s, Alloc) and _is_large(s, on_stack)]
     moved = [s for s in moved if all(extent.symbols <= known for extent in s.buffer.shape)]
     if not moved:
         return kernel
@@ -336,8 +334,8 @@ def with_scratch_parameters(kernel: Kernel, dimensions: Iterable[str]) -> Kernel
     return replace(kernel, parameters=(*kernel.parameters, *scratch), body=body)
 
 
-def _is_large(alloc: Alloc) -> bool:
+def _is_large(alloc: Alloc, on_stack: int) -> bool:
     buffer = alloc.buffer
     elements = TensorType(buffer.dtype, buffer.shape).elements.constant
     in_memory = buffer.memory in ("global", "cache")
-    return in_memory and (elements is None or elements * buffer.dtype.bytes > _ON_STACK)
+    return in_memory and (elements is None or elements * buffer.dtype.bytes > on_stack)

@@ -12,6 +12,7 @@ from intarsia.ir.preparation import preparation_problems
 from intarsia.ir.schedule import Schedule, Step
 from intarsia.passes.schedule.accumulate import accumulate
 from intarsia.passes.schedule.align import align
+from intarsia.passes.schedule.distribute import distribute
 from intarsia.passes.schedule.factor import factor
 from intarsia.passes.schedule.hints import fetch, nontemporal, prefetch
 from intarsia.passes.schedule.kinds import grid, parallel, unroll, vectorize
@@ -20,7 +21,7 @@ from intarsia.passes.schedule.masks import peel, restrict, tighten, unmask, vers
 from intarsia.passes.schedule.online import online
 from intarsia.passes.schedule.partition import partition
 from intarsia.passes.schedule.sink import sink
-from intarsia.passes.schedule.storage import inline, localize, pack
+from intarsia.passes.schedule.storage import inline, localize, pack, stage
 from intarsia.passes.schedule.wavefront import wavefront
 
 _APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
@@ -35,12 +36,14 @@ _APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
     steps.Merge: merge,
     steps.Move: move,
     steps.Sink: sink,
+    steps.Distribute: distribute,
     steps.Localize: localize,
     steps.Pack: pack,
     steps.Accumulate: accumulate,
     steps.Factor: factor,
     steps.Online: online,
     steps.Inline: inline,
+    steps.Stage: stage,
     steps.Vectorize: vectorize,
     steps.Unroll: unroll,
     steps.Parallel: parallel,

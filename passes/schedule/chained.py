@@ -110,6 +110,15 @@ def _states(b: Builder) -> list[str]:
     return [s.put.buffer for s in sorted(reductions, key=lambda s: s.put.operator != "max=")]
 
 
+def chain_of(b: Builder) -> Chain | None:
+    """The chain that a kernel is, brought into the form that `online` wants; None if it is none."""
+    name = _state(b)
+    if name is None:
+        return None
+    _prepare(b, name)
+    return find_chain(b, name)
+
+
 # ---------------------------------------------------------------------- recognizing
 
 

@@ -169,10 +169,14 @@ def crossing_dependence(
     """An access below `first` and one below `second` that may meet although their iterations lie in `order`.
 
     Along the loops `around` that are neither in `order` nor `free` the iterations are the same. Accumulating writes by
-    one operator do not count: their order is free.
+    one operator do not count: their order is free. Nor do buffers that both have for themselves, as a body that is
+    compared with itself has those that live in it.
     """
     volatile = written_in(first) | written_in(second)
+    local = allocated_in(first).keys() & allocated_in(second).keys()
     for a, b in conflicts(accesses(first, around), accesses(second, around)):
+        if a.buffer in local:
+            continue
         shared = tuple(loop for loop in around if loop.axis not in order and loop.axis not in free)
         if not commute(a, b) and may_meet(kernel, a, b, order, shared, volatile):
             return a, b

@@ -320,18 +320,20 @@ def _merge_two(kernel: Kernel, first: str, second: str) -> Kernel:
     return replace_block(kernel, block, new)
 
 
+def place_of(body: Body, name: str) -> int | None:
+    """The place of a statement in a block: of a loop by its axis, of a write by its buffer."""
+    for n, statement in enumerate(body):
+        if (isinstance(statement, For) and statement.axis == name) or (
+            isinstance(statement, Put) and statement.buffer == name
+        ):
+            return n
+    return None
+
+
 def move(kernel: Kernel, step: Move) -> Kernel:
     """See `Move`."""
 
-    def place(body: Body, name: str) -> int | None:
-        for n, statement in enumerate(body):
-            if (isinstance(statement, For) and statement.axis == name) or (
-                isinstance(statement, Put) and statement.buffer == name
-            ):
-                return n
-        return None
-
-    places = ((b, a, place(b, step.statement), place(b, step.before)) for b, a in blocks(kernel))
+    places = ((b, a, place_of(b, step.statement), place_of(b, step.before)) for b, a in blocks(kernel))
     found = next(((b, a, i, j) for b, a, i, j in places if i is not None and j is not None), None)
     if found is None:
         raise ScheduleError("no block holds both")

@@ -20,6 +20,7 @@ from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.schedule.apply import apply
 from intarsia.passes.schedule.choosing import best_schedule
 from intarsia.passes.schedule.default import build_schedule
+from intarsia.passes.schedule.programs import build_programs
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ def schedule_of(kernel: Kernel, context: Context, repeated: frozenset[str] = fro
     again = kernel.name in repeated
     if (tried := context.tried.get(dataclasses.replace(kernel, name=""))) is not None:
         built = tried
+    elif context.target.kind == "gpu":
+        built = build_programs(kernel, context.target, context.writable)
     elif context.predict is None:
         built = build_schedule(kernel, context.target, again)
     else:

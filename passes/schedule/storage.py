@@ -13,7 +13,7 @@ from intarsia.ir.kernel import Prefetch as PrefetchStatement
 from intarsia.ir.kernel_access import Access, accesses, expressions
 from intarsia.ir.proofs import Facts
 from intarsia.ir.scalar import Expr, Index, Load, Mask, apply, constant, loads, transform, where
-from intarsia.ir.schedule import ROOT, Inline, Localize, Pack
+from intarsia.ir.schedule import ROOT, Inline, Localize, Pack, Stage
 from intarsia.ir.sizes import ONE, ZERO, Extremum, Quotient, Size, maximum, minimum
 from intarsia.passes.schedule.dependence import describe, may_meet
 from intarsia.passes.schedule.masks import join
@@ -27,6 +27,7 @@ from intarsia.passes.schedule.tree import (
     find_buffer,
     find_loop,
     perfect_nest,
+    rename_buffers,
     replace_block,
     replace_loop,
     rewrite,
@@ -143,6 +144,27 @@ def _span(parts: list[tuple[Size, Sequence[For]]], facts: Facts) -> tuple[Size, 
         if not facts.proves(high - most):
             high = most if facts.proves(most - high) else maximum(high, most)
     return None if low is None or high is None else (low, high - low + 1)
+
+
+# ---------------------------------------------------------------------- stage
+
+
+def stage(kernel: Kernel, step: Stage) -> Kernel:
+    """See `Stage`."""
+    buffer = find_buffer(kernel, step.buffer)
+    if buffer.role != "out":
+        raise ScheduleError("it is no result that the kernel makes")
+    if any(isinstance(s, Call) and any(name == buffer.name for name, _ in s.writes) for s, _ in walk(kernel.body)):
+        raise ScheduleError("a call writes it")
+    names = NameSource(kernel)
+    names.claim(step.new)
+    axes = [names.derived(f"d{n}") for n in range(len(buffer.shape))]
+    place = tuple(map(Size.of, axes))
+    copy: Statement = Put(buffer.name, place, "=", Load(step.new, place, buffer.dtype))
+    for axis, extent in reversed(list(zip(axes, buffer.shape))):
+        copy = For(axis, ZERO, extent, (copy,))
+    alloc = Alloc(Buffer(step.new, buffer.dtype, buffer.shape))
+    return kernel.with_body((alloc, *rename_buffers(kernel.body, {buffer.name: step.new}), copy))
 
 
 # ---------------------------------------------------------------------- pack

@@ -1,0 +1,301 @@
+"""From a scheduled kernel to Triton functions.
+
+A `grid` loop becomes the programs of a launch, a `lane` loop a dimension of the blocks that a program works on, a
+temporary subscripted by lanes a tensor. Every other loop runs inside a program. Each loop over a grid is a launch of
+its own; what stands between such loops is a launch of one program. Launches run in order, so temporaries that several
+use lie in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from intarsia.backends.gpu.expressions import Part, Scope, Tile, base_name
+from intarsia.backends.gpu.lanes import all_sizes
+from intarsia.backends.gpu.triton_kernel import Parameter, Pointer, Scalar, TritonKernel
+from intarsia.backends.gpu.writes import Writes
+from intarsia.ir.errors import ScheduleError
+from intarsia.ir.kernel import (
+    Alloc,
+    Buffer,
+    Call,
+    Check,
+    For,
+    If,
+    Kernel,
+    Prefetch,
+    Put,
+    Statement,
+    walk,
+)
+from intarsia.ir.kernel_access import accesses, trips
+from intarsia.ir.proofs import Facts
+from intarsia.ir.scalar import Const
+from intarsia.ir.sizes import Size, product
+
+LARGEST_BLOCK = 1 << 17
+"""Elements of a block beyond which no program could hold it."""
+
+
+def emit_kernel(kernel: Kernel) -> tuple[TritonKernel, ...]:
+    """The launches of a kernel, in order. Raises ScheduleError where the kernel is not scheduled so that it can be
+    written in Triton."""
+    groups: list[list[Statement]] = []
+    for statement in kernel.body:
+        if (isinstance(statement, For) and statement.kind == "grid") or not groups or _is_grid(groups[-1]):
+            groups.append([statement])
+        else:
+            groups[-1].append(statement)
+    groups = [g for g in groups if not all(isinstance(s, Alloc) for s in g)]
+    allocated = {s.buffer.name for s in kernel.body if isinstance(s, Alloc)}
+    users = {name: sum(any(a.buffer == name for a in accesses(g)) for g in groups) for name in allocated}
+    shared = {name for name, count in users.items() if count > 1}
+    names = [kernel.name if len(groups) == 1 else f"{kernel.name}_{n}" for n in range(len(groups))]
+    return tuple(_Launch(kernel, name, group, shared).whole() for name, group in zip(names, groups))
+
+
+def _is_grid(group: Sequence[Statement]) -> bool:
+    return any(isinstance(s, For) and s.kind == "grid" for s in group)
+
+
+class _Launch(Writes):
+    """Writes one function."""
+
+    def __init__(self, kernel: Kernel, name: str, body: Sequence[Statement], shared: Iterable[str]) -> None:
+        elements = [product(b.shape).constant for b in kernel.buffers().values()]
+        wide = bool(kernel.sizes) or any(n is None or n >= 1 << 31 for n in elements)
+        super().__init__(kernel.buffers(), wide, body, shared)
+        self.kernel = kernel
+        self.name = name
+        self.grid: list[Size] = []
+        self.blocks = {axis: lane.block for axis, lane in self.lanes.items()}
+        self.constants = {lane.block: lane.extent for lane in self.lanes.values() if lane.extent > 1}
+        self.facts = Facts(names=frozenset(kernel.sizes))
+
+    def whole(self) -> TritonKernel:
+        """The function with its signature."""
+        used = frozenset(n for s, _ in walk(self.body) for z in self._sizes(s) for n in z.symbols)
+        names = [n for n in self.kernel.sizes if n in used]
+        self.variables.update({n: self.fresh(n) for n in names})
+        self.arguments = frozenset(names)
+        self.programs()
+        parameters: list[Parameter] = [
+            Pointer(text, buffer, self.buffers[buffer].dtype, element)
+            for (buffer, element), text in self.pointers.items()
+        ]
+        place = {b.name: n for n, b in enumerate(self.kernel.parameters)}
+        parameters.sort(key=lambda p: place.get(p.buffer, len(place)) if isinstance(p, Pointer) else 0)
+        parameters += [Scalar(self.variables[n], Size.of(n), "i64") for n in names]
+        words = [p.name for p in parameters] + [f"{n}: tl.constexpr" for n in self.constants]
+        head = f"def {self.name}({', '.join(words)}):"
+        if len(head) > 88:
+            head = f"def {self.name}(\n" + "".join(f"    {w},\n" for w in words) + "):"
+        text = "\n".join(["@triton.jit", head, *self.lines])
+        warps = 4 if self.largest <= 4096 else 8
+        return TritonKernel(
+            self.name, text, tuple(parameters), tuple(self.grid) or (Size.of(1),), warps,
+            constants=tuple(self.constants.items()), helpers=tuple(self.helpers.values()),
+        )  # fmt: skip
+
+    def _sizes(self, statement: Statement) -> Iterator[Size]:
+        """The integer expressions of a statement, and the shapes of what it touches."""
+        yield from all_sizes(statement)
+        for access in accesses((statement,)) if not isinstance(statement, (For, If)) else ():
+            yield from self.buffers[access.buffer].shape
+
+    # ------------------------------------------------------------------ loops
+
+    def programs(self) -> None:
+        """Take the loops over the grid, the innermost one first, then write the rest."""
+        loops: list[For] = []
+        body = self.body
+        while len(body) == 1 and isinstance(loop := body[0], For) and loop.kind == "grid":
+            loops.append(loop)
+            body = loop.body
+        if any(isinstance(s, For) and s.kind == "grid" for s, _ in walk(body)):
+            raise ScheduleError("a loop over the grid stands inside another loop")
+        self.known.update({x.axis: x.lower for x in loops if trips(x).constant == 1})
+        loops = [x for x in loops if x.axis not in self.known]
+        for loop in loops:
+            if loop.step != 1 or loop.lower != Size.of(0) or loop.upper.opaques:
+                raise ScheduleError(f"the grid axis {loop.axis} runs over {loop.lower}..{loop.upper}")
+        counts = [loop.upper for loop in reversed(loops)]
+        wide = ".to(tl.int64)" if self.wide else ""
+        separate = len(loops) <= 3 and all(c.constant is not None and c.constant < 1 << 16 for c in counts[1:])
+        self.grid = counts if separate else [product(counts)]
+        if loops and not separate:
+            self.line(f"pid = tl.program_id(0){wide}")
+        for number, loop in enumerate(reversed(loops)):
+            name = self.variables[loop.axis] = self.fresh(f"pid_{base_name(loop.axis)}")
+            if separate:
+                self.line(f"{name} = tl.program_id({number}){wide}")
+            elif number + 1 < len(loops):
+                count = self.size(loop.upper)
+                self.line(f"{name} = pid % {count.at(8)}")
+                self.line(f"pid = pid // {count.at(8)}")
+            else:
+                self.line(f"{name} = pid")
+            self.facts = self.facts.within(loop.axis, loop.lower, loop.upper)
+            self.open_loops[loop.axis] = loop
+        self.programs_of.update(self.open_loops)
+        here = len(self.lines)
+        self.block(body)
+        self.lines[here:here] = self.first_lines
+
+    def block(self, body: Sequence[Statement]) -> None:
+        for statement in body:
+            match statement:
+                case For():
+                    self.loop(statement)
+                case Put():
+                    self.put(statement)
+                case If(condition, then, otherwise):
+                    self.branch(condition, then, otherwise)
+                case Alloc(buffer):
+                    self.allocate(buffer)
+                case Prefetch():
+                    pass
+                case Check():
+                    raise ScheduleError("run-time checks are not made on a GPU")
+                case Call(routine):
+                    raise ScheduleError(f"there is no {routine} in Triton")
+
+    def loop(self, loop: For) -> None:
+        count = trips(loop).substitute(self.known).constant
+        if count == 0:
+            return
+        facts = self.facts
+        self.facts = facts.within(loop.axis, loop.lower, loop.upper)
+        if loop.kind == "lane":
+            self.lane(loop)
+        elif count is not None and (loop.kind == "unroll" or self._is_of_list(loop)):
+            for n in range(count):
+                self.known[loop.axis] = (loop.lower + n * loop.step).substitute(self.known)
+                self.block(loop.body)
+        elif count == 1:
+            self.known[loop.axis] = loop.lower.substitute(self.known)
+            self.block(loop.body)
+        else:
+            self.sequential(loop)
+        self.facts = facts
+
+    def _is_of_list(self, loop: For) -> bool:
+        """Does a loop run over the tensors of a list? Each of them is a parameter."""
+        lists = {b.name for b in self.kernel.parameters if b.length is not None}
+        return any(a.buffer in lists and loop.axis in a.indices[0].symbols for a in accesses(loop.body))
+
+    def lane(self, loop: For) -> None:
+        """A dimension of blocks."""
+        extent = (loop.upper - loop.lower).constant
+        if extent is None or extent & (extent - 1) or loop.step != 1 or loop.lower != Size.of(0):
+            raise ScheduleError(f"the lanes {loop.axis} in {loop.lower}..{loop.upper} are no power of two from 0")
+        lane = self.lanes[loop.axis]
+        self.order = (*self.order, loop.axis)
+        self.extents[loop.axis] = extent
+        if lane.outer is not None:
+            self.parts.append(Part(lane.outer, loop.axis, extent, f"{lane.outer} and {loop.axis}"))
+        self.block(loop.body)
+        self.order = self.order[:-1]
+
+    def sequential(self, loop: For) -> None:
+        """A loop inside a program."""
+        bounds = [self.size(b) for b in (loop.lower, loop.upper)]
+        if any(b.axes for b in bounds):
+            raise ScheduleError(f"the bounds {loop.lower}..{loop.upper} of {loop.axis} are not the same for all lanes")
+        self.before_changes(loop.body)
+        start, end = bounds
+        words = [end.text] if start.text == "0" and loop.step == 1 else [start.text, end.text]
+        words += [str(loop.step)] if loop.step != 1 else []
+        name = self.fresh(loop.axis)
+        self.line(f"for {name} in range({', '.join(words)}):")
+        self.depth += 1
+        self.scopes.append(Scope())
+        if self.wide:
+            wide = self.fresh(name)
+            self.line(f"{wide} = tl.cast({name}, tl.int64)")
+            name = wide
+        self.variables[loop.axis] = name
+        self.open_loops[loop.axis] = loop
+        before = len(self.lines)
+        self.block(loop.body)
+        if len(self.lines) == before:
+            self.line("pass")
+        self.settle_all(loop.body)
+        del self.open_loops[loop.axis]
+        self.scopes.pop()
+        self.depth -= 1
+        self.after_changes(loop.body)
+
+    def branch(self, condition: Sequence[Size], then: Sequence[Statement], otherwise: Sequence[Statement]) -> None:
+        test = self.mask(condition, self.order)
+        if test is not None and test.axes:
+            raise ScheduleError("a condition is not the same for all lanes")
+        if test is None:
+            self.block(then)
+            return
+        self.before_changes((*then, *otherwise))
+        for word, body in ((f"if {test.text}:", then), ("else:", otherwise)):
+            if not body:
+                continue
+            self.line(word)
+            self.depth += 1
+            self.scopes.append(Scope())
+            before = len(self.lines)
+            self.block(body)
+            self.settle_all(body)
+            if len(self.lines) == before:
+                self.line("pass")
+            self.scopes.pop()
+            self.depth -= 1
+        self.after_changes((*then, *otherwise))
+
+    def before_changes(self, body: Sequence[Statement]) -> None:
+        """Before statements that may run several times or not at all: what they change must exist, and is forgotten."""
+        changed = {s.buffer for s, _ in walk(tuple(body)) if isinstance(s, Put)}
+        for name in sorted(changed | {a.buffer for a in accesses(tuple(body))}):
+            if name in self.pending:
+                self.settle(name)
+                self.written.add(name)
+        for name in sorted(changed):
+            if name in self.tiles and name not in self.written:
+                self.pending[name] = Const(0, self.tiles[name].buffer.dtype)
+                self.settle(name)
+                self.written.add(name)
+        self.forget(changed)
+
+    def settle_all(self, body: Sequence[Statement]) -> None:
+        for name in sorted({s.buffer for s, _ in walk(tuple(body)) if isinstance(s, Put)}):
+            if name in self.tiles:
+                self.settle(name)
+                self.written.add(name)
+
+    def after_changes(self, body: Sequence[Statement]) -> None:
+        self.forget({s.buffer for s, _ in walk(tuple(body)) if isinstance(s, Put)})
+
+    # ------------------------------------------------------------------ temporaries
+
+    def allocate(self, buffer: Buffer) -> None:
+        """A temporary: memory if several launches use it, else a tile."""
+        if buffer.memory == "global" or buffer.name in self.shared_buffers:
+            if self.order or self.open_loops:
+                raise ScheduleError(f"{buffer.name} lies in memory, but not at the beginning of the kernel")
+            return
+        if buffer.name in self.tiles:
+            return
+        uses = [a for a in accesses(self.body) if a.buffer == buffer.name and a.writes]
+        if not uses:
+            return
+        own: list[str] = []
+        extents: list[int] = []
+        for index in uses[0].indices:
+            axis = index.substitute(self.single).as_name
+            loop = next((x for x in uses[0].loops if x.axis == axis and x.kind == "lane"), None)
+            if loop is None:
+                raise ScheduleError(f"{buffer.name} is subscripted by {index}, not by a whole dimension of a block")
+            extents.append(int(loop.upper - loop.lower))
+            own.append(self.blocks[loop.axis])
+        shape = (*(self.extents[a] for a in self.order), *extents)
+        blocks = (*(self.blocks[a] for a in self.order), *own)
+        if (total := int(product(shape))) > LARGEST_BLOCK:
+            raise ScheduleError(f"a block of {buffer.name} has {total} elements, which no program can hold")
+        self.tiles[buffer.name] = Tile(self.fresh(buffer.name), buffer, self.order, shape, blocks)

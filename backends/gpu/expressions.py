@@ -1,0 +1,426 @@
+"""Scalar and integer expressions of a kernel as Triton expressions, with the lanes of loops as dimensions."""
+
+from __future__ import annotations
+
+import keyword
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from intarsia.backends.gpu.functions import Functions
+from intarsia.backends.gpu.values import AND, ATOM, COMPARISON, PRODUCT, SUM, TYPE_NAMES, Value, joined, literal, union
+from intarsia.ir.approximations import expand
+from intarsia.ir.dtypes import BOOL, I64
+from intarsia.ir.errors import ScheduleError
+from intarsia.ir.kernel import Buffer
+from intarsia.ir.proofs import Facts
+from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load, Mask, loads
+from intarsia.ir.sizes import Atom, Extremum, Opaque, Quotient, Remainder, Size, row_major_strides
+
+_LONG = 100
+"""Characters from which on an expression gets a name."""
+
+_RESERVED = frozenset(
+    {*keyword.kwlist, *keyword.softkwlist, "tl", "triton", "libdevice", "min", "max", "range", "float"}
+)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A temporary that is a Triton tensor. lanes: the axes of lanes around where it was made; shape: the number of
+    elements along these and along its own dimensions, blocks their names. conditions: the masks under which it was
+    first written, beyond which it holds anything."""
+
+    variable: str
+    buffer: Buffer
+    lanes: tuple[str, ...]
+    shape: tuple[int, ...]
+    blocks: tuple[str, ...]
+    conditions: set[str] = field(default_factory=set, compare=False)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Two axes of which `count * outer + inner` is a whole one; `whole` is its name."""
+
+    outer: str
+    inner: str
+    count: int
+    whole: str
+
+
+@dataclass
+class Scope:
+    """The variables of a block of statements: texts that have a name, with what they read."""
+
+    names: dict[str, Value] = field(default_factory=dict)
+
+
+class Expressions(Functions):
+    """Writes expressions. Lines go to `lines`, at `depth`.
+
+    order: the lane axes of the loops that are open, outermost first. sizes: names of integers, which may be sums of
+    other ones. texts: variables by what they hold.
+    """
+
+    def __init__(self, buffers: Mapping[str, Buffer], wide: bool) -> None:
+        super().__init__()
+        self.buffers = buffers
+        self.wide = wide
+        self.lines: list[str] = []
+        self.first_lines: list[str] = []
+        self.programs_of: set[str] = set()
+        self.arguments: frozenset[str] = frozenset()
+        self.holds: Mask = ()
+        self.depth = 1
+        self.order: tuple[str, ...] = ()
+        self.extents: dict[str, int] = {}
+        self.blocks: dict[str, str] = {}
+        self.known: dict[str, Size] = {}
+        self.parts: list[Part] = []
+        self.tiles: dict[str, Tile] = {}
+        self.scopes: list[Scope] = [Scope()]
+        self.used: Counter[str] = Counter(_RESERVED)
+        self.variables: dict[str, str] = {}
+        self.pointers: dict[tuple[str, Size | None], str] = {}
+        self.facts = Facts()
+        self.pending: dict[str, Const] = {}
+        self.shared: dict[Expr, Value] = {}
+        self.repeated: set[Expr] = set()
+
+    # ------------------------------------------------------------------ names
+
+    def line(self, text: str) -> None:
+        self.lines.append("    " * self.depth + text if text else "")
+
+    def fresh(self, hint: str) -> str:
+        """A name that nothing else has."""
+        base = "".join(c if c.isalnum() else "_" for c in hint).strip("_") or "v"
+        base = f"_{base}" if base[0].isdigit() else base
+        while True:
+            number = self.used[base]
+            self.used[base] += 1
+            name = base if number == 0 else f"{base}_{number}"
+            if number == 0 or name not in self.used:
+                self.used[name] += number > 0
+                return name
+
+    def named(self, value: Value, hint: str, outermost: bool = False) -> Value:
+        """A value under a name of its own; the one that it has, if it has one already. `outermost`: it can be computed
+        at the beginning of the function."""
+        if value.text.isidentifier() or value.literal:
+            return value
+        for scope in reversed(self.scopes):
+            if (found := scope.names.get(value.text)) is not None:
+                return replace(found, axes=value.axes)
+        name = self.fresh(hint)
+        if outermost:
+            self.first_lines.append(f"    {name} = {value.text}")
+        else:
+            self.line(f"{name} = {value.text}")
+        result = replace(value, text=name, level=ATOM)
+        self.scopes[0 if outermost else -1].names[value.text] = result
+        return result
+
+    def forget(self, buffers: Collection[str]) -> None:
+        """Forget what was read of buffers that change."""
+        for scope in self.scopes:
+            scope.names = {t: v for t, v in scope.names.items() if v.depends.isdisjoint(buffers)}
+
+    def pointer(self, buffer: str, element: Size | None) -> str:
+        """The parameter that points to a buffer."""
+        key = (buffer, element)
+        if key not in self.pointers:
+            self.pointers[key] = self.fresh(f"{buffer}_ptr" if element is None else f"{buffer}_{element}_ptr")
+        return self.pointers[key]
+
+    # ------------------------------------------------------------------ integers
+
+    def size(self, size: Size, order: tuple[str, ...] | None = None) -> Value:
+        """An integer expression."""
+        order = self.order if order is None else order
+        size = size.substitute(self.known)
+        return self._sum(self._with_whole_axes(size), order)
+
+    def _with_whole_axes(self, size: Size) -> Size:
+        """The same with `16 * i.0 + i.1` as the axis of which these are parts."""
+        for part in self.parts:
+            step = size.coefficient(part.inner)
+            if step and size.coefficient(part.outer) == step * part.count:
+                size = size + (Size.of(part.whole) - Size.of(part.inner) - Size.of(part.outer) * part.count) * step
+        return size
+
+    def _sum(self, size: Size, order: tuple[str, ...]) -> Value:
+        """The terms one after the other: scalars first, then those with one dimension, the constant last."""
+        parts = []
+        for monomial, coefficient in size.terms:
+            factors = [self._atom(atom, order) for atom in monomial]
+            if abs(coefficient) != 1 or not factors:
+                factors.append(literal(abs(coefficient), I64))
+            parts.append((union(order, *factors), coefficient, factors))
+        parts.sort(key=lambda p: (p[1] < 0, p[2][0].literal, len(p[0]), [order.index(a) for a in p[0]]))
+        if not parts:
+            return literal(0, I64)
+        axes = union(order, *(f for _, _, factors in parts for f in factors))
+        text, level = "", ATOM
+        for own, coefficient, factors in parts:
+            wide = axes if own else own
+            tight = PRODUCT if len(factors) > 1 or coefficient < 0 or len(parts) > 1 else 0
+            words = [factors[0].spread(wide, tight), *(f.spread(wide, PRODUCT + 1) for f in factors[1:])]
+            term = " * ".join(words)
+            sign = "-" if coefficient < 0 else ""
+            text = f"{text} {sign or '+'} {term}" if text else f"{sign}{term}"
+            level = SUM if len(parts) > 1 or sign else PRODUCT if len(factors) > 1 else factors[0].level
+        single = len(parts) == 1 and len(parts[0][2]) == 1
+        depends = joined(*(f for _, _, factors in parts for f in factors))
+        return Value(text, I64, axes, level, single and parts[0][2][0].literal, depends)
+
+    def _atom(self, atom: Atom, order: tuple[str, ...]) -> Value:
+        match atom:
+            case str():
+                return self._name(atom)
+            case Quotient(a, b) | Remainder(a, b):
+                left, right = self.size(a, order), self.size(b, order)
+                plain = self._proves(a) and b.constant is not None and b.constant > 0
+                name = "floordiv" if isinstance(atom, Quotient) else "mod"
+                if not plain:
+                    return self.call(self.helper(name), order, I64, left, right)
+                axes = union(order, left, right)
+                symbol = "//" if name == "floordiv" else "%"
+                text = f"{left.at(PRODUCT)} {symbol} {right.at(PRODUCT + 1)}"
+                return Value(text, I64, axes, PRODUCT, depends=joined(left, right))
+            case Extremum(name, arguments):
+                values = sorted((self.size(a, order) for a in arguments), key=lambda v: v.literal)
+                if not any(v.axes for v in values):
+                    return Value(f"{name}({', '.join(v.text for v in values)})", I64, depends=joined(*values))
+                result = values[0]
+                for value in values[1:]:
+                    axes = union(order, result, value)
+                    text = f"tl.{name}imum({result.spread(axes)}, {value.spread(axes)})"
+                    result = Value(text, I64, axes, depends=joined(result, value))
+                return result
+            case Opaque(value):
+                return self.value(value, order)
+
+    def _proves(self, size: Size) -> bool:
+        return self.facts.proves(size.substitute(self.known))
+
+    def _name(self, name: str) -> Value:
+        if name in self.variables:
+            return Value(self.variables[name], I64)
+        if name in self.extents:
+            return self.named(
+                Value(f"tl.arange(0, {self.blocks[name]})", I64, (name,)), base_name(name), outermost=True
+            )
+        part = next(p for p in self.parts if p.whole == name)
+        start = Value(self.variables[part.outer], I64)
+        text = f"{start.text} * {self.blocks[part.inner]} + tl.arange(0, {self.blocks[part.inner]})"
+        whole = Value(text, I64, (part.inner,), SUM)
+        return self.named(whole, base_name(part.inner), outermost=part.outer in self.programs_of)
+
+    def mask(self, mask: Iterable[Size], order: tuple[str, ...]) -> Value | None:
+        """The conjunction of the conditions of a mask."""
+        values = [self._condition(m, order) for m in dict.fromkeys(m.substitute(self.known) for m in mask)]
+        values = [v for v in values if v.text != "True"]
+        if not values:
+            return None
+        result = values[0]
+        for value in values[1:]:
+            axes = union(order, result, value)
+            text = f"{result.spread(axes, AND)} & {value.spread(axes, AND + 1)}"
+            result = Value(text, BOOL, axes, AND, depends=joined(result, value))
+        return self.named(result, "mask") if len(values) > 1 else result
+
+    def _condition(self, size: Size, order: tuple[str, ...]) -> Value:
+        """`0 < e`, with negative terms on the other side."""
+        if size.constant is not None:
+            return Value(str(size.constant > 0), BOOL)
+        size = self._with_whole_axes(size)
+        left = Size(tuple((m, -c) for m, c in size.terms if c < 0))
+        right = Size(tuple((m, c) for m, c in size.terms if c > 0))
+        symbol = "<"
+        if right.offset == 1 and right != Size.of(1):
+            right, symbol = right - 1, "<="
+        a, b = self._sum(left, order), self._sum(right, order)
+        axes = union(order, a, b)
+        text = f"{a.spread(axes, COMPARISON + 1)} {symbol} {b.spread(axes, COMPARISON + 1)}"
+        return Value(text, BOOL, axes, COMPARISON, depends=joined(a, b))
+
+    # ------------------------------------------------------------------ scalars
+
+    def begin(self, *expressions: Expr) -> None:
+        """Begin a statement: parts of its expressions that occur several times will get names."""
+        counts: Counter[Expr] = Counter()
+        seen: set[Expr] = set()
+        pending = list(expressions)
+        while pending:
+            e = pending.pop()
+            counts[e] += 1
+            if e in seen:
+                continue
+            seen.add(e)
+            pending += e.children
+        self.shared = {}
+        self.repeated = {e for e, n in counts.items() if n > 1 and isinstance(e, (Apply, Cast)) and e.children}
+
+    def value(self, expression: Expr, order: tuple[str, ...] | None = None) -> Value:
+        """A scalar expression."""
+        order = self.order if order is None else order
+        key = expression
+        if order == self.order and key in self.shared:
+            return self.shared[key]
+        result = self._value(expression, order)
+        if expression in self.repeated or len(result.text) > _LONG:
+            hint = expression.function if isinstance(expression, Apply) else "v"
+            result = self.named(result, hint)
+        if order == self.order:
+            self.shared[key] = result
+        return result
+
+    def _value(self, e: Expr, order: tuple[str, ...]) -> Value:
+        match e:
+            case Const(number, dtype):
+                return literal(number, dtype)
+            case Index(size):
+                return self._index(size, order)
+            case Load():
+                return self.load(e, order)
+            case Cast(dtype, Index(size)):
+                return self.convert(self.size(size, order), dtype)
+            case Cast(dtype, inner):
+                return self.convert(self.value(inner, order), dtype)
+            case Bitcast(dtype, inner):
+                value = self.value(inner, order)
+                return replace(
+                    value, text=f"{value.at(ATOM)}.to({TYPE_NAMES[dtype]}, bitcast=True)", dtype=dtype, level=ATOM
+                )
+            case Apply(("lt" | "le" | "gt" | "ge" | "eq" | "ne") as function, (Index(a), Index(b))):
+                return self.infix(function, order, BOOL, self.size(a, order), self.size(b, order))
+            case Apply("pow", arguments) if (short := expand(e)) is not e and (
+                arguments[0].dtype.is_integer or (isinstance(arguments[1], Const) and short.length < 12)
+            ):
+                return self.value(short, order)
+            case Apply(function, arguments):
+                return self.apply(function, order, e.dtype, [self.value(a, order) for a in arguments])
+        raise AssertionError(e)
+
+    def _index(self, size: Size, order: tuple[str, ...]) -> Value:
+        """An index as a value to compute with: 64 bits wide, whatever subscripts are."""
+        value = self.size(size, order)
+        if value.literal or self.wide:
+            return value
+        return Value(f"{value.at(ATOM)}.to(tl.int64)", I64, value.axes, depends=value.depends)
+
+    # ------------------------------------------------------------------ memory
+
+    def offset(self, buffer: Buffer, indices: Sequence[Size], order: tuple[str, ...]) -> tuple[str, Value | None]:
+        """The pointer parameter of an access and the offset in elements."""
+        element: Size | None = None
+        if buffer.length is not None:
+            element, indices = indices[0].substitute(self.known), indices[1:]
+            if not element.symbols <= self.arguments:
+                raise ScheduleError(f"which tensor of {buffer.name} is read is known only inside a program")
+        pointer = self.pointer(buffer.name, element)
+        total = Size.of(0)
+        for index, stride in zip(indices, row_major_strides(buffer.shape)):
+            total = total + index * stride
+        if total.constant == 0:
+            return pointer, None
+        return pointer, self.size(total, order)
+
+    def address(self, buffer: Buffer, indices: Sequence[Size], order: tuple[str, ...]) -> Value:
+        pointer, offset = self.offset(buffer, indices, order)
+        if offset is None:
+            return Value(pointer, buffer.dtype, level=ATOM)
+        return Value(f"{pointer} + {offset.at(SUM)}", buffer.dtype, offset.axes, SUM, depends=offset.depends)
+
+    def load(self, load: Load, order: tuple[str, ...]) -> Value:
+        """A read of a tile or of memory."""
+        buffer = self.buffers[load.buffer]
+        if buffer.name in self.tiles:
+            return self.read_tile(load, order)
+        mask = self.mask(self.guard(load, order), order)
+        address = self.address(buffer, load.indices, order)
+        axes = union(order, address, *([mask] if mask else []))
+        text = f"tl.load({address.spread(axes)}"
+        if mask is not None:
+            other = literal(0, load.dtype) if load.other is None else literal(load.other.value, load.dtype)
+            if load.dtype == BOOL:
+                other = literal(int(load.other.value) if load.other else 0, I64)
+            text += f", mask={mask.spread(axes)}, other={other.text}"
+        depends = joined(address, *([mask] if mask else [])) | {load.buffer}
+        if load.dtype == BOOL:
+            value = self.named(Value(f"{text}) != 0", BOOL, axes, COMPARISON, depends=depends), load.buffer)
+        else:
+            value = self.named(Value(f"{text})", load.dtype, axes, depends=depends), load.buffer)
+        return value
+
+    def guard(self, load: Load, order: tuple[str, ...]) -> Mask:
+        """The conditions under which memory is read: those of the load, and, where these do not keep it within the
+        buffer, those of the statement, as far as they are about the lanes that the load depends on."""
+        missing = tuple(m for m in self.holds if self.lanes_of(m) <= frozenset(order))
+        mine = frozenset().union(*map(self.lanes_of, load.indices))
+        mask = tuple(m for m in load.mask if m not in self.holds or (self.lanes_of(m) and self.lanes_of(m) <= mine))
+        for more in ((), [m for m in missing if self.lanes_of(m) <= mine], missing):
+            mask = tuple(dict.fromkeys((*mask, *more)))
+            facts = self.facts.given(*(m - 1 for m in mask if not m.opaques))
+            bounds = zip(load.indices, self.buffers[load.buffer].extents)
+            if all(facts.proves(i) and facts.proves(extent - 1 - i) for i, extent in bounds):
+                break
+        return mask
+
+    def lanes_of(self, size: Size) -> frozenset[str]:
+        """The open lanes on which an integer depends."""
+        size = size.substitute(self.known)
+        names = set(size.symbols)
+        for load in (x for value in size.opaques for x in loads(value)):
+            if load.buffer in self.tiles:
+                names.update(self.tiles[load.buffer].lanes)
+        return frozenset(names & set(self.order))
+
+    def read_tile(self, load: Load, order: tuple[str, ...]) -> Value:
+        """The whole of a tile, its dimensions in the order of the lanes."""
+        tile = self.tiles[load.buffer]
+        axes = (*tile.lanes, *self.tile_axes(tile, load.indices))
+        self.settle(load.buffer)
+        value = Value(tile.variable, load.dtype, axes, depends=frozenset({load.buffer}))
+        sorted_axes = tuple(a for a in order if a in axes)
+        if sorted_axes != axes:
+            places = tuple(axes.index(a) for a in sorted_axes)
+            text = f"tl.trans({tile.variable})" if len(axes) == 2 else f"tl.permute({tile.variable}, {places})"
+            value = replace(value, text=text, axes=sorted_axes)
+        if load.mask and (mask := self.mask(load.mask, order)) is not None:
+            other = load.other or Const(0, load.dtype)
+            value = self.call("tl.where", order, load.dtype, mask, value, literal(other.value, load.dtype))
+        return value
+
+    def tile_axes(self, tile: Tile, indices: Sequence[Size]) -> tuple[str, ...]:
+        """The axes that subscripts of a tile are. Raises ScheduleError where they are anything else."""
+        axes = []
+        for index, extent in zip(indices, tile.shape[len(tile.lanes) :]):
+            name = index.substitute(self.known).as_name
+            if name is None or self.extents.get(name) != extent or name in axes:
+                raise ScheduleError(
+                    f"{tile.buffer.name} is subscripted by {index}, not by a whole dimension of a block"
+                )
+            axes.append(name)
+        return tuple(axes)
+
+    def settle(self, buffer: str) -> None:
+        """Write down the constant that a tile holds, if that was put off."""
+        if (constant := self.pending.pop(buffer, None)) is not None:
+            tile = self.tiles[buffer]
+            number = literal(constant.value, constant.dtype).text
+            self.line(
+                f"{tile.variable} = tl.full({tuple_text(tile.blocks)}, {number}, {TYPE_NAMES[tile.buffer.dtype]})"
+            )
+
+
+def tuple_text(items: Sequence[object]) -> str:
+    """A tuple as it is written in Python."""
+    return f"({', '.join(map(str, items))}{',' if len(items) == 1 else ''})"
+
+
+def base_name(axis: str) -> str:
+    """The axis of the program that an axis was made of."""
+    return axis.partition(".")[0]

@@ -1,0 +1,119 @@
+"""Sums of products along a dimension of blocks as `tl.dot`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from intarsia.backends.gpu.expressions import Expressions, Tile
+from intarsia.backends.gpu.values import Value, literal
+from intarsia.ir.dtypes import BF16, F16, F32, I8, I32, DType
+from intarsia.ir.kernel import Buffer, Put
+from intarsia.ir.scalar import Apply, Cast, Expr, Load, apply, loads
+from intarsia.ir.sizes import Size
+
+SHORTEST = 16
+"""Elements that every dimension of a product of blocks must have."""
+
+
+class Products(Expressions):
+    """Writes products of blocks."""
+
+    def __init__(self, buffers: Mapping[str, Buffer], wide: bool) -> None:
+        super().__init__(buffers, wide)
+        self.written: set[str] = set()
+
+    def dot(self, put: Put, tile: Tile, axes: tuple[str, ...], reduced: tuple[str, ...], value: Expr) -> bool:
+        """Write an accumulation as a product of two blocks, if it is one. Returns whether it is."""
+        if len(reduced) != 1 or len(axes) != 2 or tile.buffer.dtype not in (F32, I32):
+            return False
+        if any(self.extents[a] < SHORTEST for a in (*axes, *reduced)):
+            return False
+        (along,) = reduced
+        for rows, columns in (axes, axes[::-1]):
+            sides = self._sides(value, rows, columns)
+            if sides is None:
+                continue
+            left, right = sides
+            narrow = _narrow(left, right, tile.buffer.dtype)
+            if narrow is None:
+                return False
+            conditions = tuple(m for m in put.mask if along in m.substitute(self.known).symbols)
+            a = self._operand(narrow[0], (rows, along), conditions)
+            b = self._operand(narrow[1], (along, columns), conditions)
+            if (rows, columns) != axes:
+                continue
+            self._write(tile, a, b, narrow[0].dtype)
+            return True
+        return False
+
+    def _write(self, tile: Tile, a: Value, b: Value, dtype: DType) -> None:
+        options = ', input_precision="ieee"' if dtype == F32 else ", out_dtype=tl.int32" if dtype == I8 else ""
+        held = self.pending.get(tile.buffer.name)
+        if held is not None and held.value == 0:
+            del self.pending[tile.buffer.name]
+            self.line(f"{tile.variable} = tl.dot({a.text}, {b.text}{options})")
+            return
+        self.settle(tile.buffer.name)
+        self.line(f"{tile.variable} = tl.dot({a.text}, {b.text}, {tile.variable}{options})")
+
+    def _sides(self, value: Expr, rows: str, columns: str) -> tuple[Expr, Expr] | None:
+        """The factors that depend on the rows, and those that depend on the columns; None if one depends on both."""
+        left: list[Expr] = []
+        right: list[Expr] = []
+        for factor in _factors(value):
+            used = self._axes_of(factor)
+            if rows in used and columns in used:
+                return None
+            (right if columns in used else left).append(factor)
+        if not left or not right or not any(rows in self._axes_of(f) for f in left):
+            return None
+        return _product(left), _product(right)
+
+    def _axes_of(self, e: Expr) -> set[str]:
+        """The lanes on which an expression depends."""
+        names = {s for x in (e.symbols,) for s in x}
+        names = {n for s in names for n in Size.of(s).substitute(self.known).symbols}
+        for load in loads(e):
+            if load.buffer in self.tiles:
+                names.update(self.tiles[load.buffer].lanes)
+        return names & set(self.order)
+
+    def _operand(self, e: Expr, order: tuple[str, str], conditions: tuple[Size, ...]) -> Value:
+        """A factor as a block with its dimensions in an order, 0 where conditions do not hold."""
+        value = self.value(e, order)
+        inner = e.value if isinstance(e, Cast) else e
+        zero = isinstance(inner, Load) and set(conditions) <= set(inner.mask) and inner.other is None
+        if not zero and conditions and (mask := self.mask(conditions, order)) is not None:
+            value = self.call("tl.where", order, e.dtype, mask, value, literal(0, e.dtype))
+        if value.axes != order:
+            names = ", ".join(self.blocks[a] for a in order)
+            text = f"tl.broadcast_to({value.spread(order)}, ({names}))"
+            value = Value(text, e.dtype, order, depends=value.depends)
+        return value
+
+
+def _factors(e: Expr) -> Iterator[Expr]:
+    match e:
+        case Apply("mul", (a, b)):
+            yield from _factors(a)
+            yield from _factors(b)
+        case _:
+            yield e
+
+
+def _product(factors: list[Expr]) -> Expr:
+    result = factors[0]
+    for factor in factors[1:]:
+        result = apply("mul", result, factor)
+    return result
+
+
+def _narrow(left: Expr, right: Expr, result: DType) -> tuple[Expr, Expr] | None:
+    """The factors in the type in which they are multiplied: as they lie in memory where both are widened from one type,
+    as products of these are exact."""
+    match left, right:
+        case Cast(_, a), Cast(_, b) if a.dtype == b.dtype and (
+            (result == F32 and a.dtype in (F16, BF16)) or (result == I32 and a.dtype == I8)
+        ):
+            return a, b
+    return (left, right) if left.dtype == right.dtype == result == F32 else None

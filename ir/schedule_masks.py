@@ -1,0 +1,75 @@
+"""Schedule steps about masks: conditions under which elements are read and written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from intarsia.ir.schedule_step import Step
+from intarsia.ir.schedule_words import Words
+
+
+@dataclass(frozen=True)
+class Version(Step):
+    """Choose at run time between a body without masks and the body as it is: `version i`. Masks on axes to `keep` stay.
+
+       for i { lane j in 0..16 { y[16 * i + j] = … where 16 * i + j < N } }
+    -> for i { if 16 * i + 15 < N { lane j { y[16 * i + j] = … } } else { lane j.0 { … where 16 * i + j.0 < N } } }
+    """
+
+    axis: str
+    keep: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return Version(words.name(), words.names() if words.accept("keep") else ())
+
+    def rest(self) -> str:
+        return f"{self.axis} keep {' '.join(self.keep)}" if self.keep else self.axis
+
+
+@dataclass(frozen=True)
+class Unmask(Step):
+    """Drop the masks of the writes of a temporary: `unmask t`. Refused unless every reader stays where they hold."""
+
+    buffer: str
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return Unmask(words.name())
+
+    def rest(self) -> str:
+        return self.buffer
+
+
+@dataclass(frozen=True)
+class Tighten(Step):
+    """End a loop where the masks of all that it does can no longer hold: `tighten k`.
+
+    for k in 0..N { s[i] += … where k < i + 1 }   ->   for k in 0..min(N, i + 1) { s[i] += … where k < i + 1 }
+    """
+
+    axis: str
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return Tighten(words.name())
+
+    def rest(self) -> str:
+        return self.axis
+
+
+@dataclass(frozen=True)
+class Restrict(Step):
+    """Turn a choice of the neutral element into a mask: `restrict m`.
+
+    m[i] max= where(j < i + 1, s[i, j], -inf)   ->   m[i] max= s[i, j] where j < i + 1
+    """
+
+    buffer: str
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return Restrict(words.name())
+
+    def rest(self) -> str:
+        return self.buffer

@@ -1,0 +1,322 @@
+"""Blocks of a loop nest on a GPU: which loops count programs, and which are dimensions of what a program works on.
+
+The independent outer loops of a nest count programs; their last axes are cut, so that a program works on a block of
+them. Loops inside are dimensions of blocks as far as these stay small, and run in steps of a block where they are
+longer. A sum of products over one axis gets blocks for matrix units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from intarsia.ir.errors import ScheduleError
+from intarsia.ir.kernel import For, Kernel, Put, walk
+from intarsia.ir.kernel_access import accesses, trips
+from intarsia.ir.scalar import Apply, Expr, loads
+from intarsia.ir.schedule import Collapse, Grid, Reorder, Vectorize
+from intarsia.passes.schedule.builder import Builder
+from intarsia.passes.schedule.dependence import carried_dependence
+from intarsia.passes.schedule.shape import count
+from intarsia.passes.schedule.tree import find_loop, loops_in, perfect_nest
+
+ELEMENTS = 1024
+"""Elements of a block that is computed point by point."""
+
+ROW = 8192
+"""Elements up to which a row is one block."""
+
+PIECE = 2048
+"""Elements of a block of a longer row."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A sum of products: the axes of its rows, its columns and of the sum, and bits of the elements."""
+
+    row: str
+    column: str
+    along: str
+    bits: int
+
+
+def block_region(b: Builder, top: str, writable: Callable[[Kernel], str | None]) -> None:
+    """Give a loop nest programs and blocks: the first way that can be written. If none can, its loops stay as they are,
+    inside one program."""
+    start = len(b.steps)
+    problems = []
+    for way in (_block_matrix, _block_rows, _block_points, _program_for_each):
+        try:
+            if way(b, top):
+                if (problem := writable(b.kernel)) is None:
+                    return
+                problems.append(problem)
+        except ScheduleError as error:
+            problems.append(str(error))
+        while len(b.steps) > start:
+            b.undo()
+    for problem in dict.fromkeys(problems):
+        b.remark(f"{top} is not cut into blocks: {problem}", done=False)
+
+
+def power_of_two(number: int) -> int:
+    """The least power of two that is not below a number."""
+    return 1 << max(0, number - 1).bit_length()
+
+
+def lanes(b: Builder, axis: str, size: int) -> tuple[str, str]:
+    """Blocks of `size` elements along an axis: the axis that counts them, "" if there is one, and the lanes."""
+    loop = b.loop(axis)
+    if trips(loop).constant == size and loop.lower.constant == 0:
+        return "", axis
+    return b.split(axis, size)
+
+
+def independent(b: Builder, top: str) -> list[str]:
+    """The axes of the nest that begins with a loop, whose iterations are independent, made its outer ones."""
+    nest, _ = perfect_nest(b.loop(top))
+    free = [loop.axis for loop in nest if loop.step == 1 and _is_free(b, loop.axis)]
+    ordered = [*free, *(loop.axis for loop in nest if loop.axis not in free)]
+    if free and ordered != [loop.axis for loop in nest] and not b.attempt(Reorder(tuple(ordered))):
+        free = [loop.axis for loop, axis in zip(nest, free) if loop.axis == axis]
+    return free
+
+
+def _is_free(b: Builder, axis: str) -> bool:
+    loop, around = find_loop(b.kernel, axis)
+    bounds = loop.lower.symbols | loop.upper.symbols
+    lists = {x.name for x in b.kernel.parameters if x.length is not None}
+    if any(a.buffer in lists and axis in a.indices[0].symbols for a in accesses(loop.body)):
+        return False  # which tensor a program reads is decided when it is launched
+    if bounds & {x.axis for x in around} or loop.upper.opaques or loop.lower.opaques:
+        return False
+    return carried_dependence(b.kernel, loop, around, reductions=False) is None
+
+
+def _inner(b: Builder, outer: Sequence[str]) -> list[tuple[For, ...]]:
+    """For each write inside the outer loops, the loops around it that stand inside them."""
+    (first, *_) = outer
+    found = []
+    for statement, around in walk((b.loop(first),)):
+        if isinstance(statement, Put):
+            inside = tuple(loop for loop in around if loop.axis not in outer)
+            if inside and inside not in found:
+                found.append(inside)
+    return found
+
+
+def _share(b: Builder, counters: Sequence[str]) -> None:
+    """Let programs share the loops that count blocks."""
+    b.take(Grid(tuple(counters)))
+
+
+def _set_lanes(b: Builder, axes: Sequence[str]) -> None:
+    for axis in axes:
+        b.take(Vectorize((axis,)))
+
+
+# ---------------------------------------------------------------------- products
+
+
+def _block_matrix(b: Builder, top: str) -> bool:
+    """Blocks for matrix units."""
+    outer = independent(b, top)
+    if len(outer) < 2 or (matrix := _matrix(b, outer)) is None:
+        return False
+    rows_in_all, columns_in_all, depth = (count(trips(b.loop(a))) for a in (matrix.row, matrix.column, matrix.along))
+    sizes = block_sizes(rows_in_all, columns_in_all, depth, matrix.bits)
+    rows, row = lanes(b, matrix.row, sizes[0])
+    columns, column = lanes(b, matrix.column, sizes[1])
+    _, along = lanes(b, matrix.along, sizes[2])
+    counters = [a for a in outer if a not in (matrix.row, matrix.column)] + [a for a in (rows, columns) if a]
+    nest = [loop.axis for loop in perfect_nest(b.loop(_outermost(b, [*counters, row, column])))[0]]
+    rest = [a for a in nest if a not in (*counters, row, column)]
+    b.take(Reorder((*counters, row, column, *rest)))
+    inner = [loop for loop in loops_in(b.loop(column).body) if loop.axis != along]
+    done = [along]
+    for loop in inner:
+        if not loops_in(loop.body) and loop.axis not in done and not _holds(loop, along):
+            done.append(lanes(b, loop.axis, min(ROW, power_of_two(count(trips(loop)))))[1])
+    _set_lanes(b, (*done, column, row))
+    _share(b, counters)
+    return True
+
+
+def _holds(loop: For, axis: str) -> bool:
+    return any(x.axis == axis for x in loops_in((loop,)))
+
+
+def _outermost(b: Builder, axes: Sequence[str]) -> str:
+    return next(a for a in b.axes() if a in axes)
+
+
+def block_sizes(rows: int, columns: int, depth: int, bits: int) -> tuple[int, int, int]:
+    """Rows, columns and depth of blocks of a product of elements of so many bits."""
+    if bits == 16 or bits == 8:
+        most = (128, 128, 64 if bits == 16 else 128)
+    else:
+        most = (64, 64, 32) if bits == 32 else (16, 16, 16)
+    least = 32 if bits == 8 else 16
+    size = [min(m, max(16, power_of_two(n))) for m, n in zip(most, (rows, columns, depth))]
+    size[2] = max(size[2], least)
+    return size[0], size[1], size[2]
+
+
+def _matrix(b: Builder, outer: Sequence[str]) -> Matrix | None:
+    """The sum of products that does most of the work in a nest, if its sides do not share a row or column."""
+    best: tuple[int, Matrix] | None = None
+    for statement, around in walk((b.loop(outer[0]),)):
+        if not isinstance(statement, Put) or statement.operator != "+=":
+            continue
+        inside = [loop for loop in around if loop.axis not in outer]
+        if not inside or inside[-1].upper.opaques or count(trips(inside[-1])) < 4:
+            continue
+        sides = _sides(statement.value, outer)
+        if sides is None:
+            continue
+        rows, columns = sides
+        last = inside[-1].axis
+        touched = [x for x in loads(statement.value) if last in x.symbols]
+        if len(touched) < 2:
+            continue
+        row = max(rows, key=lambda a: (count(trips(b.loop(a))), outer.index(a)))
+        column = max(columns, key=lambda a: (count(trips(b.loop(a))), outer.index(a)))
+        if outer.index(column) < outer.index(row):
+            row, column = column, row
+        bits = min(x.dtype.bits for x in loads(statement.value))
+        work = math.prod(count(trips(loop)) for loop in around)
+        if best is None or work > best[0]:
+            best = work, Matrix(row, column, last, bits)
+    return None if best is None else best[1]
+
+
+def _sides(value: Expr, outer: Sequence[str]) -> tuple[set[str], set[str]] | None:
+    """The axes on which one factor alone depends, and those of the others."""
+    factors = list(_factors(value))
+    uses = [{a for a in outer if a in f.symbols} for f in factors]
+    for n, own in enumerate(uses):
+        others = set().union(*(u for m, u in enumerate(uses) if m != n))
+        if own - others and others - own:
+            return own - others, others - own
+    return None
+
+
+def _factors(e: Expr) -> Sequence[Expr]:
+    match e:
+        case Apply("mul", (x, y)):
+            return (*_factors(x), *_factors(y))
+    return (e,)
+
+
+# ---------------------------------------------------------------------- rows
+
+
+def _block_rows(b: Builder, top: str) -> bool:
+    """Rows that are blocks, several of short ones, pieces of long ones."""
+    outer = independent(b, top)
+    region = outer[0] if outer else top
+    inner = (
+        _inner(b, outer) if outer else [around for s, around in walk((b.loop(top),)) if isinstance(s, Put) and around]
+    )
+    if not inner:
+        return False
+    length, axes = 1, []
+    for loops in inner:
+        mine = _row_lanes(b, loops)
+        length = max(length, math.prod(count(trips(b.loop(a))) for a in mine))
+        axes += [a for a in mine if a not in axes]
+    if not outer:
+        if not axes:
+            return False
+        _set_lanes(b, axes[::-1])
+        return True
+    counters, rows = _cut_rows(b, outer, ELEMENTS // length)
+    del region
+    _set_lanes(b, (*axes[::-1], *rows[::-1]))
+    _share(b, counters)
+    return True
+
+
+def _row_lanes(b: Builder, loops: Sequence[For]) -> list[str]:
+    """The lanes of loops around one write: the innermost one, or a piece of it, and those around it that fit."""
+    made: list[str] = []
+    total = 1
+    for loop in reversed(loops):
+        if loop.axis not in b.axes():  # cut already, with another write
+            made += [a for a in b.axes() if a.startswith(f"{loop.axis}.")][-1:]
+            total *= math.prod(count(trips(b.loop(a))) for a in made[-1:])
+            continue
+        if loop.kind == "lane" or not _may_be_lanes(b, loop.axis):
+            break
+        extent = power_of_two(count(trips(loop)))
+        if total * extent <= ROW and not loop.upper.opaques and not loop.upper.symbols:
+            made.append(lanes(b, loop.axis, extent)[1])
+            total *= extent
+        elif total == 1:
+            made.append(lanes(b, loop.axis, PIECE)[1])
+            break
+        else:
+            break
+    return made
+
+
+def _may_be_lanes(b: Builder, axis: str) -> bool:
+    loop, around = find_loop(b.kernel, axis)
+    return loop.step == 1 and carried_dependence(b.kernel, loop, around, reductions=True) is None
+
+
+def _cut_rows(b: Builder, outer: Sequence[str], most: int) -> tuple[list[str], list[str]]:
+    """Blocks of the last of some independent loops, of at most so many elements together: the axes that count them,
+    and their lanes."""
+    counters: list[str] = []
+    rows: list[str] = []
+    for axis in reversed(outer):
+        extent = power_of_two(count(trips(b.loop(axis))))
+        size = min(extent, most)
+        if size < 2 or not _may_be_lanes(b, axis):
+            counters.insert(0, axis)
+            most = 1
+            continue
+        blocks, lane = lanes(b, axis, size)
+        counters[:0] = [blocks] if blocks else []
+        rows.insert(0, lane)
+        most //= size
+    if rows:
+        b.take(Reorder((*counters, *rows)))
+    return counters, rows
+
+
+# ---------------------------------------------------------------------- points
+
+
+def _block_points(b: Builder, top: str) -> bool:
+    """Blocks of the independent loops alone; what is inside runs step by step."""
+    outer = independent(b, top)
+    if not outer:
+        return False
+    if not any(isinstance(s, For) for s in b.loop(outer[-1]).body):
+        outer = _collapsed(b, outer)
+    counters, rows = _cut_rows(b, outer, ELEMENTS)
+    _set_lanes(b, rows[::-1])
+    _share(b, counters)
+    return True
+
+
+def _collapsed(b: Builder, outer: list[str]) -> list[str]:
+    """The loops with neighbours made one where they run over memory in order."""
+    axes = list(outer)
+    for n in range(len(axes) - 1, 0, -1):
+        before = set(b.axes())
+        if b.attempt(Collapse(axes[n - 1], axes[n])):
+            axes[n - 1 : n + 1] = [next(a for a in b.axes() if a not in before)]
+    return axes
+
+
+def _program_for_each(b: Builder, top: str) -> bool:
+    """A program for each iteration of the independent loops, one element after the other inside."""
+    outer = independent(b, top)
+    if not outer:
+        return False
+    _share(b, outer)
+    return True

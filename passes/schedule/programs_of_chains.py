@@ -1,0 +1,103 @@
+"""Chained reductions on a GPU: one program sweeps over the keys of a block of rows, as for attention."""
+
+from __future__ import annotations
+
+from intarsia.ir.errors import ScheduleError
+from intarsia.ir.kernel import Alloc, For, Statement
+from intarsia.ir.kernel_access import trips
+from intarsia.ir.schedule import Distribute, Grid, Localize, Merge, Online, Reorder, Stage, Vectorize
+from intarsia.passes.schedule.arrange import localize_all
+from intarsia.passes.schedule.blocks import lanes, power_of_two
+from intarsia.passes.schedule.builder import Builder
+from intarsia.passes.schedule.chained import Chain, chain_of
+from intarsia.passes.schedule.shape import count
+from intarsia.passes.schedule.tree import allocated_in, find_loop, loops_in, puts_in
+
+ROWS = 64
+"""Rows of a block."""
+
+KEYS = 64
+"""Keys of a block."""
+
+
+def schedule_chain_of_blocks(b: Builder) -> bool:
+    """Schedule a kernel that is one chain of reductions. Returns whether it is one."""
+    accumulated = {put.buffer for put in puts_in(b.kernel.body) if put.operator != "="}
+    for result in b.kernel.outputs:
+        if result.role == "out" and result.name in accumulated:
+            b.take(Stage(result.name, b.fresh(result.name)))  # sums are kept by the program, not in memory
+    chain = chain_of(b)
+    if chain is None:
+        return False
+    name = chain.sweep.state.put.buffer
+    top, sweep_axis = _block(b, chain)
+    batch = [r[chain.stages[0]] for r in chain.batch]
+    around = frozenset().union(*(s.touched for s in (*chain.sweep.before, *chain.sweep.after)))
+    for buffer in (*(s.put.buffer for s in chain.sums), *sorted(around)):
+        if b.kernel.buffers()[buffer].role == "temp" and allocated_in(b.kernel.body)[buffer].memory == "global":
+            b.take(Localize(buffer, top, "cache"))
+    sweep = b.fresh(sweep_axis)
+    b.take(Online(name, 1, (sweep,)))
+    localize_all(b)
+    batch = _alone(b, top)
+    _lanes_everywhere(b, top)
+    b.take(Grid((*batch, top)))
+    return True
+
+
+def _alone(b: Builder, top: str) -> list[str]:
+    """Give a loop, with those around it, a nest of its own; the axes around it. What is found out once for all blocks
+    of rows stands in another nest then."""
+    inside = top
+    for loop in reversed(find_loop(b.kernel, top)[1]):
+        before = set(b.axes())
+        if any(not isinstance(s, Alloc) and not _is_loop(s, inside) for s in loop.body):
+            b.take(Distribute(loop.axis, inside))
+            (inside,) = set(b.axes()) - before
+        else:
+            inside = loop.axis
+    return [loop.axis for loop in find_loop(b.kernel, top)[1]]
+
+
+def _is_loop(statement: Statement, axis: str) -> bool:
+    return isinstance(statement, For) and statement.axis == axis
+
+
+def _block(b: Builder, chain: Chain) -> tuple[str, str]:
+    """Blocks of rows and keys in every stage, and one loop around all of them. Returns the axes that count blocks."""
+    rows = min(ROWS, max(16, power_of_two(count(trips(b.loop(chain.row[chain.sweep.state]))))))
+    keys = min(KEYS, max(16, power_of_two(count(trips(b.loop(chain.sweep.axes[chain.sweep.state]))))))
+    tops: list[str] = []
+    panel = ""
+    for stage in chain.stages:
+        row = chain.row[stage]
+        top, inner = b.split(row, rows)
+        batch = [r[stage] for r in chain.batch]
+        rest = [loop.axis for loop in stage.loops if loop.axis not in (row, *batch)]
+        order = [top, inner, *rest]
+        if stage in chain.sweep.axes:
+            axis = chain.sweep.axes[stage]
+            blocks, key = b.split(axis, keys)
+            rest[rest.index(axis)] = key
+            order = [top, blocks, inner, *rest]
+            if stage is chain.sweep.state:
+                panel = blocks
+        b.take(Reorder((*batch, *order)))
+        tops.append(top)
+    for axes in (*([r[s] for s in chain.stages] for r in chain.batch), tops):
+        b.take(Merge(tuple(axes)))
+    return tops[0], panel
+
+
+def _lanes_everywhere(b: Builder, top: str) -> None:
+    """All loops inside that have a known length are dimensions of blocks."""
+    for loop in reversed(loops_in(b.loop(top).body)):
+        length = trips(loop).constant
+        if length is None or length == 1:
+            continue
+        if loop.lower.constant != 0:
+            raise ScheduleError(f"{loop.axis} does not begin at 0")
+        if any(isinstance(s, For) and trips(s).constant is None for s in loops_in(loop.body)):
+            continue
+        _, lane = lanes(b, loop.axis, power_of_two(length))
+        b.take(Vectorize((lane,)))

@@ -1,0 +1,127 @@
+"""Kernels for GPUs: what is written in Triton, that it computes the same, and that it fits a chip."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import EXPECTED, Golden
+from op_programs import PROGRAMS
+
+from intarsia.backends.gpu.emit import emit_kernel
+from intarsia.backends.gpu.triton_kernel import TritonKernel
+from intarsia.driver import Compilation
+from intarsia.dsl.library import load
+from intarsia.ir.dtypes import Array
+from intarsia.ir.errors import ScheduleError, Source
+from intarsia.ir.graph import Module
+from intarsia.ir.interpreter import evaluate
+from intarsia.ir.kernel import Call, Kernel
+from intarsia.ir.plan_interpreter import run_plan
+from intarsia.ir.sizes import Size
+from intarsia.ir.types import TensorType
+from intarsia.options import Options
+
+FOLDER = Path(__file__).parent / "golden" / "triton"
+TARGET = "gpu:sm_90"
+
+UNWRITTEN = {"sort f32", "sort f16", "sort i64", "sort u8", "sort bool", "sort_in_group"}
+"""Programs that no GPU runs yet."""
+
+QUICK = [name for n, name in enumerate(p for p in PROGRAMS if p not in UNWRITTEN) if n % 7 == 0]
+
+
+def assert_same(compilation: Compilation, inputs: list[Array | list[Array]], expected: tuple[Array, ...]) -> None:
+    actual = run_plan(compilation.plan, inputs, compilation.sizes, compilation.interpret_launches)
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected):
+        assert a.dtype == e.dtype and a.shape == e.shape
+        halves = e.dtype.itemsize == 2 and e.dtype.kind not in "iu"
+        tolerance = 2e-2 if halves else 1e-5
+        np.testing.assert_allclose(a.astype(np.float64), e.astype(np.float64), rtol=tolerance, atol=tolerance)
+
+
+def check(name: str, dynamic: bool) -> None:
+    case = PROGRAMS[name]()
+    module = Module(case.graph)
+    open_names = tuple(case.sizes) if dynamic else ()
+    compilation = Compilation(module, case.sizes, Options(target=TARGET, dynamic=open_names))
+    assert_same(compilation, list(case.inputs), tuple(evaluate(module, case.inputs, case.sizes)))
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_triton_gives_what_the_graph_gives(name: str) -> None:
+    check(name, dynamic=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [p for p in PROGRAMS if p not in UNWRITTEN])
+@pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "open"])
+def test_every_op_in_triton(name: str, dynamic: bool) -> None:
+    check(name, dynamic)
+
+
+# ---------------------------------------------------------------------- programs in full
+
+
+def compilation(text: str) -> Compilation:
+    library = load(Source("program.ita", text))
+    return Compilation(library.build("f"), {}, Options(target=TARGET))
+
+
+def draw(module: Module) -> list[Array | list[Array]]:
+    """Random arguments; integers are subscripts below 7."""
+    random = np.random.default_rng(0)
+    found: list[Array | list[Array]] = []
+    for parameter in module.graph.parameters:
+        assert isinstance(parameter.type, TensorType)
+        shape, dtype = [int(n) for n in parameter.type.shape], parameter.type.dtype.numpy
+        drawn = random.standard_normal(shape) if parameter.type.dtype.is_float else random.integers(0, 7, shape)
+        found.append(drawn.astype(dtype))
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ita")), ids=lambda p: p.stem)
+def test_golden(path: Path, golden: Golden) -> None:
+    """The text of a program's kernels, and that they compute what the reference does."""
+    made = compilation(golden.input(path))
+    golden.check(path, made.text("triton"))
+    inputs = draw(made.source_module)
+    assert_same(made, inputs, tuple(evaluate(made.source_module, inputs, {})))
+
+
+def test_the_text_is_clean(tmp_path: Path) -> None:
+    """Ruff finds nothing in what is written."""
+    for path in FOLDER.glob("*.ita"):
+        code = path.read_text().partition(EXPECTED)[2]
+        (tmp_path / f"{path.stem}.py").write_text(code)
+    run = subprocess.run(["ruff", "check", "--isolated", str(tmp_path)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+
+
+def one_launch(text: str) -> TritonKernel:
+    ((launch,),) = compilation(text).launches.values()
+    return launch
+
+
+def test_products_of_halves_are_made_by_matrix_units() -> None:
+    text = one_launch("fn f(a: bf16[64, 128], b: bf16[128, 64]) -> bf16[64, 64] { return a @ b }").text
+    assert "t_matmul = tl.dot(a, b, t_matmul)" in text
+    single = one_launch("fn f(a: f32[64, 64], b: f32[64, 64]) -> f32[64, 64] { return a @ b }").text
+    assert 'input_precision="ieee"' in single
+
+
+def test_attention_is_one_sweep_that_skips_masked_blocks() -> None:
+    kind = "f32[2, 256, 64]"
+    made = compilation(f"fn f(q: {kind}, k: {kind}, v: {kind}) -> {kind} {{ return attention(q, k, v, causal=true) }}")
+    (launches,) = made.launches.values()
+    assert len(launches) == 2, "what is skipped is looked through for NaN, then there is one sweep"
+    assert "in range(min(pid_i + 1, 4))" in launches[1].text
+
+
+def test_what_cannot_be_written_is_said() -> None:
+    kernel = Kernel("f", (), (Call("sort", (), (), Size.of(4)),))
+    with pytest.raises(ScheduleError, match="there is no sort in Triton"):
+        emit_kernel(kernel)
