@@ -358,7 +358,7 @@ def test_elements_of_a_list_are_buffers_of_their_own() -> None:
     y = np.zeros(128, np.float32)
     body = "    i = tl.arange(0, 128)\n    tl.store(y + i, tl.load(x0 + i) - tl.load(x2 + i))\n"
     text = f"@triton.jit\ndef f(x0, x2, y):\n{body}"
-    parameters = (Pointer("x0", "x", F32, 0), Pointer("x2", "x", F32, 2), Pointer("y", "y", F32))
+    parameters = (Pointer("x0", "x", F32, Size.of(0)), Pointer("x2", "x", F32, Size.of(2)), Pointer("y", "y", F32))
     run(TritonKernel("f", text, parameters, (Size.of(1),)), {"x": xs, "y": y}, {})
     np.testing.assert_array_equal(y, xs[0] - xs[2])
 
