@@ -353,6 +353,18 @@ tl.atomic_cas(lock, 0, tl.program_id(0) + 5)"""
     assert list(cells) == [x.max(), x.min()] and lock[0] == 5
 
 
+def test_tensor_descriptors() -> None:
+    x = RNG(0).standard_normal((20, 32)).astype(ml_dtypes.bfloat16)
+    y = np.zeros((32, 20), np.float32)
+    body = """read = tl.make_tensor_descriptor(x, shape=[20, 32], strides=[32, 1], block_shape=[16, 16])
+write = tl.make_tensor_descriptor(y, shape=[32, 20], strides=[20, 1], block_shape=[16, 16])
+for i in range(0, 20, 16):
+    for j in range(0, 32, 16):
+        write.store([j, i], tl.trans(read.load([i, j])).to(tl.float32))"""
+    run(kernel(body, ("x", BF16), "y"), {"x": x, "y": y}, {})
+    np.testing.assert_array_equal(y, x.T.astype(np.float32))
+
+
 def test_elements_of_a_list_are_buffers_of_their_own() -> None:
     xs = [numbers(seed=n) for n in range(3)]
     y = np.zeros(128, np.float32)

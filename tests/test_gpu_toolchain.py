@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gpu_kernels
@@ -150,7 +152,7 @@ def test_what_ptxas_refuses(target: Target, folder: Path, capfd: pytest.CaptureF
 
 
 def test_more_shared_memory_than_there_is(folder: Path) -> None:
-    kernel = gpu_kernels.matmul(BF16, (256, 256, 128), warps=8, divisible=True)
+    kernel = replace(gpu_kernels.matmul(BF16, (128, 128, 64), warps=8, divisible=True), stages=8)
     with pytest.raises(ToolchainError, match=r"'matmul' needs \d+ bytes of shared memory; gpu:sm_80 has 166912"):
         compile_kernel(kernel, AMPERE, folder)
 
@@ -186,33 +188,35 @@ def test_a_file_of_kernels_has_each_helper_once() -> None:
     compile(text, "kernels.py", "exec")
 
 
-def test_without_triton_the_error_says_what_to_do() -> None:
-    code = """import sys
-sys.modules["triton"] = None
-import numpy as np
+@pytest.mark.parametrize(
+    "code, setting, message",
+    [
+        ("E1704", 'sys.modules["triton"] = None', "Triton is not installed beside Intarsia"),
+        ("E1705", 'os.environ["TRITON_INTERPRET"] = "1"', "TRITON_INTERPRET is set, and Triton compiles nothing then"),
+    ],
+)
+def test_where_triton_is_of_no_use_the_error_says_what_to_do(code: str, setting: str, message: str) -> None:
+    program = f"""import os, sys
+{setting}
 from pathlib import Path
 import gpu_kernels
 from intarsia.backends.gpu import interpreter, toolchain
 from intarsia.ir.errors import CompileError
-from intarsia.ir.target import TARGETS, Target
-works = [
+from intarsia.ir.target import TARGETS
+for work in (
     lambda: toolchain.compile_kernel(gpu_kernels.copy(), TARGETS["gpu:sm_80"], Path(".")),
-    lambda: interpreter.run(gpu_kernels.copy(), {}, {"N": 1}),
-]
-for work in works:
+    lambda: interpreter.run(gpu_kernels.copy(), {{}}, {{"N": 1}}),
+):
     try:
         work()
     except CompileError as error:
-        assert error.code == "E1704", error
         print(error)
 """
     here = Path(__file__).parent
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": f"{here.parent}:{here}"},
-        check=True,
-    )
-    assert run.stdout.count("error[E1704]: Triton is not installed beside Intarsia") == 2
-    assert "pip install" in run.stdout
+    path = os.pathsep.join([str(here.parent), str(here), *sys.path[1:]])
+    command, environment = [sys.executable, "-c", program], {**os.environ, "PYTHONPATH": path}
+    printed = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+    page = (here.parent / "docs" / "errors" / f"{code}.md").read_text("utf-8")
+    assert printed.count(f"error[{code}]: {message}") == 2
+    shown = page.split("```text\n")[1].splitlines()
+    assert [line.strip() for line in printed.splitlines()[:2]] == [line.strip() for line in shown[:2]]

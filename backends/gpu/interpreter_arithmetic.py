@@ -123,12 +123,12 @@ class Builder(stock.InterpreterBuilder):  # type: ignore[misc]
 
     # ------------------------------------------------------------------ memory
 
-    def create_load(self, ptr: Handle, *_: Any) -> Handle:
+    def create_load(self, ptr: Handle, *_: Any, **__: Any) -> Handle:
         dtype = ptr.get_element_ty()
         found = self.memory.load(ptr.data, None, np.zeros(1), numpy_dtype(dtype))
         return stock.TensorHandle(found, dtype)
 
-    def create_masked_load(self, ptrs: Handle, mask: Handle, other: Handle | None, *_: Any) -> Handle:
+    def create_masked_load(self, ptrs: Handle, mask: Handle, other: Handle | None, *_: Any, **__: Any) -> Handle:
         dtype = ptrs.get_element_ty()
         elements = numpy_dtype(dtype)
         if other is not None:
@@ -137,10 +137,10 @@ class Builder(stock.InterpreterBuilder):  # type: ignore[misc]
             fill = np.full(elements.itemsize, 0xFF if self.fills_with_nonsense else 0, np.uint8).view(elements)
         return stock.TensorHandle(self.memory.load(ptrs.data, mask.data, fill, elements), dtype)
 
-    def create_store(self, ptr: Handle, val: Handle, *_: Any) -> None:
+    def create_store(self, ptr: Handle, val: Handle, *_: Any, **__: Any) -> None:
         self.memory.store(ptr.data, None, self._stored(ptr, val))
 
-    def create_masked_store(self, ptrs: Handle, value: Handle, mask: Handle, *_: Any) -> None:
+    def create_masked_store(self, ptrs: Handle, value: Handle, mask: Handle, *_: Any, **__: Any) -> None:
         self.memory.store(ptrs.data, mask.data, self._stored(ptrs, value))
 
     def _stored(self, pointers: Handle, value: Handle) -> Array:

@@ -113,7 +113,7 @@ def interpreted(function: Any) -> Callable[..., Any]:
     return _rewritten(function.fn)  # which is compared by identity, and its wrapper by a digest that takes long
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)
 def _rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function as the interpreter can carry it out.
 

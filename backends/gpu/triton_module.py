@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import linecache
-import sys
 import threading
 import types
 from collections.abc import Iterable
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from intarsia.backends.gpu.triton_kernel import TRITON_TYPES, Pointer, TritonKernel
@@ -42,7 +41,7 @@ def signature(kernel: TritonKernel) -> dict[str, str]:
 def load_function(kernel: TritonKernel) -> Any:
     """The `@triton.jit` function of a kernel, alone in its module; the same object for the same text.
 
-    Raises CompileError E1704 where Triton is not installed.
+    Raises CompileError E1704 where Triton is not installed, and E1705 where it was told to interpret.
     """
     return getattr(_load(module_text([kernel])), kernel.name)
 
@@ -56,15 +55,18 @@ def refusals() -> tuple[type[Exception], ...]:
 
 
 def require_triton() -> None:
-    """Raise CompileError E1704 where Triton cannot be imported."""
+    """Raise CompileError where Triton is of no use: E1704 if it is not there, E1705 if it was told to interpret."""
     try:
-        import triton  # noqa: F401
+        from triton import knobs
     except ImportError:
         hint = "pip install 'triton>=3.6' (it needs Linux, but no GPU), or choose a CPU target"
         raise CompileError("E1704", "Triton is not installed beside Intarsia", hint=hint) from None
+    if knobs.runtime.interpret:
+        hint = "unset it: Intarsia has kernels compiled, and interprets those that it is asked to"
+        raise CompileError("E1705", "TRITON_INTERPRET is set, and Triton compiles nothing then", hint=hint)
 
 
-@cache
+@lru_cache(maxsize=1024)
 def _load(text: str) -> types.ModuleType:
     """Run a module that lies in no file. Triton reads the functions' source, which it finds by way of `linecache`."""
     require_triton()
@@ -72,6 +74,5 @@ def _load(text: str) -> types.ModuleType:
     file = f"<intarsia {digest}>"
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     module = types.ModuleType(f"intarsia_kernel_{digest}")
-    sys.modules[module.__name__] = module
     exec(compile(text, file, "exec"), module.__dict__)
     return module
