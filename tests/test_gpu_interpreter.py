@@ -404,6 +404,22 @@ def test_buffers_that_touch_in_memory_are_apart() -> None:
     assert fault(kernel("tl.store(x + tl.arange(0, 256), 1.0)", "x", "y"), x=both[:128], y=both[128:]).buffer == "x"
 
 
+def test_two_names_of_one_memory() -> None:
+    """In place is right where each program reads what it writes, and a race where it does not."""
+    given = numbers()
+    x = given.copy()
+    shown = x.view()
+    shown.flags.writeable = False
+    start = "p = tl.program_id(0)\ni = tl.arange(0, 64)\n"
+    launched = kernel(f"{start}tl.store(y + p * 64 + i, -tl.load(x + p * 64 + i))", "x", "y", grid=2, warps=2)
+    run(launched, {"x": shown, "y": x}, {})
+    np.testing.assert_array_equal(x, -given)
+    launched = kernel(f"{start}tl.store(y + p * 64 + i, -tl.load(x + 64 - p * 64 + i))", "x", "y", grid=2, warps=2)
+    assert "load of what program 0 writes" in str(fault(launched, x=shown, y=x))
+    with pytest.raises(AssertionError, match="overlap in part"):
+        run(launched, {"x": x[:64], "y": x}, {})
+
+
 def test_masked_lanes_touch_nothing_and_hold_nonsense() -> None:
     x, y = np.zeros(3, np.float32), np.zeros(128, np.float32)
     run(kernel("i = tl.arange(0, 128)\ntl.store(y + i, tl.load(x + i, mask=i < 3))", "x", "y"), {"x": x, "y": y}, {})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -46,38 +47,59 @@ class MemoryFault(Exception):
         return MemoryFault(self.message + place, self.kernel, self.program, self.buffer, self.offset)
 
 
-@dataclass
-class _Buffer:
-    """A buffer and, for each of its elements, who read and wrote it.
+class _Notes:
+    """For each element of some memory, who read and wrote it.
 
     readers, writers: programs. read_by, written_by: the lane in which the program did, behind the number of barriers
-    that it had passed.
+    that it had passed. Each is made when it is first needed.
     """
+
+    def __init__(self, memory: Array, cell: int) -> None:
+        """cell: bytes of an element."""
+        self.cell = cell
+        self.writable = False  # under some name
+        self._place = (memory.ctypes.data, memory.size)
+        self._count = -(-memory.size // cell)
+
+    @cached_property
+    def readers(self) -> Array:
+        return np.full(self._count, _NOBODY, np.int32)
+
+    @cached_property
+    def writers(self) -> Array:
+        return np.full(self._count, _NOBODY, np.int32)
+
+    @cached_property
+    def read_by(self) -> Array:
+        return np.zeros(self._count, np.int64)
+
+    @cached_property
+    def written_by(self) -> Array:
+        return np.zeros(self._count, np.int64)
+
+    def is_of(self, memory: Array, cell: int) -> bool:
+        return (memory.ctypes.data, memory.size) == self._place and cell == self.cell
+
+    def has(self, name: str) -> bool:
+        """Was one of them needed yet?"""
+        return name in vars(self)
+
+
+@dataclass
+class _Buffer:
+    """A buffer under a name; several may lie in one place, and share its notes."""
 
     name: str
     memory: Array  # bytes
     writable: bool
-    cell: int  # bytes of an element
+    notes: _Notes
     views: dict[Any, Array] = field(default_factory=dict)
-    readers: Array | None = None
-    writers: Array | None = None
-    read_by: Array | None = None
-    written_by: Array | None = None
 
     def view(self, dtype: np.dtype[Any]) -> Array:
         if dtype not in self.views:
             whole = self.memory.size // dtype.itemsize * dtype.itemsize
             self.views[dtype] = self.memory[:whole].view(dtype)
         return self.views[dtype]
-
-    def note(self, name: str, start: int, dtype: type[np.signedinteger[Any]]) -> Array:
-        """One of the four notes, made when it is first needed."""
-        found = getattr(self, name)
-        if found is None:
-            found = np.full(-(-self.memory.size // self.cell), start, dtype)
-            setattr(self, name, found)
-        assert isinstance(found, np.ndarray)
-        return found
 
 
 @dataclass
@@ -92,7 +114,7 @@ class _Access:
 
     def cells(self, size: int) -> tuple[Array, Array]:
         """The elements of the buffer that are touched, and by which lanes."""
-        cell = self.buffer.cell
+        cell = self.buffer.notes.cell
         if size <= cell:
             return self.offsets // cell, self.lanes
         parts = size // cell
@@ -116,7 +138,16 @@ class DeviceMemory:
         """The address of a buffer that is now part of the memory."""
         assert array.flags.c_contiguous, f"{name} is not contiguous"
         memory = array.reshape(-1).view(np.uint8)
-        self._buffers.append(_Buffer(name, memory, array.flags.writeable, array.itemsize))
+        notes = _Notes(memory, array.itemsize)
+        for other in self._buffers:
+            if np.shares_memory(other.memory, memory):
+                if other.notes.is_of(memory, array.itemsize):
+                    notes = other.notes
+                else:
+                    written = other.writable or array.flags.writeable
+                    assert not written, f"{name} and {other.name} overlap in part, and one of them may be written"
+        notes.writable |= array.flags.writeable
+        self._buffers.append(_Buffer(name, memory, array.flags.writeable, notes))
         return len(self._buffers) << _ADDRESS_BITS
 
     def start_program(self, program: tuple[int, int, int]) -> None:
@@ -134,7 +165,7 @@ class DeviceMemory:
         access = self._access("load", addresses, mask, dtype.itemsize)
         if access is None:
             return np.array(np.broadcast_to(other, addresses.shape), dtype)
-        if access.buffer.writable:
+        if access.buffer.notes.writable:
             self._check_reading(access, dtype.itemsize)
         found = access.buffer.view(dtype)[access.places]
         if mask is None:
@@ -222,67 +253,59 @@ class DeviceMemory:
 
     def _check_reading(self, access: _Access, size: int) -> None:
         cells, lanes = access.cells(size)
-        buffer, me = access.buffer, self._number
-        if buffer.writers is not None:
-            writers = buffer.writers[cells]
+        notes, me = access.buffer.notes, self._number
+        if notes.has("writers"):
+            writers = notes.writers[cells]
             foreign = (writers != _NOBODY) & (writers != me)
             if foreign.any():
                 self._fail("load of what {} in the same launch", access, foreign, writers)
-            written_by = buffer.note("written_by", 0, np.int64)[cells]
-            early = self._meets(written_by, lanes, always=access.replicated)
+            early = self._meets(notes.written_by[cells], lanes, always=access.replicated)
             if early.any():
                 self._fail("load of what another lane stored, without a barrier between", access, early)
-        readers = buffer.note("readers", _NOBODY, np.int32)
-        known = readers[cells]
-        readers[cells] = np.where((known == _NOBODY) | (known == me), me, _SEVERAL)
-        read_by = buffer.note("read_by", 0, np.int64)
-        before = read_by[cells]
-        moment = self._moment(lanes)
+        known = notes.readers[cells]
+        notes.readers[cells] = np.where((known == _NOBODY) | (known == me), me, _SEVERAL)
+        before, moment = notes.read_by[cells], self._moment(lanes)
         several = (before >> _LANE_BITS == self._barriers) & (before != moment)
-        read_by[cells] = np.where(several, self._moment(_SEVERAL_LANES), moment)
-        again = read_by[cells] != moment  # lanes of this very load that share a cell
+        notes.read_by[cells] = np.where(several, self._moment(_SEVERAL_LANES), moment)
+        again = notes.read_by[cells] != moment  # lanes of this very load that share a cell
         if again.any():
-            read_by[cells[again]] = self._moment(_SEVERAL_LANES)
+            notes.read_by[cells[again]] = self._moment(_SEVERAL_LANES)
 
     def _check_writing(self, access: _Access, size: int) -> None:
         if not access.buffer.writable:
             self._fail("store to what may only be read", access, np.ones(len(access.offsets), bool))
         cells, lanes = access.cells(size)
-        buffer, me = access.buffer, self._number
-        writers = buffer.note("writers", _NOBODY, np.int32)
-        found = writers[cells]
+        notes, me = access.buffer.notes, self._number
+        found = notes.writers[cells]
         foreign = (found != _NOBODY) & (found != me)
         if foreign.any():
             self._fail("store to what {} in the same launch", access, foreign, found)
-        if buffer.readers is not None:
-            self._check_readers(access, cells, buffer.readers)
-            read_by = buffer.note("read_by", 0, np.int64)[cells]
-            early = self._meets(read_by, lanes)
+        if notes.has("readers"):
+            self._check_readers(access, notes.readers[cells])
+            early = self._meets(notes.read_by[cells], lanes)
             if early.any():
                 self._fail("store to what another lane loaded, without a barrier between", access, early)
-        writers[cells] = me
-        buffer.note("written_by", 0, np.int64)[cells] = self._moment(lanes)
+        notes.writers[cells] = me
+        notes.written_by[cells] = self._moment(lanes)
 
     def _check_updating(self, access: _Access, size: int) -> None:
         if not access.buffer.writable:
             self._fail("atomic update of what may only be read", access, np.ones(len(access.offsets), bool))
         cells, _ = access.cells(size)
-        writers = access.buffer.note("writers", _NOBODY, np.int32)
-        found = writers[cells]
-        foreign = (found >= 0) & (found != self._number)
+        notes, me = access.buffer.notes, self._number
+        found = notes.writers[cells]
+        foreign = (found >= 0) & (found != me)
         if foreign.any():
             self._fail("atomic update of what {} in the same launch", access, foreign, found)
-        if access.buffer.readers is not None:
-            self._check_readers(access, cells, access.buffer.readers)
-        writers[cells] = np.where(found == self._number, found, _ATOMICALLY)
+        if notes.has("readers"):
+            self._check_readers(access, notes.readers[cells])
+        notes.writers[cells] = np.where(found == me, found, _ATOMICALLY)
 
-    def _check_readers(self, access: _Access, cells: Array, readers: Array) -> None:
-        found = readers[cells]
+    def _check_readers(self, access: _Access, found: Array) -> None:
         foreign = (found != _NOBODY) & (found != self._number)
         if foreign.any():
-            self._fail(
-                "write to what {} in the same launch", access, foreign, np.where(found >= 0, found + _READS, found)
-            )
+            readers = np.where(found >= 0, found + _READS, found)
+            self._fail("write to what {} in the same launch", access, foreign, readers)
 
     def _moment(self, lanes: Array | int) -> Array:
         return np.asarray((np.int64(self._barriers) << _LANE_BITS) + np.asarray(lanes, np.int64))
