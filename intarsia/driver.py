@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from intarsia.backends.cpu.compile import Compiled
     from intarsia.backends.cpu.library import Interface
     from intarsia.backends.cpu.pieces import ObjectStore
+    from intarsia.backends.gpu.toolchain import CompiledKernel
     from intarsia.backends.gpu.triton_kernel import TritonKernel
     from intarsia.ir.kernel import Kernel
     from intarsia.ir.plan_interpreter import Memory
@@ -45,8 +46,11 @@ MODULE_STAGES = ("graph", "fused", "kernels", "scheduled")
 STAGES = (*MODULE_STAGES, "plan", "llvm", "llvm-opt", "asm")
 """The stages that have a text, in order, for a CPU."""
 
-GPU_STAGES = (*MODULE_STAGES, "plan", "triton")
-"""The same for a GPU."""
+CHIP_STAGES = ("ttir", "ttgir", "llvm", "ptx", "sass")
+"""The stages of a GPU that Triton and its tools make."""
+
+GPU_STAGES = (*MODULE_STAGES, "plan", "triton", *CHIP_STAGES)
+"""The stages for a GPU."""
 
 LONG = 10_000_000
 """Nanoseconds of a program that a user may want to interrupt."""
@@ -149,6 +153,19 @@ class Compilation:
         kernels = {k.name: k for part in self.plan.whole for k in part.kernels}
         return {name: emit_kernel(kernel) for name, kernel in kernels.items()}
 
+    @cached_property
+    def chip_code(self) -> dict[str, tuple[CompiledKernel, ...]]:
+        """The launches of each kernel compiled ahead of time. Raises CompileError E1704 where Triton is missing."""
+        from intarsia.backends.gpu.toolchain import compile_kernels
+        from intarsia.cache import cache_directory
+
+        launches = self.launches
+        every = list(dict.fromkeys(launch for found in launches.values() for launch in found))
+        with self._timed("triton"):
+            made = compile_kernels(every, self.target, cache_directory() / "triton", counted=True)
+        code = dict(zip(every, made))
+        return {name: tuple(code[launch] for launch in found) for name, found in launches.items()}
+
     def interpret_launches(self, kernel: Kernel, arrays: Mapping[str, Memory], sizes: Mapping[str, int]) -> None:
         """Run a kernel for a GPU in Triton's interpreter, on NumPy arrays."""
         from intarsia.backends.gpu import interpreter
@@ -197,6 +214,8 @@ class Compilation:
             from intarsia.backends.gpu.triton_module import module_text
 
             return module_text(launch for launches in self.launches.values() for launch in launches)
+        if self.target.kind == "gpu":
+            return _chip_text(stage, [code for codes in self.chip_code.values() for code in codes])
         return (self._code_with_lines if debug_info else self.code).text(stage)
 
     def _between(self, done: int, name: str) -> Pipeline:
@@ -225,6 +244,13 @@ def _writable(kernel: Kernel) -> str | None:
     except ScheduleError as error:
         return str(error)
     return None
+
+
+def _chip_text(stage: str, kernels: Sequence[CompiledKernel]) -> str:
+    """A stage of several kernels, each after its name."""
+    comment = ";" if stage == "llvm" else "//"
+    parts = [f"{comment} {k.name} for {k.target}\n{getattr(k, stage).strip()}\n" for k in kernels]
+    return "\n".join(parts)
 
 
 class _Nothing:

@@ -8,7 +8,7 @@ from intarsia.backends.gpu.expressions import Expressions, Tile
 from intarsia.backends.gpu.values import Value, literal
 from intarsia.ir.dtypes import BF16, F16, F32, I8, I32, DType
 from intarsia.ir.kernel import Buffer, Put
-from intarsia.ir.scalar import Apply, Cast, Expr, Load, apply, loads
+from intarsia.ir.scalar import Apply, Cast, Expr, Load, apply, cast, loads
 from intarsia.ir.sizes import Size
 
 SHORTEST = 16
@@ -21,6 +21,7 @@ class Products(Expressions):
     def __init__(self, buffers: Mapping[str, Buffer], wide: bool) -> None:
         super().__init__(buffers, wide)
         self.written: set[str] = set()
+        self.results = frozenset(b.dtype for b in buffers.values() if b.role in ("out", "inout"))
 
     def dot(self, put: Put, tile: Tile, axes: tuple[str, ...], reduced: tuple[str, ...], value: Expr) -> bool:
         """Write an accumulation as a product of two blocks, if it is one. Returns whether it is."""
@@ -34,7 +35,7 @@ class Products(Expressions):
             if sides is None:
                 continue
             left, right = sides
-            narrow = _narrow(left, right, tile.buffer.dtype)
+            narrow = _narrow(left, right, tile.buffer.dtype, self.results)
             if narrow is None:
                 return False
             conditions = tuple(m for m in put.mask if along in m.substitute(self.known).symbols)
@@ -108,12 +109,28 @@ def _product(factors: list[Expr]) -> Expr:
     return result
 
 
-def _narrow(left: Expr, right: Expr, result: DType) -> tuple[Expr, Expr] | None:
+def _narrow(left: Expr, right: Expr, result: DType, results: frozenset[DType]) -> tuple[Expr, Expr] | None:
     """The factors in the type in which they are multiplied: as they lie in memory where both are widened from one type,
-    as products of these are exact."""
+    as products of these are exact. Where one is, and all that the kernel makes is rounded to that type, the other one,
+    such as the weights of attention, is rounded to it as well: f32 has no matrix units."""
     match left, right:
+        case Cast(_, Load(dtype=dtype)), _ if result == F32 == right.dtype and _rounds(right, dtype, results):
+            return _inner(left), cast(dtype, right)
+        case _, Cast(_, Load(dtype=dtype)) if result == F32 == left.dtype and _rounds(left, dtype, results):
+            return cast(dtype, left), _inner(right)
         case Cast(_, a), Cast(_, b) if a.dtype == b.dtype and (
             (result == F32 and a.dtype in (F16, BF16)) or (result == I32 and a.dtype == I8)
         ):
             return a, b
     return (left, right) if left.dtype == right.dtype == result == F32 else None
+
+
+def _rounds(other: Expr, dtype: DType, results: frozenset[DType]) -> bool:
+    """May another factor be rounded to a type?"""
+    widened = isinstance(other, Cast) and other.value.dtype == dtype
+    return dtype in (F16, BF16) and results == {dtype} and not widened
+
+
+def _inner(e: Expr) -> Expr:
+    assert isinstance(e, Cast)
+    return e.value

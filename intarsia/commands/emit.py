@@ -10,15 +10,19 @@ import click
 
 from intarsia.commands.binding import bind_types, type_options
 from intarsia.commands.options import compile_options, open_program, options_of, program_argument, write_output
+from intarsia.commands.resources import resource_lines
 from intarsia.deep_stack import with_deep_stack
-from intarsia.driver import GPU_STAGES, STAGES, Compilation, interface_of
+from intarsia.driver import CHIP_STAGES, GPU_STAGES, STAGES, Compilation, interface_of
 from intarsia.function import Function
 from intarsia.ir.errors import CompileError
 from intarsia.program import Program
 
-SUFFIXES = {"plan": "plan", "llvm": "ll", "llvm-opt": "ll", "asm": "s", "ast": "txt", "triton": "py"}
+SUFFIXES = {
+    "plan": "plan", "llvm": "ll", "llvm-opt": "ll", "asm": "s", "ast": "txt", "triton": "py", "ttir": "mlir",
+    "ttgir": "mlir", "ptx": "ptx", "sass": "sass",
+}  # fmt: skip
 BINARY = ("obj", "so")
-CHOICES = ("ast", *dict.fromkeys((*STAGES, *GPU_STAGES)), "obj", "so", "header", "dot")
+CHOICES = ("ast", *dict.fromkeys((*STAGES, *GPU_STAGES)), "cubin", "obj", "so", "header", "dot")
 UNSIZED = ("ast", "graph", "dot")
 """Stages that need no sizes."""
 
@@ -59,7 +63,9 @@ def command(
         write_output(output, show(program.library.program))
         return
     compilation = _compilation(function, arguments, weights, settings, sized=stage not in UNSIZED)
-    if folder is not None:
+    if stage == "cubin":
+        _write_cubins(compilation, output)
+    elif folder is not None:
         _write_all(Path(folder), compilation, debug_info)
     elif stage in BINARY:
         if output == "-" and sys.stdout.isatty():
@@ -68,6 +74,9 @@ def command(
     else:
         assert stage is not None
         write_output(output, with_deep_stack(lambda: _text(compilation, stage, debug_info)))
+    if stage in (*CHIP_STAGES, "cubin") and compilation.target.kind == "gpu":
+        for line in resource_lines(compilation):
+            click.echo(line, err=True)
 
 
 def _compilation(
@@ -98,12 +107,36 @@ def _binary(compilation: Compilation, stage: str | None) -> bytes:
     return shared_library(interface_of(compilation), compilation.target)
 
 
-def _write_all(folder: Path, compilation: Compilation, debug_info: bool) -> None:
-    """`00-graph.ir`, `01-fused.ir`, …"""
+def _write_cubins(compilation: Compilation, output: str) -> None:
+    """The code of each kernel for the chip: into a file if there is one kernel, else into a folder."""
+    if compilation.target.kind != "gpu":
+        hint = "give --target gpu:sm_80, gpu:sm_90 or gpu:sm_100"
+        raise CompileError("E1702", f"there is no stage cubin for {compilation.target.name}", hint=hint)
+    kernels = with_deep_stack(lambda: [k for codes in compilation.chip_code.values() for k in codes])
+    if len(kernels) == 1 and not Path(output).is_dir():
+        if output == "-" and sys.stdout.isatty():
+            raise click.UsageError("this stage is binary: give a file with -o")
+        write_output(output, kernels[0].cubin)
+        return
+    if output == "-":
+        raise click.UsageError(f"there are {len(kernels)} kernels: give a folder with -o")
+    _make_folder(Path(output))
+    for kernel in kernels:
+        path = Path(output) / f"{kernel.name}.cubin"
+        write_output(str(path), kernel.cubin)
+        click.echo(f"wrote {path}", err=True)
+
+
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CompileError("E0709", f"cannot make the folder {folder}: {error.strerror}") from None
+
+
+def _write_all(folder: Path, compilation: Compilation, debug_info: bool) -> None:
+    """`00-graph.ir`, `01-fused.ir`, …"""
+    _make_folder(folder)
     for number, stage in enumerate(compilation.stages):
         text = with_deep_stack(lambda stage=stage: compilation.text(stage, debug_info))  # type: ignore[misc]
         path = folder / f"{number:02}-{stage}.{SUFFIXES.get(stage, 'ir')}"
