@@ -737,3 +737,12 @@ def test_triton(ita: Run) -> None:
     assert status == 1 and "error[E1702]: there is no stage asm for gpu:sm_90" in err
     status, _, err = ita("run", "mlp.ita", *SIZES, "--random", "--target", "triton-interpret", "--compare")
     assert status == 0 and "result: equal to the reference" in err, err
+
+
+@pytest.mark.slow
+def test_code_for_a_gpu(ita: Run) -> None:
+    """Code is compiled ahead of time, and what it takes of the chip is counted."""
+    status, out, err = ita("emit", "mlp.ita", *SIZES, "--target", "gpu:sm_80", "--to", "ptx")
+    assert status == 0 and ".target sm_80" in out and re.search(r"kernel mlp_\w+: \d+ registers, .*no spills", err), err
+    status, out, _ = ita("explain", "mlp.ita", *SIZES, "--target", "gpu:sm_80", "--about", "schedule")
+    assert status == 0 and re.search(r"launch mlp_\w+: \d+ programs, BLOCK_I0 = \d+", out), out

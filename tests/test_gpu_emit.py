@@ -121,6 +121,41 @@ def test_attention_is_one_sweep_that_skips_masked_blocks() -> None:
     assert "in range(min(pid_i + 1, 4))" in launches[1].text
 
 
+CHIPS = {
+    "matmul": "fn f(a: bf16[512, 512], b: bf16[512, 512], c: bf16[512]) -> bf16[512, 512] { return gelu(a @ b + c) }",
+    "single": "fn f(a: f32[512, 512], b: f32[512, 512]) -> f32[512, 512] { return a @ b }",
+    "attention": """fn f(q: bf16[4, 512, 64], k: bf16[4, 512, 64], v: bf16[4, 512, 64]) -> bf16[4, 512, 64] {
+        return attention(q, k, v, causal=true)
+    }""",
+    "softmax": "fn f(x: bf16[512, 4096]) -> bf16[512, 4096] { return softmax(x, axis=1) }",
+    "norm": """fn f(x: bf16[512, 4096], g: bf16[4096], b: bf16[4096]) -> bf16[512, 4096] {
+        return layer_norm(x, g, b)
+    }""",
+    "points": "fn f(x: f32[1048576]) -> f32[1048576] { return gelu(x * 2.0 + 1.0) }",
+}
+"""Programs whose kernels have to be good ones."""
+
+MATRIX_UNIT = {"gpu:sm_80": "hmma", "gpu:sm_90": "hgmma"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", MATRIX_UNIT)
+@pytest.mark.parametrize("name", CHIPS)
+def test_code_of_chips(name: str, target: str) -> None:
+    """No spills, whole accesses of 16 bytes, matrix units for halves."""
+    library = load(Source("program.ita", CHIPS[name]))
+    made = Compilation(library.build("f"), {}, Options(target=target))
+    for code in (code for codes in made.chip_code.values() for code in codes):
+        found = code.resources
+        assert not found.spilled, found
+        loads = found.count("load_global") + found.count("copy_async")
+        wide = found.count("load_global_16") + found.count("copy_async_16")
+        assert loads - wide <= 1, f"only a number that all lanes share is loaded by itself: {found}"
+        assert found.count("store_global_16") >= found.count("store_global") - 1, found
+    if name in ("matmul", "attention"):
+        assert found.count(MATRIX_UNIT[target]) and not found.count("ffma") > 1000, found
+
+
 def test_what_cannot_be_written_is_said() -> None:
     kernel = Kernel("f", (), (Call("sort", (), (), Size.of(4)),))
     with pytest.raises(ScheduleError, match="there is no sort in Triton"):

@@ -207,13 +207,14 @@ class _Launch(Writes):
         words = [end.text] if start.text == "0" and loop.step == 1 else [start.text, end.text]
         words += [str(loop.step)] if loop.step != 1 else []
         name = self.fresh(loop.axis)
+        self.scopes.append(Scope(len(self.lines), written_in(loop.body), variables={name}))
         self.line(f"for {name} in range({', '.join(words)}):")
         self.depth += 1
-        self.scopes.append(Scope())
         if self.wide:
             wide = self.fresh(name)
             self.line(f"{wide} = tl.cast({name}, tl.int64)")
             name = wide
+            self.scopes[-1].variables.add(name)
         self.variables[loop.axis] = name
         self.open_loops[loop.axis] = loop
         before = len(self.lines)
@@ -239,7 +240,7 @@ class _Launch(Writes):
                 continue
             self.line(word)
             self.depth += 1
-            self.scopes.append(Scope())
+            self.scopes.append(Scope(is_loop=False))
             before = len(self.lines)
             self.block(body)
             self.settle_all(body)
@@ -299,3 +300,8 @@ class _Launch(Writes):
         if (total := int(product(shape))) > LARGEST_BLOCK:
             raise ScheduleError(f"a block of {buffer.name} has {total} elements, which no program can hold")
         self.tiles[buffer.name] = Tile(self.fresh(buffer.name), buffer, self.order, shape, blocks)
+
+
+def written_in(body: Sequence[Statement]) -> frozenset[str]:
+    """The buffers that statements write."""
+    return frozenset(a.buffer for a in accesses(tuple(body)) if a.writes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -51,9 +52,17 @@ class Part:
 
 @dataclass
 class Scope:
-    """The variables of a block of statements: texts that have a name, with what they read."""
+    """The variables of a block of statements: texts that have a name, with what they read.
 
+    start: the line with which the block's loop begins. changes: the buffers that the block writes. is_loop: does what
+    stands before the block run whether or not the block does?
+    """
+
+    start: int = 0
+    changes: frozenset[str] = frozenset()
+    is_loop: bool = True
     names: dict[str, Value] = field(default_factory=dict)
+    variables: set[str] = field(default_factory=set)
 
 
 class Expressions(Functions):
@@ -87,6 +96,7 @@ class Expressions(Functions):
         self.pending: dict[str, Const] = {}
         self.shared: dict[Expr, Value] = {}
         self.repeated: set[Expr] = set()
+        self.root: Expr | None = None
 
     # ------------------------------------------------------------------ names
 
@@ -114,13 +124,32 @@ class Expressions(Functions):
             if (found := scope.names.get(value.text)) is not None:
                 return replace(found, axes=value.axes)
         name = self.fresh(hint)
+        level = 0 if outermost else self._level(value)
+        scope = self.scopes[level]
         if outermost:
             self.first_lines.append(f"    {name} = {value.text}")
+        elif level + 1 < len(self.scopes):
+            inner = self.scopes[level + 1 :]
+            self.lines.insert(inner[0].start, "    " * (self.depth - len(inner)) + f"{name} = {value.text}")
+            for later in inner:
+                later.start += 1
         else:
             self.line(f"{name} = {value.text}")
         result = replace(value, text=name, level=ATOM)
-        self.scopes[0 if outermost else -1].names[value.text] = result
+        scope.names[value.text] = result
+        scope.variables.add(name)
         return result
+
+    def _level(self, value: Value) -> int:
+        """The outermost scope in which a value can be computed: what it is made of is there, and does not change."""
+        words = set(re.findall(r"[A-Za-z_]\w*", value.text))
+        level = len(self.scopes) - 1
+        while level > 0:
+            scope = self.scopes[level]
+            if not scope.is_loop or scope.variables & words or scope.changes & value.depends:
+                break
+            level -= 1
+        return level
 
     def forget(self, buffers: Collection[str]) -> None:
         """Forget what was read of buffers that change."""
@@ -270,7 +299,7 @@ class Expressions(Functions):
         if order == self.order and key in self.shared:
             return self.shared[key]
         result = self._value(expression, order)
-        if expression in self.repeated or len(result.text) > _LONG:
+        if expression is not self.root and (expression in self.repeated or len(result.text) > _LONG):
             hint = expression.function if isinstance(expression, Apply) else "v"
             result = self.named(result, hint)
         if order == self.order:

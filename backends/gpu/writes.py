@@ -182,7 +182,9 @@ class Writes(Products):
             self.pending[put.buffer] = value
             tile.conditions.update(map(self.canonical, kept))
             return
+        self.root = value
         new = self.value(value)
+        self.root = None
         if put.buffer in self.written or put.buffer in self.pending:
             new = self._where_kept(tile, axes, kept, new)
         else:

@@ -67,9 +67,13 @@ def command(
 
 
 def _show_schedules(compilation: Compilation) -> None:
-    """The steps of each kernel, and what the analytic model says of the kernel that they make."""
+    """The steps of each kernel, and what the analytic model says of the kernel that they make; for a GPU, what its
+    launches take of the chip."""
     from intarsia.costmodel.analytic import estimate
 
+    if compilation.target.kind == "gpu":
+        _show_launches(compilation)
+        return
     for kernel in compilation.scheduled.kernels:
         steps = compilation.schedules.get(kernel.name, "")
         found = estimate(kernel, compilation.target)
@@ -78,6 +82,22 @@ def _show_schedules(compilation: Compilation) -> None:
         click.echo(f"kernel {kernel.name}: predicted {duration_text(found.seconds)} a run ({shown})")
         for step in filter(None, steps.split("; ")):
             click.echo(f"  {step}")
+
+
+def _show_launches(compilation: Compilation) -> None:
+    """The steps of each kernel for a GPU, and what was counted in the code of its launches."""
+    from intarsia.commands.resources import resource_text
+
+    codes = with_deep_stack(lambda: compilation.chip_code)
+    for name, launches in compilation.launches.items():
+        click.echo(f"kernel {name}:")
+        for step in filter(None, compilation.schedules.get(name, "").split("; ")):
+            click.echo(f"  {step}")
+        for launch, code in zip(launches, codes[name]):
+            grid = " x ".join(map(str, launch.grid))
+            blocks = "".join(f", {block} = {size}" for block, size in launch.constants)
+            click.echo(f"  launch {launch.name}: {grid} programs{blocks}")
+            click.echo(f"    {resource_text(code.resources)}")
 
 
 def _show(remarks: list[Remark], about: str) -> None:
