@@ -518,6 +518,24 @@ def test_a_fetch_goes_on_in_the_next_block() -> None:
     assert [i.evaluate(here) for i in fetched.indices] == [0, 4096 // trips(block).constant]
 
 
+def test_what_is_only_reduced_is_fetched_ahead_along_what_lies_together() -> None:
+    def ahead(text: str, **sizes: int) -> set[int]:
+        """Bytes by which what is fetched lies behind what is read, in each fetch."""
+        kernel = large(text, **sizes)
+        puts = [s for s, _ in walk(kernel.body) if isinstance(s, Put)]
+        places = [x.indices for put in puts for x in loads(put.value) if x.buffer == "x"]
+        fetched = [s.indices for s, _ in walk(kernel.body) if isinstance(s, Prefetch)]
+        distances = {(f[-1] - p[-1]).constant for f in fetched for p in places}
+        return {4 * distance for distance in distances if distance is not None}
+
+    rows = "fn f(x: f32[N, M]) -> f32[N] { return sum(x, axis=1) }"
+    assert ahead(rows, N=4096, M=4096) == ahead(rows, N=16384, M=1024) == {8192}
+    assert (
+        ahead("fn f(x: f32[N, M]) -> f32[M] { return max(x, axis=0) }", N=4096, M=4096) == set()
+    )  # in blocks of 4 KiB
+    assert ahead(rows, N=128, M=1024) == set()  # it is in the cache
+
+
 def test_chunks_of_a_reduction_depend_on_sizes_alone() -> None:
     text = "fn f(x: f32[N]) -> f32 { return sum(x) }"
     kernel = large(text, N=1 << 24)

@@ -15,6 +15,9 @@ from intarsia.passes.schedule.shape import LINE, bytes_of, count, operations, st
 AHEAD = 4096
 """Bytes that a single pass over memory fetches ahead: a page, where the prefetchers of the machine stop."""
 
+REDUCED_AHEAD = 8192
+"""The same for a pass that writes nothing, which goes on as fast as memory can."""
+
 DENSE = 12
 """Operations of one element from which on a pass leaves the machine's own prefetchers too little room."""
 
@@ -24,10 +27,11 @@ WHOLE = 8
 
 @dataclass(frozen=True)
 class _Pass:
-    """A statement that reads a buffer along a vector, and the loops around it that go one after the other."""
+    """A statement that reads a buffer along a vector, all loops around it, and those that go one after the other."""
 
     put: Put
     load: Load
+    around: tuple[For, ...]
     loops: tuple[For, ...]
 
 
@@ -35,7 +39,8 @@ def fetch_early(b: Builder) -> None:
     """Fetch rows of large inputs before they are needed.
 
     Where several passes run over a row, the first one waits for memory; the second one, which finds the row in the
-    cache, fetches the next row meanwhile. A single pass that computes much fetches its own row ahead.
+    cache, fetches the next row meanwhile. A single pass that computes much, or reduces what lies together, fetches its
+    own row ahead.
     """
     for buffer in b.kernel.inputs:
         if bytes_of(buffer) < b.target.caches[1]:
@@ -44,8 +49,10 @@ def fetch_early(b: Builder) -> None:
             passes = _passes(b, buffer.name, top)
             if len(passes) > 1:
                 _fetch_next_row(b, buffer.name, passes)
+            elif passes and passes[0].put.operator != "=" and _run(b, passes[0]) >= 2 * REDUCED_AHEAD:
+                _fetch_ahead(b, buffer.name, passes[0], REDUCED_AHEAD)
             elif passes and operations(passes[0].put.value) > DENSE:
-                _fetch_ahead(b, buffer.name, passes[0])
+                _fetch_ahead(b, buffer.name, passes[0], AHEAD)
 
 
 def _passes(b: Builder, name: str, top: For) -> list[_Pass]:
@@ -61,7 +68,7 @@ def _passes(b: Builder, name: str, top: For) -> list[_Pass]:
             if along and loops and loops[-1].axis in load.symbols:
                 other = found.get(statement.buffer)
                 if other is None or count(trips(other.loops[-1])) < count(trips(loops[-1])):
-                    found[statement.buffer] = _Pass(statement, load, loops)
+                    found[statement.buffer] = _Pass(statement, load, around, loops)
     return list(found.values())
 
 
@@ -82,7 +89,20 @@ def _inside(b: Builder, row: For, one: _Pass) -> list[For]:
     return [loop for loop in around[1:] if loop.axis in one.load.symbols]
 
 
-def _fetch_ahead(b: Builder, name: str, one: _Pass) -> None:
+def _run(b: Builder, one: _Pass) -> int:
+    """How many bytes that lie together a pass goes through from the first to the last, perhaps in several rows."""
+    buffer = b.kernel.buffers()[one.load.buffer]
+    run = buffer.dtype.bytes
+    for loop in reversed(one.around):
+        step = stride(buffer, one.load.indices, loop.axis)
+        if step and step * loop.step * buffer.dtype.bytes == run:
+            run *= count(trips(loop))
+        elif loop.kind != "unroll":
+            break
+    return run
+
+
+def _fetch_ahead(b: Builder, name: str, one: _Pass, ahead: int) -> None:
     """Fetch what a pass reads some iterations later; not what it reads across the vectors too, line by line."""
     buffer = b.kernel.buffers()[name]
     lane = next(around[-1].axis for statement, around in walk(b.kernel.body) if statement is one.put)
@@ -90,7 +110,7 @@ def _fetch_ahead(b: Builder, name: str, one: _Pass) -> None:
         return
     step = stride(b.kernel.buffers()[name], one.load.indices, one.loops[-1].axis)
     if step and len(one.loops) > 1:
-        b.attempt(Prefetch(name, one.put.buffer, one.loops[-1].axis, max(1, AHEAD // (step * one.load.dtype.bytes))))
+        b.attempt(Prefetch(name, one.put.buffer, one.loops[-1].axis, max(1, ahead // (step * one.load.dtype.bytes))))
 
 
 def bypassing(b: Builder, repeated: bool = False) -> list[str]:
