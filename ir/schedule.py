@@ -463,6 +463,29 @@ class Inline(Step):
         return self.buffer
 
 
+@dataclass(frozen=True)
+class Reuse(Step):
+    """Let a temporary lie in the memory of another one that is not needed any more: `reuse s for e`.
+
+        alloc e: f32[64]; for i { e[i] = exp(s[i]) }; for j { y += e[j] }
+     -> for i { s[i] = exp(s[i]) }; for j { y += s[j] }
+
+    Refused unless both are made by one block, alike, and no element of s is touched after that of e is written.
+    """
+
+    buffer: str
+    user: str
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        buffer = words.name()
+        words.expect("for")
+        return Reuse(buffer, words.name())
+
+    def rest(self) -> str:
+        return f"{self.buffer} for {self.user}"
+
+
 # ---------------------------------------------------------------------- kinds
 
 

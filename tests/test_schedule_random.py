@@ -10,7 +10,7 @@ import pytest
 from schedule_samples import SAMPLES, assert_same_meaning, sample
 
 from intarsia.ir.errors import ScheduleError
-from intarsia.ir.kernel import For, Kernel, walk
+from intarsia.ir.kernel import Alloc, For, Kernel, walk
 from intarsia.ir.kernel_access import accesses
 from intarsia.ir.kernel_text import print_kernel
 from intarsia.ir.kernel_verifier import problems
@@ -104,6 +104,11 @@ class Proposals:
         temporaries = [b.name for b in kernel.buffers().values() if b.role == "temp"] or ["t"]
         memory = self.random.choice(["register", "cache"])
         return f"localize {self.random.choice(temporaries)} at {self._axis(kernel)} {memory}"
+
+    def _reuse(self, kernel: Kernel) -> str:
+        blocks_of = [[s.buffer.name for s in block if isinstance(s, Alloc)] for block, _ in blocks(kernel)]
+        names = self.random.choice([names for names in blocks_of if len(names) > 1] or [["s", "t"]])
+        return "reuse {} for {}".format(*self.random.sample(names, 2))
 
     def _pack(self, kernel: Kernel) -> str:
         read = self.random.choice([a for a in accesses(kernel.body) if not a.writes] or [*accesses(kernel.body)])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from intarsia.ir.errors import ScheduleError
-from intarsia.ir.kernel import For, Put
+from intarsia.ir.kernel import Alloc, For, Put
 from intarsia.ir.kernel_access import trips
 from intarsia.ir.scalar import loads
 from intarsia.ir.schedule import (
@@ -28,6 +28,7 @@ from intarsia.ir.schedule import (
     Parallel,
     Peel,
     Reorder,
+    Reuse,
     Unroll,
     Vectorize,
     Version,
@@ -43,7 +44,7 @@ ROWS = 64
 """Rows of a block, about."""
 
 KEYS = 384
-"""Elements of the reduced axis in a block, about."""
+"""Elements of the reduced axis in a block, at least; more where what belongs to them stays in the second cache."""
 
 VECTORS = 2
 """Vectors of a panel of keys."""
@@ -211,6 +212,7 @@ def _schedule(b: Builder, name: str) -> None:
     _prepare(b, name)
     chain = find_chain(b, name)
     lanes = b.target.lanes(max(32, chain.sweep.state.put.value.dtype.bits))
+    panels = _panels_of_block(b, chain, VECTORS * lanes)
     top, axes = _block(b, chain, VECTORS * lanes)
     panel = axes[chain.sweep.state].panel
     if chain.scores is not None:
@@ -223,7 +225,7 @@ def _schedule(b: Builder, name: str) -> None:
         if b.kernel.buffers()[buffer].role == "temp" and allocated_in(b.kernel.body)[buffer].memory == "global":
             b.take(Localize(buffer, top, "cache"))
     sweep = b.fresh(panel)
-    b.take(Online(name, KEYS // (VECTORS * lanes), (sweep,)))
+    b.take(Online(name, panels, (sweep,)))
     for buffer, found in allocated_in(b.kernel.body).items():
         if found.memory == "global":
             b.take(Localize(buffer, sweep, "cache"))
@@ -233,6 +235,7 @@ def _schedule(b: Builder, name: str) -> None:
         if len(stage.kept) > len(chain.batch) + 1:
             _tile_sums(b, chain, stage, axes[stage], lanes)
     _rows(b, sweep, {a.panel for a in axes.values()} - {""})
+    _reuse(b, sweep)
     _share(b, (*(r[chain.stages[0]] for r in chain.batch), top))
 
 
@@ -269,6 +272,26 @@ def _rows_of_block(length: int | None) -> int:
         return min(whole, key=lambda n: abs(n - ROWS))
     even = -(-length // -(-length // ROWS))
     return -(-even // (2 * HEIGHT)) * 2 * HEIGHT
+
+
+def _panels_of_block(b: Builder, chain: Chain, panel: int) -> int:
+    """Panels of keys in a block: the scores of a block of rows and what it reads along its keys fill most of the second
+    cache, and the blocks are about as long as each other."""
+    state = chain.sweep.state
+    length = trips(state.reduced[0])
+    scores = _rows_of_block(trips(b.loop(chain.row[state])).constant) * state.put.value.dtype.bytes
+    read: dict[str, int] = {}
+    for stage, axis in chain.sweep.axes.items():
+        others = {axis, chain.row[stage], *(r[stage] for r in chain.batch)}
+        for x in stage.reads:
+            if axis in x.symbols and chain.row[stage] not in x.symbols and b.kernel.buffers()[x.buffer].role == "in":
+                own = points(loop for loop in stage.loops if loop.axis in x.symbols - others)
+                read[x.buffer] = max(read.get(x.buffer, 0), own * x.dtype.bytes)
+    fitting = b.target.caches[min(1, len(b.target.caches) - 1)] * 3 // 4 // (scores + sum(read.values()))
+    keys = max(KEYS, fitting // panel * panel)
+    if length.constant:
+        keys = -(-length.constant // -(-length.constant // keys))
+    return -(-keys // panel)
 
 
 def _pack(b: Builder, at: str, lane: str, axes: tuple[str, ...]) -> None:
@@ -393,6 +416,15 @@ def _vectorize(b: Builder, leaf: str) -> None:
             keep_partial_results(b, put.buffer, "", (leaf,))
     if len(around[-1].body) == 1:
         b.attempt(Peel(around[-1].axis))
+
+
+def _reuse(b: Builder, sweep: str) -> None:
+    """What is made of scores lies where they did: the second cache has to hold half as much."""
+    names = [s.buffer.name for s in b.loop(sweep).body if isinstance(s, Alloc)]
+    for put in puts_in((b.loop(sweep),)):
+        for load in loads(put.value):
+            if put.buffer in names and load.buffer in names and load.indices == put.indices:
+                b.attempt(Reuse(load.buffer, put.buffer))
 
 
 def _share(b: Builder, axes: Sequence[str]) -> None:

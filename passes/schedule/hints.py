@@ -15,7 +15,7 @@ from intarsia.ir.schedule import Fetch, Nontemporal, Prefetch
 from intarsia.ir.sizes import ZERO, Size
 from intarsia.passes.schedule.shape import LINE
 from intarsia.passes.schedule.storage import box_of, most, most_trips
-from intarsia.passes.schedule.tree import Body, find_buffer, find_loop, replace_loop, rewrite
+from intarsia.passes.schedule.tree import Body, allocated_in, find_buffer, find_loop, replace_loop, rewrite
 
 
 def prefetch(kernel: Kernel, step: Prefetch) -> Kernel:
@@ -65,6 +65,8 @@ def fetch(kernel: Kernel, step: Fetch) -> Kernel:
     reads = [a for a in accesses(loop.body, (*around, loop)) if a.buffer == step.buffer and a.reads]
     if not reads:
         raise ScheduleError(f"no iteration of {step.axis} reads {step.buffer}")
+    if step.buffer in allocated_in(loop.body):
+        raise ScheduleError(f"the next iteration of {step.axis} reads nothing else in {step.buffer}")
     reads = [replace(a, loops=(*a.loops[: len(around) + 1], *map(_longest, a.loops[len(around) + 1 :]))) for a in reads]
     box = box_of(kernel, buffer, reads, len(around) + 1)
     later = _next_iteration(loop, around)

@@ -106,6 +106,8 @@ def find_sweep(kernel: Kernel, name: str, block: Body, around: tuple[For, ...]) 
         domain = domain_of(value, state, facts_for(kernel, (*around, *state.kept)))
     else:
         domain = Domain(state.reduced[0].lower, state.reduced[0].upper)
+    if inner := sorted((domain.lower.symbols | domain.upper.symbols) & state.axes):
+        raise ScheduleError(f"the bounds of {state.reduced[0].axis} change with {inner[0]}")
     return Sweep(around, state, order, ratios, before, initial, after, domain)
 
 
