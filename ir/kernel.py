@@ -138,6 +138,8 @@ Statement: TypeAlias = For | Put | If | Alloc | Prefetch | Check | Call
 @dataclass(frozen=True)
 class Kernel:
     """A function over buffers. `sizes` are names (dynamic dimensions, loop counters) passed as i64 arguments.
+    On a GPU, `warps` groups of 32 threads run a program, and `stages` steps of a loop are under way at once; 0 leaves
+    that to the back end.
 
     Parameters come inputs first, then results (role `out`) and in-place ones (role `inout`), then, in a plan, scratch
     memory (role `temp`), all `global`.
@@ -148,6 +150,8 @@ class Kernel:
     body: tuple[Statement, ...]
     sizes: tuple[str, ...] = ()
     span: Span | None = field(default=None, compare=False, repr=False)
+    warps: int = 0
+    stages: int = 0
 
     @property
     def inputs(self) -> tuple[Buffer, ...]:

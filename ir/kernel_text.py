@@ -67,7 +67,10 @@ def print_kernel(kernel: Kernel) -> str:
     """The text of a kernel, without a newline at its end."""
     parameters = ", ".join(f"{_role(b)}{b.name}: {b}" for b in kernel.parameters)
     sizes = f"[sizes {', '.join(kernel.sizes)}]" if kernel.sizes else ""
-    return "\n".join((f"kernel {kernel.name}({parameters}){sizes} {{", *_lines(kernel.body, 1), "}"))
+    warps = f" warps {kernel.warps}" if kernel.warps else ""
+    stages = f" stages {kernel.stages}" if kernel.stages else ""
+    head = f"kernel {kernel.name}({parameters}){sizes}{warps}{stages} {{"
+    return "\n".join((head, *_lines(kernel.body, 1), "}"))
 
 
 def _role(buffer: Buffer) -> str:
@@ -157,8 +160,10 @@ class KernelReader(ScalarReader):
         if self.accept("["):
             self.expect("sizes")
             sizes = self._names("]")
+        warps = self.integer() if self.accept("warps") else 0
+        stages = self.integer() if self.accept("stages") else 0
         body = self._block()
-        return Kernel(name, tuple(parameters), body, sizes, self.span(start))
+        return Kernel(name, tuple(parameters), body, sizes, self.span(start), warps, stages)
 
     def _names(self, closing: str) -> tuple[str, ...]:
         found = [self.name()]

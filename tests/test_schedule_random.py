@@ -93,6 +93,12 @@ class Proposals:
         ]
         return "sink {} into {}".format(*self.random.choice(later or [("i", "j")]))
 
+    def _warps(self, kernel: Kernel) -> str:
+        return f"warps {self.random.choice([4, 8, 12])}"
+
+    def _stages(self, kernel: Kernel) -> str:
+        return f"stages {self.random.choice([2, 9])}"
+
     def _stage(self, kernel: Kernel) -> str:
         return f"stage {self._buffer(kernel)} -> {self._new()}"
 

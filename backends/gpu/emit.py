@@ -91,10 +91,10 @@ class _Launch(Writes):
         if len(head) > 88:
             head = f"def {self.name}(\n" + "".join(f"    {w},\n" for w in words) + "):"
         text = "\n".join(["@triton.jit", head, *self.lines])
-        warps = 4 if self.largest <= 4096 else 8
+        warps = self.kernel.warps or (4 if self.largest <= 4096 else 8)
         return TritonKernel(
             self.name, text, tuple(parameters), tuple(self.grid) or (Size.of(1),), warps,
-            constants=tuple(self.constants.items()), helpers=tuple(self.helpers.values()),
+            self.kernel.stages or TritonKernel.stages, tuple(self.constants.items()), tuple(self.helpers.values()),
         )  # fmt: skip
 
     def _sizes(self, statement: Statement) -> Iterator[Size]:

@@ -5,19 +5,16 @@ from __future__ import annotations
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, For, Statement
 from intarsia.ir.kernel_access import trips
-from intarsia.ir.schedule import Distribute, Grid, Localize, Merge, Online, Reorder, Stage, Vectorize
+from intarsia.ir.schedule import Distribute, Grid, Localize, Merge, Online, Reorder, Stage, Vectorize, Warps
 from intarsia.passes.schedule.arrange import localize_all
 from intarsia.passes.schedule.blocks import lanes, power_of_two
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.chained import Chain, chain_of
-from intarsia.passes.schedule.shape import count
+from intarsia.passes.schedule.shape import count, points
 from intarsia.passes.schedule.tree import allocated_in, find_loop, loops_in, puts_in
 
-ROWS = 64
-"""Rows of a block."""
-
-KEYS = 64
-"""Keys of a block."""
+WIDEST = 128
+"""Elements of a row of sums beyond which fewer rows are in a block."""
 
 
 def schedule_chain_of_blocks(b: Builder) -> bool:
@@ -40,8 +37,9 @@ def schedule_chain_of_blocks(b: Builder) -> bool:
     b.take(Online(name, 1, (sweep,)))
     localize_all(b)
     batch = _alone(b, top)
-    _lanes_everywhere(b, top)
+    _lanes_everywhere(b, top, sweep)
     b.take(Grid((*batch, top)))
+    b.take(Warps(8))
     return True
 
 
@@ -63,10 +61,21 @@ def _is_loop(statement: Statement, axis: str) -> bool:
     return isinstance(statement, For) and statement.axis == axis
 
 
+def block_of_chain(b: Builder, chain: Chain) -> tuple[int, int]:
+    """Rows and keys of a block at most. Sums of a block of rows, its scores and weights are in registers at one time;
+    so are the operands of products in f32, which no matrix unit takes from shared memory."""
+    bits = min(x.dtype.bits for s in chain.stages for x in s.reads if b.kernel.buffers()[x.buffer].role == "in")
+    taken = {chain.row[s] for s in chain.sums} | {r[s] for r in chain.batch for s in chain.sums}
+    width = max(points(loop for loop in s.kept if loop.axis not in taken) for s in chain.sums)
+    rows, keys = (128, 64) if bits == 16 else (32, 64 if width <= 64 else 32) if bits <= 32 else (16, 16)
+    return (rows if width <= WIDEST else rows // 2), keys
+
+
 def _block(b: Builder, chain: Chain) -> tuple[str, str]:
     """Blocks of rows and keys in every stage, and one loop around all of them. Returns the axes that count blocks."""
-    rows = min(ROWS, max(16, power_of_two(count(trips(b.loop(chain.row[chain.sweep.state]))))))
-    keys = min(KEYS, max(16, power_of_two(count(trips(b.loop(chain.sweep.axes[chain.sweep.state]))))))
+    most_rows, most_keys = block_of_chain(b, chain)
+    rows = min(most_rows, max(16, power_of_two(count(trips(b.loop(chain.row[chain.sweep.state]))))))
+    keys = min(most_keys, max(16, power_of_two(count(trips(b.loop(chain.sweep.axes[chain.sweep.state]))))))
     tops: list[str] = []
     panel = ""
     for stage in chain.stages:
@@ -89,11 +98,11 @@ def _block(b: Builder, chain: Chain) -> tuple[str, str]:
     return tops[0], panel
 
 
-def _lanes_everywhere(b: Builder, top: str) -> None:
-    """All loops inside that have a known length are dimensions of blocks."""
+def _lanes_everywhere(b: Builder, top: str, sweep: str) -> None:
+    """All loops inside that have a known length, but for the sweep itself, are dimensions of blocks."""
     for loop in reversed(loops_in(b.loop(top).body)):
         length = trips(loop).constant
-        if length is None or length == 1:
+        if length is None or length == 1 or loop.axis == sweep:
             continue
         if loop.lower.constant != 0:
             raise ScheduleError(f"{loop.axis} does not begin at 0")
