@@ -125,7 +125,7 @@ def _block_matrix(b: Builder, top: str) -> bool:
     if len(outer) < 2 or (matrix := _matrix(b, outer)) is None:
         return False
     rows_in_all, columns_in_all, depth = (count(trips(b.loop(a))) for a in (matrix.row, matrix.column, matrix.along))
-    sizes = block_sizes(rows_in_all, columns_in_all, depth, matrix.bits)
+    sizes = block_sizes(rows_in_all, columns_in_all, depth, matrix.bits, b.target.cores)
     rows, row = lanes(b, matrix.row, sizes[0])
     columns, column = lanes(b, matrix.column, sizes[1])
     _, along = lanes(b, matrix.along, sizes[2])
