@@ -27,6 +27,9 @@ ELEMENTS = 1024
 ROW = 8192
 """Elements up to which a row is one block."""
 
+GROUP = 8
+"""Blocks of rows of a product that go through its columns together."""
+
 PIECE = 2048
 """Elements of a block of a longer row."""
 
@@ -125,7 +128,8 @@ def _block_matrix(b: Builder, top: str) -> bool:
     if len(outer) < 2 or (matrix := _matrix(b, outer)) is None:
         return False
     rows_in_all, columns_in_all, depth = (count(trips(b.loop(a))) for a in (matrix.row, matrix.column, matrix.along))
-    sizes = block_sizes(rows_in_all, columns_in_all, depth, matrix.bits, b.target.cores)
+    batches = math.prod(count(trips(b.loop(a))) for a in outer if a not in (matrix.row, matrix.column))
+    sizes = block_sizes(rows_in_all, columns_in_all, depth, batches, matrix.bits, b.target.cores)
     rows, row = lanes(b, matrix.row, sizes[0])
     columns, column = lanes(b, matrix.column, sizes[1])
     _, along = lanes(b, matrix.along, sizes[2])
@@ -139,8 +143,21 @@ def _block_matrix(b: Builder, top: str) -> bool:
         if not loops_in(loop.body) and loop.axis not in done and not _holds(loop, along):
             done.append(lanes(b, loop.axis, min(ROW, power_of_two(count(trips(loop)))))[1])
     _set_lanes(b, (*done, column, row))
-    _share(b, counters)
+    _share(b, _grouped(b, counters, rows, columns))
     return True
+
+
+def _grouped(b: Builder, counters: list[str], rows: str, columns: str) -> list[str]:
+    """The axes that count blocks, so that programs which run at the same time share rows and columns: GROUP blocks of
+    rows go through all columns together, and what they read stays in the second cache."""
+    if not rows or not columns or (blocks := trips(b.loop(rows)).constant) is None or blocks <= GROUP:
+        return counters
+    group = next((n for n in range(GROUP, 1, -1) if blocks % n == 0), 1)
+    if group == 1:
+        return counters
+    outer, inner = b.split(rows, group)
+    order = [*(a for a in counters if a not in (rows, columns)), outer, columns, inner]
+    return order if b.attempt(Reorder(tuple(order))) else [outer if a == rows else a for a in counters] + [inner]
 
 
 def _holds(loop: For, axis: str) -> bool:
@@ -151,16 +168,25 @@ def _outermost(b: Builder, axes: Sequence[str]) -> str:
     return next(a for a in b.axes() if a in axes)
 
 
-def block_sizes(rows: int, columns: int, depth: int, bits: int) -> tuple[int, int, int]:
-    """Rows, columns and depth of blocks of a product of elements of so many bits."""
-    if bits == 16 or bits == 8:
-        most = (128, 128, 64 if bits == 16 else 128)
-    else:
-        most = (64, 64, 32) if bits == 32 else (16, 16, 16)
-    least = 32 if bits == 8 else 16
-    size = [min(m, max(16, power_of_two(n))) for m, n in zip(most, (rows, columns, depth))]
-    size[2] = max(size[2], least)
-    return size[0], size[1], size[2]
+BLOCKS: dict[int, tuple[tuple[int, int, int], ...]] = {
+    8: ((128, 128, 128), (64, 128, 128), (64, 64, 128)),
+    16: ((128, 128, 64), (64, 128, 64), (64, 64, 64)),
+    32: ((64, 64, 32), (32, 64, 32), (32, 32, 32)),
+    64: ((16, 16, 16),),
+}
+"""Rows, columns and depth of blocks of products by the bits of what is multiplied, the largest first: their sums take
+at most half of the registers."""
+
+
+def block_sizes(rows: int, columns: int, depth: int, batches: int, bits: int, cores: int) -> tuple[int, int, int]:
+    """Rows, columns and depth of the blocks of a product: the largest ones of which there are enough for all cores."""
+
+    def fitted(block: tuple[int, int, int]) -> tuple[int, int, int]:
+        own = [min(most, max(16, power_of_two(n))) for most, n in zip(block, (rows, columns, depth))]
+        return own[0], own[1], max(own[2], 32 if bits == 8 else 16)
+
+    options = [fitted(block) for block in BLOCKS[bits]]
+    return next((o for o in options if batches * -(-rows // o[0]) * -(-columns // o[1]) >= cores), options[-1])
 
 
 def _matrix(b: Builder, outer: Sequence[str]) -> Matrix | None:
