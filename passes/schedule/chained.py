@@ -29,6 +29,7 @@ from intarsia.ir.schedule import (
     Peel,
     Reorder,
     Reuse,
+    Unmask,
     Unroll,
     Vectorize,
     Version,
@@ -247,7 +248,7 @@ def _block(b: Builder, chain: Chain, panel: int) -> tuple[str, dict[Stage, _Axes
     inside: dict[Stage, _Axes] = {}
     for stage in chain.stages:
         row = chain.row[stage]
-        top, inner = b.split(row, rows)
+        top, inner = b.split(row, rows, "min")
         batch = [r[stage] for r in chain.batch]
         rest = [loop.axis for loop in stage.loops if loop.axis not in (row, *batch)]
         inside[stage] = _Axes(inner)
@@ -336,6 +337,7 @@ def _tile_scores(
     b.take(Vectorize((columns[1],)))
     b.take(Accumulate(buffer, reduced[0], b.fresh(buffer), "register", "set"))
     b.take(Unroll((b.split(reduced[-1], UNROLLED, "peel")[1],)))
+    b.attempt(Unmask(buffer))  # a tile at the end is stored as a whole; whoever reads it is masked
     b.attempt(Version(tiles))
 
 
@@ -354,9 +356,14 @@ def _tile_sums(b: Builder, chain: Chain, stage: Stage, own: _Axes, lanes: int) -
     b.take(Vectorize((lane,)))
     b.take(Accumulate(buffer, own.panel, b.fresh(buffer), "register", "load"))
     b.take(Unroll((b.split(own.key, UNROLLED)[1],)))
-    b.attempt(Peel(own.panel))
-    rest = [x.axis for x in loops_in((b.loop(tiles),)) if x.axis.startswith(f"{own.panel}.")]
-    b.attempt(Version(tiles, (own.panel, *rest)))
+    if b.attempt(Peel(own.panel)):
+        for steps in (x for x in loops_in((b.loop(tiles),)) if x.axis.startswith(f"{own.key}.") and x.kind == "seq"):
+            b.attempt(Peel(steps.axis))
+    inside = [x.axis for x in loops_in((b.loop(tiles),))]
+    kept = [own.panel, *(axis for axis in inside if axis.startswith(f"{own.panel}."))]
+    if count(trips(b.loop(panels))) == 1:  # every tile has the end of the columns
+        kept += [axis for axis in inside if axis == lane or axis.startswith(f"{lane}.")]
+    b.attempt(Version(tiles, tuple(kept)))
 
 
 def _shape_of_tile(columns: int, lanes: int) -> tuple[int, int]:
