@@ -132,6 +132,25 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
         " c = conv2d(x, w)\n return tensor[n, o, i, j](c[n, o, i, j] * b[o]) }",
         {"N": 1, "I": 20, "O": 17},
     ),
+    "conv2d_of_points": (
+        "fn f(x: f32[N, I, 7, 7], const w: f32[O, I, 1, 1], b: f32[O]) -> f32[N, O, 7, 7] {"
+        " return relu(conv2d(x, w) + reshape(b, (1, O, 1, 1))) }",
+        {"N": 2, "I": 20, "O": 40},
+    ),
+    "conv2d_last": (
+        "fn f(x: f32[N, H, W, I], const w: f32[O, I, 3, 3]) -> f32[N, H, W, O] {"
+        " return transpose(conv2d(transpose(x, (0, 3, 1, 2)), w, padding=1), (0, 2, 3, 1)) }",
+        {"N": 2, "I": 17, "O": 40, "H": 5, "W": 9},
+    ),
+    "conv2d_last_few": (
+        "fn f(x: f32[N, H, W, I], w: f32[O, I, 3, 3]) -> f32[N, H, W, O] {"
+        " return transpose(conv2d(transpose(x, (0, 3, 1, 2)), w, padding=1), (0, 2, 3, 1)) }",
+        {"N": 1, "I": 64, "O": 3, "H": 5, "W": 9},
+    ),
+    "conv2d_few": (
+        "fn f(x: f32[N, I, 6, 33], w: f32[3, I, 3, 3]) -> f32[N, 3, 4, 31] { return conv2d(x, w) }",
+        {"N": 1, "I": 6},
+    ),
     "depthwise": (
         "fn f(x: f32[N, C, H, W], w: f32[C, 1, 3, 3], b: f32[C]) -> f32[N, C, H, W] {"
         " return relu(conv2d(x, w, padding=1, groups=C) + reshape(b, (1, C, 1, 1))) }",
@@ -448,6 +467,28 @@ def test_convolutions_have_lanes_along_channels() -> None:
     assert not main.mask and "//" not in str(main.value)
     few = large(text, I=64, O=3, H=58, W=58)
     assert all(b.memory != "cache" for b in few.buffers().values())  # lanes along three channels would be empty
+
+
+def test_points_of_an_image_are_one_axis() -> None:
+    """A convolution with windows of one element is a matrix product; few points are transposed as they are written."""
+    text = PROGRAMS["conv2d_of_points"][0]
+    kernel = large(text, N=1, I=128, O=64)
+    tiles = [[int(n.constant or 0) for n in x.shape] for x in kernel.buffers().values() if x.memory == "register"]
+    assert [7, 2, 16] in tiles  # seven of 49 points by two vectors of channels
+    wide = large(text.replace("7, 7", "56, 56"), N=1, I=128, O=64)
+    tiles = [[int(n.constant or 0) for n in x.shape] for x in wide.buffers().values() if x.memory == "register"]
+    assert [8, 2, 16] in tiles and [int(n) for n in map(str, wide.outputs[0].shape[-1:])] == [56 * 56]
+    assert count_accesses(wide, {})["y"].stores == 64 * 56 * 56
+
+
+def test_lanes_lie_along_what_is_made_last() -> None:
+    """Channels that come last are written in whole vectors, and pixels read along them."""
+    text = PROGRAMS["conv2d_last"][0].replace(", padding=1", "").replace("[N, H, W, O]", "[N, H - 2, W - 2, O]")
+    kernel = large(text, N=1, I=64, O=64, H=28, W=28)
+    puts = [(s, loops) for s, loops in walk(kernel.body) if isinstance(s, Put) and s.buffer == "y"]
+    assert puts and all(s.indices[-1].coefficient(x[-1].axis) == 1 and x[-1].kind == "lane" for s, x in puts)
+    main = next(loops for s, loops in walk(kernel.body) if isinstance(s, Put) and s.operator == "+=")
+    assert [x.axis[0] for x in main if x.axis[0] in "crs"] == ["r", "s", "c", "c"]
 
 
 def test_windows_are_read_from_a_copy_with_padding() -> None:

@@ -153,6 +153,16 @@ def pad_of_pad(node: Node) -> Node | None:
     return None
 
 
+def pad_of_transpose(node: Node) -> Node | None:
+    """pad(transpose(x)) -> transpose(pad(x)), which pads in the order of memory"""
+    match node:
+        case Pad(Value(Transpose(x, axes)), before, after, literal):
+            place = sorted(range(len(axes)), key=axes.__getitem__)
+            padded = Pad(x, tuple(before[d] for d in place), tuple(after[d] for d in place), literal, span=node.span)
+            return Transpose(padded.value, axes, span=node.span)
+    return None
+
+
 def concat_flat(node: Node) -> Node | Value | None:
     """concat(x) -> x, concat(concat(x, y), z) -> concat(x, y, z), and parts without elements go"""
     if not isinstance(node, Concat):
@@ -181,5 +191,6 @@ RULES = (
     slice_of_concat,
     pad_with_nothing,
     pad_of_pad,
+    pad_of_transpose,
     concat_flat,
 )

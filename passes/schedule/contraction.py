@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
-from intarsia.ir.kernel import For, Put
-from intarsia.ir.kernel_access import accesses, trips
-from intarsia.ir.scalar import Const, Load, loads
+from intarsia.ir.kernel import For
+from intarsia.ir.kernel_access import trips
+from intarsia.ir.scalar import Load, loads
 from intarsia.ir.schedule import (
     ROOT,
     Accumulate,
@@ -33,12 +33,10 @@ from intarsia.ir.schedule import (
     Version,
 )
 from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
+from intarsia.passes.schedule.nests import Contraction, Nest, find_contraction, flattened, result_step
 from intarsia.passes.schedule.shape import count, effort, lanes_for, points, stride
 from intarsia.passes.schedule.tiling import Extents, Tiling, choose_tiling, other_tilings
-from intarsia.passes.schedule.tree import loops_in, perfect_nest, puts_in
-
-FOLDS = ("+=", "min=", "max=")
-"""What reduces: shortest paths are contractions too."""
+from intarsia.passes.schedule.tree import blocks, loops_in, puts_in
 
 SQUARE = 4
 """Dot products along each side of a tile of them."""
@@ -49,112 +47,15 @@ NEAR = 4
 UNROLLED = 4
 """Steps of the reduction that are written out."""
 
+WORTH = 0.95
+"""What lanes across the result may do against lanes along it: tiles are transposed then."""
+
 
 AHEAD = 8
 """Steps of the reduction for which an operand is fetched before it is packed."""
 
 STREAMS = 8
 """Tiles of rows that are packed at a time, so that whole lines of memory are read."""
-
-
-@dataclass(frozen=True)
-class Nest:
-    """The axes of one stage. The result has the dimensions `batch`, `row` and `column` in some order: only the left
-    operand has rows, only the right one has columns, and along columns the result lies in memory."""
-
-    row: str
-    column: str
-    batch: tuple[str, ...]
-    reduced: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Contraction:
-    """A stage `y[…] += left * right`, or another operation of both and another reduction, with the stages that come
-    before and after it: the initial value, and what is done to each element of the result."""
-
-    put: Put
-    right: Load
-    main: Nest
-    initial: Nest | None
-    epilogues: tuple[Nest, ...]
-
-
-# ---------------------------------------------------------------------- recognizing
-
-
-def find_contraction(b: Builder, loop: For, across: str = "", longest: bool = False) -> Contraction | None:
-    """The contraction that a nest is, if it is one and long enough in both directions for a tile.
-
-    Columns are those along which the result lies in memory; or `across`, and then those are the rows, unless the
-    `longest` are asked for.
-    """
-    found = reducing_nest(loop)
-    if found is None:
-        return None
-    put, axes = found
-    names = [index.as_name for index in put.indices if index.constant is None]
-    kept = [a for a in axes if a in names]
-    reduced = tuple(a for a in axes if a not in names)
-    along = next((a for a in kept if stride(b.kernel.buffers()[put.buffer], put.indices, a) == 1), None)
-    column = across if across in kept else along
-    operands = list(dict.fromkeys(loads(put.value)))
-    right = [x for x in operands if column in x.symbols]
-    left = [x for x in operands if column not in x.symbols]
-    rows = [a for a in kept if any(a in x.symbols for x in left) and not any(a in x.symbols for x in right)]
-    rows = [a for a in rows if count(trips(axes[a])) > 1]
-    if column is None or not rows or len(right) != 1 or not reduced:
-        return None
-    row = along if across and along in rows and not longest else max(rows, key=lambda a: count(trips(axes[a])))
-    main = Nest(row, column, tuple(a for a in kept if a not in (row, column)), reduced)
-    before, after = neighbours(b, put, main, loop)
-    return Contraction(put, right[0], main, before, after)
-
-
-def reducing_nest(loop: For) -> tuple[Put, dict[str, For]] | None:
-    """The statement of a nest over a box that reduces into elements named by axes alone, and its loops by axis."""
-    nest, body = perfect_nest(loop)
-    if len(body) != 1 or not isinstance(put := body[0], Put) or put.operator not in FOLDS or put.mask:
-        return None
-    axes = {inner.axis: inner for inner in nest}
-    names = [index.as_name for index in put.indices if index.constant is None]
-    is_plain = all(n in axes for n in names) and len(set(names)) == len(names)
-    is_box = not any(axes.keys() & (x.lower.symbols | x.upper.symbols) or x.step != 1 for x in nest)
-    return (put, axes) if is_plain and is_box else None
-
-
-def neighbours(b: Builder, put: Put, main: Nest, loop: For) -> tuple[Nest | None, tuple[Nest, ...]]:
-    """The stage that sets the result, and those that use it point by point, in their own axes."""
-    initial: Nest | None = None
-    epilogues: list[Nest] = []
-    position = {str(index.as_name): d for d, index in enumerate(put.indices) if index.constant is None}
-    for stage in b.outermost():
-        nest, body = perfect_nest(stage)
-        if stage is loop or len(body) != 1 or not isinstance(own := body[0], Put) or own.operator != "=":
-            continue
-        places = {a.indices for a in accesses(body) if a.buffer == put.buffer}
-        if len(places) != 1:
-            continue
-        (indices,) = places
-        names = {axis: indices[d].as_name for axis, d in position.items()}
-        if {inner.axis for inner in nest} != set(names.values()):
-            continue
-        found = Nest(str(names[main.row]), str(names[main.column]), tuple(str(names[a]) for a in main.batch))
-        if own.buffer == put.buffer and isinstance(own.value, Const):
-            initial = found
-        elif own.buffer != put.buffer:
-            epilogues.append(found)
-    return initial, tuple(epilogues)
-
-
-def result_step(b: Builder, put: Put, main: Nest, epilogues: tuple[Nest, ...], axis: str) -> int | None:
-    """Elements between neighbours along an axis of what a stage makes, or of what is made of that."""
-    if not epilogues or b.kernel.buffers()[put.buffer].role != "temp":
-        return stride(b.kernel.buffers()[put.buffer], put.indices, axis)
-    last = epilogues[-1]
-    own = dict(zip((main.row, main.column, *main.batch), (last.row, last.column, *last.batch)))[axis]
-    (made,) = puts_in((b.loop(own),))
-    return stride(b.kernel.buffers()[made.buffer], made.indices, own)
 
 
 # ---------------------------------------------------------------------- choosing
@@ -196,17 +97,37 @@ def _batches(c: Contraction) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def schedule_contraction(b: Builder, loop: For) -> bool:
     """Schedule a contraction with its initial value and what follows it. Returns whether every step was legal."""
-    c = find_contraction(b, loop)
+    c = find_contraction(b, loop := flattened(b, loop))
     if c is None:
         return False
     size = extents(b, c)
     likeliest = choose_tiling(size, b.target)
     if likeliest is None:
         return _schedule_narrow(b, loop, c) or _schedule_spread(b, loop, c)
-    tiling = b.choose(f"tiling of {c.put.buffer}", [likeliest, *other_tilings(likeliest, size, b.target)])
+    options = [(c, t) for t in (likeliest, *other_tilings(likeliest, size, b.target))]
+    if (other := _across(b, loop, c)) is not None:
+        options.insert(0 if _waste(b, *other) < WORTH * _waste(b, c, likeliest) else len(options), other)
+    c, tiling = b.choose(f"tiling of {c.put.buffer}", options)
     if tiling.few and not size.constant and _is_dot(b, c):
         return b.together(f"tiles of dot products of {c.put.buffer}", lambda: _tile_dots(b, c, tiling))
     return b.together(f"tiles of {c.put.buffer}", lambda: _tile(b, c, tiling))
+
+
+def _across(b: Builder, loop: For, c: Contraction) -> tuple[Contraction, Tiling] | None:
+    """A contraction with lanes along a constant operand's own axis, across the result, if the sums are not cut: their
+    tiles are transposed in registers when they are written."""
+    other = find_contraction(b, loop, c.main.row)
+    if other is None or other.main.row != c.main.column:
+        return None
+    size = replace(extents(b, other), follows=True)
+    tiling = choose_tiling(size, b.target) if size.constant else None
+    return None if tiling is None or tiling.part or tiling.few else (other, tiling)
+
+
+def _waste(b: Builder, c: Contraction, t: Tiling) -> float:
+    """What the lanes of a contraction's tiles do for each result."""
+    length = trips(b.loop(c.main.column)).constant
+    return 1.0 if not length else -(-length // t.columns) * t.columns / length
 
 
 def _schedule_narrow(b: Builder, loop: For, c: Contraction) -> bool:
@@ -215,21 +136,23 @@ def _schedule_narrow(b: Builder, loop: For, c: Contraction) -> bool:
     other = find_contraction(b, loop, c.main.row)
     if other is None or other.main.row != c.main.column:
         return False
-    size, last = extents(b, other), other.main.reduced[-1]
+    size, buffer = extents(b, other), b.kernel.buffers()[other.right.buffer]
     tiling = choose_tiling(size, b.target)
-    is_along = stride(b.kernel.buffers()[other.right.buffer], other.right.indices, last) == 1
-    if tiling is None or not is_along or count(trips(b.loop(last))) < SQUARE * size.lanes:
+    last = next((a for a in other.main.reduced if stride(buffer, other.right.indices, a) == 1), "")
+    if tiling is None or not last or count(trips(b.loop(last))) < SQUARE * size.lanes:
         return False
+    reduced = (*(a for a in other.main.reduced if a != last), last)
+    other = replace(other, main=replace(other.main, reduced=reduced))
     is_dot, left = _is_dot(b, other), _left(b, other, other.main.row)
     if not is_dot and left is None:
         return False
 
-    def tile() -> None:
+    def tile(other: Contraction) -> None:
         if not is_dot and left is not None:
             _copy(b, left, ROOT, (*other.main.batch, other.main.row, *other.main.reduced))
         _tile_dots(b, other, tiling)
 
-    return b.together(f"tiles of dot products of {c.put.buffer}", tile)
+    return b.together(f"tiles of dot products of {c.put.buffer}", partial(tile, other))
 
 
 def _schedule_spread(b: Builder, loop: For, c: Contraction) -> bool:
@@ -284,6 +207,7 @@ def _split(b: Builder, nest: Nest, t: Tiling, repeated: tuple[int, ...]) -> _Til
 def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
     """Tiles in registers, lanes along the columns."""
     repeated = tuple(n for n, a in enumerate(c.main.batch) if t.inside and a not in c.right.symbols)
+    is_across = result_step(b, c.put, c.main, c.epilogues, c.main.row) == 1
     main = _split(b, c.main, t, repeated)
     reduced, part = c.main.reduced, ""
     if t.part:
@@ -300,21 +224,23 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
         b.take(Reorder((*initial.outer, *initial.inner)))
     for epilogue in c.epilogues:
         own = _split(b, epilogue, t, repeated)
-        b.take(Reorder((*own.outer, *own.inner)))
+        written = (*own.inner[1:], own.inner[0]) if is_across else own.inner
+        b.take(Reorder((*own.outer, *written)))
         for ours, theirs in zip(outside if part else main.outer, own.outer):
             b.take(Merge((ours, theirs)))
-        write_out(b, own.inner)
+        write_out(b, written)
     packed = c.right.buffer
     if t.packed:
-        around = (*outside, *parts)
-        at = around[-1] if around and not once else ROOT
+        blocked = (*outside, *parts)
+        at = blocked[-1] if blocked and not once else ROOT
         steps = (*parts, *reduced) if at == ROOT else reduced
-        panels = (*(around if at == ROOT else ()), main.panels)
+        panels = (*(blocked if at == ROOT else ()), main.panels)
         packed = _pack(b, c, at, (*dict.fromkeys(panels), *reduced, *main.inner[1:]), steps)
     copied = _copy_tile(b, c, main, reduced) if t.copied else ""
     if not t.few or (part and count(trips(b.loop(main.tiles[-1]))) > 1):
         _pack_left(b, c, t, main, (*parts, *(a for a in main.tiles if a != main.panels), *reduced, main.inner[0]))
-    write_out(b, main.inner)
+    if not is_across:
+        write_out(b, main.inner)
     tile = Accumulate(c.put.buffer, reduced[0], b.fresh(c.put.buffer), "register", "set", outer=part)
     if initial is None:
         b.take(replace(tile, mode="load"))
@@ -323,6 +249,11 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
     elif not b.attempt(replace(tile, mode="first")):  # a reduction of open length may have no part at all
         write_out(b, initial.inner)
         b.take(replace(tile, mode="add"))
+    if is_across:
+        before, (row, *columns) = around(b, main.tiles[-1], reduced[0])
+        b.take(Reorder((*columns, row)))
+        for inner in (before, main.inner, (*columns, row)):
+            write_out(b, inner)
     if c.epilogues and not part and b.kernel.buffers()[c.put.buffer].role == "temp":
         b.attempt(Localize(c.put.buffer, main.tiles[-1], "register"))
     if copied:
@@ -337,9 +268,10 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
 
 
 def _is_dot(b: Builder, c: Contraction) -> bool:
-    """Does all that is read lie in memory along the reduction?"""
+    """Does all that is read lie in memory along a reduction that fills vectors?"""
     last, buffers = c.main.reduced[-1], b.kernel.buffers()
-    return all(stride(buffers[x.buffer], x.indices, last) == 1 for x in loads(c.put.value))
+    is_long = count(trips(b.loop(last))) >= lanes_for((c.put,), b.target)
+    return is_long and all(stride(buffers[x.buffer], x.indices, last) == 1 for x in loads(c.put.value))
 
 
 def _tile_dots(b: Builder, c: Contraction, t: Tiling) -> None:
@@ -358,6 +290,15 @@ def _tile_dots(b: Builder, c: Contraction, t: Tiling) -> None:
         if loop.axis == steps or loop.axis.startswith(f"{steps}."):
             b.attempt(Peel(loop.axis))
     share(b, (*c.main.batch, panels))
+
+
+def around(b: Builder, tiles: str, reduced: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The axes of the nest before the reduction of a tile, which sets it, and of that after it, which writes it."""
+    body = next(body for body, loops in blocks(b.kernel) if loops and loops[-1].axis == tiles)
+    nests = [s for s in body if isinstance(s, For)]
+    here = next(n for n, nest in enumerate(nests) if nest.axis == reduced)
+    first, last = nests[here - 1], nests[here + 1]
+    return tuple(x.axis for x in loops_in((first,))), tuple(x.axis for x in loops_in((last,)))
 
 
 def write_out(b: Builder, inner: tuple[str, ...]) -> None:

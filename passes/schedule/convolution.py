@@ -15,18 +15,10 @@ from intarsia.ir.kernel import For
 from intarsia.ir.kernel_access import is_injective, trips
 from intarsia.ir.schedule import ROOT, Accumulate, Collapse, Localize, Merge, Pack, Reorder, Version
 from intarsia.passes.schedule.builder import Builder
-from intarsia.passes.schedule.contraction import (
-    Contraction,
-    Nest,
-    find_contraction,
-    load_along,
-    share,
-    transpose_copy,
-    unroll_reduction,
-    write_out,
-)
+from intarsia.passes.schedule.contraction import around, load_along, share, transpose_copy, unroll_reduction, write_out
+from intarsia.passes.schedule.nests import Contraction, Nest, find_contraction
 from intarsia.passes.schedule.shape import count, lanes_for, stride
-from intarsia.passes.schedule.tree import blocks, loops_in
+from intarsia.passes.schedule.tree import loops_in
 
 ROWS = 8
 """Pixels of a tile at most."""
@@ -79,6 +71,16 @@ def _rows(b: Builder, c: Contraction) -> int:
     return ROWS if length is None else -(-length // -(-length // ROWS))
 
 
+def _vectors(b: Builder, c: Contraction, lanes: int) -> int:
+    """Vectors of channels of a tile: more of them where two would leave part of the last ones empty."""
+    length = trips(b.loop(c.main.column)).constant
+    if length is None:
+        return VECTORS
+    fitting = [n for n in (VECTORS, VECTORS + 1) if n * (_rows(b, c) + 1) < b.target.registers]
+    best = max(fitting, key=lambda n: _filled(length, n * lanes), default=VECTORS)
+    return min(best, -(-length // lanes))
+
+
 @dataclass(frozen=True)
 class _Tiled:
     """The axes of a nest after it was split: groups, which have weights of their own, panels of channels, batches and
@@ -107,7 +109,7 @@ def _split(b: Builder, nest: Nest, grouped: Sequence[bool], rows: int, vectors: 
 def _tile(b: Builder, c: Contraction) -> None:
     """Tiles in registers, lanes along the channels; results are written along the pixels."""
     rows, lanes = _rows(b, c), lanes_for((c.put,), b.target)
-    vectors = min(VECTORS, -(-(trips(b.loop(c.main.column)).constant or VECTORS * lanes) // lanes))
+    vectors = _vectors(b, c, lanes)
     grouped = [axis in c.right.symbols for axis in c.main.batch]
     main = _split(b, c.main, grouped, rows, vectors, lanes)
     reduced = c.main.reduced
@@ -135,15 +137,6 @@ def _tile(b: Builder, c: Contraction) -> None:
     unroll_reduction(b, reduced[-1])
     b.attempt(Version(main.tiles))
     share(b, main.outer[:-1])
-
-
-def around(b: Builder, tiles: str, reduced: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The axes of the nest before the reduction of a tile, which sets it, and of that after it, which writes it."""
-    body = next(body for body, around in blocks(b.kernel) if around and around[-1].axis == tiles)
-    loops = [s for s in body if isinstance(s, For)]
-    here = next(n for n, loop in enumerate(loops) if loop.axis == reduced)
-    first, last = loops[here - 1], loops[here + 1]
-    return tuple(x.axis for x in loops_in((first,))), tuple(x.axis for x in loops_in((last,)))
 
 
 def _pack(b: Builder, c: Contraction, main: _Tiled) -> None:

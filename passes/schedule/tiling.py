@@ -108,7 +108,7 @@ def choose_tiling(e: Extents, target: Target) -> Tiling | None:
         wanted = COPIED_COLUMNS if copied else FEW_COLUMNS * min(2, -(-e.rows // rows))
         columns = max(1, wanted // width) * width
         packed = e.constant or (e.across and e.movable)
-        return Tiling(rows, vectors, e.lanes, 0, columns, part, packed, False, True, copied)
+        return Tiling(rows, vectors, e.lanes, 0, columns, part, packed, e.constant, True, copied)
     steps = first * 2 // 3 // (rows * e.bytes)  # a tile's rows of the left operand stay in the first cache
     panel = second // 2 // (width * e.bytes)  # steps for which a panel stays in half of the second one
     part = 0

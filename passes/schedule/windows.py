@@ -33,16 +33,8 @@ from intarsia.ir.schedule import (
 )
 from intarsia.ir.sizes import Size
 from intarsia.passes.schedule.builder import Builder
-from intarsia.passes.schedule.contraction import (
-    Nest,
-    load_along,
-    neighbours,
-    reducing_nest,
-    result_step,
-    share,
-    write_out,
-)
-from intarsia.passes.schedule.convolution import around
+from intarsia.passes.schedule.contraction import around, load_along, share, write_out
+from intarsia.passes.schedule.nests import Nest, neighbours, reducing_nest, result_step
 from intarsia.passes.schedule.shape import count, lanes_for, points, stride
 from intarsia.passes.schedule.tree import find_loop, loops_in, puts_in
 from intarsia.passes.schedule.vectors import vectorize_leaf

@@ -1,0 +1,158 @@
+"""Recognising contractions: which axes of a nest are rows, columns, batches, and which stages belong to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from intarsia.ir.kernel import For, Put
+from intarsia.ir.kernel_access import accesses, trips
+from intarsia.ir.scalar import Const, Load, loads
+from intarsia.ir.schedule import Collapse
+from intarsia.passes.schedule.builder import Builder
+from intarsia.passes.schedule.shape import count, stride
+from intarsia.passes.schedule.tree import perfect_nest, puts_in
+
+FOLDS = ("+=", "min=", "max=")
+"""What reduces: shortest paths are contractions too."""
+
+
+@dataclass(frozen=True)
+class Nest:
+    """The axes of one stage. The result has the dimensions `batch`, `row` and `column` in some order: only the left
+    operand has rows, only the right one has columns, and along columns the result lies in memory."""
+
+    row: str
+    column: str
+    batch: tuple[str, ...]
+    reduced: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A stage `y[…] += left * right`, or another operation of both and another reduction, with the stages that come
+    before and after it: the initial value, and what is done to each element of the result."""
+
+    put: Put
+    right: Load
+    main: Nest
+    initial: Nest | None
+    epilogues: tuple[Nest, ...]
+
+
+# ---------------------------------------------------------------------- recognizing
+
+
+def find_contraction(b: Builder, loop: For, across: str = "", longest: bool = False) -> Contraction | None:
+    """The contraction that a nest is, if it is one and long enough in both directions for a tile.
+
+    Columns are those along which the result lies in memory; or `across`, and then those are the rows, unless the
+    `longest` are asked for.
+    """
+    found = reducing_nest(loop)
+    if found is None:
+        return None
+    put, axes = found
+    names = [index.as_name for index in put.indices if index.constant is None]
+    kept = [a for a in axes if a in names]
+    reduced = tuple(a for a in axes if a not in names)
+    if not kept:
+        return None
+    nest = Nest(kept[0], kept[-1], tuple(kept[1:-1]))
+    after = neighbours(b, put, nest, loop)[1]
+    along = next((a for a in kept if result_step(b, put, nest, after, a) == 1), None)
+    column = across if across in kept else along
+    operands = list(dict.fromkeys(loads(put.value)))
+    right = [x for x in operands if column in x.symbols]
+    left = [x for x in operands if column not in x.symbols]
+    rows = [a for a in kept if any(a in x.symbols for x in left) and not any(a in x.symbols for x in right)]
+    rows = [a for a in rows if count(trips(axes[a])) > 1]
+    if column is None or not rows or len(right) != 1 or not reduced:
+        return None
+    row = (
+        along if across and along in rows and not longest else max(reversed(rows), key=lambda a: count(trips(axes[a])))
+    )
+    main = Nest(row, column, tuple(a for a in kept if a not in (row, column)), _by_step(b, left, reduced))
+    before, after = neighbours(b, put, main, loop)
+    return Contraction(put, right[0], main, before, after)
+
+
+def _by_step(b: Builder, read: list[Load], axes: tuple[str, ...]) -> tuple[str, ...]:
+    """Axes of a reduction, last the one along which what is read number by number lies together: other orders would
+    need a line of memory for each step."""
+    buffers = b.kernel.buffers()
+
+    def step(axis: str) -> int:
+        return max(abs(stride(buffers[x.buffer], x.indices, axis) or 0) for x in read)
+
+    return tuple(sorted(axes, key=step, reverse=True))
+
+
+def reducing_nest(loop: For) -> tuple[Put, dict[str, For]] | None:
+    """The statement of a nest over a box that reduces into elements named by axes alone, and its loops by axis."""
+    nest, body = perfect_nest(loop)
+    if len(body) != 1 or not isinstance(put := body[0], Put) or put.operator not in FOLDS or put.mask:
+        return None
+    axes = {inner.axis: inner for inner in nest}
+    names = [index.as_name for index in put.indices if index.constant is None]
+    is_plain = all(n in axes for n in names) and len(set(names)) == len(names)
+    is_box = not any(axes.keys() & (x.lower.symbols | x.upper.symbols) or x.step != 1 for x in nest)
+    return (put, axes) if is_plain and is_box else None
+
+
+def neighbours(b: Builder, put: Put, main: Nest, loop: For) -> tuple[Nest | None, tuple[Nest, ...]]:
+    """The stage that sets the result, and those that use it point by point, in their own axes."""
+    initial: Nest | None = None
+    epilogues: list[Nest] = []
+    position = {str(index.as_name): d for d, index in enumerate(put.indices) if index.constant is None}
+    for stage in b.outermost():
+        nest, body = perfect_nest(stage)
+        if stage is loop or len(body) != 1 or not isinstance(own := body[0], Put) or own.operator != "=":
+            continue
+        places = {a.indices for a in accesses(body) if a.buffer == put.buffer}
+        if len(places) != 1:
+            continue
+        (indices,) = places
+        names = {axis: indices[d].as_name for axis, d in position.items()}
+        if {inner.axis for inner in nest} != set(names.values()):
+            continue
+        found = Nest(str(names[main.row]), str(names[main.column]), tuple(str(names[a]) for a in main.batch))
+        if own.buffer == put.buffer and isinstance(own.value, Const):
+            initial = found
+        elif own.buffer != put.buffer:
+            epilogues.append(found)
+    return initial, tuple(epilogues)
+
+
+def result_step(b: Builder, put: Put, main: Nest, epilogues: tuple[Nest, ...], axis: str) -> int | None:
+    """Elements between neighbours along an axis of what a stage makes, or of what is made of that."""
+    if not epilogues or b.kernel.buffers()[put.buffer].role != "temp":
+        return stride(b.kernel.buffers()[put.buffer], put.indices, axis)
+    last = epilogues[-1]
+    own = dict(zip((main.row, main.column, *main.batch), (last.row, last.column, *last.batch)))[axis]
+    (made,) = puts_in((b.loop(own),))
+    return stride(b.kernel.buffers()[made.buffer], made.indices, own)
+
+
+def flattened(b: Builder, loop: For) -> For:
+    """The nest of a contraction after neighbouring axes became one that all it reads and makes has side by side, such
+    as the height and width of an image that no window runs over."""
+    c = find_contraction(b, loop)
+    if c is None:
+        return loop
+    place = b.outermost().index(loop)
+    for nests in zip(*(_side_by_side(c.put, c.main, nest) for nest in (c.main, c.initial, *c.epilogues) if nest)):
+        before = len(b.steps)
+        if all(b.attempt(Collapse(outer, inner)) for outer, inner in nests):
+            return flattened(b, b.outermost()[place])
+        while len(b.steps) > before:
+            b.undo()
+    return loop
+
+
+def _side_by_side(put: Put, main: Nest, own: Nest) -> Iterator[tuple[str, str]]:
+    """Pairs of a nest's axes that subscript neighbouring dimensions of the result."""
+    axes = dict(zip((main.row, main.column, *main.batch), (own.row, own.column, *own.batch)))
+    names = [axes[str(index)] for index in put.indices if index.constant is None]
+    return pairwise(names)
