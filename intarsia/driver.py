@@ -20,6 +20,7 @@ from intarsia.ir.conditions import Condition
 from intarsia.ir.errors import CompileError, Remarks, ScheduleError
 from intarsia.ir.graph import Module
 from intarsia.ir.plan import Plan, Repeat
+from intarsia.ir.plan_alignment import unaligned_parameters
 from intarsia.ir.plan_text import print_plan
 from intarsia.ir.target import Target
 from intarsia.ir.text import print_module
@@ -150,8 +151,11 @@ class Compilation:
         """What each kernel is on a GPU, by its name."""
         from intarsia.backends.gpu.emit import emit_kernel
 
-        kernels = {k.name: k for part in self.plan.whole for k in part.kernels}
-        return {name: emit_kernel(kernel) for name, kernel in kernels.items()}
+        found: dict[str, tuple[TritonKernel, ...]] = {}
+        for part in self.plan.whole:
+            unaligned = unaligned_parameters(part, 16)
+            found.update({kernel.name: emit_kernel(kernel, unaligned[kernel.name]) for kernel in part.kernels})
+        return found
 
     @cached_property
     def chip_code(self) -> dict[str, tuple[CompiledKernel, ...]]:

@@ -86,6 +86,9 @@ class Points:
         self.count *= max(0, high - low)
         if limit is not None and self.count > limit:
             raise TooLarge
+        if high <= low:  # no point counts, whatever else there is
+            self.active = np.zeros((1,) * self.rank, np.bool_)
+            self._guards.append(self.active)
         index = np.arange(low, max(low, high), dtype=np.int64)
         index = index.reshape([-1 if d == self.dimension[axis.name] else 1 for d in range(self.rank)])
         self._indices[axis.name] = index

@@ -8,7 +8,7 @@ use lie in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from intarsia.backends.gpu.expressions import Part, Scope, Tile, base_name
 from intarsia.backends.gpu.lanes import all_sizes
@@ -37,9 +37,9 @@ LARGEST_BLOCK = 1 << 17
 """Elements of a block beyond which no program could hold it."""
 
 
-def emit_kernel(kernel: Kernel) -> tuple[TritonKernel, ...]:
-    """The launches of a kernel, in order. Raises ScheduleError where the kernel is not scheduled so that it can be
-    written in Triton."""
+def emit_kernel(kernel: Kernel, unaligned: Collection[str] = ()) -> tuple[TritonKernel, ...]:
+    """The launches of a kernel, in order. `unaligned` parameters may not be at a multiple of 16 bytes. Raises
+    ScheduleError where the kernel is not scheduled so that it can be written in Triton."""
     groups: list[list[Statement]] = []
     for statement in kernel.body:
         if (isinstance(statement, For) and statement.kind == "grid") or not groups or _is_grid(groups[-1]):
@@ -51,7 +51,7 @@ def emit_kernel(kernel: Kernel) -> tuple[TritonKernel, ...]:
     users = {name: sum(any(a.buffer == name for a in accesses(g)) for g in groups) for name in allocated}
     shared = {name for name, count in users.items() if count > 1}
     names = [kernel.name if len(groups) == 1 else f"{kernel.name}_{n}" for n in range(len(groups))]
-    return tuple(_Launch(kernel, name, group, shared).whole() for name, group in zip(names, groups))
+    return tuple(_Launch(kernel, name, group, shared).whole(unaligned) for name, group in zip(names, groups))
 
 
 def _is_grid(group: Sequence[Statement]) -> bool:
@@ -72,7 +72,7 @@ class _Launch(Writes):
         self.constants = {lane.block: lane.extent for lane in self.lanes.values() if lane.extent > 1}
         self.facts = Facts(names=frozenset(kernel.sizes))
 
-    def whole(self) -> TritonKernel:
+    def whole(self, unaligned: Collection[str]) -> TritonKernel:
         """The function with its signature."""
         used = frozenset(n for s, _ in walk(self.body) for z in self._sizes(s) for n in z.symbols)
         names = [n for n in self.kernel.sizes if n in used]
@@ -80,7 +80,7 @@ class _Launch(Writes):
         self.arguments = frozenset(names)
         self.programs()
         parameters: list[Parameter] = [
-            Pointer(text, buffer, self.buffers[buffer].dtype, element)
+            Pointer(text, buffer, self.buffers[buffer].dtype, element, buffer not in unaligned)
             for (buffer, element), text in self.pointers.items()
         ]
         place = {b.name: n for n, b in enumerate(self.kernel.parameters)}

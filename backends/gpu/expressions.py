@@ -371,7 +371,7 @@ class Expressions(Functions):
         mask = self.mask(self.guard(load, order), order)
         address = self.address(buffer, load.indices, order)
         axes = union(order, address, *([mask] if mask else []))
-        text = f"tl.load({address.spread(axes)}"
+        text = f"tl.load({self.spread_over(address, axes)}"
         if mask is not None:
             other = literal(0, load.dtype) if load.other is None else literal(load.other.value, load.dtype)
             if load.dtype == BOOL:
@@ -384,19 +384,32 @@ class Expressions(Functions):
             value = self.named(Value(f"{text})", load.dtype, axes, depends=depends), load.buffer)
         return value
 
+    def spread_over(self, value: Value, axes: tuple[str, ...]) -> str:
+        """The text of an address for accesses along some axes. A mask widens blocks of addresses, but no scalar."""
+        if value.axes or not axes:
+            return value.spread(axes)
+        return f"tl.broadcast_to({value.text}, {tuple_text([self.blocks[a] for a in axes])})"
+
     def guard(self, load: Load, order: tuple[str, ...]) -> Mask:
         """The conditions under which memory is read: those of the load, and, where these do not keep it within the
         buffer, those of the statement, as far as they are about the lanes that the load depends on."""
         missing = tuple(m for m in self.holds if self.lanes_of(m) <= frozenset(order))
         mine = frozenset().union(*map(self.lanes_of, load.indices))
         mask = tuple(m for m in load.mask if m not in self.holds or (self.lanes_of(m) and self.lanes_of(m) <= mine))
+        indices = [i.substitute(self.known) for i in load.indices]
         for more in ((), [m for m in missing if self.lanes_of(m) <= mine], missing):
             mask = tuple(dict.fromkeys((*mask, *more)))
-            facts = self.facts.given(*(m - 1 for m in mask if not m.opaques))
-            bounds = zip(load.indices, self.buffers[load.buffer].extents)
+            facts = self.facts.given(*(m.substitute(self.known) - 1 for m in mask if not m.opaques))
+            bounds = zip(indices, self.buffers[load.buffer].extents)
             if all(facts.proves(i) and facts.proves(extent - 1 - i) for i, extent in bounds):
                 break
         return mask
+
+    def keeps(self, load: Load, conditions: Iterable[Size]) -> bool:
+        """Does a load of memory give `other` wherever one of some conditions does not hold? See `guard`."""
+        mine = frozenset().union(*map(self.lanes_of, load.indices))
+        known = load.buffer not in self.tiles
+        return known and all(m in load.mask and self.lanes_of(m) and self.lanes_of(m) <= mine for m in conditions)
 
     def lanes_of(self, size: Size) -> frozenset[str]:
         """The open lanes on which an integer depends."""

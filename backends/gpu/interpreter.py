@@ -71,7 +71,7 @@ def _argument(
             given = given[parameter.element.evaluate(sizes)]
         wanted = parameter.dtype.numpy
         assert given.dtype == wanted, f"{parameter.name} points to {wanted}, the array holds {given.dtype}"
-        if given.size and given.ctypes.data % 16:
+        if parameter.aligned and given.size and given.ctypes.data % 16:
             raise InterpreterError(f"kernel '{kernel.name}': {parameter.name} is not at a multiple of 16 bytes")
         return memory.add(parameter.name, given), kind
     value = parameter.value.evaluate(sizes)

@@ -83,7 +83,7 @@ class Products(Expressions):
         """A factor as a block with its dimensions in an order, 0 where conditions do not hold."""
         value = self.value(e, order)
         inner = e.value if isinstance(e, Cast) else e
-        zero = isinstance(inner, Load) and set(conditions) <= set(inner.mask) and inner.other is None
+        zero = isinstance(inner, Load) and self.keeps(inner, conditions) and inner.other is None
         if not zero and conditions and (mask := self.mask(conditions, order)) is not None:
             value = self.call("tl.where", order, e.dtype, mask, value, literal(0, e.dtype))
         if value.axes != order:

@@ -197,7 +197,9 @@ def _triton_compile(kernel: TritonKernel, target: Target, fuse_products: bool) -
 
     divisible = [["tt.divisibility", 16]]
     attributes = {
-        (position,): divisible for position, p in enumerate(kernel.parameters) if isinstance(p, Pointer) or p.divisible
+        (position,): divisible
+        for position, p in enumerate(kernel.parameters)
+        if (p.aligned if isinstance(p, Pointer) else p.divisible)
     }
     source = ASTSource(
         fn=load_function(kernel), signature=signature(kernel), constexprs=dict(kernel.constants), attrs=attributes

@@ -18,12 +18,14 @@ TRITON_TYPES: dict[DType, str] = {
 
 @dataclass(frozen=True)
 class Pointer:
-    """A parameter that points to the elements of a buffer of the kernel; to `element` of a list."""
+    """A parameter that points to the elements of a buffer of the kernel; to `element` of a list. `aligned`: it is at a
+    multiple of 16 bytes."""
 
     name: str
     buffer: str
     dtype: DType
     element: Size | None = None
+    aligned: bool = True
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class TritonKernel:
 
     text: the function, from `@triton.jit` on. constants: its `tl.constexpr` parameters, which follow the others, and
     their values. helpers: texts of functions that it calls, each to be written once before it. grid: the number of
-    programs along up to three axes, over sizes. Pointers are multiples of 16 bytes.
+    programs along up to three axes, over sizes.
     """
 
     name: str

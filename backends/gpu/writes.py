@@ -107,7 +107,7 @@ class Writes(Products):
         if mask is not None:
             axes = tuple(a for a in self.order if a in address.axes or a in mask.axes)
             guard = f", mask={mask.spread(axes)}"
-        pointer = address.spread(axes)
+        pointer = self.spread_over(address, axes)
         if put.atomic:
             if put.operator not in ("+=", "max=", "min="):
                 raise ScheduleError(f"there is no atomic {put.operator}")
@@ -117,7 +117,7 @@ class Writes(Products):
         if put.operator != "=":
             old = Load(put.buffer, put.indices, value.dtype)
             held = replace(self.address(buffer, put.indices, self.order))
-            text = f"tl.load({held.spread(axes)}{guard})"
+            text = f"tl.load({self.spread_over(held, axes)}{guard})"
             loaded = Value(
                 f"{text} != 0" if value.dtype == BOOL else text, old.dtype, axes, 1 if value.dtype == BOOL else 10
             )
@@ -231,7 +231,7 @@ class Writes(Products):
         conditions = [m for m in put.mask if self.lanes_of(m) & set(reduced)]
         neutral = COMBINERS[_COMBINER[operator]].neutral(value.dtype)
         match value:
-            case Load(buffer, mask=held, other=other) if buffer not in self.tiles and set(conditions) <= set(held):
+            case Load(other=other) if self.keeps(value, conditions):
                 if (other.value if other else 0) == neutral:
                     conditions = []
         new = self.value(value)

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from guarded_memory import GuardedMemory
 
 from intarsia.backends.cpu.compile import load as load_code
 from intarsia.backends.cpu.machine import LoadedFunction
+from intarsia.backends.gpu.guard import MemoryFault
+from intarsia.backends.gpu.interpreter import InterpreterError
+from intarsia.backends.gpu.toolchain import ToolchainError, compile_kernel
 from intarsia.driver import Compilation
 from intarsia.ir.dtypes import Array
-from intarsia.ir.errors import CompileError, Source
+from intarsia.ir.errors import CompileError, ScheduleError, Source
 from intarsia.ir.interpreter import evaluate
 from intarsia.ir.plan_interpreter import run_plan
 from intarsia.ir.points import Operand
 from intarsia.ir.tolerance import Expected, expected
-from intarsia.options import Options
+from intarsia.options import Options, resolve_target
 from intarsia.program import Program
 from intarsia.runtime.native import NativeFunction, address_of, native_symbols, pointer_table
 from intarsia.runtime.threads import THREADS
 
 LEVELS = ("reference", "fused", "kernels", "scheduled", "plan", "cpu")
+GPU_LEVELS = ("scheduled", "plan", "triton")
+"""What is run of a program for a GPU; `cubin` compiles its kernels, and is slow."""
+
+CHIPS = ("gpu:sm_80", "gpu:sm_90")
 OPTIONS = Options()
 NOT_YET = "E0901"
 """What the compiler says it cannot compile yet; the interpreters run it."""
@@ -41,15 +50,20 @@ class Failure:
 
 
 def compare(
-    text: str, arguments: Mapping[str, object], levels: Sequence[str] = LEVELS, options: Options = OPTIONS
+    text: str,
+    arguments: Mapping[str, object],
+    levels: Sequence[str] = LEVELS,
+    options: Options = OPTIONS,
+    name: str | None = None,
 ) -> Failure | None:
-    """The first level whose result differs from the reference in f64 beyond its error bound, or that fails.
+    """The first level at which the result of a function differs from the reference in f64 beyond its error bound, or
+    that fails. It is the entry point if it has no `name`.
 
     Arguments that the program does not have are left out.
     """
     level = "build"
     try:
-        function = Program(Source("fuzz.ita", text), options, use_cache=False).entry()
+        function = Program(Source("fuzz.ita", text), options, use_cache=False).entry(name)
         known = {p.name for p in function.form.parameters}
         given, dims = function.arrange((), {n: a for n, a in arguments.items() if n in known})
         statics, tensors = function.split(given)
@@ -65,7 +79,10 @@ def compare(
         if error.code == NOT_YET:
             return None
         return Failure(level, f"{error.code}: {error}")
-    except (AssertionError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        AssertionError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError,
+        InterpreterError, MemoryFault, ScheduleError, ToolchainError,
+    ) as error:  # fmt: skip
         return Failure(level, f"{type(error).__name__}: {error}")
     return None
 
@@ -84,6 +101,11 @@ def _run(level: str, compilation: Compilation, inputs: list[Operand]) -> list[Se
             return [evaluate(getattr(compilation, level), inputs, sizes)]
         case "plan":
             return [run_plan(compilation.plan, inputs, sizes)]
+        case "triton":
+            return [run_plan(compilation.plan, inputs, sizes, compilation.interpret_launches)]
+        case "cubin":
+            _compile_for_chips(compilation)
+            return []
     code = compilation.code
     loaded = load_code(code.object_code, code.entry, native_symbols())
     found = []
@@ -95,6 +117,16 @@ def _run(level: str, compilation: Compilation, inputs: list[Operand]) -> list[Se
     for one, other in zip(*found):
         assert one.tobytes() == other.tobytes(), "the number of threads changes a result"
     return found[:1]
+
+
+def _compile_for_chips(compilation: Compilation) -> None:
+    """The code of every launch, which must keep what it computes with in registers."""
+    launches = [launch for found in compilation.launches.values() for launch in found]
+    for chip in CHIPS:
+        for launch in launches:
+            with tempfile.TemporaryDirectory() as folder:
+                made = compile_kernel(launch, resolve_target(chip), Path(folder))
+            assert made.resources.spilled == 0, f"{launch.name} spills {made.resources.spilled} bytes on {chip}"
 
 
 def _run_native(compilation: Compilation, loaded: LoadedFunction, inputs: list[Operand]) -> list[Array]:

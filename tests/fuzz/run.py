@@ -12,6 +12,7 @@ import argparse
 import random
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -34,11 +35,11 @@ def options_for(program: FuzzProgram, target: str, dynamic: bool) -> Options:
     return Options(target=target, dynamic=tuple(chosen) if dynamic else ())
 
 
-def reduced(program: FuzzProgram, kind: str, options: Options) -> str:
+def reduced(program: FuzzProgram, kind: str, levels: Sequence[str], options: Options) -> str:
     """The smallest program with a failure of the same kind."""
 
     def fails(source: Source) -> bool:
-        failure = compare(source.text, program.arguments, options=options)
+        failure = compare(source.text, program.arguments, levels, options)
         return failure is not None and failure.kind.split(":")[0] == kind.split(":")[0] and failure.level != "build"
 
     return reduce_program(Source("fuzz.ita", program.text), fails).text
@@ -54,17 +55,18 @@ def main() -> int:
     parser.add_argument("--dynamic", action="store_true", help="keep some of the dimensions open")
     parser.add_argument("--chains", action="store_true", help="chains of products and reductions")
     options = parser.parse_args()
+    levels = options.levels.split(",")
     kinds: dict[str, list[int]] = {}
     start = time.perf_counter()
     for number, seed in enumerate(range(options.first, options.first + options.count)):
         program = (generate_chain if options.chains else generate)(seed)
         compiled = options_for(program, options.target, options.dynamic)
-        failure = compare(program.text, program.arguments, options.levels.split(","), compiled)
+        failure = compare(program.text, program.arguments, levels, compiled)
         if failure is not None:
             if failure.kind not in kinds:
                 print(f"\nseed {seed}: {failure.level}: {failure.message}\n", flush=True)
                 options.keep.mkdir(exist_ok=True, parents=True)
-                text = program.text if failure.level == "build" else reduced(program, failure.kind, compiled)
+                text = program.text if failure.level == "build" else reduced(program, failure.kind, levels, compiled)
                 (options.keep / f"{seed}.ita").write_text(f"# {failure.kind}\n{text}", encoding="utf-8")
             kinds.setdefault(failure.kind, []).append(seed)
         if number % 100 == 99:

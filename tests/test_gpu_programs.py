@@ -1,0 +1,92 @@
+"""Whole programs in Triton's interpreter: examples, PolyBench, random programs, and what once went wrong."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from chains import generate_chain
+from compare import GPU_LEVELS, compare
+from generate import FuzzProgram, generate
+
+from intarsia.ir.dtypes import Array
+from intarsia.options import Options
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks" / "polybench"))
+
+from kernels import KERNELS, Kernel, Random  # noqa: E402
+
+OPTIONS = Options(target="gpu:sm_90")
+
+
+def require(
+    text: str, arguments: dict[str, object], levels: tuple[str, ...] = ("triton",), function: str | None = None
+) -> None:
+    failure = compare(text, arguments, levels, OPTIONS, function)
+    assert failure is None, f"{failure}\n{text}"
+
+
+def normal(*shape: int) -> Array:
+    return np.random.default_rng(0).standard_normal(shape, np.float64)
+
+
+SMALL = {
+    "one number for all lanes, behind a mask": (
+        "fn f(x: f64[4, 30], s: f64[4]) -> f64[4, 30] {\n"
+        "    return loop (y = x) for t < 4 { yield update y[0, j in 0..30] = s[t] }\n}",
+        {"x": normal(4, 30), "s": normal(4)},
+    ),
+    "rows that begin anywhere": (
+        "fn f(x: f32[5, 3]) -> (f32[3], f32[5, 3]) {\n"
+        "    return scan (h = zeros(f32[3])) for t < 5 { n = tanh(x[t] + 0.5 * h)\n yield n\n emit n * 2.0 }\n}",
+        {"x": normal(5, 3).astype(np.float32)},
+    ),
+    "a step without points, whose subscripts would fall outside": (
+        "fn f(x: f32[6, 6]) -> f32[6, 6] {\n"
+        "    return loop (y = x) for s < 6 { yield update y[5 - s, j in 6 - s..6] = y[6 - s, j - 1] * 2.0 }\n}",
+        {"x": normal(6, 6).astype(np.float32)},
+    ),
+    "a condition on an axis that a summand does not have": (
+        "fn f(x: f32[5]) -> f32[5] { y[i] = sum[j in 0..30](x[i])\n return y }",
+        {"x": normal(5).astype(np.float32)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small(name: str) -> None:
+    text, arguments = SMALL[name]
+    require(text, arguments, ("reference", *GPU_LEVELS))
+
+
+@pytest.mark.parametrize("seed", (2000, 2002, 2003, 2004))
+def test_a_few_random_programs(seed: int) -> None:
+    require_agreement(generate(seed))
+
+
+def require_agreement(program: FuzzProgram) -> None:
+    require(program.text, dict(program.arguments), GPU_LEVELS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, 200, 20))
+def test_random_programs(first: int) -> None:
+    for seed in range(first, first + 20):
+        require_agreement(generate(seed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, 40, 10))
+def test_chains_of_products(first: int) -> None:
+    for seed in range(first, first + 10):
+        require_agreement(generate_chain(seed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", [pytest.param(k, id=name) for name, k in KERNELS.items()])
+def test_polybench(kernel: Kernel) -> None:
+    given = kernel.make(Random(), **kernel.at("MINI"))
+    text = kernel.source.read_text(encoding="utf-8")
+    require(text, dict(given), function=kernel.name)
