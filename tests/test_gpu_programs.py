@@ -16,7 +16,7 @@ from intarsia.options import Options
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks" / "polybench"))
 
-from kernels import KERNELS, Kernel, Random  # noqa: E402
+from kernels import KERNELS, Kernel, Random
 
 OPTIONS = Options(target="gpu:sm_90")
 

@@ -9,13 +9,19 @@ from intarsia.ir.plan_alignment import unaligned_parameters
 from intarsia.options import Options
 
 ROWS = """fn f(w: f32[8, 8], x: f32[5, {width}]) -> f32[5, {width}] {{
-    _, rows = scan (h = zeros(f32[{width}])) for t < 5 {{ n = tanh(x[t] + sum(h)) yield n emit n * sum(n) }}
+    _, rows = scan (h = zeros(f32[{width}])) for t < 5 {{
+        n = tanh(x[t] + sum(h))
+        yield n
+        emit n * sum(n)
+    }}
     return rows
 }}"""
 
 
 def loose(width: int) -> set[str]:
-    compilation = Compilation(load(Source("p.ita", ROWS.format(width=width))).build("f"), {}, Options(target="gpu:sm_90"))
+    compilation = Compilation(
+        load(Source("p.ita", ROWS.format(width=width))).build("f"), {}, Options(target="gpu:sm_90")
+    )
     return {p for found in unaligned_parameters(compilation.plan, 16).values() for p in found}
 
 
