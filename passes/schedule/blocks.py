@@ -15,11 +15,11 @@ from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import For, Kernel, Put, walk
 from intarsia.ir.kernel_access import accesses, trips
 from intarsia.ir.scalar import Apply, Expr, loads
-from intarsia.ir.schedule import Collapse, Grid, Reorder, Vectorize
+from intarsia.ir.schedule import Accumulate, Collapse, Grid, Merge, Move, Reorder, Vectorize
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.dependence import carried_dependence
-from intarsia.passes.schedule.shape import count
-from intarsia.passes.schedule.tree import find_loop, loops_in, perfect_nest
+from intarsia.passes.schedule.shape import count, operations
+from intarsia.passes.schedule.tree import find_loop, loops_in, perfect_nest, puts_in
 
 ELEMENTS = 1024
 """Elements of a block that is computed point by point."""
@@ -29,6 +29,9 @@ ROW = 8192
 
 GROUP = 8
 """Blocks of rows of a product that go through its columns together."""
+
+PART = 256
+"""Steps of a product at least, where its reduction is cut into parts."""
 
 PIECE = 2048
 """Elements of a block of a longer row."""
@@ -129,7 +132,8 @@ def _block_matrix(b: Builder, top: str) -> bool:
         return False
     rows_in_all, columns_in_all, depth = (count(trips(b.loop(a))) for a in (matrix.row, matrix.column, matrix.along))
     batches = math.prod(count(trips(b.loop(a))) for a in outer if a not in (matrix.row, matrix.column))
-    sizes = block_sizes(rows_in_all, columns_in_all, depth, batches, matrix.bits, b.target.cores)
+    is_light = _is_light(b, outer[0])
+    sizes = block_sizes(rows_in_all, columns_in_all, depth, batches, matrix.bits, b.target.cores, is_light)
     rows, row = lanes(b, matrix.row, sizes[0])
     columns, column = lanes(b, matrix.column, sizes[1])
     _, along = lanes(b, matrix.along, sizes[2])
@@ -145,6 +149,56 @@ def _block_matrix(b: Builder, top: str) -> bool:
     _set_lanes(b, (*done, column, row))
     _share(b, _grouped(b, counters, rows, columns))
     return True
+
+
+def _is_light(b: Builder, top: str) -> bool:
+    """Is little done to the sums of a nest, and is all that it touches in whole accesses of memory?"""
+    puts = puts_in((b.loop(top),))
+    shapes = [b.kernel.buffers()[a.buffer].shape for a in accesses((b.loop(top),))]
+    aligned = all((shape[-1].constant or 1) % ALIGNED == 0 for shape in shapes if shape)
+    return aligned and all(p.operator != "=" or operations(p.value) <= FEW_OPERATIONS for p in puts)
+
+
+def split_products(b: Builder, top: str) -> None:
+    """Cut the reduction of a product with too few blocks for all cores into parts, whose sums are added in order: a
+    launch for the parts, and one for the rest."""
+    nest, body = perfect_nest(b.loop(top))
+    if len(body) != 1 or not isinstance(put := body[0], Put) or put.operator != "+=":
+        return
+    kept = [loop for loop in nest if any(loop.axis in i.symbols for i in put.indices)]
+    depth = nest[-1]
+    length = trips(depth).constant
+    if (
+        len(kept) != len(nest) - 1
+        or depth in kept
+        or length is None
+        or _sides(put.value, [x.axis for x in kept]) is None
+    ):
+        return
+    programs = max(1, math.prod(count(trips(loop)) for loop in kept) // (64 * 64))
+    parts = next((p for p in (16, 8, 4, 2) if p * programs <= 2 * b.target.cores and length % (p * PART) == 0), 1)
+    if parts == 1 or programs >= b.target.cores:
+        return
+
+    def cut() -> None:
+        part, inner = b.split(depth.axis, length // parts)
+        axes = (part, *(loop.axis for loop in kept))
+        b.take(Reorder(axes))
+        sums = b.fresh(put.buffer)
+        b.take(Accumulate(put.buffer, part, sums, "global", "add", (part,)))
+        setters = [loop.axis for loop in b.outermost() if any(p.buffer == put.buffer for p in puts_in(loop.body))]
+        if len(setters) == 2:  # what is set to 0 before the parts are made, and what adds them
+            added, *rest = (loop.axis for loop in perfect_nest(b.loop(setters[1]))[0])
+            b.take(Reorder((*rest, added)))
+            b.attempt(Move(setters[0], rest[0]))
+        initial = next(loop for loop in b.outermost() if any(p.buffer == sums for p in puts_in(loop.body)))
+        for first, second in zip(perfect_nest(initial)[0], axes):
+            b.take(Merge((first.axis, second)))
+        b.take(Accumulate(sums, inner, b.fresh(sums), "register", "set"))
+        if not _block_matrix(b, initial.axis):
+            raise ScheduleError("its blocks are none of a product")
+
+    b.together(f"parts of {depth.axis}", cut)
 
 
 def _grouped(b: Builder, counters: list[str], rows: str, columns: str) -> list[str]:
@@ -170,22 +224,31 @@ def _outermost(b: Builder, axes: Sequence[str]) -> str:
 
 BLOCKS: dict[int, tuple[tuple[int, int, int], ...]] = {
     8: ((128, 128, 128), (64, 128, 128), (64, 64, 128)),
-    16: ((128, 128, 64), (64, 128, 64), (64, 64, 64)),
-    32: ((64, 64, 32), (32, 64, 32), (32, 32, 32)),
+    16: ((128, 256, 64), (128, 128, 64), (64, 128, 64), (64, 64, 64)),
+    32: ((128, 128, 16), (64, 64, 32), (32, 64, 32), (32, 32, 32)),
     64: ((16, 16, 16),),
 }
-"""Rows, columns and depth of blocks of products by the bits of what is multiplied, the largest first: their sums take
-at most half of the registers."""
+"""Rows, columns and depth of blocks of products by the bits of what is multiplied, the largest first. Sums of
+the very largest take half of the registers, which leaves few for what is done to them and for addresses of elements."""
+
+FEW_OPERATIONS = 8
+"""Scalar operations on a sum for which registers are left beside the largest blocks."""
+
+ALIGNED = 8
+"""Elements of 16 bits that are moved at once."""
 
 
-def block_sizes(rows: int, columns: int, depth: int, batches: int, bits: int, cores: int) -> tuple[int, int, int]:
-    """Rows, columns and depth of the blocks of a product: the largest ones of which there are enough for all cores."""
+def block_sizes(
+    rows: int, columns: int, depth: int, batches: int, bits: int, cores: int, is_light: bool
+) -> tuple[int, int, int]:
+    """Rows, columns and depth of the blocks of a product: the largest ones of which there are enough for all cores.
+    `is_light`: little is done to the sums, and rows begin at whole accesses of memory."""
 
     def fitted(block: tuple[int, int, int]) -> tuple[int, int, int]:
         own = [min(most, max(16, power_of_two(n))) for most, n in zip(block, (rows, columns, depth))]
         return own[0], own[1], max(own[2], 32 if bits == 8 else 16)
 
-    options = [fitted(block) for block in BLOCKS[bits]]
+    options = [fitted(block) for block in BLOCKS[bits][0 if is_light or bits != 16 else 1 :]]
     return next((o for o in options if batches * -(-rows // o[0]) * -(-columns // o[1]) >= cores), options[-1])
 
 

@@ -14,7 +14,7 @@ from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.target import Target
 from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, merge_rows
-from intarsia.passes.schedule.blocks import block_region
+from intarsia.passes.schedule.blocks import block_region, split_products
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.programs_of_chains import schedule_chain_of_blocks
 from intarsia.passes.schedule.reductions import reduce_in_parts
@@ -63,6 +63,8 @@ def _merged(b: Builder, writable: Writable) -> None:
     """Stages that share rows in one launch."""
     for loop in b.waiting():
         reduce_in_parts(b, loop.axis)
+    for loop in b.waiting():
+        split_products(b, loop.axis)
     merge_rows(b)
     localize_all(b)
     accumulate_rows(b)
@@ -73,6 +75,8 @@ def _stages(b: Builder, writable: Writable) -> None:
     """A launch for each stage; what passes between them lies in memory."""
     for loop in b.waiting():
         reduce_in_parts(b, loop.axis)
+    for loop in b.waiting():
+        split_products(b, loop.axis)
     accumulate_rows(b)
     _block_all(b, writable)
 
