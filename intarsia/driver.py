@@ -166,7 +166,7 @@ class Compilation:
         launches = self.launches
         every = list(dict.fromkeys(launch for found in launches.values() for launch in found))
         with self._timed("triton"):
-            made = compile_kernels(every, self.target, cache_directory() / "triton", counted=True)
+            made = compile_kernels(every, self.target, cache_directory() / "triton", counted=True, each=map_in_workers)
         code = dict(zip(every, made))
         return {name: tuple(code[launch] for launch in found) for name, found in launches.items()}
 

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import gpu_kernels
@@ -26,6 +27,7 @@ from intarsia.backends.gpu.triton_module import module_text
 from intarsia.ir.dtypes import BF16, F32
 from intarsia.ir.sizes import Size
 from intarsia.ir.target import TARGETS, Target
+from intarsia.workers import map_with
 
 pytest.importorskip("triton")
 
@@ -89,7 +91,7 @@ def test_nothing_is_spilled(kernel: TritonKernel, target: Target, folder: Path) 
 @pytest.mark.slow
 def test_tensor_cores_of_blackwell_and_sorting(folder: Path) -> None:
     kernels = [gpu_kernels.matmul(BF16, (128, 128, 64), warps=8, divisible=True), gpu_kernels.sort(1024)]
-    matmul, sort = compile_kernels(kernels, BLACKWELL, folder, counted=True, processes=2)
+    matmul, sort = compile_kernels(kernels, BLACKWELL, folder, counted=True, each=partial(map_with, 2))
     assert matmul.resources.count("tcgen05") > 0 and matmul.resources.spilled == 0
     assert sort.resources.count("shuffle") > 100 and "resources" in vars(sort)
     assert matmul == compile_kernel(kernels[0], BLACKWELL, folder)

@@ -13,16 +13,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property, partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
 
 from intarsia.backends.gpu.triton_kernel import Pointer, TritonKernel
 from intarsia.backends.gpu.triton_module import TRITON_LOCK, load_function, refusals, require_triton, signature
+from intarsia.ir.mapping import Mapper
 from intarsia.ir.target import Target
 
 INSTRUCTIONS = {
@@ -120,13 +119,19 @@ class CompiledKernel:
         return _tool("nvdisasm", ["-c", "-ndf"], self.cubin)
 
     @cached_property
+    def usage(self) -> tuple[int, int]:
+        """Registers and bytes of local memory of a thread, which take less time to find than what is in `resources`."""
+        printed = _tool("cuobjdump", ["--dump-resource-usage"], self.cubin)
+        found = _USAGE.search(printed)
+        assert found is not None, printed
+        registers, stack, local = map(int, found.groups())
+        return registers, stack + local
+
+    @cached_property
     def resources(self) -> Resources:
         """What the kernel takes of the chip, counted in `sass`."""
-        usage = _tool("cuobjdump", ["--dump-resource-usage"], self.cubin)
-        found = _USAGE.search(usage)
-        assert found is not None, usage
-        registers, stack, local = map(int, found.groups())
-        return Resources(registers, self.shared, stack + local, self.warps, count_instructions(self.sass))
+        registers, spilled = self.usage
+        return Resources(registers, self.shared, spilled, self.warps, count_instructions(self.sass))
 
 
 def compile_kernel(
@@ -167,18 +172,14 @@ def compile_kernels(
     *,
     fuse_products: bool = False,
     counted: bool = False,
-    processes: int | None = None,
+    each: Mapper = map,
 ) -> list[CompiledKernel]:
-    """Compile each kernel, several at a time; `processes` is one for each core unless given.
+    """Compile each kernel; `each` may share the work among processes.
 
     With `counted`, their `resources` are known as well when they come back.
     """
-    work = partial(_compile_one, target, cache_directory, fuse_products, counted)
-    count = min(processes or os.cpu_count() or 1, len(kernels))
-    if count <= 1:
-        return [work(kernel) for kernel in kernels]
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(work, kernels))
+    require_triton()  # here, so that processes find it imported
+    return list(each(partial(_compile_one, target, cache_directory, fuse_products, counted), kernels))
 
 
 def _compile_one(
