@@ -511,6 +511,17 @@ def test_convolutions_of_any_size_keep_their_meaning(rows: int, columns: int, ch
     pipeline.run(load(Source("f.ita", text)).build(None), Context(TARGET), verification("exec"))
 
 
+@pytest.mark.parametrize("width", [55, 57])
+def test_the_last_tile_of_a_row_of_pixels_has_as_many_as_there_are(width: int) -> None:
+    """Masks are left in one iteration of known number, where they are decided when code is made."""
+    text = "fn f(x: f32[1, 16, 9, W + 2], w: f32[64, 16, 3, 3]) -> f32[1, 64, 7, W] { return conv2d(x, w) }"
+    kernel = large(text, W=width)
+    sums = [(s, around) for s, around in walk(kernel.body) if isinstance(s, Put) and s.operator == "+="]
+    masked = [around for s, around in sums if any(x.mask for x in loads(s.value))]
+    assert len(sums) == 2 and len(masked) == 1
+    assert any(loop.lower.constant and trips(loop).constant == 1 for loop in masked[0])
+
+
 def test_left_operands_that_lie_across_are_packed_once() -> None:
     text = "fn f(a: f32[K, M], b: f32[K, N]) -> f32[M, N] { return transpose(a) @ b }"
     counts = count_accesses(large(text, M=1024, N=1024, K=512), {})

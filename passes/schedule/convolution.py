@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from intarsia.ir.kernel import For
 from intarsia.ir.kernel_access import is_injective, trips
-from intarsia.ir.schedule import ROOT, Accumulate, Collapse, Localize, Merge, Pack, Reorder, Version
+from intarsia.ir.schedule import ROOT, Accumulate, Collapse, Localize, Merge, Pack, Peel, Reorder, Version
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.contraction import around, load_along, share, transpose_copy, unroll_reduction, write_out
 from intarsia.passes.schedule.nests import Contraction, Nest, find_contraction
@@ -22,6 +22,9 @@ from intarsia.passes.schedule.tree import loops_in
 
 ROWS = 8
 """Pixels of a tile at most."""
+
+BRIEF = 4
+"""Pixels for which a tile takes as long as for one: additions wait for each other."""
 
 VECTORS = 2
 """Vectors of channels of a tile: with eight pixels ten loads for sixteen multiply-adds."""
@@ -66,9 +69,21 @@ def _filled(length: int, unit: int) -> float:
 
 
 def _rows(b: Builder, c: Contraction) -> int:
-    """Pixels of a tile: so that all tiles of a row of pixels are about full."""
+    """Pixels of a tile: so that a row of pixels takes the least time, the shorter tile at its end included."""
     length = trips(b.loop(c.main.row)).constant
-    return ROWS if length is None else -(-length // -(-length // ROWS))
+    if length is None or length <= ROWS:
+        return length or ROWS
+
+    def cost(rows: int) -> tuple[int, bool, int]:
+        whole, rest = divmod(length, rows)
+        pixels = whole * rows + (max(rest, BRIEF) if rest else 0)
+        return (
+            2 * pixels + -(-length // rows),
+            rest > 0,
+            -rows,
+        )  # a tile is begun and written in the time of half a pixel
+
+    return min(range(BRIEF + 1, ROWS + 1), key=cost)
 
 
 def _vectors(b: Builder, c: Contraction, lanes: int) -> int:
@@ -135,7 +150,9 @@ def _tile(b: Builder, c: Contraction) -> None:
     if c.epilogues and b.kernel.buffers()[c.put.buffer].role == "temp":
         b.attempt(Localize(c.put.buffer, main.tiles, "register"))
     unroll_reduction(b, reduced[-1])
-    b.attempt(Version(main.tiles))
+    # The last tile of a row by itself has only the pixels that there are: known lengths leave nothing of its masks.
+    if trips(b.loop(main.tiles)).constant is None or not b.attempt(Peel(main.tiles)):
+        b.attempt(Version(main.tiles))
     share(b, main.outer[:-1])
 
 
