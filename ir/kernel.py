@@ -73,7 +73,9 @@ class For:
 
 @dataclass(frozen=True)
 class Put:
-    """The only write: `buffer[indices] op value where mask`. It converts nothing."""
+    """The only write: `buffer[indices] op value where mask`. It converts nothing. With `numbers`, it does not matter
+    what a minimum or maximum becomes if a value is NaN: whatever depends on it is NaN then, by way of something else.
+    """
 
     buffer: str
     indices: tuple[Size, ...]
@@ -82,6 +84,7 @@ class Put:
     mask: Mask = ()
     nontemporal: bool = False
     atomic: bool = False
+    numbers: bool = False
     span: Span | None = field(default=None, compare=False, repr=False)
 
 

@@ -58,6 +58,8 @@ _OPERATORS: dict[tuple[str, ...], PutOperator] = {
     ("and", "="): "and=",
     ("or", "="): "or=",
 }
+_MARKS = {"nt": "nontemporal", "atomic": "atomic", "numbers": "numbers"}
+"""What may stand behind a write after `!`, and the field that says so."""
 
 
 # ---------------------------------------------------------------------- printing
@@ -108,9 +110,9 @@ def _lines(body: tuple[Statement, ...], depth: int) -> Iterator[str]:
 
 def _leaf(statement: Statement) -> str:
     match statement:
-        case Put(buffer, indices, operator, value, mask, nontemporal, atomic):
+        case Put(buffer, indices, operator, value, mask):
             where = f" where {mask_text(mask)}" if mask else ""
-            marks = (" !nt" if nontemporal else "") + (" !atomic" if atomic else "")
+            marks = "".join(f" !{word}" for word, name in _MARKS.items() if getattr(statement, name))
             return f"{_element(buffer, indices)} {operator} {expression_text(value)}{where}{marks}"
         case Alloc(buffer):
             memory = "" if buffer.memory == "global" else f" {buffer.memory}"
@@ -255,8 +257,9 @@ class KernelReader(ScalarReader):
         mask = self.mask() if self.accept("where") else ()
         marks = set()
         while self.accept("!"):
-            marks.add(self.name("nt or atomic"))
-        return Put(buffer, indices, operator, value, mask, "nt" in marks, "atomic" in marks, self.span(start))
+            marks.add(self.name(", ".join(_MARKS)))
+        given = {name: word in marks for word, name in _MARKS.items()}
+        return Put(buffer, indices, operator, value, mask, **given, span=self.span(start))
 
     def _accept_all(self, words: tuple[str, ...]) -> bool:
         if any(self.peek(ahead).text != word for ahead, word in enumerate(words)):

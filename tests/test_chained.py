@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from intarsia.backends.cpu.compile import compile_kernel, host_target
+from intarsia.backends.cpu.compile import load as load_code
 from intarsia.driver import Compilation, Options
 from intarsia.dsl.library import load
 from intarsia.ir.dtypes import Array
@@ -17,6 +19,7 @@ from intarsia.ir.kernel_interpreter import run
 from intarsia.ir.kernel_verifier import unproved_accesses, verify_kernel
 from intarsia.ir.scalar import loads
 from intarsia.passes.schedule.tree import rewrite
+from intarsia.runtime.native import NativeFunction, native_symbols
 
 TARGET = "cpu:x86-avx512"
 
@@ -148,6 +151,31 @@ def test_blocks_without_scores_are_left_out(band: str, turned: bool) -> None:
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("score", ["DOT * 0.25", "where(j <= i, DOT, -inf)"])
+def test_nan_in_a_score_reaches_all_of_its_row(score: str) -> None:
+    """The maximum need not keep it: on x86 it is one instruction then."""
+    kernel = one_kernel(attention(70, 70, 16, score))
+    maxima = [s for s, _ in walk(kernel.body) if isinstance(s, Put) and s.operator == "max="]
+    assert maxima and all(m.numbers for m in maxima)
+    compiled = compile_kernel(kernel, host_target())
+    loaded = load_code(compiled.object_code, compiled.entry, native_symbols())
+    function = NativeFunction(loaded.address, 3, 1, owner=loaded)
+    for key in (0, 17, 33, 69):
+        q, k, v = draw(kernel)
+        k[0, key] = k[1, key, 0] = q[1, 5] = np.nan
+        q[1, 40] = np.inf
+        result = np.zeros_like(q)
+        assert function.run([q, k, v], [result]) is None
+        with np.errstate(all="ignore"):
+            wanted = expected(q, k, v, lambda s, i, j: s * 0.25 if "0.25" in score else np.where(j <= i, s, -np.inf))
+        np.testing.assert_allclose(result, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_maximum_that_is_needed_keeps_nan() -> None:
+    kernel = one_kernel(LOSSES["contrastive"])
+    assert not any(isinstance(s, Put) and s.numbers for s, _ in walk(kernel.body))
 
 
 def test_heads_may_share_keys() -> None:

@@ -19,8 +19,8 @@ EVERYTHING = """kernel every.thing(a: f32[M, 64], w: list[3] i32[64, 64], out c:
     unroll i.0 in 0..16 {
       lane j in 0..16 {
         acc[i.0, j] += (a[i + i.0, 3] if i + i.0 < M else 7.0) * 2.5 where i + i.0 < M and j < 12
-        c[i, j] = -(acc[i, j] - 1.0) / 2.0 !nt
-        c[w[2, i, j], j] max= where(a[i, 0] < 1.0 or not(a[i, 1] == inf), nan, -inf) where 0 < w[1, i, j] !nt !atomic
+        c[i, j] = -(acc[i, j] - 1.0) / 2.0 !nt !atomic
+        c[w[2, i, j], j] max= where(a[i, 0] < 1.0 or not(a[i, 1] == inf), nan, -inf) where 0 < w[1, i, j] !nt !numbers
         prefetch a[i + 16, 0] L1
         prefetch c[min(M - 1, i + 16), 0] L2 write
         s[] *= f64:2.0 + f64(acc[i // 3, j % 2]) - f64(bitcast(w[t, 0, 0], f32))

@@ -44,15 +44,17 @@ class Arithmetic:
         self.function = function
         self.target = target
 
-    def apply(self, name: str, arguments: tuple[Value, ...]) -> Value:
-        """The value of a basic function."""
+    def apply(self, name: str, arguments: tuple[Value, ...], *, numbers: bool = False) -> Value:
+        """The value of a basic function. With `numbers`, any will do for an extremum of NaN and something else."""
         if name == "where":
             return select(self.function, *arguments)
         dtype = arguments[0].dtype
         if dtype.is_float and dtype.bits == 16:
             wide = tuple(wide_float(self.function, a) for a in arguments)
-            result = self.apply(name, wide)
+            result = self.apply(name, wide, numbers=numbers)
             return convert(self.function, result, dtype) if result.dtype == F32 else result
+        if numbers and dtype.is_float and name in ("minimum", "maximum"):
+            return self._extremum_of_numbers(name, *arguments)
         return self._float(name, arguments) if dtype.is_float else self._integer(name, arguments)
 
     def fused_multiply_add(self, a: Value, b: Value, c: Value) -> Value:
@@ -96,13 +98,18 @@ class Arithmetic:
         return constant(number, like.dtype, like.lanes)
 
     def _float_extremum(self, name: str, a: Value, b: Value) -> Value:
-        """NaN wins. On x86 the comparison and the first selection are one instruction, which gives b if either is
-        NaN; that leaves a NaN in a to care for."""
-        function = self.function
+        """NaN wins: one in b by itself, which leaves one in a to care for."""
+        either = self._extremum_of_numbers(name, a, b)
         if self.target.triple.startswith("aarch64"):
-            return intrinsic(function, name, a, b)
-        better = comparison(function, "fcmp ogt" if name == "maximum" else "fcmp olt", a, b)
-        return select(function, comparison(function, "fcmp uno", a, a), a, select(function, better, a, b))
+            return either
+        return select(self.function, comparison(self.function, "fcmp uno", a, a), a, either)
+
+    def _extremum_of_numbers(self, name: str, a: Value, b: Value) -> Value:
+        """One instruction: on x86 it gives b if either is NaN, elsewhere NaN."""
+        if self.target.triple.startswith("aarch64"):
+            return intrinsic(self.function, name, a, b)
+        better = comparison(self.function, "fcmp ogt" if name == "maximum" else "fcmp olt", a, b)
+        return select(self.function, better, a, b)
 
     def _sign(self, x: Value) -> Value:
         function, nothing = self.function, zero(x.dtype, x.lanes)
@@ -267,15 +274,15 @@ class Arithmetic:
 
     # ------------------------------------------------------------------ over lanes
 
-    def reduce_lanes(self, name: str, value: Value) -> Value:
+    def reduce_lanes(self, name: str, value: Value, *, numbers: bool = False) -> Value:
         """Combine the lanes of a vector by add, mul, minimum, maximum, and, or: halves with halves."""
         function, lanes = self.function, value.lanes
         if lanes == 1:
             return value
         if lanes % 2 or lanes == 2:
             rest = value if lanes == 2 else shuffle(function, value, value, range(lanes - 1))
-            first = extract(function, value, 0) if lanes == 2 else self.reduce_lanes(name, rest)
-            return self.apply(name, (first, extract(function, value, lanes - 1)))
+            first = extract(function, value, 0) if lanes == 2 else self.reduce_lanes(name, rest, numbers=numbers)
+            return self.apply(name, (first, extract(function, value, lanes - 1)), numbers=numbers)
         low = shuffle(function, value, value, range(lanes // 2))
         high = shuffle(function, value, value, range(lanes // 2, lanes))
-        return self.reduce_lanes(name, self.apply(name, (low, high)))
+        return self.reduce_lanes(name, self.apply(name, (low, high), numbers=numbers), numbers=numbers)

@@ -143,7 +143,7 @@ class Writes(Expressions):
     def _merge(self, put: Put, value: Value, old: Value) -> Value:
         lanes = max(value.lanes, old.lanes)
         pair = widen(self.function, value, lanes), widen(self.function, old, lanes)
-        return self.arithmetic.apply(PUT_FUNCTIONS[put.operator], pair)
+        return self.arithmetic.apply(PUT_FUNCTIONS[put.operator], pair, numbers=put.numbers)
 
     def reducing_put(self, put: Put, mask: Value | None) -> None:
         """All lanes into one element: combine them first."""
@@ -155,7 +155,7 @@ class Writes(Expressions):
             # -0.0 is neutral for every sum, +0.0 would change one of negative zeros.
             number = -0.0 if put.operator == "+=" and value.dtype.is_float else _NEUTRAL[put.operator](value.dtype)
             value = select(self.function, mask, value, constant(number, value.dtype))
-        total = self.arithmetic.reduce_lanes(PUT_FUNCTIONS[put.operator], value)
+        total = self.arithmetic.reduce_lanes(PUT_FUNCTIONS[put.operator], value, numbers=put.numbers)
         lane, self.lane = self.lane, None
         some = None if mask is None else self.arithmetic.reduce_lanes("or", mask).text
         self.axes[lane.axis] = lane.base

@@ -55,7 +55,7 @@ def accumulate(kernel: Kernel, step: Accumulate) -> Kernel:
     if step.mode == "load":
         start = Load(put.buffer, put.indices, put.value.dtype, kept)
     first = _nest(dims, Put(step.new, place, "=", start), names)
-    again = replace(put, operator="=", value=held, mask=kept) if step.mode != "add" else None
+    again = replace(put, operator="=", value=held, mask=kept, numbers=False) if step.mode != "add" else None
     add = replace(put, value=held, mask=kept)
     last = _nest(dims, again or add, names)
     if step.mode == "first":

@@ -169,9 +169,10 @@ class _Writer:
     def _part(self, stage: Stage, axis: str) -> Body:
         """The part of a stage that belongs to a block."""
         here, extent = Size.of(self.axis), self.sweep.domain.upper - self.sweep.domain.lower
+        put = replace(stage.put, numbers=True) if stage is self.sweep.state and self.sweep.shows_nan else stage.put
         exact = all(c % self.size == 0 for _, c in extent.terms)
         width = Size.of(self.size) if exact else minimum(self.size, self.sweep.domain.upper - here)
-        body: Body = (stage.put,)
+        body: Body = (put,)
         for loop in reversed(stage.loops):
             if loop.axis == axis:
                 body = substitute(body, {axis: here + axis})

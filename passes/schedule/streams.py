@@ -12,11 +12,8 @@ from intarsia.ir.schedule import Nontemporal, Prefetch
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.shape import LINE, bytes_of, count, operations, stride
 
-AHEAD = 4096
-"""Bytes that a single pass over memory fetches ahead: a page, where the prefetchers of the machine stop."""
-
-REDUCED_AHEAD = 8192
-"""The same for a pass that writes nothing, which goes on as fast as memory can."""
+AHEAD = 8192
+"""Bytes that a single pass over memory fetches ahead: two pages; the machine itself stops at the end of one."""
 
 DENSE = 12
 """Operations of one element from which on a pass leaves the machine's own prefetchers too little room."""
@@ -49,10 +46,13 @@ def fetch_early(b: Builder) -> None:
             passes = _passes(b, buffer.name, top)
             if len(passes) > 1:
                 _fetch_next_row(b, buffer.name, passes)
-            elif passes and passes[0].put.operator != "=" and _run(b, passes[0]) >= 2 * REDUCED_AHEAD:
-                _fetch_ahead(b, buffer.name, passes[0], REDUCED_AHEAD)
-            elif passes and operations(passes[0].put.value) > DENSE:
-                _fetch_ahead(b, buffer.name, passes[0], AHEAD)
+            elif passes and (_reduces_much(b, passes[0]) or operations(passes[0].put.value) > DENSE):
+                _fetch_ahead(b, buffer.name, passes[0])
+
+
+def _reduces_much(b: Builder, one: _Pass) -> bool:
+    """Does a pass only reduce, and long enough to profit?"""
+    return one.put.operator != "=" and _run(b, one) >= 2 * AHEAD
 
 
 def _passes(b: Builder, name: str, top: For) -> list[_Pass]:
@@ -102,7 +102,7 @@ def _run(b: Builder, one: _Pass) -> int:
     return run
 
 
-def _fetch_ahead(b: Builder, name: str, one: _Pass, ahead: int) -> None:
+def _fetch_ahead(b: Builder, name: str, one: _Pass) -> None:
     """Fetch what a pass reads some iterations later; not what it reads across the vectors too, line by line."""
     buffer = b.kernel.buffers()[name]
     lane = next(around[-1].axis for statement, around in walk(b.kernel.body) if statement is one.put)
@@ -110,7 +110,7 @@ def _fetch_ahead(b: Builder, name: str, one: _Pass, ahead: int) -> None:
         return
     step = stride(b.kernel.buffers()[name], one.load.indices, one.loops[-1].axis)
     if step and len(one.loops) > 1:
-        b.attempt(Prefetch(name, one.put.buffer, one.loops[-1].axis, max(1, ahead // (step * one.load.dtype.bytes))))
+        b.attempt(Prefetch(name, one.put.buffer, one.loops[-1].axis, max(1, AHEAD // (step * one.load.dtype.bytes))))
 
 
 def bypassing(b: Builder, repeated: bool = False) -> list[str]:

@@ -59,6 +59,8 @@ class Sweep:
     `axes`: those that go through it block by block, in order, each with its own name for the axis; `state` is a
     reduction along it. If others need its result it is the maximum, and those with `ratios` are rescaled. `before`,
     `initial` (what sets the neutral elements) and `after` stay whole. `domain`: where on the axis anything happens.
+    `shows_nan`: nothing but rescaled sums needs the maximum. They are NaN where one of its values is, as that is in the
+    exponent of a summand, whatever the maximum is then.
     """
 
     around: tuple[For, ...]
@@ -69,6 +71,7 @@ class Sweep:
     initial: tuple[Stage, ...]
     after: tuple[Stage, ...]
     domain: Domain
+    shows_nan: bool
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -108,7 +111,8 @@ def find_sweep(kernel: Kernel, name: str, block: Body, around: tuple[For, ...]) 
         domain = Domain(state.reduced[0].lower, state.reduced[0].upper)
     if inner := sorted((domain.lower.symbols | domain.upper.symbols) & state.axes):
         raise ScheduleError(f"the bounds of {state.reduced[0].axis} change with {inner[0]}")
-    return Sweep(around, state, order, ratios, before, initial, after, domain)
+    shows_nan = bool(ratios) and name in temporaries and not any(_touches(s, name) for s in (*before, *after))
+    return Sweep(around, state, order, ratios, before, initial, after, domain, shows_nan)
 
 
 def _temporaries(kernel: Kernel, block: Body) -> frozenset[str]:
@@ -117,6 +121,10 @@ def _temporaries(kernel: Kernel, block: Body) -> frozenset[str]:
     everywhere = [a.buffer for a in accesses(kernel.body)]
     local = {s.buffer.name for s, _ in walk(kernel.body) if isinstance(s, Alloc)}
     return frozenset(name for name in local & {*inside} if inside.count(name) == everywhere.count(name))
+
+
+def _touches(stage: Stage, name: str) -> bool:
+    return name in stage.touched
 
 
 def _reads(value: Expr, name: str) -> bool:
