@@ -9,6 +9,7 @@ MODULES: tuple[str, ...] = (
     "canonicalize",
     "cse",
     "dce",
+    "expand_sorts",
     "legalize_dtype",
     "sample",
     "contract",

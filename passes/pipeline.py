@@ -150,7 +150,8 @@ class Pipeline:
 
 
 DEFAULT = (
-    "canonicalize,cse,dce,legalize-dtype,canonicalize,cse,sample,dce,contract,fuse,skip-rounding,dce,lower,schedule"
+    "canonicalize,cse,dce,expand-sorts,legalize-dtype,canonicalize,cse,sample,dce,contract,fuse,skip-rounding,dce,"
+    "lower,schedule"
 )
 
 

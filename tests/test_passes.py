@@ -32,7 +32,9 @@ from intarsia.passes.pipeline import Context, Pipeline
 from intarsia.passes.verify import difference, verification
 from intarsia.program import Program
 
-GRAPH_PASSES = "canonicalize,cse,dce,legalize-dtype,canonicalize,cse,sample,dce,contract,fuse,skip-rounding,dce"
+GRAPH_PASSES = (
+    "canonicalize,cse,dce,expand-sorts,legalize-dtype,canonicalize,cse,sample,dce,contract,fuse,skip-rounding,dce"
+)
 CPU = TARGETS["cpu:x86-avx2"]
 
 
