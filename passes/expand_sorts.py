@@ -74,4 +74,4 @@ def _less(a: Expr, b: Expr) -> Expr:
     less = apply("lt", a, b)
     if not a.dtype.is_float:
         return less
-    return apply("or", less, apply("and", apply("ne", b, b), apply("eq", a, a)))
+    return apply("or", less, apply("and", apply("isnan", b), apply("not", apply("isnan", a))))
