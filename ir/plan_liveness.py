@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from intarsia.ir.kernel import Kernel
+from intarsia.ir.kernel_scratch import Scratch, scratch
 from intarsia.ir.plan import Copy, Invoke, Plan, PlanStatement, Reference, Repeat, Slot
 from intarsia.ir.plan_text import print_plan_statement
 from intarsia.ir.scalar import loads
@@ -189,7 +190,7 @@ class PlanReport:
 
     prepared: what is computed from constants once and kept. live: for each statement, in the order of the text, the sum
     of the outputs and workspace slots that hold something needed while it runs. No plan with this order of execution
-    can do with less than the largest of them.
+    can do with less than the largest of them. scratch: what kernels make for themselves, by their names.
     """
 
     inputs: Size
@@ -197,6 +198,7 @@ class PlanReport:
     workspace: Size
     prepared: Size
     live: tuple[tuple[Moment, Size], ...]
+    scratch: tuple[tuple[str, Scratch], ...] = ()
 
     @property
     def peak_live(self) -> int:
@@ -211,6 +213,7 @@ class PlanReport:
         for moment, total in self.live:
             text = print_plan_statement(moment.statement).partition("\n")[0]
             lines.append(f"{total!s:>12}  {'  ' * moment.depth}{text}")
+        lines += [f"scratch of {kernel}: {own}" for kernel, own in self.scratch]
         return "\n".join(lines)
 
 
@@ -225,4 +228,5 @@ def plan_report(plan: Plan) -> PlanReport:
 
     live = tuple((m, total(s for s in m.live if s.place != "input")) for m in moments(plan))
     made = ZERO if plan.preparation is None else plan_report(plan.preparation.plan).outputs
-    return PlanReport(of("input") - made, of("output"), plan.workspace_bytes, made, live)
+    own = tuple((kernel.name, one) for kernel in plan.kernels for one in scratch(kernel))
+    return PlanReport(of("input") - made, of("output"), plan.workspace_bytes, made, live, own)

@@ -524,6 +524,17 @@ def test_explain_decisions(ita: Run, about: str, wanted: str) -> None:
     assert status == 0 and wanted in out
 
 
+def test_explain_scratch(ita: Run) -> None:
+    """Copies that a kernel makes for itself are told with the steps that make them, and with the memory of the plan."""
+    text = (
+        "fn f(x: f32[1, 32, 14, 14], w: f32[32, 1, 5, 5]) -> f32[1, 32, 14, 14]"
+        " { return conv2d(x, w, padding=2, groups=32) }"
+    )
+    for about in ("memory", "schedule"):
+        status, out, _ = ita("explain", "-e", text, "--about", about)
+        assert status == 0 and re.search(r"scratch.* x\.0: f32\[18, 20\], 1440 bytes a thread", out)
+
+
 def test_fmt(ita: Run) -> None:
     Path("a.ita").write_text("fn f(x:f32[N])->f32[N]{return x*2.0}\n")
     status, out, _ = ita("fmt", "--check", "a.ita", "mlp.ita")

@@ -14,6 +14,7 @@ from intarsia.ir.errors import Remarks, Source
 from intarsia.ir.graph import Graph, Module, Parameter, Region, Value
 from intarsia.ir.interpreter import evaluate
 from intarsia.ir.kernel import Alloc, Buffer
+from intarsia.ir.kernel_scratch import scratch
 from intarsia.ir.kernel_text import print_kernel, read_kernel
 from intarsia.ir.kernel_verifier import verify_kernel
 from intarsia.ir.ops import BroadcastTo, Constant, Elementwise, Fused, ListGet, Loop, Reduce, Reshape, Update
@@ -261,6 +262,20 @@ def test_the_report_counts_live_bytes() -> None:
     assert (int(report.inputs), int(report.outputs), report.peak_live) == (64, 64, 128)
     assert [int(total) for _, total in report.live] == [64, 128, 128]
     assert str(report).splitlines()[2].split() == ["64", "run", "f_exp(x,", "exp)"]
+
+
+def test_reports_name_what_kernels_make_for_themselves() -> None:
+    text = """kernel f(x: f32[8, 6], out y: f32[8, 6]) {
+      alloc all: f32[48] cache
+      alloc once: f32[6] prepared
+      parallel i in 0..8 {
+        alloc row: f32[6] cache
+        alloc tile: f32[6] register
+        for j in 0..6 { y[i, j] = x[i, j] }
+      }
+    }"""
+    found = scratch(read_kernel(Source("f.ir", text)))
+    assert [str(one) for one in found] == ["all: f32[48], 192 bytes", "row: f32[6], 24 bytes a thread"]
 
 
 FOLDER = Path(__file__).parent / "golden" / "plan-memory"

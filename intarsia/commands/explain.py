@@ -13,6 +13,7 @@ from intarsia.deep_stack import with_deep_stack
 from intarsia.documentation import error_page
 from intarsia.driver import Compilation
 from intarsia.ir.errors import Remark
+from intarsia.ir.kernel_scratch import scratch
 from intarsia.measurement import duration_text
 from intarsia.program import Program
 
@@ -82,6 +83,8 @@ def _show_schedules(compilation: Compilation) -> None:
         click.echo(f"kernel {kernel.name}: predicted {duration_text(found.seconds)} a run ({shown})")
         for step in filter(None, steps.split("; ")):
             click.echo(f"  {step}")
+        for one in scratch(kernel):
+            click.echo(f"  scratch {one}")
 
 
 def _show_launches(compilation: Compilation) -> None:
