@@ -64,10 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Without `arguments` it is the command of this process, which then ends."""
     if arguments is None:
         # What is left ends with the process; to search it for cycles takes a fifth of the time of a short compilation.
-        atexit.register(gc.freeze)
+        atexit.register(_freeze)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _freeze() -> None:
+    """Leave what is left to the end of the process; but Triton's bindings report what nobody takes away."""
+    if "triton" not in sys.modules:
+        gc.freeze()
 
 
 def _show_warning(message: Warning | str, *where: object, **named: object) -> None:

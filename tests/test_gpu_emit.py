@@ -12,6 +12,7 @@ from conftest import EXPECTED, Golden
 from op_programs import PROGRAMS
 
 from intarsia.backends.gpu.emit import emit_kernel
+from intarsia.backends.gpu.traffic import bytes_moved
 from intarsia.backends.gpu.triton_kernel import TritonKernel
 from intarsia.driver import Compilation
 from intarsia.dsl.library import load
@@ -117,6 +118,21 @@ def test_attention_is_one_sweep_that_skips_masked_blocks() -> None:
     (launches,) = made.launches.values()
     assert len(launches) == 2, "what is skipped is looked through for NaN, then there is one sweep"
     assert re.search(r"for \w+ in range\(min\(.*pid_i", launches[1].text), "a program sweeps to the diagonal"
+
+
+def test_bytes_that_programs_move() -> None:
+    softmax = one_launch("fn f(x: bf16[512, 4096]) -> bf16[512, 4096] { return softmax(x, axis=1) }")
+    assert bytes_moved(softmax, {}) == {("x", False): 512 * 4096 * 2, ("y", True): 512 * 4096 * 2}
+    text = "fn f(a: f32[1024, 512], b: f32[512, 2048]) -> f32[1024, 2048] { return a @ b }"
+    product = one_launch(text)
+    rows, columns = 1024 // dict(product.constants)["BLOCK_I0"], 2048 // dict(product.constants)["BLOCK_I1"]
+    moved = bytes_moved(product, {})
+    assert moved["a", False] == columns * 1024 * 512 * 4 and moved["b", False] == rows * 512 * 2048 * 4
+    kind = "bf16[2, 512, 64]"
+    made = compilation(f"fn f(q: {kind}, k: {kind}, v: {kind}) -> {kind} {{ return attention(q, k, v, causal=true) }}")
+    ((_, sweep),) = made.launches.values()
+    below_diagonal = sum(2 * (n + 1) for n in range(4)) * 64  # keys that blocks of 128 rows read
+    assert bytes_moved(sweep, {})["k", False] == 2 * below_diagonal * 64 * 2
 
 
 CHIPS = {

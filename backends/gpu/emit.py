@@ -68,6 +68,7 @@ class _Launch(Writes):
         self.kernel = kernel
         self.name = name
         self.grid: list[Size] = []
+        self.program_axes: list[tuple[str, Size]] = []
         self.blocks = {axis: lane.block for axis, lane in self.lanes.items()}
         self.constants = {lane.block: lane.extent for lane in self.lanes.values() if lane.extent > 1}
         self.facts = Facts(names=frozenset(kernel.sizes))
@@ -95,6 +96,7 @@ class _Launch(Writes):
         return TritonKernel(
             self.name, text, tuple(parameters), tuple(self.grid) or (Size.of(1),), warps,
             self.kernel.stages or TritonKernel.stages, tuple(self.constants.items()), tuple(self.helpers.values()),
+            tuple(self.program_axes), tuple(self.transfers),
         )  # fmt: skip
 
     def _sizes(self, statement: Statement) -> Iterator[Size]:
@@ -119,6 +121,7 @@ class _Launch(Writes):
         for loop in loops:
             if loop.step != 1 or loop.lower != Size.of(0) or loop.upper.opaques:
                 raise ScheduleError(f"the grid axis {loop.axis} runs over {loop.lower}..{loop.upper}")
+        self.program_axes = [(loop.axis, loop.upper) for loop in loops]
         counts = [loop.upper for loop in reversed(loops)]
         wide = ".to(tl.int64)" if self.wide else ""
         separate = len(loops) <= 3 and all(c.constant is not None and c.constant < 1 << 16 for c in counts[1:])
@@ -207,7 +210,7 @@ class _Launch(Writes):
         words = [end.text] if start.text == "0" and loop.step == 1 else [start.text, end.text]
         words += [str(loop.step)] if loop.step != 1 else []
         name = self.fresh(loop.axis)
-        self.scopes.append(Scope(len(self.lines), written_in(loop.body), variables={name}))
+        self.scopes.append(Scope(len(self.lines), written_in(loop.body), loop=loop, variables={name}))
         self.line(f"for {name} in range({', '.join(words)}):")
         self.depth += 1
         if self.wide:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import keyword
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from intarsia.backends.gpu.functions import Functions
+from intarsia.backends.gpu.triton_kernel import Transfer
 from intarsia.backends.gpu.values import AND, ATOM, COMPARISON, PRODUCT, SUM, TYPE_NAMES, Value, joined, literal, union
 from intarsia.ir.approximations import expand
 from intarsia.ir.dtypes import BOOL, I64
 from intarsia.ir.errors import ScheduleError
-from intarsia.ir.kernel import Buffer
+from intarsia.ir.kernel import Buffer, For
 from intarsia.ir.proofs import Facts
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load, Mask, loads
 from intarsia.ir.sizes import Atom, Extremum, Opaque, Quotient, Remainder, Size, row_major_strides
@@ -54,13 +56,14 @@ class Part:
 class Scope:
     """The variables of a block of statements: texts that have a name, with what they read.
 
-    start: the line with which the block's loop begins. changes: the buffers that the block writes. is_loop: does what
-    stands before the block run whether or not the block does?
+    start: the line with which the block's loop begins; loop: that loop. changes: the buffers that the block writes.
+    is_loop: does what stands before the block run whether or not the block does?
     """
 
     start: int = 0
     changes: frozenset[str] = frozenset()
     is_loop: bool = True
+    loop: For | None = None
     names: dict[str, Value] = field(default_factory=dict)
     variables: set[str] = field(default_factory=set)
 
@@ -97,6 +100,7 @@ class Expressions(Functions):
         self.shared: dict[Expr, Value] = {}
         self.repeated: set[Expr] = set()
         self.root: Expr | None = None
+        self.transfers: list[Transfer] = []
 
     # ------------------------------------------------------------------ names
 
@@ -378,11 +382,21 @@ class Expressions(Functions):
                 other = literal(int(load.other.value) if load.other else 0, I64)
             text += f", mask={mask.spread(axes)}, other={other.text}"
         depends = joined(address, *([mask] if mask else [])) | {load.buffer}
+        value = Value(f"{text})", load.dtype, axes, depends=depends)
         if load.dtype == BOOL:
-            value = self.named(Value(f"{text}) != 0", BOOL, axes, COMPARISON, depends=depends), load.buffer)
-        else:
-            value = self.named(Value(f"{text})", load.dtype, axes, depends=depends), load.buffer)
-        return value
+            value = replace(value, text=f"{text}) != 0", level=COMPARISON)
+        is_new = all(value.text not in scope.names for scope in self.scopes)
+        named = self.named(value, load.buffer)
+        if is_new:
+            self.transfer(buffer, False, axes, next(n for n, s in enumerate(self.scopes) if value.text in s.names))
+        return named
+
+    def transfer(self, buffer: Buffer, writes: bool, axes: tuple[str, ...], level: int) -> None:
+        """Take down that memory is read or written in a scope, along some lanes."""
+        loops = tuple(s.loop for s in self.scopes[1 : level + 1] if s.loop is not None)
+        steps = tuple((x.axis, x.lower.substitute(self.known), x.upper.substitute(self.known), x.step) for x in loops)
+        elements = math.prod(self.extents[a] for a in axes)
+        self.transfers.append(Transfer(buffer.name, buffer.dtype, writes, elements, steps))
 
     def spread_over(self, value: Value, axes: tuple[str, ...]) -> str:
         """The text of an address for accesses along some axes. A mask widens blocks of addresses, but no scalar."""

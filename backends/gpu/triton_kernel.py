@@ -43,6 +43,18 @@ Parameter: TypeAlias = "Pointer | Scalar"
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """A load or store of memory in a function: so many elements at once, in each step of the loops around it, which run
+    from a lower bound to an upper one in steps."""
+
+    buffer: str
+    dtype: DType
+    writes: bool
+    elements: int
+    loops: tuple[tuple[str, Size, Size, int], ...] = ()
+
+
+@dataclass(frozen=True)
 class TritonKernel:
     """One `@triton.jit` function and how it is launched.
 
@@ -59,3 +71,5 @@ class TritonKernel:
     stages: int = 3
     constants: tuple[tuple[str, int], ...] = ()
     helpers: tuple[str, ...] = ()
+    programs: tuple[tuple[str, Size], ...] = ()
+    transfers: tuple[Transfer, ...] = ()

@@ -108,6 +108,7 @@ class Writes(Products):
             axes = tuple(a for a in self.order if a in address.axes or a in mask.axes)
             guard = f", mask={mask.spread(axes)}"
         pointer = self.spread_over(address, axes)
+        self.transfer(buffer, True, axes, len(self.scopes) - 1)
         if put.atomic:
             if put.operator not in ("+=", "max=", "min="):
                 raise ScheduleError(f"there is no atomic {put.operator}")
@@ -116,6 +117,7 @@ class Writes(Products):
             return
         if put.operator != "=":
             old = Load(put.buffer, put.indices, value.dtype)
+            self.transfer(buffer, False, axes, len(self.scopes) - 1)
             held = replace(self.address(buffer, put.indices, self.order))
             text = f"tl.load({self.spread_over(held, axes)}{guard})"
             loaded = Value(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,8 +14,12 @@ from intarsia.documentation import error_page
 from intarsia.driver import Compilation
 from intarsia.ir.errors import Remark
 from intarsia.ir.kernel_scratch import scratch
-from intarsia.measurement import duration_text
+from intarsia.ir.sizes import product
+from intarsia.measurement import duration_text, size_text
 from intarsia.program import Program
+
+if TYPE_CHECKING:
+    from intarsia.backends.gpu.triton_kernel import TritonKernel
 
 REPORTED = ("fusion", "memory", "schedule")
 """Topics with a report below the decisions."""
@@ -101,6 +105,24 @@ def _show_launches(compilation: Compilation) -> None:
             blocks = "".join(f", {block} = {size}" for block, size in launch.constants)
             click.echo(f"  launch {launch.name}: {grid} programs{blocks}")
             click.echo(f"    {resource_text(code.resources)}")
+            click.echo(f"    {_traffic_text(compilation, name, launch)}")
+
+
+def _traffic_text(compilation: Compilation, name: str, launch: TritonKernel) -> str:
+    """What the programs of a launch load and store, beside the bytes of the buffers that they touch."""
+    from intarsia.backends.gpu.traffic import bytes_moved
+
+    kernel = next(k for part in compilation.plan.whole for k in part.kernels if k.name == name)
+    sizes = compilation.sizes
+    if not set(kernel.sizes) <= set(sizes):
+        return "moves what depends on counters of loops"
+    held = {b.name: product(b.extents).evaluate(sizes) * b.dtype.bytes for b in kernel.parameters}
+    words = []
+    for writes, word in ((False, "loads"), (True, "stores")):
+        moved = {b: n for (b, w), n in bytes_moved(launch, sizes).items() if w == writes}
+        least = sum(min(n, held[b]) for b, n in moved.items())
+        words.append(f"{word} {size_text(sum(moved.values()))}, {size_text(least)} at least")
+    return "; ".join(words)
 
 
 def _show(remarks: list[Remark], about: str) -> None:
