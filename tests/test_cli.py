@@ -517,11 +517,25 @@ def test_explain_a_code(ita: Run) -> None:
 
 
 @pytest.mark.parametrize("about, wanted", [
-    ("fusion", "one kernel"), ("memory", "workspace"), ("schedule", "kernel mlp_"), ("layout", "nothing to decide"),
+    ("fusion", "one kernel"), ("memory", "workspace"), ("schedule", "kernel mlp_"), ("sharding", "nothing to decide"),
 ])  # fmt: skip
 def test_explain_decisions(ita: Run, about: str, wanted: str) -> None:
     status, out, _ = ita("explain", "mlp.ita", "--about", about, *SIZES)
     assert status == 0 and wanted in out
+
+
+def test_explain_layouts(ita: Run) -> None:
+    """A transpose is a pass over memory where nothing else is done to what it moves; copies tell their order."""
+    text = (
+        "fn f(x: f32[32, 14, 14], w: f32[32, 5, 5], z: f32[64, 48]) -> (f32[32, 10, 10], f32[48, 64], f32[48, 64]) {\n"
+        " y = tensor[c, i < 10, j < 10](sum[r, s](x[c, i + r, j + s] * w[c, r, s]))\n"
+        " return y, transpose(z), exp(transpose(z)) }"
+    )
+    status, out, _ = ita("explain", "-e", text, "--about", "layout")
+    assert status == 0
+    assert re.search(r"transpose of f32\[64, 48\] to \(1, 0\): a pass over memory", out)
+    assert re.search(r"transpose of f32\[64, 48\] to \(1, 0\): in the subscripts of a kernel of exp", out)
+    assert re.search(r"x is copied at c\S* as \[i\S* \+ r, j\S* \+ j\S* \+ s, c\S*\]", out)
 
 
 def test_explain_scratch(ita: Run) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from intarsia.commands.binding import bind_types, type_options
+from intarsia.commands.layouts import layout_report
 from intarsia.commands.options import compile_options, open_program, options_of, program_argument
 from intarsia.deep_stack import with_deep_stack
 from intarsia.documentation import error_page
@@ -21,10 +22,10 @@ from intarsia.program import Program
 if TYPE_CHECKING:
     from intarsia.backends.gpu.triton_kernel import TritonKernel
 
-REPORTED = ("fusion", "memory", "schedule")
+REPORTED = ("fusion", "memory", "schedule", "layout")
 """Topics with a report below the decisions."""
 
-TOPICS = (*REPORTED, "layout", "lowbit", "sharding")
+TOPICS = (*REPORTED, "lowbit", "sharding")
 
 
 @click.command("explain")
@@ -64,6 +65,8 @@ def command(
         plan = with_deep_stack(lambda: compilation.plan)
         _show(compilation.remarks.items, about)
         click.echo(plan_report(plan))
+    elif about == "layout":
+        click.echo(with_deep_stack(lambda: layout_report(compilation)))
     else:
         with_deep_stack(lambda: compilation.scheduled)
         _show(compilation.remarks.items, about)
