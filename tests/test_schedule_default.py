@@ -522,6 +522,14 @@ def test_the_last_tile_of_a_row_of_pixels_has_as_many_as_there_are(width: int) -
     assert any(loop.lower.constant and trips(loop).constant == 1 for loop in masked[0])
 
 
+def test_lanes_are_along_channels_where_they_fill_as_much_as_pixels_and_their_tiles_do() -> None:
+    """61 channels fill as much of four vectors as of eight tiles of rows; 40 are whole tiles of eight rows."""
+    text = "fn f(x: f32[1, 16, 9, 50], w: f32[O, 16, 3, 3]) -> f32[1, O, 7, 48] { return conv2d(x, w) }"
+    for channels, copied in ((61, "w"), (40, "")):
+        names = [b.name for b in large(text, O=channels).buffers().values() if b.memory == "cache"]
+        assert any(name.startswith("w.") for name in names) == bool(copied), names
+
+
 def test_left_operands_that_lie_across_are_packed_once() -> None:
     text = "fn f(a: f32[K, M], b: f32[K, N]) -> f32[M, N] { return transpose(a) @ b }"
     counts = count_accesses(large(text, M=1024, N=1024, K=512), {})

@@ -51,7 +51,11 @@ def find_convolution(b: Builder, loop: For) -> Contraction | None:
         return None
     image = b.kernel.buffers()[plain.right.buffer]
     near = stride(image, plain.right.indices, plain.main.column) == 1
-    best, worth = None, _filled(pixels, lanes) * (1.0 if near else STRIDED)
+    rows = count(trips(b.loop(plain.main.row)))
+    best, worth = (
+        None,
+        _filled(pixels, lanes) * _filled(rows, -(-rows // -(-rows // ROWS))) * (1.0 if near else STRIDED),
+    )
     for axis in (plain.main.row, *plain.main.batch):
         c = find_contraction(b, loop, axis)
         if c is None or not is_injective(c.right.indices, [x for x in loops_in((loop,)) if x.axis in c.right.symbols]):
