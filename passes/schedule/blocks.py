@@ -18,7 +18,7 @@ from intarsia.ir.scalar import Apply, Expr, loads
 from intarsia.ir.schedule import Accumulate, Collapse, Grid, Merge, Move, Reorder, Vectorize
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.dependence import carried_dependence
-from intarsia.passes.schedule.shape import count, operations
+from intarsia.passes.schedule.shape import count, operations, points, stride
 from intarsia.passes.schedule.tree import find_loop, loops_in, perfect_nest, puts_in
 
 ELEMENTS = 1024
@@ -32,6 +32,15 @@ GROUP = 8
 
 PART = 256
 """Steps of a product at least, where its reduction is cut into parts."""
+
+SQUARE = 64
+"""Rows and columns of a block that is read along one axis and written along another."""
+
+WIDTH = 64
+"""Elements side by side of a block that is reduced across them."""
+
+STEEP = 32
+"""Elements that such a block reduces."""
 
 PIECE = 2048
 """Elements of a block of a longer row."""
@@ -159,8 +168,8 @@ def _is_light(b: Builder, top: str) -> bool:
     return aligned and all(p.operator != "=" or operations(p.value) <= FEW_OPERATIONS for p in puts)
 
 
-def split_products(b: Builder, top: str) -> None:
-    """Cut the reduction of a product with too few blocks for all cores into parts, whose sums are added in order: a
+def split_sums(b: Builder, top: str) -> None:
+    """Cut a sum, of a product too, with too few blocks for all cores into parts, which are added in order afterwards: a
     launch for the parts, and one for the rest."""
     nest, body = perfect_nest(b.loop(top))
     if len(body) != 1 or not isinstance(put := body[0], Put) or put.operator != "+=":
@@ -168,14 +177,15 @@ def split_products(b: Builder, top: str) -> None:
     kept = [loop for loop in nest if any(loop.axis in i.symbols for i in put.indices)]
     depth = nest[-1]
     length = trips(depth).constant
-    if (
-        len(kept) != len(nest) - 1
-        or depth in kept
-        or length is None
-        or _sides(put.value, [x.axis for x in kept]) is None
-    ):
+    if not kept or len(kept) != len(nest) - 1 or depth in kept or length is None:
         return
-    programs = max(1, math.prod(count(trips(loop)) for loop in kept) // (64 * 64))
+    sizes = [points((loop, *loops_in(loop.body))) for loop in b.waiting()]
+    if sum(2 * size >= points(nest) for size in sizes) > 1:
+        return  # other stages go through as much, and had better share rows with this one
+    is_product = _sides(put.value, [loop.axis for loop in kept]) is not None
+    across = contiguous_axis(b, top) != depth.axis
+    results = math.prod(count(trips(loop)) for loop in kept)
+    programs = max(1, results // (WIDTH * WIDTH if is_product else WIDTH if across else 1))
     parts = next((p for p in (16, 8, 4, 2) if p * programs <= 2 * b.target.cores and length % (p * PART) == 0), 1)
     if parts == 1 or programs >= b.target.cores:
         return
@@ -195,8 +205,8 @@ def split_products(b: Builder, top: str) -> None:
         for first, second in zip(perfect_nest(initial)[0], axes):
             b.take(Merge((first.axis, second)))
         b.take(Accumulate(sums, inner, b.fresh(sums), "register", "set"))
-        if not _block_matrix(b, initial.axis):
-            raise ScheduleError("its blocks are none of a product")
+        if not (is_product and _block_matrix(b, initial.axis)) and not _block_rows(b, initial.axis):
+            raise ScheduleError("it has no blocks")
 
     b.together(f"parts of {depth.axis}", cut)
 
@@ -310,9 +320,11 @@ def _block_rows(b: Builder, top: str) -> bool:
     )
     if not inner:
         return False
+    across = contiguous_axis(b, region)
+    is_across = across in outer and not any(across == loop.axis for loops in inner for loop in loops)
     length, axes = 1, []
     for loops in inner:
-        mine = _row_lanes(b, loops)
+        mine = _row_lanes(b, loops, STEEP if is_across else ROW)
         length = max(length, math.prod(count(trips(b.loop(a))) for a in mine))
         axes += [a for a in mine if a not in axes]
     if not outer:
@@ -320,14 +332,30 @@ def _block_rows(b: Builder, top: str) -> bool:
             return False
         _set_lanes(b, axes[::-1])
         return True
-    counters, rows = _cut_rows(b, outer, ELEMENTS // length)
-    del region
+    if is_across:
+        outer = [*(a for a in outer if a != across), across]
+    counters, rows = _cut_rows(b, outer, WIDTH if is_across else ELEMENTS // length)
     _set_lanes(b, (*axes[::-1], *rows[::-1]))
     _share(b, counters)
     return True
 
 
-def _row_lanes(b: Builder, loops: Sequence[For]) -> list[str]:
+def contiguous_axis(b: Builder, top: str) -> str:
+    """The axis along which most of what a nest moves lies side by side in memory; "" if there is none."""
+    moved: dict[str, int] = {}
+    buffers = b.kernel.buffers()
+    for access in dict.fromkeys(accesses((b.loop(top),))):
+        buffer = buffers[access.buffer]
+        if buffer.memory not in ("global", "prepared"):
+            continue
+        for loop in access.loops:
+            if stride(buffer, access.indices, loop.axis) == 1:
+                volume = math.prod(count(n) for n in buffer.shape) * buffer.dtype.bytes
+                moved[loop.axis] = moved.get(loop.axis, 0) + volume
+    return max(moved, key=lambda axis: moved[axis]) if moved else ""
+
+
+def _row_lanes(b: Builder, loops: Sequence[For], most: int) -> list[str]:
     """The lanes of loops around one write: the innermost one, or a piece of it, and those around it that fit."""
     made: list[str] = []
     total = 1
@@ -339,11 +367,11 @@ def _row_lanes(b: Builder, loops: Sequence[For]) -> list[str]:
         if loop.kind == "lane" or not _may_be_lanes(b, loop.axis):
             break
         extent = power_of_two(count(trips(loop)))
-        if total * extent <= ROW and not loop.upper.opaques and not loop.upper.symbols:
+        if total * extent <= most and not loop.upper.opaques and not loop.upper.symbols:
             made.append(lanes(b, loop.axis, extent)[1])
             total *= extent
         elif total == 1:
-            made.append(lanes(b, loop.axis, PIECE)[1])
+            made.append(lanes(b, loop.axis, min(most, PIECE))[1])
             break
         else:
             break
@@ -355,14 +383,14 @@ def _may_be_lanes(b: Builder, axis: str) -> bool:
     return loop.step == 1 and carried_dependence(b.kernel, loop, around, reductions=True) is None
 
 
-def _cut_rows(b: Builder, outer: Sequence[str], most: int) -> tuple[list[str], list[str]]:
-    """Blocks of the last of some independent loops, of at most so many elements together: the axes that count them,
-    and their lanes."""
+def _cut_rows(b: Builder, outer: Sequence[str], most: int, widest: int = ELEMENTS) -> tuple[list[str], list[str]]:
+    """Blocks of the last of some independent loops, of at most so many elements together and along one axis: the axes
+    that count them, and their lanes."""
     counters: list[str] = []
     rows: list[str] = []
     for axis in reversed(outer):
         extent = power_of_two(count(trips(b.loop(axis))))
-        size = min(extent, most)
+        size = min(extent, most, widest)
         if size < 2 or not _may_be_lanes(b, axis):
             counters.insert(0, axis)
             most = 1
@@ -386,10 +414,25 @@ def _block_points(b: Builder, top: str) -> bool:
         return False
     if not any(isinstance(s, For) for s in b.loop(outer[-1]).body):
         outer = _collapsed(b, outer)
-    counters, rows = _cut_rows(b, outer, ELEMENTS)
+    if len(across := _crossing_axes(b, outer)) == 2:  # what is read along one axis and written along another: squares
+        outer = [*(a for a in outer if a not in across), *across]
+        counters, rows = _cut_rows(b, outer, SQUARE * SQUARE, SQUARE)
+    else:
+        counters, rows = _cut_rows(b, outer, ELEMENTS)
     _set_lanes(b, rows[::-1])
     _share(b, counters)
     return True
+
+
+def _crossing_axes(b: Builder, outer: Sequence[str]) -> list[str]:
+    """The axes along which large buffers that a nest touches lie side by side, in order."""
+    buffers = b.kernel.buffers()
+    found: set[str] = set()
+    for access in accesses((b.loop(outer[0]),)):
+        buffer = buffers[access.buffer]
+        if buffer.memory in ("global", "prepared") and math.prod(map(count, buffer.shape)) > SQUARE * SQUARE:
+            found.update(a for a in outer if stride(buffer, access.indices, a) == 1)
+    return [a for a in outer if a in found]
 
 
 def _collapsed(b: Builder, outer: list[str]) -> list[str]:

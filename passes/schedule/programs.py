@@ -14,7 +14,7 @@ from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.target import Target
 from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, merge_rows
-from intarsia.passes.schedule.blocks import block_region, split_products
+from intarsia.passes.schedule.blocks import block_region, split_sums
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.programs_of_chains import schedule_chain_of_blocks
 from intarsia.passes.schedule.reductions import reduce_in_parts
@@ -64,7 +64,7 @@ def _merged(b: Builder, writable: Writable) -> None:
     for loop in b.waiting():
         reduce_in_parts(b, loop.axis)
     for loop in b.waiting():
-        split_products(b, loop.axis)
+        split_sums(b, loop.axis)
     merge_rows(b)
     localize_all(b)
     accumulate_rows(b)
@@ -76,7 +76,7 @@ def _stages(b: Builder, writable: Writable) -> None:
     for loop in b.waiting():
         reduce_in_parts(b, loop.axis)
     for loop in b.waiting():
-        split_products(b, loop.axis)
+        split_sums(b, loop.axis)
     accumulate_rows(b)
     _block_all(b, writable)
 

@@ -18,6 +18,9 @@ FEW = 16
 CHUNKS = 64
 """Parts of a reduction that has few results. Their number depends on sizes alone, and so do the results."""
 
+PROGRAMS = 4
+"""Parts of it for each core of a GPU."""
+
 CHUNK_WORK = 50_000
 """Scalar operations that a part has at least."""
 
@@ -72,7 +75,8 @@ def reduce_in_parts(b: Builder, axis: str) -> str:
     if results >= FEW or (first.lower.symbols | first.upper.symbols) & {loop.axis for loop in stage.kept}:
         return axis
     per_step = work((first,)) // max(1, count(trips(first)))
-    length = max(-(-count(trips(first)) // CHUNKS), -(-CHUNK_WORK // max(1, per_step)))
+    chunks = CHUNKS if b.target.kind == "cpu" else PROGRAMS * b.target.cores
+    length = max(-(-count(trips(first)) // chunks), -(-CHUNK_WORK // max(1, per_step)))
     length = 1 << math.ceil(math.log2(length))
     part = b.fresh(first.axis)
 
