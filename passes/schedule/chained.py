@@ -42,7 +42,7 @@ from intarsia.passes.schedule.tree import allocated_in, find_loop, loops_in, put
 from intarsia.passes.schedule.vectors import keep_partial_results, vectorize_leaf
 
 ROWS = 64
-"""Rows of a block, about."""
+"""Rows of a block, about; half as many where all that they share stays in the second cache: masks leave out more."""
 
 KEYS = 384
 """Elements of the reduced axis in a block, at least; more where what belongs to them stays in the second cache."""
@@ -243,7 +243,7 @@ def _schedule(b: Builder, name: str) -> None:
 def _block(b: Builder, chain: Chain, panel: int) -> tuple[str, dict[Stage, _Axes]]:
     """Make blocks of rows and panels of keys, and one loop around all stages. Returns the axis that counts the blocks,
     and the axes of each stage inside of one."""
-    rows = _rows_of_block(trips(b.loop(chain.row[chain.sweep.state])).constant)
+    rows = _rows_of_block(b, chain)
     tops: list[str] = []
     inside: dict[Stage, _Axes] = {}
     for stage in chain.stages:
@@ -264,14 +264,18 @@ def _block(b: Builder, chain: Chain, panel: int) -> tuple[str, dict[Stage, _Axes
     return tops[0], inside
 
 
-def _rows_of_block(length: int | None) -> int:
+def _rows_of_block(b: Builder, chain: Chain) -> int:
     """Rows of a block: where that is possible, blocks are whole, and so are tiles."""
+    length = trips(b.loop(chain.row[chain.sweep.state])).constant
+    keys = trips(chain.sweep.state.reduced[0]).constant
+    near = keys is not None and keys * _bytes_of_key(b, chain) <= _second_cache(b)
+    rows = ROWS // 2 if near else ROWS
     if length is None:
-        return ROWS
-    whole = [n for n in range(ROWS // 2, 2 * ROWS, HEIGHT) if length % n == 0]
+        return rows
+    whole = [n for n in range(rows // 2, 2 * rows, HEIGHT) if length % n == 0]
     if whole:
-        return min(whole, key=lambda n: abs(n - ROWS))
-    even = -(-length // -(-length // ROWS))
+        return min(whole, key=lambda n: abs(n - rows))
+    even = -(-length // -(-length // rows))
     return -(-even // (2 * HEIGHT)) * 2 * HEIGHT
 
 
@@ -280,7 +284,16 @@ def _panels_of_block(b: Builder, chain: Chain, panel: int) -> int:
     cache, and the blocks are about as long as each other."""
     state = chain.sweep.state
     length = trips(state.reduced[0])
-    scores = _rows_of_block(trips(b.loop(chain.row[state])).constant) * state.put.value.dtype.bytes
+    scores = _rows_of_block(b, chain) * state.put.value.dtype.bytes
+    fitting = _second_cache(b) * 3 // 4 // (scores + _bytes_of_key(b, chain))
+    keys = max(KEYS, fitting // panel * panel)
+    if length.constant:
+        keys = -(-length.constant // -(-length.constant // keys))
+    return -(-keys // panel)
+
+
+def _bytes_of_key(b: Builder, chain: Chain) -> int:
+    """What all rows read at one place of the reduced axis."""
     read: dict[str, int] = {}
     for stage, axis in chain.sweep.axes.items():
         others = {axis, chain.row[stage], *(r[stage] for r in chain.batch)}
@@ -288,11 +301,11 @@ def _panels_of_block(b: Builder, chain: Chain, panel: int) -> int:
             if axis in x.symbols and chain.row[stage] not in x.symbols and b.kernel.buffers()[x.buffer].role == "in":
                 own = points(loop for loop in stage.loops if loop.axis in x.symbols - others)
                 read[x.buffer] = max(read.get(x.buffer, 0), own * x.dtype.bytes)
-    fitting = b.target.caches[min(1, len(b.target.caches) - 1)] * 3 // 4 // (scores + sum(read.values()))
-    keys = max(KEYS, fitting // panel * panel)
-    if length.constant:
-        keys = -(-length.constant // -(-length.constant // keys))
-    return -(-keys // panel)
+    return sum(read.values())
+
+
+def _second_cache(b: Builder) -> int:
+    return b.target.caches[min(1, len(b.target.caches) - 1)]
 
 
 def _pack(b: Builder, at: str, lane: str, axes: tuple[str, ...]) -> None:
