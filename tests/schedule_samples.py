@@ -42,6 +42,19 @@ SAMPLES: dict[str, tuple[str, dict[str, int]]] = {
         }""",
         {},
     ),
+    "moments": (
+        """kernel moments(x: f32[7, 19], out v: f32[7], out y: f32[7, 19]) {
+          alloc s: f32[7]
+          alloc m: f32[7]
+          for i in 0..7 { s[i] = 0.0 }
+          for i.1 in 0..7 { for j in 0..19 { s[i.1] += x[i.1, j] } }
+          for i.2 in 0..7 { m[i.2] = s[i.2] / 19.0 }
+          for i.3 in 0..7 { v[i.3] = 0.0 }
+          for i.4 in 0..7 { for j.4 in 0..19 { v[i.4] += (x[i.4, j.4] - m[i.4]) * (x[i.4, j.4] - m[i.4]) } }
+          for i.5 in 0..7 { for j.5 in 0..19 { y[i.5, j.5] = (x[i.5, j.5] - m[i.5]) / v[i.5] } }
+        }""",
+        {},
+    ),
     "product": (
         """kernel product(a: f32[9, 11], b: f32[11, 13], out c: f32[9, 13]) {
           for i in 0..9 { for j in 0..13 { c[i, j] = 0.0 } }

@@ -1,4 +1,4 @@
-"""Rows that are longer than a cache: what needs their maximum is found in the sweep that finds the maximum."""
+"""Rows that are longer than a cache: what needs their maximum or mean is found in the sweep that finds that."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from intarsia.costmodel.extents import memory_passes
 from intarsia.driver import Compilation, Options
 from intarsia.dsl.library import load
 from intarsia.ir.dtypes import Array
@@ -49,6 +50,25 @@ def logsumexp(x: Array) -> Array:
     return np.asarray(np.logaddexp.reduce(x.astype(np.float64), -1, keepdims=True))
 
 
+def variance(x: Array) -> Array:
+    with np.errstate(all="ignore"):
+        return np.asarray(np.var(x.astype(np.float64), -1, keepdims=True))
+
+
+def normalized(x: Array) -> Array:
+    with np.errstate(all="ignore"):
+        centred = x.astype(np.float64) - x.astype(np.float64).mean(-1, keepdims=True)
+        return np.asarray(centred / np.sqrt(variance(x) + 1e-5))
+
+
+MEANS = {
+    "variance": ("fn f(x: f32[3, 9001]) -> f32[3] { return var(x, axis=-1) }", variance),
+    "layer norm": (
+        "fn f(x: f32[3, 9001]) -> f32[3, 9001] { c = x - mean(x, axis=-1, keepdims=true)\n"
+        "return c * rsqrt(mean(c * c, axis=-1, keepdims=true) + 1e-5) }",
+        normalized,
+    ),
+}
 PROGRAMS = {
     "softmax": ("fn f(x: f32[3, 9001]) -> f32[3, 9001] { return softmax(x, axis=-1) }", softmax),
     "logsumexp": ("fn f(x: f32[3, 9001]) -> f32[3] { return logsumexp(x, axis=-1) }", logsumexp),
@@ -71,6 +91,29 @@ def test_infinities_and_nan_are_kept(values: list[float]) -> None:
     x = np.random.default_rng(0).standard_normal((3, 9001)).astype(np.float32)
     x[1, int(values[1]) if len(values) > 1 else slice(None)] = values[0]
     np.testing.assert_allclose(computed(kernel, x), softmax(x), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_the_mean_and_what_needs_it_are_found_in_one_sweep(name: str) -> None:
+    """Rows of large numbers close together, one of them sorted, as exactly as in two passes."""
+    text, reference = MEANS[name]
+    steps, kernel = scheduled(text)
+    assert "online t_sum 4096" in steps
+    random = np.random.default_rng(0)
+    x = (1e4 + random.standard_normal((3, 9001))).astype(np.float32)
+    x[1].sort()
+    np.testing.assert_allclose(computed(kernel, x), reference(x), rtol=2e-4, atol=2e-3)
+    assert memory_passes(kernel, 24 << 10, SMALL.cache_line)["x"] == (1 if name == "variance" else 2)
+    for special in (np.inf, -np.inf, np.nan):
+        x[2, 5000] = special
+        np.testing.assert_allclose(computed(kernel, x)[2], reference(x)[2])
+
+
+def test_a_variance_of_numbers_near_zero_is_exact() -> None:
+    _, kernel = scheduled(MEANS["variance"][0])
+    x = np.random.default_rng(0).standard_normal((3, 9001)).astype(np.float32)
+    x[2] *= np.linspace(0, 9, 9001, dtype=np.float32)
+    np.testing.assert_allclose(computed(kernel, x), variance(x), rtol=2e-6)
 
 
 def test_rows_that_stay_in_the_cache_are_swept_as_before() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from intarsia.ir.dtypes import Array
-from intarsia.ir.errors import Source
+from intarsia.ir.errors import ScheduleError, Source
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.kernel_interpreter import run
 from intarsia.ir.kernel_text import print_kernel, read_kernel
@@ -121,3 +121,77 @@ def test_the_sign_of_zero_stays_when_factors_are_taken_out() -> None:
         result = np.full((), np.nan, np.float32)
         run(each, {"e": np.zeros(3, np.float32), "l": np.full((), -2.0, np.float32), "y": result}, {})
         assert result == 0 and not np.signbit(result)
+
+
+MOMENTS = """kernel moments(x: f32[5, 23], w: f32[23], out v: f32[5]) {
+  alloc s: f32[5]
+  for i in 0..5 { s[i] = 0.0 }
+  for i.1 in 0..5 { for j in 0..23 { s[i.1] += x[i.1, j] } }
+  for i.2 in 0..5 { v[i.2] = 0.0 }
+  for i.3 in 0..5 { for j.1 in 0..23 { v[i.3] += SUMMAND } }
+}"""
+POLYNOMIALS = {
+    "variance": "(x[i.3, j.1] - s[i.3] / 23.0) * (x[i.3, j.1] - s[i.3] / 23.0)",
+    "negative": "(s[i.3] * 0.04347826086956522 - x[i.3, j.1]) * (x[i.3, j.1] - s[i.3] * 0.04347826086956522)",
+    "with more of it": "(x[i.3, j.1] - s[i.3] / 23.0) * (x[i.3, j.1] - s[i.3] / 23.0) + w[j.1]",
+}
+
+
+def moments(summand: str, x: Array, schedule: str = "") -> Array:
+    """What a kernel that adds up a polynomial in a sum computes of rows."""
+    kernel = apply(read_kernel(Source("moments.ir", MOMENTS.replace("SUMMAND", summand))), Schedule.parse(schedule))
+    assert not problems(kernel)
+    result = np.full(5, 7, np.float32)
+    with np.errstate(all="ignore"):
+        run(kernel, {"x": x, "w": np.linspace(-1, 2, 23, dtype=np.float32), "v": result}, {})
+    return result
+
+
+@pytest.mark.parametrize("schedule", ["online s 4", "online s 23", "merge i i.1 i.2 i.3; online s 6"])
+@pytest.mark.parametrize("polynomial", POLYNOMIALS)
+def test_sums_follow_a_sum_that_they_need(polynomial: str, schedule: str) -> None:
+    """Rows of numbers, of large ones, with infinities and NaN, and with sums that overflow."""
+    random = np.random.default_rng(0)
+    seen = np.zeros(3, int)
+    for special in (
+        [],
+        [np.inf],
+        [-np.inf],
+        [np.inf, -np.inf],
+        [np.nan],
+        [3e38, 3e38],
+        [3e38, -3e38],
+        [1e25],
+        [-4e37] * 9,
+    ):
+        x = (random.standard_normal((5, 23)) * 10.0 ** random.integers(-3, 4)).astype(np.float32)
+        x[2, random.permutation(23)[: len(special)]] = special
+        expected, actual = (moments(POLYNOMIALS[polynomial], x, steps) for steps in ("", schedule))
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+        seen += np.isnan(expected).sum(), np.isinf(expected).sum(), np.isfinite(expected).sum()
+    assert seen.all(), "some results are numbers, some infinite, some NaN"
+
+
+def test_a_variance_is_as_exact_as_in_two_passes() -> None:
+    random = np.random.default_rng(1)
+    x = (1e4 + random.standard_normal((5, 23))).astype(np.float32)
+    x[1].sort()
+    x[2, :4] += 1e4
+    exact = np.var(x.astype(np.float64), axis=1) * 23
+    np.testing.assert_allclose(moments(POLYNOMIALS["variance"], x, "online s 4"), exact, rtol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("summand", "reason"),
+    [
+        ("x[i.3, j.1] - s[i.3]", "otherwise than as a mean"),
+        ("(x[i.3, j.1] - s[i.3] / 23.0) / (s[i.3] / 23.0)", "is no polynomial"),
+        ("exp(x[i.3, j.1] - s[i.3] / 23.0)", "is no polynomial"),
+        ("x[i.3, j.1] - s[i.3] / 23.0", "of degree 2"),
+        ("(w[j.1] - s[i.3] / 23.0) * (w[j.1] - s[i.3] / 23.0)", "is not least at the mean"),
+        ("x[i.3, j.1] - s[4 - i.3]", "does not run over the rows"),
+    ],
+)
+def test_what_does_not_follow_a_sum_is_refused(summand: str, reason: str) -> None:
+    with pytest.raises(ScheduleError, match=reason):
+        moments(summand, np.ones((5, 23), np.float32), "online s 4")

@@ -153,6 +153,8 @@ def find_chain(b: Builder, name: str) -> Chain:
     """The chain of which one reduction is `name`. Raises ScheduleError where there is none."""
     sweep = find_sweep(b.kernel, name, b.kernel.body, ())
     kept = {s: axis in {loop.axis for loop in s.kept} for s, axis in sweep.axes.items()}
+    if sweep.shifts:
+        raise ScheduleError("what follows a mean is no part of a chain")
     products = [s for s in sweep.axes if s.put.operator == "+=" and kept[s] and s.reduced]
     sums = [s for s in sweep.axes if not kept[s]]
     if len(products) > 1:

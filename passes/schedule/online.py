@@ -1,25 +1,30 @@
-"""The step `online`: reductions over one axis go through it once, block by block, even if some need the maximum.
+"""The step `online`: reductions over one axis go through it once, block by block, even if some need another one.
 
 Where the maximum moves, the sums so far are multiplied by the ratio of old and new summands (`sweeps.py`).
 Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, https://arxiv.org/abs/1805.02867.
+
+Where a sum is about differences from a mean, they are first those from the mean of what was seen, which the sum then
+follows from block to block. A result that is not finite is computed again as it was before.
+Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from intarsia.ir.dtypes import I64
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, Buffer, For, Kernel, Put, PutOperator, Statement
 from intarsia.ir.kernel_access import accesses
-from intarsia.ir.scalar import Expr, Index, Load, Mask, apply, constant, loads, where
+from intarsia.ir.scalar import Const, Expr, Index, Load, Mask, apply, cast, constant, loads, transform, where
 from intarsia.ir.schedule import Online
 from intarsia.ir.sizes import Size, minimum
 from intarsia.passes.schedule.dependence import commute, conflicts, crossing_dependence, describe, may_meet
 from intarsia.passes.schedule.masks import neutral
 from intarsia.passes.schedule.products import Product
 from intarsia.passes.schedule.stages import Stage
-from intarsia.passes.schedule.sweeps import Ratio, Sweep, find_sweep
+from intarsia.passes.schedule.sweeps import Ratio, Shift, Sweep, find_sweep
 from intarsia.passes.schedule.tree import (
     Body,
     NameSource,
@@ -112,6 +117,14 @@ class _Writer:
             key: replace(self.old, name=names.derived(state.name))
             for key in dict.fromkeys(r.key for r in sweep.ratios.values())
         }
+        self.followers = {stage: self._follower(kernel, stage, shift) for stage, shift in sweep.shifts.items()}
+
+    def _follower(self, kernel: Kernel, stage: Stage, shift: Shift) -> _Follower:
+        own = kernel.buffers()[stage.put.buffer]
+        mean, step, *more = (
+            replace(own, name=self.names.derived(own.name), role="temp") for _ in (0, *shift.polynomial.coefficients)
+        )
+        return _Follower(stage, shift, mean, step, tuple(more))
 
     def block(self, block: Body) -> Body:
         """The new statements."""
@@ -121,7 +134,9 @@ class _Writer:
             *(s for s in block if isinstance(s, Alloc)),
             *(s.statement for s in (*sweep.before, *sweep.initial)),
             *(s for make, _ in skipped for s in make),
+            *self._unshifted(),
             self._loop(),
+            *(s for f in self.followers.values() for s in self._as_before(f)),
             *(s for _, use in skipped for s in use),
             *(s for stage, ratio in sweep.ratios.items() for s in self._of_nothing(stage, ratio)),
             *(s.statement for s in sweep.after),
@@ -137,6 +152,10 @@ class _Writer:
                 body += self._per_row(stage, self.old.name, self.state.indices, "=", self._held)
                 body += self._part(stage, axis)
                 body += self._moved()
+            elif stage in self.sweep.shifts:
+                body += self._moments(self.followers[stage], axis)
+            elif stage is self.sweep.state and self.sweep.shifts:
+                body += (*self._part(stage, axis), *self._shifted_sums())
             else:
                 if stage in self.sweep.ratios:
                     ratio = self.sweep.ratios[stage]
@@ -166,13 +185,18 @@ class _Writer:
     def _shifted(self, e: Expr) -> Expr | None:
         return replace(e, buffer=self.shift.name) if isinstance(e, Load) and e.buffer == self.state.buffer else None
 
-    def _part(self, stage: Stage, axis: str) -> Body:
-        """The part of a stage that belongs to a block."""
-        here, extent = Size.of(self.axis), self.sweep.domain.upper - self.sweep.domain.lower
-        put = replace(stage.put, numbers=True) if stage is self.sweep.state and self.sweep.shows_nan else stage.put
+    @property
+    def _width(self) -> Size:
+        """The elements of a block."""
+        extent = self.sweep.domain.upper - self.sweep.domain.lower
         exact = all(c % self.size == 0 for _, c in extent.terms)
-        width = Size.of(self.size) if exact else minimum(self.size, self.sweep.domain.upper - here)
-        body: Body = (put,)
+        return Size.of(self.size) if exact else minimum(self.size, self.sweep.domain.upper - self.axis)
+
+    def _part(self, stage: Stage, axis: str, put: Put | None = None) -> Body:
+        """The part of a stage, or of its loops around another write, that belongs to a block."""
+        here, width = Size.of(self.axis), self._width
+        own = replace(stage.put, numbers=True) if stage is self.sweep.state and self.sweep.shows_nan else stage.put
+        body: Body = (put or own,)
         for loop in reversed(stage.loops):
             if loop.axis == axis:
                 body = substitute(body, {axis: here + axis})
@@ -186,6 +210,64 @@ class _Writer:
         """A write for each row of a stage."""
         put = Put(buffer, indices, operator, value, _without(stage.put.mask, stage))
         return self._fresh(stage.around(put, stage.kept))
+
+    # ------------------------------------------------------------------ sums that follow a mean
+
+    def _unshifted(self) -> Body:
+        """Before the first block every sum is relative to 0, and so are those of the other coefficients."""
+        body: list[Statement] = []
+        for f in self.followers.values():
+            body += (Alloc(f.mean), Alloc(f.step), *map(Alloc, f.more))
+            for buffer in (f.mean, *f.more):
+                body += self._per_row(f.stage, buffer.name, f.stage.put.indices, "=", constant(0.0, buffer.dtype))
+        return tuple(body)
+
+    def _shifted_sums(self) -> Body:
+        """After the sum of a block: the mean of what was seen so far, and the sums relative to that."""
+        domain, dtype = self.sweep.domain, self.state.value.dtype
+        seen = Size.of(self.axis) - domain.lower + self._width
+        scale = apply("div", *(cast(dtype, Index(n)) for n in (domain.upper - domain.lower, seen)))
+        body: Body = ()
+        for f in self.followers.values():
+            put, estimate = f.stage.put, apply("mul", f.shift.state, scale)
+            mean = transform(f.shift.mean, rule={f.shift.state: estimate}.get)
+            step = f.load(f.step)
+            body += self._per_row(f.stage, step.buffer, put.indices, "=", apply("sub", mean, f.load(f.mean)))
+            body += self._per_row(f.stage, f.mean.name, put.indices, "+=", step)
+            for n, moment in enumerate(f.moments[:-1]):
+                body += self._per_row(f.stage, moment.buffer, put.indices, "=", _moved(f.moments, n, step))
+        return body
+
+    def _moments(self, f: _Follower, axis: str) -> Body:
+        """What a block adds to the sums of all coefficients."""
+        stage = f.stage
+        everywhere = len(stage.reduced) == 1 and stage.put.mask == _without(stage.put.mask, stage)
+        body: Body = ()
+        for moment, coefficient in zip(f.moments, f.shift.polynomial.coefficients):
+            value = transform(coefficient, rule={f.shift.mean: f.load(f.mean)}.get)
+            if isinstance(value, Const) and everywhere:
+                count = apply("mul", value, cast(value.dtype, Index(self._width)))
+                body += self._per_row(stage, moment.buffer, moment.indices, "+=", count)
+            else:
+                body += self._fresh(self._part(stage, axis, replace(stage.put, buffer=moment.buffer, value=value)))
+        return body
+
+    def _as_before(self, f: _Follower) -> Body:
+        """Sums that are not finite, such as those of infinities, as they are without a sweep."""
+        stage, total = f.stage, f.moments[0]
+        first = next(loop for loop in stage.reduced)
+        end = Buffer(self.names.derived("end"), I64, f.mean.extents, f.mean.memory)
+        lost = apply("ne", apply("sub", total, total), constant(0.0, total.dtype))
+        body: list[Statement] = [Alloc(end)]
+        value = where(lost, Index(first.upper), Index(first.lower))
+        body += self._per_row(stage, end.name, total.indices, "=", value)
+        body += self._per_row(stage, total.buffer, total.indices, "=", where(lost, constant(0.0, total.dtype), total))
+        again = minimum(first.upper, Size.opaque(Load(end.name, total.indices, I64)))
+        loops = (replace(x, upper=again) if x is first else x for x in (*stage.kept, *stage.reduced))
+        body += self._fresh(stage.around(stage.put, loops))
+        return tuple(body)
+
+    # ------------------------------------------------------------------ what is left out
 
     def _of_nothing(self, stage: Stage, ratio: Ratio) -> Body:
         """The sum of a row of which every summand is exp(-inf - -inf): it is NaN, unless the row is empty."""
@@ -258,6 +340,34 @@ class _Writer:
     def _fresh(self, body: Body) -> Body:
         """A nest with axes of its own."""
         return rename_axes(body, {loop.axis: self.names.derived(loop.axis) for loop in loops_in(body)})
+
+
+@dataclass(frozen=True)
+class _Follower:
+    """A sum that follows a mean: the mean that it is relative to, the last change of that, and the sums of the
+    coefficients of its polynomial but the first, which is that of the stage itself."""
+
+    stage: Stage
+    shift: Shift
+    mean: Buffer
+    step: Buffer
+    more: tuple[Buffer, ...]
+
+    def load(self, buffer: Buffer) -> Load:
+        return Load(buffer.name, self.stage.put.indices, buffer.dtype)
+
+    @property
+    def moments(self) -> tuple[Load, ...]:
+        return (Load(self.stage.put.buffer, self.stage.put.indices, self.step.dtype), *map(self.load, self.more))
+
+
+def _moved(moments: Sequence[Expr], n: int, step: Expr) -> Expr:
+    """moments[n] after a step: the coefficient of d**n of the sum over m of moments[m] * (step + d)**m."""
+    value = moments[-1]
+    for m in range(len(moments) - 1, n, -1):
+        step_m = step if n == 0 else apply("mul", constant(m / (m - n), step.dtype), step)
+        value = apply("add", moments[m - 1], apply("mul", step_m, value))
+    return value
 
 
 def _without(mask: Mask, stage: Stage) -> Mask:

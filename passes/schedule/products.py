@@ -1,4 +1,4 @@
-"""Scalar expressions as products and as linear forms."""
+"""Scalar expressions as products, as linear forms and as polynomials."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
+from itertools import zip_longest
 
 from intarsia.ir.dtypes import DType
-from intarsia.ir.scalar import Apply, Const, Expr, apply, constant
+from intarsia.ir.scalar import Apply, Const, Expr, apply, constant, walk, where
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class Linear:
                 return Linear({}).plus(Linear.of(inner), -1.0)
             case Apply("mul", (Const(number), inner)) | Apply("mul", (inner, Const(number))) if number:
                 return Linear({}).plus(Linear.of(inner), float(number))
+            case Apply("div", (inner, Const(number))) if value.dtype.is_float and number:
+                return Linear({}).plus(Linear.of(inner), 1.0 / float(number))
         return Linear({value: 1.0})
 
     def plus(self, other: Linear, factor: float) -> Linear:
@@ -93,3 +96,91 @@ class Linear:
             and math.isclose(self.number, other.number, rel_tol=1e-6, abs_tol=1e-12)
             and all(math.isclose(c, other.terms[t], rel_tol=1e-6) for t, c in self.terms.items())
         )
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """What an expression is at `x + d`, for a part x of it: coefficients[0] + coefficients[1] * d + …, where the
+    coefficients are made of x too, so that the first one is the expression itself."""
+
+    coefficients: tuple[Expr, ...]
+
+    @staticmethod
+    def of(value: Expr, x: Expr) -> Polynomial | None:
+        """The polynomial of an expression in a part of it; None where it is none."""
+        if value == x:
+            return Polynomial((value, constant(1, value.dtype)))
+        if x not in walk(value):
+            return Polynomial((value,))
+        match value:
+            case Apply("neg", (inner,)):
+                found = Polynomial.of(inner, x)
+                return found and found._scaled(lambda c: _folded("neg", c))
+            case Apply("add" | "sub" | "mul" | "div" as function, (left, right)):
+                a, b = Polynomial.of(left, x), Polynomial.of(right, x)
+                return None if a is None or b is None else a._with(function, b)
+            case Apply("where", (condition, left, right)) if x not in walk(condition):
+                a, b = Polynomial.of(left, x), Polynomial.of(right, x)
+                return None if a is None or b is None else a._chosen(condition, b)
+        return None
+
+    @property
+    def degree(self) -> int:
+        return len(self.coefficients) - 1
+
+    def _with(self, function: str, other: Polynomial) -> Polynomial | None:
+        if function == "mul":
+            return self._times(other)
+        if function == "div":
+            (divisor, *more) = other.coefficients
+            return None if more else self._scaled(lambda c: _folded("div", c, divisor))
+        pairs = zip_longest(self.coefficients, other.coefficients)
+        return Polynomial(tuple(_sum_of(function, a, b) for a, b in pairs))
+
+    def _scaled(self, change: Callable[[Expr], Expr]) -> Polynomial:
+        return Polynomial(tuple(map(change, self.coefficients)))
+
+    def _chosen(self, condition: Expr, other: Polynomial) -> Polynomial:
+        zero = constant(0.0, self.coefficients[0].dtype)
+        pairs = zip_longest(self.coefficients, other.coefficients, fillvalue=zero)
+        return Polynomial(tuple(where(condition, a, b) for a, b in pairs))
+
+    def _times(self, other: Polynomial) -> Polynomial:
+        terms: dict[int, Expr] = {}
+        for n, a in enumerate(self.coefficients):
+            for m, b in enumerate(other.coefficients):
+                term = _folded("mul", a, b)
+                terms[n + m] = _folded("add", terms[n + m], term) if n + m in terms else term
+        return Polynomial(tuple(terms[n] for n in sorted(terms)))
+
+
+def _sum_of(function: str, a: Expr | None, b: Expr | None) -> Expr:
+    """The sum or difference of two coefficients, of which one may be missing."""
+    if a is None:
+        assert b is not None
+        return b if function == "add" else _folded("neg", b)
+    return a if b is None else _folded(function, a, b)
+
+
+def _folded(function: str, *arguments: Expr) -> Expr:
+    """A function of its arguments, as a number if they are numbers; numbers come first and only once in a product."""
+    match function, arguments:
+        case "add", (a, b) if a == b:
+            return _folded("mul", constant(2.0, a.dtype), a)
+        case "mul", (a, Const() as b) if not isinstance(a, Const):
+            return _folded("mul", b, a)
+        case "mul", (Const() as a, Apply("mul", (Const() as b, c))):
+            return _folded("mul", _folded("mul", a, b), c)
+    numbers = [float(a.value) for a in arguments if isinstance(a, Const)]
+    match function, numbers:
+        case "neg", [a]:
+            return constant(-a, arguments[0].dtype)
+        case "add", [a, b]:
+            return constant(a + b, arguments[0].dtype)
+        case "sub", [a, b]:
+            return constant(a - b, arguments[0].dtype)
+        case "mul", [a, b]:
+            return constant(a * b, arguments[0].dtype)
+        case "div", [a, b] if b:
+            return constant(a / b, arguments[0].dtype)
+    return apply(function, *arguments)

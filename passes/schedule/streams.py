@@ -73,9 +73,10 @@ def _passes(b: Builder, name: str, top: For) -> list[_Pass]:
 
 
 def _fetch_next_row(b: Builder, name: str, passes: list[_Pass]) -> None:
-    """Let the second pass fetch what the next iteration of the loop around all of them reads, if that fits a cache."""
-    shared = [loops[0] for loops in zip(*(p.loops for p in passes)) if len({loop.axis for loop in loops}) == 1]
-    second = passes[1]
+    """Let the second pass fetch what the next iteration of the loop around it and the first one reads, if that fits a
+    cache."""
+    first, second = passes[:2]
+    shared = [a for a, b in zip(first.loops, second.loops) if a.axis == b.axis]
     if not shared or not any(shared[-1].axis in i.symbols for i in second.load.indices):
         return
     row = math.prod(count(trips(x)) for x in _inside(b, shared[-1], second)) * second.load.dtype.bytes

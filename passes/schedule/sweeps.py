@@ -1,22 +1,28 @@
-"""Recognizing sweeps: reductions over one axis, of which some may need the maximum that another one finds.
+"""Recognizing sweeps: reductions over one axis, of which some may need the maximum or the sum that another one finds.
 
 Let m be the maximum of x along an axis, and A = sum of exp(c * x - c * m) * g, where g does not depend on m. Over a
 part of the axis both are partial. A greater m' makes of A the value A * exp(c * m - c * m'): the *ratio*.
+
+Let v be the mean of x along an axis, and A = sum of p(v), where p is a polynomial. Another v' = v + d makes of A the
+value A + A' * d + A'' * d * d, where A' and A'' are the sums of the coefficients of p(v + d): the *shift*. No digits
+are lost where A is least at the mean of what was seen, as the sum of (x - v) ** 2 is: then it never falls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from intarsia.ir.errors import ScheduleError
-from intarsia.ir.kernel import Alloc, For, Kernel, walk
-from intarsia.ir.kernel_access import accesses
-from intarsia.ir.scalar import Apply, Const, Expr, Load, apply, constant, loads, where
+from intarsia.ir.kernel import Alloc, For, Kernel
+from intarsia.ir.kernel import walk as walk_statements
+from intarsia.ir.kernel_access import accesses, trips
+from intarsia.ir.scalar import Apply, Const, Expr, Load, apply, constant, loads, walk, where
 from intarsia.ir.sizes import Size
 from intarsia.passes.schedule.domains import Domain, domain_of
 from intarsia.passes.schedule.masks import neutral
-from intarsia.passes.schedule.products import Linear, Product
+from intarsia.passes.schedule.products import Linear, Polynomial, Product
 from intarsia.passes.schedule.stages import Stage, correspondence, definitions_in, expand, spread, stages_in
 from intarsia.passes.schedule.tree import Body, facts_for
 
@@ -53,20 +59,31 @@ class Ratio:
 
 
 @dataclass(frozen=True)
+class Shift:
+    """How a sum A follows the sum s: its summands are the polynomial of `mean`, which is made of s. `state` is s as
+    they read it."""
+
+    state: Load
+    mean: Expr
+    polynomial: Polynomial
+
+
+@dataclass(frozen=True)
 class Sweep:
     """The stages of a block of statements by what a sweep over the axis makes of them.
 
     `axes`: those that go through it block by block, in order, each with its own name for the axis; `state` is a
-    reduction along it. If others need its result it is the maximum, and those with `ratios` are rescaled. `before`,
-    `initial` (what sets the neutral elements) and `after` stay whole. `domain`: where on the axis anything happens.
-    `shows_nan`: nothing but rescaled sums needs the maximum. They are NaN where one of its values is, as that is in the
-    exponent of a summand, whatever the maximum is then.
+    reduction along it. Others that need its result have `ratios` if it is the maximum, `shifts` if it is a sum.
+    `before`, `initial` (what sets the neutral elements) and `after` stay whole. `domain`: where on the axis anything
+    happens. `shows_nan`: nothing but rescaled sums needs the maximum. They are NaN where one of its values is, as that
+    is in the exponent of a summand, whatever the maximum is then.
     """
 
     around: tuple[For, ...]
     state: Stage
     axes: Mapping[Stage, str]
     ratios: Mapping[Stage, Ratio]
+    shifts: Mapping[Stage, Shift]
     before: tuple[Stage, ...]
     initial: tuple[Stage, ...]
     after: tuple[Stage, ...]
@@ -93,33 +110,38 @@ def find_sweep(kernel: Kernel, name: str, block: Body, around: tuple[For, ...]) 
     value = expand(state, definitions)
     axes = {state: state.reduced[0].axis}
     ratios: dict[Stage, Ratio] = {}
+    shifts: dict[Stage, Shift] = {}
     for stage in stages[stages.index(state) + 1 :]:
         whole = expand(stage, definitions)
-        if state.put.operator == "max=" and stage.put.operator != "=" and _reads(whole, name):
+        if state.put.operator not in ("max=", "+=") or stage.put.operator == "=" or not _reads(whole, name):
+            continue
+        if state.put.operator == "max=":
             ratios[stage] = _ratio(whole, stage, state, value)
-            axes[stage] = stage.reduced[0].axis
+        else:
+            shifts[stage] = _shift(whole, stage, state, value)
+        axes[stage] = stage.reduced[0].axis
     spread(stages, axes, temporaries)
     order = {s: axes[s] for s in stages if s in axes}
     if len(order) == 1:
         raise ScheduleError(f"nothing beside {name} runs along its axis")
-    _require_partial(stages, order, ratios, state)
+    _require_partial(stages, order, ratios, shifts, state)
     reducing = [s for s in order if order[s] in {loop.axis for loop in s.reduced}]
     before, initial, after = _others(stages, order, reducing)
-    if len(reducing) == 1 + len(ratios):
+    if len(reducing) == 1 + len(ratios) and not shifts:
         domain = domain_of(value, state, facts_for(kernel, (*around, *state.kept)))
     else:
         domain = Domain(state.reduced[0].lower, state.reduced[0].upper)
     if inner := sorted((domain.lower.symbols | domain.upper.symbols) & state.axes):
         raise ScheduleError(f"the bounds of {state.reduced[0].axis} change with {inner[0]}")
     shows_nan = bool(ratios) and name in temporaries and not any(_touches(s, name) for s in (*before, *after))
-    return Sweep(around, state, order, ratios, before, initial, after, domain, shows_nan)
+    return Sweep(around, state, order, ratios, shifts, before, initial, after, domain, shows_nan)
 
 
 def _temporaries(kernel: Kernel, block: Body) -> frozenset[str]:
     """The temporaries that are used in a block only."""
     inside = [a.buffer for a in accesses(block)]
     everywhere = [a.buffer for a in accesses(kernel.body)]
-    local = {s.buffer.name for s, _ in walk(kernel.body) if isinstance(s, Alloc)}
+    local = {s.buffer.name for s, _ in walk_statements(kernel.body) if isinstance(s, Alloc)}
     return frozenset(name for name in local & {*inside} if inside.count(name) == everywhere.count(name))
 
 
@@ -131,15 +153,15 @@ def _reads(value: Expr, name: str) -> bool:
     return any(load.buffer == name for load in loads(value))
 
 
-# ---------------------------------------------------------------------- ratios
+# ---------------------------------------------------------------------- ratios and shifts
 
 
-def _ratio(whole: Expr, stage: Stage, state: Stage, value: Expr) -> Ratio:
-    """The ratio of a sum that needs the state. `whole` and `value` are what the two reduce, written out. Raises
-    ScheduleError where there is none."""
+def _use(whole: Expr, stage: Stage, state: Stage) -> tuple[Load, dict[str, Size]]:
+    """How a sum that runs over the same axis reads the state, and the axes of the state as its own. `whole` is what it
+    adds up, written out. Raises ScheduleError where that is not so."""
     name = state.put.buffer
     if stage.put.operator != "+=":
-        raise ScheduleError(f"{stage.put.buffer} {stage.put.operator} … needs {name}, and only sums can be rescaled")
+        raise ScheduleError(f"{stage.put.buffer} {stage.put.operator} … needs {name}, and only sums can be corrected")
     uses = {load.indices: load for load in loads(whole) if load.buffer == name}
     indices, load = next(iter(uses.items()))
     rows = correspondence(state.put.indices, state.kept, indices, stage.kept) if len(uses) == 1 else None
@@ -156,6 +178,56 @@ def _ratio(whole: Expr, stage: Stage, state: Stage, value: Expr) -> Ratio:
             raise ScheduleError(f"{mine.axis} and {other.axis} have other bounds")
     if {m.substitute(names) for m in state.put.mask} != set(stage.put.mask):
         raise ScheduleError(f"{stage.put.buffer} and {name} are reduced under other masks")
+    return load, names
+
+
+def _shift(whole: Expr, stage: Stage, state: Stage, value: Expr) -> Shift:
+    """The shift of a sum that needs the state. `whole` and `value` are what the two add up, written out. Raises
+    ScheduleError where there is none."""
+    name = state.put.buffer
+    load, names = _use(whole, stage, state)
+    made = dict.fromkeys(_made_of(whole, load, frozenset(loop.axis for loop in stage.reduced)))
+    mean = next(iter(made))
+    polynomial = Polynomial.of(whole, mean) if len(made) == 1 else None
+    points = math.prod(trips(loop).constant or 0 for loop in state.reduced)
+    if not Linear.of(mean).is_close(Linear({load: 1.0 / points if points else 0.0})):
+        raise ScheduleError(f"{stage.put.buffer} needs {name} otherwise than as a mean")
+    if polynomial is None or polynomial.degree != 2:
+        raise ScheduleError(f"{whole} is no polynomial of degree 2 in {mean}")
+    slope = Linear.of(polynomial.coefficients[1])
+    difference = Linear.of(value.substitute(names)).plus(Linear.of(mean), -1.0)
+    if not slope.is_close(Linear({}).plus(difference, -points * slope.terms.get(load, 0.0))):
+        raise ScheduleError(f"{stage.put.buffer} is not least at the mean, and would lose digits")
+    return Shift(load, mean, polynomial)
+
+
+def _made_of(value: Expr, load: Load, axes: frozenset[str]) -> Iterator[Expr]:
+    """The largest parts of a value that are made of what is loaded and are one number along the axes."""
+    if load not in walk(value):
+        return
+    if value.symbols & axes:
+        for child in value.children:
+            yield from _made_of(child, load, axes)
+    else:
+        yield value
+
+
+def _is_finite(coefficient: Expr) -> bool:
+    """Is a coefficient a number, or one of several? Then NaN and infinities come from lower coefficients, as they do
+    from the whole polynomial."""
+    match coefficient:
+        case Const(number):
+            return math.isfinite(number)
+        case Apply("where", (_, a, b)):
+            return _is_finite(a) and _is_finite(b)
+    return False
+
+
+def _ratio(whole: Expr, stage: Stage, state: Stage, value: Expr) -> Ratio:
+    """The ratio of a sum that needs the state. `whole` and `value` are what the two reduce, written out. Raises
+    ScheduleError where there is none."""
+    load, names = _use(whole, stage, state)
+    name = state.put.buffer
     product = Product.of(whole)
     moving = [f for f in product.factors if _reads(f, name)]
     if len(moving) == 1 and moving[0] in product.above and isinstance(moving[0], Apply):
@@ -193,10 +265,14 @@ def _exponential(factor: Apply, load: Load, of: Linear) -> tuple[str, float, Con
 
 
 def _require_partial(
-    stages: Sequence[Stage], order: Mapping[Stage, str], ratios: Mapping[Stage, Ratio], state: Stage
+    stages: Sequence[Stage],
+    order: Mapping[Stage, str],
+    ratios: Mapping[Stage, Ratio],
+    shifts: Mapping[Stage, Shift],
+    state: Stage,
 ) -> None:
     """What is made of unfinished results during the sweep serves the sums with a ratio only."""
-    finished = {state.put.buffer, *(s.put.buffer for s in ratios)}
+    finished = {state.put.buffer, *(s.put.buffer for s in (*ratios, *shifts))}
     partial = set(finished)
     for stage in (s for s in order if s is not state):
         read = {load.buffer for load in stage.reads} & partial
@@ -204,7 +280,11 @@ def _require_partial(
             read = {load.buffer for f in ratios[stage].rest.factors for load in loads(f)} & partial
             if read:
                 raise ScheduleError(f"{stage.put.buffer} needs the finished {', '.join(sorted(read))}")
-        elif read and (stage.put.operator != "=" or read & finished - {state.put.buffer}):
+        elif stage in shifts:
+            read = {x.buffer for c in shifts[stage].polynomial.coefficients for x in loads(c)} & partial
+            if others := read - {state.put.buffer}:
+                raise ScheduleError(f"{stage.put.buffer} needs the finished {', '.join(sorted(others))}")
+        elif read and (shifts or stage.put.operator != "=" or read & finished - {state.put.buffer}):
             raise ScheduleError(f"{stage.put.buffer} needs the finished {', '.join(sorted(read))}")
         elif read:
             partial.add(stage.put.buffer)
