@@ -596,6 +596,17 @@ def test_what_is_only_reduced_is_fetched_ahead_along_what_lies_together() -> Non
     assert ahead(rows, N=128, M=1024) == set()  # it is in the cache
 
 
+@pytest.mark.parametrize("length", [1 << 20, 1_000_003])
+@pytest.mark.parametrize("value", ["sum(x)", "logsumexp(x)", "var(x)"])
+def test_reductions_of_any_length_are_shared_in_vectors(value: str, length: int) -> None:
+    """A last part that is shorter than the others does not hide how long these are."""
+    module = load(Source("f.ita", f"fn f(x: f32[{length}]) -> f32 {{ return {value} }}")).build(None)
+    (kernel,) = default_pipeline({}).before("schedule").run(module, Context(TARGET)).kernels
+    b = build_schedule(kernel, replace(TARGET, cores=2))
+    assert not any("is not vectorized" in r.message for r in b.remarks)
+    assert str(b.schedule).count("parallel") == (1 if value == "sum(x)" else 2)
+
+
 def test_chunks_of_a_reduction_depend_on_sizes_alone() -> None:
     text = "fn f(x: f32[N]) -> f32 { return sum(x) }"
     kernel = large(text, N=1 << 24)
