@@ -230,7 +230,7 @@ class _Writer:
         body: Body = ()
         for f in self.followers.values():
             put, estimate = f.stage.put, apply("mul", f.shift.state, scale)
-            mean = transform(f.shift.mean, rule={f.shift.state: estimate}.get)
+            mean = _with(f.shift.mean, f.shift.state, estimate)
             step = f.load(f.step)
             body += self._per_row(f.stage, step.buffer, put.indices, "=", apply("sub", mean, f.load(f.mean)))
             body += self._per_row(f.stage, f.mean.name, put.indices, "+=", step)
@@ -244,7 +244,7 @@ class _Writer:
         everywhere = len(stage.reduced) == 1 and stage.put.mask == _without(stage.put.mask, stage)
         body: Body = ()
         for moment, coefficient in zip(f.moments, f.shift.polynomial.coefficients):
-            value = transform(coefficient, rule={f.shift.mean: f.load(f.mean)}.get)
+            value = _with(coefficient, f.shift.mean, f.load(f.mean))
             if isinstance(value, Const) and everywhere:
                 count = apply("mul", value, cast(value.dtype, Index(self._width)))
                 body += self._per_row(stage, moment.buffer, moment.indices, "+=", count)
@@ -359,6 +359,11 @@ class _Follower:
     @property
     def moments(self) -> tuple[Load, ...]:
         return (Load(self.stage.put.buffer, self.stage.put.indices, self.step.dtype), *map(self.load, self.more))
+
+
+def _with(value: Expr, old: Expr, new: Expr) -> Expr:
+    """A value in which one part is another one."""
+    return transform(value, rule=lambda e: new if e == old else None)
 
 
 def _moved(moments: Sequence[Expr], n: int, step: Expr) -> Expr:

@@ -171,16 +171,16 @@ def _folded(function: str, *arguments: Expr) -> Expr:
             return _folded("mul", b, a)
         case "mul", (Const() as a, Apply("mul", (Const() as b, c))):
             return _folded("mul", _folded("mul", a, b), c)
-    numbers = [float(a.value) for a in arguments if isinstance(a, Const)]
+    dtype, numbers = arguments[0].dtype, [float(a.value) for a in arguments if isinstance(a, Const)]
     match function, numbers:
-        case "neg", [a]:
-            return constant(-a, arguments[0].dtype)
-        case "add", [a, b]:
-            return constant(a + b, arguments[0].dtype)
-        case "sub", [a, b]:
-            return constant(a - b, arguments[0].dtype)
-        case "mul", [a, b]:
-            return constant(a * b, arguments[0].dtype)
-        case "div", [a, b] if b:
-            return constant(a / b, arguments[0].dtype)
+        case "neg", [x]:
+            return constant(-x, dtype)
+        case "add", [x, y]:
+            return constant(x + y, dtype)
+        case "sub", [x, y]:
+            return constant(x - y, dtype)
+        case "mul", [x, y]:
+            return constant(x * y, dtype)
+        case "div", [x, y] if y:
+            return constant(x / y, dtype)
     return apply(function, *arguments)
