@@ -332,3 +332,16 @@ def test_what_is_cheap_to_keep_is_stored(depth: int) -> None:
     kind = f"f32[{rows}, {depth}]"
     text = f"fn f(x: {kind}, y: {kind}, v: {kind}) -> {kind} {{ return relu(x @ transpose(y)) @ v }}"
     assert len(compilation(text).scheduled.kernels) == 2
+
+
+def test_two_losses_of_one_batch_are_a_sweep_each() -> None:
+    """What both need, the scores of the pairs, does not tie them together; neither keeps its scores."""
+    text = """fn f(a: f32[600, 24], b: f32[600, 24]) -> f32 {
+      s = a @ transpose(b)
+      t = b @ transpose(a)
+      d[i] = s[i, i]
+      return mean(logsumexp(s, axis=1) - d) + mean(logsumexp(t, axis=1) - d)
+    }"""
+    done = compilation(text)
+    assert sum("online" in steps for steps in done.schedules.values()) == 2
+    assert int(done.plan.workspace_bytes) < 600 * 600

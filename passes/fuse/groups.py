@@ -71,6 +71,8 @@ class Search:
         for node in self.nodes:
             if self.group_of[node].members and node not in self._waiting:
                 self._grow([node])
+                if self._may_end_chain(node):
+                    self._grow(self.group_of[node].nodes)
         for node in self.nodes:
             if self.group_of[node].members:
                 self._grow(self.group_of[node].nodes)
@@ -150,6 +152,13 @@ class Search:
                 readers += producer.nodes  # others have tried to merge with what they read
                 refused.clear()
             self._merge(producer, self.group_of[edge.user])
+
+    def _may_end_chain(self, node: Node) -> bool:
+        """Could a reduction be the last one that the rows of a product wait for? Others may join these afterwards."""
+        group = self.group_of[node]
+        inward = self._inward(group.nodes)
+        reduced = any(m.node is node and m.is_reduced and not m.is_contraction for m in group.members)
+        return reduced and any(self.group_of[e.value.node].has_contraction for e in inward)
 
     def _inward(self, nodes: Sequence[Node]) -> Iterable[Edge]:
         """The edges to nodes from other groups that can merge."""

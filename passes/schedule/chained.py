@@ -161,11 +161,14 @@ def find_chain(b: Builder, name: str) -> Chain:
         raise ScheduleError("there are several products")
     if not sweep.ratios and any(b.kernel.buffers()[s.put.buffer].role == "out" for s in sweep.axes if kept[s]):
         raise ScheduleError("what it is about is stored as a whole anyway")
+    length = points(sweep.state.reduced)
+    if longer := [s.put.buffer for s in (*sweep.before, *sweep.after) if s.reduced and points(s.reduced) >= length]:
+        raise ScheduleError(f"{longer[0]} goes through rows as long as those of the sweep, and is no part of it")
     passing = allocated_in(b.kernel.body).keys() & frozenset().union(*(s.touched for s in sweep.axes)) - {
         s.put.buffer for s in sums
     }
-    if outside := sorted(x for s in (*sweep.before, *sweep.after) for x in s.touched & passing):
-        raise ScheduleError(f"{outside[0]} is used outside the sweep")
+    if used := sorted(x for s in (*sweep.before, *sweep.after) for x in s.touched & passing):
+        raise ScheduleError(f"{used[0]} is used outside the sweep")
     rows = _rows_of(b, sweep)
     shared = [
         (s, x)
