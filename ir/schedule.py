@@ -412,9 +412,9 @@ class Online(Step):
     maximum of. Blocks in which a mask makes every x neutral are left out; what they would add to rescaled sums, 0 times
     a factor, is added after the loop.
 
-    Where m is a sum of x, others may add up (x[j] - m / N) * (x[j] - m / N), or what differs from that by a factor and by
-    what does not need m. In each block they are relative to the mean of what was seen, and are shifted where it moves. A
-    row in which that gives an infinity or NaN is gone through again as before.
+    Where m is a sum of x, others may add up (x[j] - m / N) * (x[j] - m / N), or what differs from that by a factor and
+    by what does not need m. In each block they are relative to the mean of what was seen, and are shifted where it
+    moves. A row in which that gives an infinity or NaN is gone through again as before.
     """
 
     buffer: str

@@ -124,7 +124,7 @@ class _Sampler:
             return False
         loads = [x for x in space.loads() if _read_by(user, x) == value]
         return bool(space.reduced) or all(
-            _few(x, value, space) is not None or (x.indices == _whole(space) and self._is_free(user.value))
+            _few(x, value, space) is not None or ({*x.indices} == {*_whole(space)} and self._is_free(user.value))
             for x in loads
         )
 

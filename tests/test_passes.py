@@ -393,3 +393,37 @@ def test_siblings_keep_every_bit(shape: tuple[int, int], monkeypatch: pytest.Mon
         assert len(kernels) == (2 if sideways else 4)
     for one, other in zip(*results):
         np.testing.assert_array_equal(one.view(np.int32), other.view(np.int32))
+
+
+# ---------------------------------------------------------------------- copies of products
+
+BOTH_WAYS = {
+    "rows and columns": "logsumexp(s, axis=1) - d) + sum(logsumexp(s, axis=0) - d",
+    "a view of it": "logsumexp(s, axis=1) - d) + sum(logsumexp(transpose(s), axis=1) - d",
+    "work on it": "logsumexp(s * 2.0, axis=1) - d) + sum(logsumexp(s * s, axis=0) - d",
+}
+
+
+@pytest.mark.parametrize("losses", BOTH_WAYS)
+def test_a_product_that_is_too_large_is_computed_for_each_direction(losses: str) -> None:
+    """Where it does not fit the caches, each direction is one sweep; where it does, it is stored."""
+    text = f"""fn f(a: f32[40, 8], b: f32[40, 8]) -> f32 {{
+        s = a @ transpose(b) / 0.3
+        d[i] = s[i, i]
+        return sum({BOTH_WAYS[losses]})
+    }}"""
+    for cache, stored in ((1 << 10, 0), (1 << 20, 1)):
+        given = Context(replace(CPU, caches=(256, 512, cache)))
+        module = Pipeline.parse(GRAPH_PASSES).run(program(text), given, verification("exec"))
+        results = [v for n in kernels(module) for v in n.values]
+        assert sum(v.tensor.elements.constant == 1600 for v in results) == stored
+
+
+def test_a_product_that_is_needed_as_a_whole_is_computed_once() -> None:
+    text = """fn f(a: f32[40, 8], b: f32[40, 8]) -> (f32[40, 40], f32) {
+        s = a @ transpose(b)
+        return s, sum(logsumexp(s, axis=1)) + sum(logsumexp(s, axis=0))
+    }"""
+    given = Context(replace(CPU, caches=(256, 512, 1 << 10)))
+    module = Pipeline.parse(GRAPH_PASSES).run(program(text), given, verification("exec"))
+    assert sum(n.name == "matmul" for n in module.graph.body.walk()) == 1

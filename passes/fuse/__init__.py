@@ -10,7 +10,8 @@ from intarsia.ir.errors import Span
 from intarsia.ir.graph import Module, Node, Region, Value
 from intarsia.ir.ops import Call, Constant, Fused, ListGet, Loop, Reshape
 from intarsia.passes.fuse.chains import Chains, ChainTest, never
-from intarsia.passes.fuse.groups import Group, Search, sink_views
+from intarsia.passes.fuse.copies import with_copies
+from intarsia.passes.fuse.groups import Group, Search, estimated_bytes, sink_views
 from intarsia.passes.fuse.members import Member
 from intarsia.passes.fuse.report import operations, saving, title
 from intarsia.passes.pipeline import Context, Pass
@@ -53,12 +54,26 @@ class Fuse(Pass):
             return self._region(r, context, (*names, node.counter)) if isinstance(node, Loop) else r
 
         inner = change_regions(region, inside)
-        sunk, origin = sink_views(inner)
-        search, groups, fused = self._search(sunk, origin, context, names)
+        search, groups, fused = self._best_search(inner, context, names)
         self._explain(search, groups, context)
         if all(len(g.nodes) == 1 for g in groups) and inner is region:
             return region
         return fused
+
+    def _best_search(
+        self, region: Region, context: Context, names: tuple[str, ...]
+    ) -> tuple[Search, list[Group], Region]:
+        """The groups of a region; with copies of large products where these need not be stored then."""
+        found = self._search(*sink_views(region), context, names)
+        large = context.target.caches[-1]
+        if not (stored := _products(found, large)):
+            return found
+        sources = [n for n in region.nodes if any(n.value.type == v.type for v in stored)]
+        copied = with_copies(region, [n for n in sources if (m := Member.of(n)) is not None and m.is_contraction])
+        if copied is region:
+            return found
+        other = self._search(*sink_views(copied), context, names)
+        return other if len(_products(other, large)) < len(stored) else found
 
     def _search(
         self, region: Region, origin: Mapping[Node, Node], context: Context, names: tuple[str, ...]
@@ -94,6 +109,13 @@ class Fuse(Pass):
                 refusals[text, edge.user.span or edge.value.node.span] = None
         for text, span in refusals:
             self.remark(context, "fusion", text, span, done=False)
+
+
+def _products(found: tuple[Search, list[Group], Region], size: int) -> list[Value]:
+    """The values of more than so many bytes that groups with a product store."""
+    search, groups, _ = found
+    values = [v for group in groups if group.has_contraction for v in search.outputs(group.nodes)]
+    return [v for v in values if estimated_bytes(v) > size]
 
 
 def _is_alias(node: Node) -> bool:
