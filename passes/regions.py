@@ -11,16 +11,17 @@ from intarsia.ir.graph import Node, Region, Value
 
 def change_regions(region: Region, change: Callable[[Node, Region], Region]) -> Region:
     """The region with every region of its nodes changed, and what uses those nodes rebuilt; itself if none changes."""
+    return change_nodes(region, lambda node: (change_node_regions(node, lambda r: change(node, r)),))
 
-    def changed(node: Node) -> tuple[Node]:
-        regions: dict[str, Any] = {
-            f.name: inner
-            for f in fields(node)
-            if isinstance(old := getattr(node, f.name), Region) and (inner := change(node, old)) is not old
-        }
-        return (replace(node, **regions) if regions else node,)
 
-    return change_nodes(region, changed)
+def change_node_regions(node: Node, change: Callable[[Region], Region]) -> Node:
+    """The node with every region of it changed; itself if none changes."""
+    changed: dict[str, Any] = {
+        f.name: inner
+        for f in fields(node)
+        if isinstance(old := getattr(node, f.name), Region) and (inner := change(old)) is not old
+    }
+    return replace(node, **changed) if changed else node
 
 
 def change_nodes(region: Region, change: Callable[[Node], Sequence[Node]]) -> Region:

@@ -47,6 +47,15 @@ PROGRAMS = {
         "fn f(x: f32[2, C, H, W], const w: f32[O, C, 3, 3]) -> f32[2, O, H, W] { return conv2d(x, w, padding=1) }",
         (2, 16, 20, 20), (64, 16, 3, 3),
     ),
+    "in a loop": (
+        "fn f(x: f32[M, K], const w: f32[K, K]) -> f32[M, K] { return loop (h = x) for t < 3 { yield tanh(h @ w) } }",
+        (17, 300), (300, 300),
+    ),
+    "in a loop of loops, and outside": (
+        "fn f(x: f32[M, K], const w: f32[K, K]) -> f32[M, K] { return loop (h = x @ w) for t < 2 {\n"
+        "g = loop (g = h) for u < 2 { yield tanh(g @ w) }\nyield g + x @ w } }",
+        (17, 300), (300, 300),
+    ),
     "only the constant": ("fn f(x: f32[M], const w: f32[K, N]) -> f32[K, N] { return exp(w) }", (3,), (20, 30)),
 }  # fmt: skip
 
@@ -98,6 +107,16 @@ def test_bound_constants(name: str, preparations: list[Executable]) -> None:
     other = function.bind(w=w - 1)
     np.testing.assert_allclose(other(x), exact(text, x, w - 1), rtol=1e-4, atol=1e-3)
     assert len(preparations) == 2
+
+
+def test_what_another_step_reads_of_a_constant_is_not_prepared() -> None:
+    """One item of the constant in each step of a loop; what is prepared would be another one for each."""
+    text = """fn f(x: f32[M, K], const w: f32[3, K, K]) -> f32[M, K] {
+        return loop (h = x) for t < 3 { yield tanh(h @ w[t]) } }"""
+    x, w = data(17, 130), data(3, 130, 130, seed=1)
+    bound = intarsia.compile(text).f.bind(w=w)
+    np.testing.assert_allclose(bound(x), exact(text, x, w), rtol=1e-4, atol=1e-4)
+    assert bound.lower(x).compilation.plan.preparation is None
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -68,13 +68,15 @@ def kernels_called(region: Region) -> Iterator[str]:
                 yield from kernels_called(condition) if condition is not None else ()
 
 
-def with_constants(kernel: Kernel, arguments: Sequence[Value]) -> Kernel:
-    """A kernel for a call outside of loops, with the inputs marked that do not change between runs of the program."""
+def with_constants(kernel: Kernel, arguments: Sequence[Value], in_loop: bool = False) -> Kernel:
+    """A kernel for a call, with the inputs marked that do not change between runs of the program. Of a call in a loop,
+    they are parameters of the program themselves, so that what is made of them is made outside of the loop."""
     given = iter(arguments)
     parameters = []
     for buffer in kernel.parameters:
         value = next(given) if buffer.role in ("in", "inout") else None
         is_constant = value is not None and buffer.role == "in" and is_constant_parameter(value)
+        is_constant = is_constant and not (in_loop and not isinstance(value.node, Parameter))
         parameters.append(replace(buffer, constant=is_constant))
     return replace(kernel, parameters=tuple(parameters))
 
@@ -115,7 +117,7 @@ class _Scope:
 
     names: tuple[str, ...]
     facts: Facts
-    is_outermost: bool = True
+    counters: frozenset[str] = frozenset()
 
     def inside(self, loop: Loop) -> _Scope:
         """Within a loop: its counter is in its bounds where these do not depend on data."""
@@ -126,7 +128,7 @@ class _Scope:
                 facts = replace(facts, names=facts.names | {loop.counter})
         if not loop.upper.opaques:
             facts = facts.given(loop.upper - 1 - counter)
-        return _Scope((*self.names, loop.counter), facts, is_outermost=False)
+        return _Scope((*self.names, loop.counter), facts, self.counters | {loop.counter})
 
 
 @dataclass(frozen=True)
@@ -237,7 +239,9 @@ class _Block:
     def _call(self, lowered: LoweredGroup, label: str, node: Node) -> None:
         """Call a kernel; its results stand for what the group computes."""
         arguments = tuple(map(self.value, lowered.arguments))
-        marked = with_constants(lowered.kernel, arguments) if self.scope.is_outermost else lowered.kernel
+        marked = lowered.kernel
+        if not self.scope.counters.intersection(marked.sizes):
+            marked = with_constants(marked, arguments, in_loop=bool(self.scope.counters))
         kernel = self.lowering.kernels.add(marked, label)
         call = Call(
             kernel.name,

@@ -21,6 +21,7 @@ from intarsia.ir.ops import Call, ListGet, Reshape
 from intarsia.ir.preparation import split_preparation
 from intarsia.ir.sizes import ZERO
 from intarsia.ir.types import ListType, TensorType, Type
+from intarsia.passes.regions import change_node_regions, change_nodes
 
 
 @dataclass(frozen=True)
@@ -76,34 +77,42 @@ def _symbols(kind: Type) -> frozenset[str]:
 
 
 def _with_split_kernels(module: Module) -> Module:
-    """Calls of kernels that prepare something become two: one that does, and one that takes it."""
+    """Calls of kernels that prepare something become two: one that does, and one that takes it. The first one stands
+    outside of all loops."""
     kernels = {k.name: split_preparation(k) for k in module.kernels}
     if all(once is None for once, _ in kernels.values()):
         return module
-    nodes: list[Node] = []
-    changed: dict[Value, Value] = {}
     prepared: dict[tuple[object, ...], Call] = {}
-    for old in module.graph.body.nodes:
-        node = old.with_operands(changed)
-        if isinstance(node, Call) and (once := kernels[node.kernel][0]) is not None:
-            names = [b.name for b in module.kernel(node.kernel).parameters if b.role != "out"]
-            arguments = tuple(node.arguments[names.index(b.name)] for b in once.inputs)
-            sizes = dict(zip(module.kernel(node.kernel).sizes, node.sizes))
-            values = tuple(sizes[name] for name in once.sizes)
-            key = (once.name, arguments, values)
-            if key not in prepared:
-                types = tuple(TensorType(b.dtype, b.shape).substitute(sizes) for b in once.outputs)
-                prepared[key] = Call(once.name, arguments, types, values, span=node.span)
-                nodes.append(prepared[key])
-            count = len(module.kernel(node.kernel).inputs)
-            made = prepared[key].values
-            node = replace(node, arguments=(*node.arguments[:count], *made, *node.arguments[count:]))
-        nodes.append(node)
-        changed.update((a, b) for a, b in zip(old.values, node.values) if a is not b)
-    body = module.graph.body
-    results = tuple(changed.get(v, v) for v in body.results)
-    new = tuple(k for once, rest in kernels.values() for k in (once, rest) if k is not None)
-    return replace(module.with_body(Region(body.parameters, tuple(nodes), results)), kernels=new)
+    waiting: list[Call] = []
+
+    def split(node: Node) -> Node:
+        """The call that takes what is prepared; what prepares it waits."""
+        if not isinstance(node, Call) or (once := kernels[node.kernel][0]) is None:
+            return change_node_regions(node, inside)
+        names = [b.name for b in module.kernel(node.kernel).parameters if b.role != "out"]
+        arguments = tuple(node.arguments[names.index(b.name)] for b in once.inputs)
+        sizes = dict(zip(module.kernel(node.kernel).sizes, node.sizes))
+        values = tuple(sizes[name] for name in once.sizes)
+        key = (once.name, arguments, values)
+        if key not in prepared:
+            types = tuple(TensorType(b.dtype, b.shape).substitute(sizes) for b in once.outputs)
+            prepared[key] = Call(once.name, arguments, types, values, span=node.span)
+            waiting.append(prepared[key])
+        count = len(module.kernel(node.kernel).inputs)
+        made = prepared[key].values
+        return replace(node, arguments=(*node.arguments[:count], *made, *node.arguments[count:]))
+
+    def inside(region: Region) -> Region:
+        return change_nodes(region, lambda node: (split(node),))
+
+    def outside(node: Node) -> list[Node]:
+        new = split(node)
+        before = waiting.copy()
+        waiting.clear()
+        return [*before, new]
+
+    kept = tuple(k for once, rest in kernels.values() for k in (once, rest) if k is not None)
+    return replace(module.with_body(change_nodes(module.graph.body, outside)), kernels=kept)
 
 
 def _constant_calls(module: Module) -> frozenset[Node]:
