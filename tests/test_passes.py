@@ -417,6 +417,8 @@ def test_a_product_that_is_too_large_is_computed_for_each_direction(losses: str)
         module = Pipeline.parse(GRAPH_PASSES).run(program(text), given, verification("exec"))
         results = [v for n in kernels(module) for v in n.values]
         assert sum(v.tensor.elements.constant == 1600 for v in results) == stored
+        told = [r for r in given.remarks.items if "is computed for each direction" in r.message]
+        assert len(told) == 1 - stored and all(r.done and "6.2 KiB less memory" in r.message for r in told)
 
 
 def test_a_product_that_is_needed_as_a_whole_is_computed_once() -> None:

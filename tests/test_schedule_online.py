@@ -195,3 +195,30 @@ def test_a_variance_is_as_exact_as_in_two_passes() -> None:
 def test_what_does_not_follow_a_sum_is_refused(summand: str, reason: str) -> None:
     with pytest.raises(ScheduleError, match=reason):
         moments(summand, np.ones((5, 23), np.float32), "online s 4")
+
+
+def test_what_needs_the_finished_sum_otherwise_comes_after_the_sweep() -> None:
+    text = """kernel both(x: f32[5, 23], w: f32[5], out q: f32[5], out v: f32[5], out total: f32) {
+      alloc s: f32[5]
+      alloc z: f32[5, 23]
+      for i in 0..5 { for j in 0..23 { z[i, j] = exp(x[i, j]) } }
+      for i.1 in 0..5 { s[i.1] = 0.0 }
+      for i.2 in 0..5 { for j.2 in 0..23 { s[i.2] += z[i.2, j.2] } }
+      for i.3 in 0..5 { q[i.3] = 0.0 }
+      for i.4 in 0..5 { for j.4 in 0..23 { q[i.4] += z[i.4, j.4] * z[i.4, j.4] } }
+      for i.5 in 0..5 { v[i.5] = 0.0 }
+      for i.6 in 0..5 { for k in 0..5 { v[i.6] += w[k] * s[i.6] } }
+      total[] = 0.0
+      for i.7 in 0..5 { total[] += s[i.7] }
+    }"""
+    naive = read_kernel(Source("both.ir", text))
+    online = apply(naive, Schedule.parse("online s 4"))
+    assert not problems(online)
+    random = np.random.default_rng(0)
+    x, w = (random.standard_normal(shape).astype(np.float32) for shape in ((5, 23), 5))
+    found = []
+    for kernel in (naive, online):
+        outputs = {"q": np.zeros(5, np.float32), "v": np.zeros(5, np.float32), "total": np.zeros((), np.float32)}
+        run(kernel, {"x": x, "w": w, **outputs}, {})
+        found.append(np.concatenate([o.reshape(-1) for o in outputs.values()]))
+    np.testing.assert_allclose(*found, rtol=1e-5)

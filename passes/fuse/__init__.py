@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 from intarsia.ir.errors import Span
 from intarsia.ir.graph import Module, Node, Region, Value
 from intarsia.ir.ops import Call, Constant, Fused, ListGet, Loop, Reshape
+from intarsia.ir.sizes import Size
 from intarsia.passes.fuse.chains import Chains, ChainTest, never
 from intarsia.passes.fuse.copies import with_copies
 from intarsia.passes.fuse.groups import Group, Search, estimated_bytes, sink_views
 from intarsia.passes.fuse.members import Member
-from intarsia.passes.fuse.report import operations, saving, title
+from intarsia.passes.fuse.report import bytes_text, operations, saving, title
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.regions import change_regions
 
@@ -73,7 +74,15 @@ class Fuse(Pass):
         if copied is region:
             return found
         other = self._search(*sink_views(copied), context, names)
-        return other if len(_products(other, large)) < len(stored) else found
+        left = _products(other, large)
+        if len(left) >= len(stored):
+            return found
+        places = {v.node.span for v in left}
+        for value in (v for v in stored if v.node.span not in places):
+            size = bytes_text(Size.of(estimated_bytes(value)))
+            text = f"{title(value.node)} is computed for each direction in which it is reduced: {size} less memory"
+            self.remark(context, "fusion", text, value.node.span)
+        return other
 
     def _search(
         self, region: Region, origin: Mapping[Node, Node], context: Context, names: tuple[str, ...]

@@ -82,7 +82,7 @@ def _dims_read(node: Node, value: Value, dims: Dims) -> tuple[Dims, Dims] | None
         return None
     numbers = {i.as_name: d for i, d in zip(next(iter(reads)), dims)}
     kept, reduced = wide(space.axes), wide(space.reduced)
-    if sorted(a.name for a in (*kept, *reduced)) != sorted(str(n) for n in numbers):
+    if sorted(a.name for a in (*kept, *reduced)) != sorted(str(n) for n in numbers) or len(numbers) < len(dims):
         return None
     return tuple(numbers[a.name] for a in kept), tuple(numbers[a.name] for a in reduced)
 

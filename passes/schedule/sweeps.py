@@ -111,6 +111,7 @@ def find_sweep(kernel: Kernel, name: str, block: Body, around: tuple[For, ...]) 
     axes = {state: state.reduced[0].axis}
     ratios: dict[Stage, Ratio] = {}
     shifts: dict[Stage, Shift] = {}
+    alone: ScheduleError | None = None
     for stage in stages[stages.index(state) + 1 :]:
         whole = expand(stage, definitions)
         if state.put.operator not in ("max=", "+=") or stage.put.operator == "=" or not _reads(whole, name):
@@ -118,12 +119,16 @@ def find_sweep(kernel: Kernel, name: str, block: Body, around: tuple[For, ...]) 
         if state.put.operator == "max=":
             ratios[stage] = _ratio(whole, stage, state, value)
         else:
-            shifts[stage] = _shift(whole, stage, state, value)
+            try:
+                shifts[stage] = _shift(whole, stage, state, value)
+            except ScheduleError as error:  # it may come after the sweep
+                alone = alone or error
+                continue
         axes[stage] = stage.reduced[0].axis
     spread(stages, axes, temporaries)
     order = {s: axes[s] for s in stages if s in axes}
     if len(order) == 1:
-        raise ScheduleError(f"nothing beside {name} runs along its axis")
+        raise alone or ScheduleError(f"nothing beside {name} runs along its axis")
     _require_partial(stages, order, ratios, shifts, state)
     reducing = [s for s in order if order[s] in {loop.axis for loop in s.reduced}]
     before, initial, after = _others(stages, order, reducing)
