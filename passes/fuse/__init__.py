@@ -69,8 +69,9 @@ class Fuse(Pass):
         large = context.target.caches[-1]
         if not (stored := _products(found, large)):
             return found
-        sources = [n for n in region.nodes if any(n.value.type == v.type for v in stored)]
-        copied = with_copies(region, [n for n in sources if (m := Member.of(n)) is not None and m.is_contraction])
+        kinds = [v.type for v in stored]
+        products = [n for n in region.nodes if (m := Member.of(n)) and m.is_contraction and n.value.type in kinds]
+        copied = with_copies(region, products)
         if copied is region:
             return found
         other = self._search(*sink_views(copied), context, names)
