@@ -75,18 +75,18 @@ def with_constants(kernel: Kernel, arguments: Sequence[Value], in_loop: bool = F
     parameters = []
     for buffer in kernel.parameters:
         value = next(given) if buffer.role in ("in", "inout") else None
-        is_constant = value is not None and buffer.role == "in" and is_constant_parameter(value)
-        is_constant = is_constant and not (in_loop and not isinstance(value.node, Parameter))
+        is_constant = value is not None and buffer.role == "in" and is_constant_parameter(value, in_loop)
         parameters.append(replace(buffer, constant=is_constant))
     return replace(kernel, parameters=tuple(parameters))
 
 
-def is_constant_parameter(value: Value) -> bool:
-    """Is a value a parameter that does not change between calls, or a view or an item of one?"""
+def is_constant_parameter(value: Value, itself: bool = False) -> bool:
+    """Is a value a parameter that does not change between calls, or, unless it has to be that itself, a view or an item
+    of one?"""
     match value.node:
         case Parameter(constant=constant):
             return constant
-        case Reshape(source) | ListGet(source):
+        case Reshape(source) | ListGet(source) if not itself:
             return is_constant_parameter(source)
     return False
 
