@@ -215,9 +215,9 @@ class Compilation:
             hint = f"its stages: {', '.join(self.stages)}"
             raise CompileError("E1702", f"there is no stage {stage} for {self.target.name}", hint=hint)
         if stage == "triton":
-            from intarsia.backends.gpu.triton_module import module_text
+            from intarsia.backends.gpu.program_file import program_text
 
-            return module_text(launch for launches in self.launches.values() for launch in launches)
+            return program_text(self.plan, self.graph.graph, self.launches, self.sizes)
         if self.target.kind == "gpu":
             return _chip_text(stage, [code for codes in self.chip_code.values() for code in codes])
         return (self._code_with_lines if debug_info else self.code).text(stage)

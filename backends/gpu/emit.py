@@ -87,7 +87,8 @@ class _Launch(Writes):
         place = {b.name: n for n, b in enumerate(self.kernel.parameters)}
         parameters.sort(key=lambda p: place.get(p.buffer, len(place)) if isinstance(p, Pointer) else 0)
         parameters += [Scalar(self.variables[n], Size.of(n), "i64") for n in names]
-        words = [p.name for p in parameters] + [f"{n}: tl.constexpr" for n in self.constants]
+        words = [p.name if isinstance(p, Pointer) else f"{p.name}: tl.{p.type.replace('i', 'int')}" for p in parameters]
+        words += [f"{n}: tl.constexpr" for n in self.constants]
         head = f"def {self.name}({', '.join(words)}):"
         if len(head) > 88:
             head = f"def {self.name}(\n" + "".join(f"    {w},\n" for w in words) + "):"

@@ -25,11 +25,17 @@ TRITON_LOCK = threading.RLock()
 
 def module_text(kernels: Iterable[TritonKernel]) -> str:
     """A file of kernels: the imports, each helper once, and the functions."""
+    parts = parts_of(kernels)
+    header = HEADER + (LIBRARY if any("libdevice." in part for part in parts) else "")
+    return "\n\n".join([header, *parts])
+
+
+def parts_of(kernels: Iterable[TritonKernel]) -> list[str]:
+    """The functions of kernels, each after the helpers that it is the first to call."""
     parts: dict[str, None] = {}
     for kernel in kernels:
         parts.update(dict.fromkeys((*kernel.helpers, kernel.text)))
-    header = HEADER + (LIBRARY if any("libdevice." in part for part in parts) else "")
-    return "\n\n".join([header, *(part.strip("\n") + "\n" for part in parts)])
+    return [part.strip("\n") + "\n" for part in parts]
 
 
 def signature(kernel: TritonKernel) -> dict[str, str]:
