@@ -180,6 +180,15 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
         " return tensor[i < H - 2, j < W - 4](sum[r < 3, s < 5](x[i + r, j + s]) / 15.0) }",
         {"H": 9, "W": 40},
     ),
+    "blur_along_diagonals": (
+        "fn f(x: f32[H, H, W]) -> f32[H - 2, W - 2] {"
+        " return tensor[i < H - 2, j < W - 2](sum[r < 3, s < 3](x[i + r, i + s, j + r] * x[0, i, j])) }",
+        {"H": 9, "W": 20},
+    ),
+    "blur_of_sums": (
+        "fn f(x: f32[H]) -> f32[20, 30] { return tensor[i < 20, j < 30](sum[r < 3](x[i + j + r])) }",
+        {"H": 60},
+    ),
     "pooling_overlapping": (
         "fn f(x: f32[N, C, 15, 15]) -> f32[N, C, 8, 8] { return max_pool2d(x, 3, stride=2, padding=1) }",
         {"N": 2, "C": 17},
@@ -469,6 +478,15 @@ def test_convolutions_have_lanes_along_channels() -> None:
     assert all(b.memory != "cache" for b in few.buffers().values())  # lanes along three channels would be empty
 
 
+@pytest.mark.parametrize("channels, size", [(0, 9), (3, 1), (3, 0), (1, 2), (17, 5)])
+def test_windows_of_any_image_keep_their_meaning(channels: int, size: int) -> None:
+    text = (
+        "fn f(x: f32[2, C, H, H], w: f32[C, 1, 3, 3]) -> f32[2, C, H, H] { return conv2d(x, w, padding=1, groups=C) }"
+    )
+    pipeline = default_pipeline({"C": channels, "H": size})
+    pipeline.run(load(Source("f.ita", text)).build(None), Context(TARGET), verification("exec"))
+
+
 def test_points_of_an_image_are_one_axis() -> None:
     """A convolution with windows of one element is a matrix product; few points are transposed as they are written."""
     text = PROGRAMS["conv2d_of_points"][0]
@@ -499,6 +517,9 @@ def test_windows_are_read_from_a_copy_with_padding() -> None:
         assert counts["x"].loads == counts["y"].stores == 64 * height * width and counts["y"].loads == 0
         mains = [s for s, _ in walk(kernel.body) if isinstance(s, Put) and s.operator == "+="]
         assert mains and not any(s.mask or any(x.mask for x in loads(s.value)) for s in mains)
+    plane = "fn f(x: f32[82, 82], w: f32[11, 11]) -> f32[72, 72] {"
+    whole = large(plane + " return tensor[i < 72, j < 72](sum[r, s](x[i + r, j + s] * w[r, s])) }")
+    assert len(axes_of_kind(whole, "parallel")) == 1  # one copy of the whole image, which threads share
     apart = large("fn f(x: f32[1, C, 2*H, 2*W]) -> f32[1, C, H, W] { return max_pool2d(x, 2) }", C=9, H=32, W=32)
     assert all(b.memory != "cache" for b in apart.buffers().values())  # these windows share nothing
 

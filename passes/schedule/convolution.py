@@ -93,7 +93,7 @@ def _rows(b: Builder, c: Contraction) -> int:
 def _vectors(b: Builder, c: Contraction, lanes: int) -> int:
     """Vectors of channels of a tile: more of them where two would leave part of the last ones empty."""
     length = trips(b.loop(c.main.column)).constant
-    if length is None:
+    if not length:
         return VECTORS
     fitting = [n for n in (VECTORS, VECTORS + 1) if n * (_rows(b, c) + 1) < b.target.registers]
     best = max(fitting, key=lambda n: _filled(length, n * lanes), default=VECTORS)

@@ -95,13 +95,14 @@ def find_windows(b: Builder, loop: For) -> list[Window]:
     reduced = tuple(axis for axis in axes if axis not in kept)
     sizes = [trips(axes[axis]).constant for axis in axes]
     images = [x for x in dict.fromkeys(loads(put.value)) if _sums(x, kept, reduced)]
-    if len(images) != 1 or None in sizes or not 1 < points(axes[r] for r in reduced) <= LARGEST:
+    if len(images) != 1 or not all(sizes) or not 1 < points(axes[r] for r in reduced) <= LARGEST:
         return []
     (image,) = images
-    used = {axis for index in image.indices for axis in index.symbols & axes.keys()}
+    once = all(sum(axis in index.symbols for index in image.indices) == 1 for axis in axes)
+    apart = all(len(index.symbols & set(kept)) <= 1 for index in image.indices)
     windowed = _sums(image, kept, reduced)
     is_affine = all(index.is_affine_in(axes) and not index.opaques for index in (*image.indices, *image.mask))
-    if used < axes.keys() or not is_affine or not any(_overlaps(b, image, axis, reduced) for axis in windowed):
+    if not (once and apart and is_affine) or not any(_overlaps(b, image, axis, reduced) for axis in windowed):
         return []
     ways = []
     for lane in kept:
@@ -296,7 +297,7 @@ def _tile(b: Builder, w: Window) -> None:
         b.attempt(Localize(w.put.buffer, main.tiles[-1], "register"))
     b.take(Unroll(reduced))
     b.attempt(Version(main.tiles[-1]))
-    share(b, main.outer)
+    share(b, main.outer or main.tiles)
 
 
 def _pack_weights(b: Builder, w: Window, main: _Tiled) -> None:
