@@ -165,7 +165,9 @@ def _is_light(b: Builder, top: str) -> bool:
     puts = puts_in((b.loop(top),))
     shapes = [b.kernel.buffers()[a.buffer].shape for a in accesses((b.loop(top),))]
     aligned = all((shape[-1].constant or 1) % ALIGNED == 0 for shape in shapes if shape)
-    return aligned and all(p.operator != "=" or operations(p.value) <= FEW_OPERATIONS for p in puts)
+    after = [p for p in puts if p.operator == "="]
+    blocks = [x for p in after for x in loads(p.value) if len(b.kernel.buffers()[x.buffer].shape) > 1]
+    return aligned and not blocks and all(operations(p.value) <= FEW_OPERATIONS for p in after)
 
 
 def split_sums(b: Builder, top: str) -> None:
