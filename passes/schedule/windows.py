@@ -108,9 +108,9 @@ def find_windows(b: Builder, loop: For) -> list[Window]:
     for lane in kept:
         rows = [axis for axis in kept if axis in windowed and axis != lane]
         others = [x for x in loads(put.value) if x != image]
-        apart = stride(b.kernel.buffers()[image.buffer], image.indices, lane)
+        distance = stride(b.kernel.buffers()[image.buffer], image.indices, lane)
         if not rows or (
-            lane in windowed and (apart not in range(1, NEAR + 1) or any(lane in x.symbols for x in others))
+            lane in windowed and (distance not in range(1, NEAR + 1) or any(lane in x.symbols for x in others))
         ):
             continue
         row = min(rows, key=lambda axis: stride(b.kernel.buffers()[put.buffer], put.indices, axis) or 0)
