@@ -99,10 +99,10 @@ def find_windows(b: Builder, loop: For) -> list[Window]:
         return []
     (image,) = images
     once = all(sum(axis in index.symbols for index in image.indices) == 1 for axis in axes)
-    apart = all(len(index.symbols & set(kept)) <= 1 for index in image.indices)
+    single = all(len(index.symbols & set(kept)) <= 1 for index in image.indices)
     windowed = _sums(image, kept, reduced)
     is_affine = all(index.is_affine_in(axes) and not index.opaques for index in (*image.indices, *image.mask))
-    if not (once and apart and is_affine) or not any(_overlaps(b, image, axis, reduced) for axis in windowed):
+    if not (once and single and is_affine) or not any(_overlaps(b, image, axis, reduced) for axis in windowed):
         return []
     ways = []
     for lane in kept:
