@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from intarsia.costmodel.analytic import estimate
@@ -19,9 +19,11 @@ from intarsia.executable import CheckText, Executable, TensorLayout
 from intarsia.ir.conditions import Condition
 from intarsia.ir.errors import CompileError, Remarks, ScheduleError
 from intarsia.ir.graph import Module
+from intarsia.ir.kernel import Alloc
 from intarsia.ir.plan import Plan, Repeat
 from intarsia.ir.plan_alignment import unaligned_parameters
 from intarsia.ir.plan_text import print_plan
+from intarsia.ir.sizes import product
 from intarsia.ir.target import Target
 from intarsia.ir.text import print_module
 from intarsia.options import Options as Options
@@ -96,7 +98,7 @@ class Compilation:
             unordered=self.options.unordered,
             pinned_schedule=self.options.schedule,
             predict=lambda kernel: estimate(kernel, target).seconds,
-            writable=_writable,
+            writable=partial(_writable, self.source_module.graph.dimensions),
             each=map_in_workers,
         )
 
@@ -239,14 +241,17 @@ class Compilation:
         self.seconds[stage] = time.perf_counter() - start
 
 
-def _writable(kernel: Kernel) -> str | None:
-    """Why a kernel cannot be written in Triton; None if it can."""
+def _writable(dimensions: Sequence[str], kernel: Kernel) -> str | None:
+    """Why a kernel cannot be written in Triton; None if it can. `dimensions` have values before anything runs."""
     from intarsia.backends.gpu.emit import emit_kernel
 
     try:
         emit_kernel(kernel)
     except ScheduleError as error:
         return str(error)
+    for statement in kernel.body:
+        if isinstance(statement, Alloc) and not product(statement.buffer.shape).symbols <= set(dimensions):
+            return f"how large {statement.buffer.name} is changes while the program runs"
     return None
 
 

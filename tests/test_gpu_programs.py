@@ -48,6 +48,20 @@ SMALL = {
         "    return loop (y = x) for s < 6 { yield update y[5 - s, j in 6 - s..6] = y[6 - s, j - 1] * 2.0 }\n}",
         {"x": normal(6, 6).astype(np.float32)},
     ),
+    "a sum whose length changes from step to step": (
+        "fn f(x: f32[4, 33], p: f32[4, 4]) -> f32[4, 33] {\n"
+        "    return loop (s = x) for t < 4 { yield update s[t, j < 33] = sum[k < t](p[t, k] * s[k, j]) }\n}",
+        {"x": normal(4, 33).astype(np.float32), "p": normal(4, 4).astype(np.float32)},
+    ),
+    "long rows": (
+        "fn f(x: f32[2, 70000]) -> (f32[2, 70000], f32[2], f32) { return softmax(x), max(x, axis=1), sum(x) }",
+        {"x": normal(2, 70000).astype(np.float32)},
+    ),
+    "columns": (
+        "fn f(x: f32[300, 70]) -> (f32[300, 70], f32[70], f32[70]) {\n"
+        "    return softmax(x, axis=0), max(x, axis=0), sum(x * x, axis=0)\n}",
+        {"x": normal(300, 70).astype(np.float32)},
+    ),
     "a condition on an axis that a summand does not have": (
         "fn f(x: f32[5]) -> f32[5] { y[i] = sum[j in 0..30](x[i])\n return y }",
         {"x": normal(5).astype(np.float32)},

@@ -167,6 +167,8 @@ class Writes(Products):
         order = tuple(a for a in self.order if a in axes)
         old = self.read_tile(Load(put.buffer, self._own_indices(tile, axes), tile.buffer.dtype), order)
         merged = self.apply(PUT_FUNCTIONS[put.operator], self.order, tile.buffer.dtype, [old, new])
+        if put.operator == "+=" and isinstance(value, Load) and value.other is None:
+            kept = [m for m in kept if not self.keeps(value, [m])]  # what is added is 0 where one of these fails
         self.assign(tile, axes, self._where_kept(tile, axes, kept, merged))
 
     def _neutral(self, operator: PutOperator, tile: Tile) -> Const | None:

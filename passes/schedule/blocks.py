@@ -18,6 +18,7 @@ from intarsia.ir.scalar import Apply, Expr, loads
 from intarsia.ir.schedule import Accumulate, Collapse, Grid, Merge, Move, Reorder, Vectorize
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.dependence import carried_dependence
+from intarsia.passes.schedule.pieces import keep_pieces
 from intarsia.passes.schedule.shape import count, operations, points, stride
 from intarsia.passes.schedule.tree import find_loop, loops_in, perfect_nest, puts_in
 
@@ -338,6 +339,7 @@ def _block_rows(b: Builder, top: str) -> bool:
         outer = [*(a for a in outer if a != across), across]
     counters, rows = _cut_rows(b, outer, WIDTH if is_across else ELEMENTS // length)
     _set_lanes(b, (*axes[::-1], *rows[::-1]))
+    keep_pieces(b, _outermost(b, (*counters, *rows)))
     _share(b, counters)
     return True
 

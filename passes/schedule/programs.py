@@ -12,12 +12,19 @@ from typing import TypeAlias
 
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Kernel
+from intarsia.ir.kernel_access import trips
+from intarsia.ir.schedule import Inline
 from intarsia.ir.target import Target
 from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, merge_rows
-from intarsia.passes.schedule.blocks import block_region, split_sums
+from intarsia.passes.schedule.blocks import ROW, block_region, split_sums
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.programs_of_chains import schedule_chain_of_blocks
 from intarsia.passes.schedule.reductions import reduce_in_parts
+from intarsia.passes.schedule.shape import count, points
+from intarsia.passes.schedule.tree import allocated_in, perfect_nest
+
+LONG = 1 << 16
+"""Elements of a row from which on several programs work on it, although it is read again."""
 
 Writable: TypeAlias = Callable[[Kernel], "str | None"]
 """Why a back end cannot write a scheduled kernel; None if it can."""
@@ -61,10 +68,10 @@ def _chain(b: Builder, writable: Writable) -> None:
 
 def _merged(b: Builder, writable: Writable) -> None:
     """Stages that share rows in one launch."""
-    for loop in b.waiting():
-        reduce_in_parts(b, loop.axis)
+    _share_reductions(b, writable)
     for loop in b.waiting():
         split_sums(b, loop.axis)
+    _compute_again(b)
     merge_rows(b)
     localize_all(b)
     accumulate_rows(b)
@@ -73,12 +80,34 @@ def _merged(b: Builder, writable: Writable) -> None:
 
 def _stages(b: Builder, writable: Writable) -> None:
     """A launch for each stage; what passes between them lies in memory."""
-    for loop in b.waiting():
-        reduce_in_parts(b, loop.axis)
+    _share_reductions(b, writable)
     for loop in b.waiting():
         split_sums(b, loop.axis)
     accumulate_rows(b)
     _block_all(b, writable)
+
+
+def _compute_again(b: Builder) -> None:
+    """Elements of rows that no block holds are computed again where they are used, not kept in memory."""
+    for name, buffer in allocated_in(b.kernel.body).items():
+        if buffer.shape and count(buffer.shape[-1]) > ROW:
+            b.attempt(Inline(name))
+
+
+def _share_reductions(b: Builder, writable: Writable) -> None:
+    """Share reductions with few results among all cores, where there is memory for what the parts give. Rows that are
+    used again stay with one program, unless they are long."""
+    nests = [perfect_nest(loop)[0] for loop in b.waiting()]
+    most = max(map(points, nests), default=0)
+    is_used_again = sum(points(nest) == most for nest in nests) > 1
+    for loop, *inner in nests:
+        if is_used_again and count(trips((loop, *inner)[-1])) < LONG:
+            continue
+        start = len(b.steps)
+        reduce_in_parts(b, loop.axis)
+        if len(b.steps) > start and writable(b.kernel) is not None:
+            while len(b.steps) > start:
+                b.undo()
 
 
 def _block_all(b: Builder, writable: Writable) -> None:

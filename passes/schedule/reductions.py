@@ -78,6 +78,8 @@ def reduce_in_parts(b: Builder, axis: str) -> str:
     chunks = CHUNKS if b.target.kind == "cpu" else PROGRAMS * b.target.cores
     length = max(-(-count(trips(first)) // chunks), -(-CHUNK_WORK // max(1, per_step)))
     length = 1 << math.ceil(math.log2(length))
+    if (whole := trips(first).constant) is not None and whole <= length:
+        return axis
     part = b.fresh(first.axis)
 
     def cut() -> None:
