@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from intarsia.files import read_weights as read_weights
     from intarsia.function import Function as Function
     from intarsia.ir.errors import CompileError as CompileError
+    from intarsia.operators import torch_op as torch_op
     from intarsia.options import Options as Options
     from intarsia.program import Program as Program
 
@@ -40,8 +41,20 @@ _HOMES = {
     "load": "intarsia.api",
     "read_weights": "intarsia.files",
     "release_memory": "intarsia.api",
+    "torch_op": "intarsia.operators",
 }
-__all__ = ["CompileError", "Function", "Options", "Program", "compile", "jit", "load", "read_weights", "release_memory"]
+__all__ = [
+    "CompileError",
+    "Function",
+    "Options",
+    "Program",
+    "compile",
+    "jit",
+    "load",
+    "read_weights",
+    "release_memory",
+    "torch_op",
+]
 
 
 def __getattr__(name: str) -> Any:
