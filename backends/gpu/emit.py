@@ -9,6 +9,8 @@ use lie in memory.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import permutations
 
 from intarsia.backends.gpu.expressions import Part, Scope, Tile, base_name
 from intarsia.backends.gpu.lanes import all_sizes
@@ -122,16 +124,23 @@ class _Launch(Writes):
         for loop in loops:
             if loop.step != 1 or loop.lower != Size.of(0) or loop.upper.opaques:
                 raise ScheduleError(f"the grid axis {loop.axis} runs over {loop.lower}..{loop.upper}")
-        self.program_axes = [(loop.axis, loop.upper) for loop in loops]
         counts = [loop.upper for loop in reversed(loops)]
         wide = ".to(tl.int64)" if self.wide else ""
         separate = len(loops) <= 3 and all(c.constant is not None and c.constant < 1 << 16 for c in counts[1:])
         self.grid = counts if separate else [product(counts)]
         if loops and not separate:
             self.line(f"pid = tl.program_id(0){wide}")
+        groups = self._groups_of_programs(loops, body) if separate else {}
+        numbers = {loop.axis: number for number, loop in enumerate(reversed(loops))}
         for number, loop in enumerate(reversed(loops)):
+            if loop.axis in groups.values():
+                continue
             name = self.variables[loop.axis] = self.fresh(f"pid_{base_name(loop.axis)}")
-            if separate:
+            if (outer := groups.get(loop.axis)) is not None:
+                text = f"tl.program_id({numbers[outer]}){wide} * {loop.upper} + tl.program_id({number}){wide}"
+                self.line(f"{name} = {text}")
+                loop = replace(loop, upper=loop.upper * next(x.upper for x in loops if x.axis == outer))
+            elif separate:
                 self.line(f"{name} = tl.program_id({number}){wide}")
             elif number + 1 < len(loops):
                 count = self.size(loop.upper)
@@ -141,10 +150,24 @@ class _Launch(Writes):
                 self.line(f"{name} = pid")
             self.facts = self.facts.within(loop.axis, loop.lower, loop.upper)
             self.open_loops[loop.axis] = loop
+        self.known.update(dict.fromkeys(groups.values(), Size.of(0)))
+        self.program_axes = [(x.axis, self.open_loops[x.axis].upper) for x in loops if x.axis in self.open_loops]
         self.programs_of.update(self.open_loops)
         here = len(self.lines)
         self.block(body)
         self.lines[here:here] = self.first_lines
+
+    def _groups_of_programs(self, loops: Sequence[For], body: Sequence[Statement]) -> dict[str, str]:
+        """Axes over programs that count within groups, and those that count the groups, where both only ever occur as
+        `8 * outer + inner`: there is one number for both then."""
+        sizes = [z.substitute(self.known) for s, _ in walk(tuple(body)) for z in self._sizes(s)]
+        found: dict[str, str] = {}
+        for outer, inner in permutations(loops, 2):
+            group = inner.upper.constant
+            steps = [(z.coefficient(outer.axis), z.coefficient(inner.axis)) for z in sizes]
+            if group and all(a is not None and b is not None and a == group * b for a, b in steps):
+                found[inner.axis] = outer.axis
+        return found if len(set(found.values())) == len(found) and not found.keys() & set(found.values()) else {}
 
     def block(self, body: Sequence[Statement]) -> None:
         for statement in body:
