@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import permutations
 
-from intarsia.backends.gpu.expressions import Part, Scope, Tile, base_name
+from intarsia.backends.gpu.expressions import Part, Tile, base_name
 from intarsia.backends.gpu.lanes import all_sizes
+from intarsia.backends.gpu.lines import Scope
 from intarsia.backends.gpu.triton_kernel import Parameter, Pointer, Scalar, TritonKernel
 from intarsia.backends.gpu.writes import Writes
 from intarsia.ir.errors import ScheduleError

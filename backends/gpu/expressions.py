@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import keyword
 import math
-import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from intarsia.backends.gpu.functions import Functions
@@ -15,17 +13,13 @@ from intarsia.backends.gpu.values import AND, ATOM, COMPARISON, PRODUCT, SUM, TY
 from intarsia.ir.approximations import expand
 from intarsia.ir.dtypes import BOOL, I64
 from intarsia.ir.errors import ScheduleError
-from intarsia.ir.kernel import Buffer, For
+from intarsia.ir.kernel import Buffer
 from intarsia.ir.proofs import Facts
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load, Mask, loads
 from intarsia.ir.sizes import Atom, Extremum, Opaque, Quotient, Remainder, Size, row_major_strides
 
 _LONG = 100
 """Characters from which on an expression gets a name."""
-
-_RESERVED = frozenset(
-    {*keyword.kwlist, *keyword.softkwlist, "tl", "triton", "libdevice", "min", "max", "range", "float"}
-)
 
 
 @dataclass(frozen=True)
@@ -52,47 +46,31 @@ class Part:
     whole: str
 
 
-@dataclass
-class Scope:
-    """The variables of a block of statements: texts that have a name, with what they read.
-
-    start: the line with which the block's loop begins; loop: that loop. changes: the buffers that the block writes.
-    is_loop: does what stands before the block run whether or not the block does?
-    """
-
-    start: int = 0
-    changes: frozenset[str] = frozenset()
-    is_loop: bool = True
-    loop: For | None = None
-    names: dict[str, Value] = field(default_factory=dict)
-    variables: set[str] = field(default_factory=set)
-
-
 class Expressions(Functions):
-    """Writes expressions. Lines go to `lines`, at `depth`.
+    """Writes expressions.
 
-    order: the lane axes of the loops that are open, outermost first. sizes: names of integers, which may be sums of
-    other ones. texts: variables by what they hold.
+    wide: are integers 64 bits wide? order: the lane axes of the loops that are open, outermost first; extents, blocks:
+    how many lanes they have, and the names of these numbers. parts: axes that are pieces of one. known: axes of one
+    iteration. variables: what axes and sizes are called, arguments those that come from outside, programs_of those that
+    programs count; pointers: what parameters are called. tiles: temporaries that are blocks, pending those whose
+    constant is not written yet. holds: the mask of the statement; facts: what holds of axes. shared, repeated: values
+    of the statement, and parts that occur several times; root: the part that gets its name from what it is assigned
+    to. transfers: accesses of memory so far.
     """
 
     def __init__(self, buffers: Mapping[str, Buffer], wide: bool) -> None:
         super().__init__()
         self.buffers = buffers
         self.wide = wide
-        self.lines: list[str] = []
-        self.first_lines: list[str] = []
         self.programs_of: set[str] = set()
         self.arguments: frozenset[str] = frozenset()
         self.holds: Mask = ()
-        self.depth = 1
         self.order: tuple[str, ...] = ()
         self.extents: dict[str, int] = {}
         self.blocks: dict[str, str] = {}
         self.known: dict[str, Size] = {}
         self.parts: list[Part] = []
         self.tiles: dict[str, Tile] = {}
-        self.scopes: list[Scope] = [Scope()]
-        self.used: Counter[str] = Counter(_RESERVED)
         self.variables: dict[str, str] = {}
         self.pointers: dict[tuple[str, Size | None], str] = {}
         self.facts = Facts()
@@ -103,62 +81,6 @@ class Expressions(Functions):
         self.transfers: list[Transfer] = []
 
     # ------------------------------------------------------------------ names
-
-    def line(self, text: str) -> None:
-        self.lines.append("    " * self.depth + text if text else "")
-
-    def fresh(self, hint: str) -> str:
-        """A name that nothing else has."""
-        base = "".join(c if c.isalnum() else "_" for c in hint).strip("_") or "v"
-        base = f"_{base}" if base[0].isdigit() else base
-        while True:
-            number = self.used[base]
-            self.used[base] += 1
-            name = base if number == 0 else f"{base}_{number}"
-            if number == 0 or name not in self.used:
-                self.used[name] += number > 0
-                return name
-
-    def named(self, value: Value, hint: str, outermost: bool = False) -> Value:
-        """A value under a name of its own; the one that it has, if it has one already. `outermost`: it can be computed
-        at the beginning of the function."""
-        if value.text.isidentifier() or value.literal:
-            return value
-        for scope in reversed(self.scopes):
-            if (found := scope.names.get(value.text)) is not None:
-                return replace(found, axes=value.axes)
-        name = self.fresh(hint)
-        level = 0 if outermost else self._level(value)
-        scope = self.scopes[level]
-        if outermost:
-            self.first_lines.append(f"    {name} = {value.text}")
-        elif level + 1 < len(self.scopes):
-            inner = self.scopes[level + 1 :]
-            self.lines.insert(inner[0].start, "    " * (self.depth - len(inner)) + f"{name} = {value.text}")
-            for later in inner:
-                later.start += 1
-        else:
-            self.line(f"{name} = {value.text}")
-        result = replace(value, text=name, level=ATOM)
-        scope.names[value.text] = result
-        scope.variables.add(name)
-        return result
-
-    def _level(self, value: Value) -> int:
-        """The outermost scope in which a value can be computed: what it is made of is there, and does not change."""
-        words = set(re.findall(r"[A-Za-z_]\w*", value.text))
-        level = len(self.scopes) - 1
-        while level > 0:
-            scope = self.scopes[level]
-            if not scope.is_loop or scope.variables & words or scope.changes & value.depends:
-                break
-            level -= 1
-        return level
-
-    def forget(self, buffers: Collection[str]) -> None:
-        """Forget what was read of buffers that change."""
-        for scope in self.scopes:
-            scope.names = {t: v for t, v in scope.names.items() if v.depends.isdisjoint(buffers)}
 
     def pointer(self, buffer: str, element: Size | None) -> str:
         """The parameter that points to a buffer."""

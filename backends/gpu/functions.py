@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from intarsia.backends.gpu.lines import Lines
 from intarsia.backends.gpu.values import (
     AND,
     COMPARISON,
@@ -126,10 +127,11 @@ def combine_and(a, b):
 """Functions that are written before a kernel that calls them."""
 
 
-class Functions:
+class Functions(Lines):
     """Writes scalar functions. `helpers` are the names of those of `HELPERS` that were needed."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.helpers: dict[str, str] = {}
 
     def helper(self, name: str) -> str:
