@@ -53,6 +53,10 @@ SMALL = {
         "    return loop (s = x) for t < 4 { yield update s[t, j < 33] = sum[k < t](p[t, k] * s[k, j]) }\n}",
         {"x": normal(4, 33).astype(np.float32), "p": normal(4, 4).astype(np.float32)},
     ),
+    "nothing to do": (
+        "fn f(x: f32[3, 0, 2]) -> f32[3, 0, 2] { return cumsum(x, axis=1) }",
+        {"x": normal(3, 0, 2).astype(np.float32)},
+    ),
     "long rows": (
         "fn f(x: f32[2, 70000]) -> (f32[2, 70000], f32[2], f32) { return softmax(x), max(x, axis=1), sum(x) }",
         {"x": normal(2, 70000).astype(np.float32)},

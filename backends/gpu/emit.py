@@ -95,6 +95,8 @@ class _Launch(Writes):
         head = f"def {self.name}({', '.join(words)}):"
         if len(head) > 88:
             head = f"def {self.name}(\n" + "".join(f"    {w},\n" for w in words) + "):"
+        if all(line.lstrip().startswith("#") for line in self.lines):
+            self.line("pass")
         text = "\n".join(["@triton.jit", head, *self.lines])
         warps = self.kernel.warps or (4 if self.largest <= 4096 else 8)
         return TritonKernel(

@@ -146,6 +146,7 @@ def _block_matrix(b: Builder, top: str) -> bool:
     sizes = block_sizes(rows_in_all, columns_in_all, depth, batches, matrix.bits, b.target.cores, is_light)
     rows, row = lanes(b, matrix.row, sizes[0])
     columns, column = lanes(b, matrix.column, sizes[1])
+    _move_inside(b, matrix.along)
     _, along = lanes(b, matrix.along, sizes[2])
     counters = [a for a in outer if a not in (matrix.row, matrix.column)] + [a for a in (rows, columns) if a]
     nest = [loop.axis for loop in perfect_nest(b.loop(_outermost(b, [*counters, row, column])))[0]]
@@ -159,6 +160,13 @@ def _block_matrix(b: Builder, top: str) -> bool:
     _set_lanes(b, (*done, column, row))
     _share(b, _grouped(b, counters, rows, columns))
     return True
+
+
+def _move_inside(b: Builder, axis: str) -> None:
+    """Make an axis of a sum the innermost of the loops that hold nothing but each other."""
+    nest, _ = perfect_nest(b.loop(axis))
+    if len(nest) > 1:
+        b.take(Reorder((*(x.axis for x in nest[1:]), axis)))
 
 
 def _is_light(b: Builder, top: str) -> bool:
@@ -272,16 +280,11 @@ def _matrix(b: Builder, outer: Sequence[str]) -> Matrix | None:
         if not isinstance(statement, Put) or statement.operator != "+=":
             continue
         inside = [loop for loop in around if loop.axis not in outer]
-        if not inside or inside[-1].upper.opaques or count(trips(inside[-1])) < 4:
-            continue
+        along = _along(statement, inside)
         sides = _sides(statement.value, outer)
-        if sides is None:
+        if along is None or sides is None:
             continue
         rows, columns = sides
-        last = inside[-1].axis
-        touched = [x for x in loads(statement.value) if last in x.symbols]
-        if len(touched) < 2:
-            continue
         row = max(rows, key=lambda a: (count(trips(b.loop(a))), outer.index(a)))
         column = max(columns, key=lambda a: (count(trips(b.loop(a))), outer.index(a)))
         if outer.index(column) < outer.index(row):
@@ -289,8 +292,22 @@ def _matrix(b: Builder, outer: Sequence[str]) -> Matrix | None:
         bits = min(x.dtype.bits for x in loads(statement.value))
         work = math.prod(count(trips(loop)) for loop in around)
         if best is None or work > best[0]:
-            best = work, Matrix(row, column, last, bits)
+            best = work, Matrix(row, column, along, bits)
     return None if best is None else best[1]
+
+
+def _along(put: Put, inside: Sequence[For]) -> str | None:
+    """The longest axis of a sum of products that several factors share; of a convolution, the input channels."""
+    shared = [
+        loop
+        for loop in inside
+        if not loop.upper.opaques and count(trips(loop)) >= 4 and _sharing(put.value, loop.axis) >= 2
+    ]
+    return max(shared, key=lambda loop: (count(trips(loop)), inside.index(loop))).axis if shared else None
+
+
+def _sharing(value: Expr, axis: str) -> int:
+    return sum(axis in x.symbols for x in loads(value))
 
 
 def _sides(value: Expr, outer: Sequence[str]) -> tuple[set[str], set[str]] | None:

@@ -80,7 +80,7 @@ def compare(
             return None
         return Failure(level, f"{error.code}: {error}")
     except (
-        AssertionError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError,
+        AssertionError, ArithmeticError, LookupError, RuntimeError, SyntaxError, TypeError, ValueError,
         InterpreterError, MemoryFault, ScheduleError, ToolchainError,
     ) as error:  # fmt: skip
         return Failure(level, f"{type(error).__name__}: {error}")
