@@ -196,7 +196,14 @@ if __name__ == "__main__":
     ]
     o += ["median (minimum): the sum of two arrays, and of ten. Peers as in dispatch.py, pinned to one core.", ""]
     o += dispatch.table()
-    o += ["", "## What odd sizes cost", "", "One thread, least processor time: see odd_sizes.py.", "", *odd_sizes.table()]
+    o += [
+        "",
+        "## What odd sizes cost",
+        "",
+        "One thread, least processor time: see odd_sizes.py.",
+        "",
+        *odd_sizes.table(),
+    ]
     o += ["", "## What compiling costs", ""]
     o += ["Seconds of whole processes, from text to results: see compile_time.py.", "", *compile_time.table()]
     o += ["", "## Build and first call, seconds (2 threads; includes compiling)", ""] + compile_table()

@@ -41,7 +41,8 @@ def resolve_target(name: str | None) -> Target:
     assert name is not None
     if name not in TARGETS:
         names = ", ".join(["cpu", *TARGETS])
-        raise CompileError("E1701", f"no target is named '{name}'", hint=f"targets: {names}, reference, kernels, plan")
+        others = "reference, kernels, plan, triton-interpret"
+        raise CompileError("E1701", f"no target is named '{name}'", hint=f"targets: {names}, {others}")
     return TARGETS[name]
 
 

@@ -67,6 +67,8 @@ def targets() -> Iterable[tuple[str, str]]:
         yield target.name, f"{target.cpu}, {target.vector_bits}-bit vectors, {target.registers} registers"
     yield "reference", "the graph, interpreted with NumPy"
     yield "kernels", "the scheduled kernels, interpreted with NumPy"
+    yield "plan", "the scheduled kernels in their workspace, interpreted with NumPy"
+    yield "triton-interpret", "the kernels for a GPU, in Triton's interpreter"
 
 
 def steps() -> Iterable[tuple[str, str]]:
