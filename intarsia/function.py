@@ -24,6 +24,7 @@ from intarsia.tensors import Tensors, adapted, declared_types, kind_of, open_typ
 
 if TYPE_CHECKING:
     from intarsia.driver import Compilation
+    from intarsia.gpu_calls import GpuCalls
     from intarsia.ir.graph import Module
     from intarsia.ir.types import Type
     from intarsia.lowered import Lowered
@@ -100,6 +101,8 @@ class Function:
 
         Dimension names that no argument decides are keywords (`grid(x, N=64)`). Results are of the arguments' kind.
         """
+        if self._gpu is not None:
+            return self._gpu(positional, named)
         if named:
             positional, named = self._in_order(positional, named)
         if not named:
@@ -117,7 +120,7 @@ class Function:
                 return self._call_with_tensors(positional, library)
         given, dims = self.arrange(positional, named)
         statics, tensors = self.split(given)
-        executable, sizes = self.compiled(tensors, statics, dims, self._fixed(given))
+        executable, sizes = self.compiled(tensors, statics, dims, self.fixed(given))
         inputs = adapted(executable.inputs, tensors, sizes)
         prepared = self._prepared_for(executable, inputs, sizes)
         if not named and self._is_plain(positional, executable):
@@ -130,6 +133,15 @@ class Function:
         library = dlpack.library_of([v for v in given.values() if not isinstance(v, Mapping)])
         results = [dlpack.to_library(r, library) for r in executable.run(inputs, sizes, prepared)]
         return results[0] if len(results) == 1 else tuple(results)
+
+    @cached_property
+    def _gpu(self) -> GpuCalls | None:
+        """What runs the function if its target is a GPU. Raises CompileError E1703 or E1716 where there is none."""
+        if not (self.program.options.target or "").startswith("gpu"):
+            return None
+        from intarsia.gpu_calls import GpuCalls
+
+        return GpuCalls.of(self)
 
     def _prepared_for(
         self, executable: Executable, inputs: Sequence[Array | tuple[Array, ...]], sizes: Mapping[str, int]
@@ -371,9 +383,9 @@ class Function:
 
         given, dims = self.arrange(positional, named)
         statics, tensors = self.split(given)
-        return Lowered(self.compilation(tensors, statics, dims, self._fixed(given)))
+        return Lowered(self.compilation(tensors, statics, dims, self.fixed(given)))
 
-    def _fixed(self, given: Mapping[str, object]) -> tuple[str, ...]:
+    def fixed(self, given: Mapping[str, object]) -> tuple[str, ...]:
         """The constants that are bound, and not given anew for one call."""
         return tuple(n for n in self.constants if n in self.bound and given[n] is self.bound[n])
 

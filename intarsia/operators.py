@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 from intarsia.backends.gpu.torch_types import torch_type
+from intarsia.function import Function
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Graph
 from intarsia.ir.types import TensorType
-
-if TYPE_CHECKING:
-    from intarsia.function import Function
+from intarsia.program import Program
 
 
 def torch_op(function: Function, name: str | None = None) -> Callable[..., Any]:
     """A function of a program as an operator of PyTorch, `intarsia::NAME`, from tensors to tensors.
 
-    Its result is known to `torch.compile` before it runs: the types come from the signature, so that these must not
-    depend on more than sizes. It has no gradient. Raises CompileError E1703 where PyTorch is not installed, E1715 where
-    the signature is of another form.
+    It runs where its arguments lie, on the CPU or on a GPU. Its result is known to `torch.compile` before it runs: the
+    types come from the signature, so that these must not depend on more than sizes. It has no gradient. Raises
+    CompileError E1703 where PyTorch is not installed, E1715 where the signature is of another form.
     """
     try:
         import torch
@@ -33,8 +33,13 @@ def torch_op(function: Function, name: str | None = None) -> Callable[..., Any]:
     gives = results[0] if len(results) == 1 else f"({', '.join(results)})"
     schema = f"({', '.join(f'Tensor {n}' for n in names)}) -> {gives}"
 
+    own: dict[bool, Function] = {}
+
     def run(*tensors: Any) -> Any:
-        return function(*[t.detach() for t in tensors])
+        on_gpu = any(t.is_cuda for t in tensors)
+        if on_gpu not in own:
+            own[on_gpu] = _for_device(function, on_gpu)
+        return own[on_gpu](*[t.detach() for t in tensors])
 
     def fake(*tensors: Any) -> Any:
         shapes = result_shapes(graph, names, [t.shape for t in tensors], bound)
@@ -49,6 +54,19 @@ def torch_op(function: Function, name: str | None = None) -> Callable[..., Any]:
     op.register_fake(fake)
     found: Callable[..., Any] = op
     return found
+
+
+def _for_device(function: Function, on_gpu: bool) -> Function:
+    """The function as code for the place where its arguments lie."""
+    options = function.program.options
+    if (options.target or "cpu").startswith("gpu") == on_gpu:
+        return function
+    program = Program(
+        function.program.source,
+        replace(options, target="gpu" if on_gpu else None),
+        use_cache=function.program.cache.enabled,
+    )
+    return Function(program, function.name, function.bound)
 
 
 def result_shapes(

@@ -32,13 +32,17 @@ class Options:
 
 
 def resolve_target(name: str | None) -> Target:
-    """The target of a name such as `cpu`, `cpu:host` or `cpu:x86-avx2`; None is this machine.
+    """The target of a name such as `cpu`, `cpu:host` or `cpu:x86-avx2`; None is this machine, `gpu` its GPU.
 
-    Raises CompileError E1701 where no target has this name.
+    Raises CompileError E1701 where no target has this name, E1703 or E1716 where there is no GPU.
     """
     if name in (None, "cpu", "cpu:host"):
         return host_target()
     assert name is not None
+    if name == "gpu":
+        from intarsia.runtime.cuda import present_target
+
+        return present_target()
     if name not in TARGETS:
         names = ", ".join(["cpu", *TARGETS])
         others = "reference, kernels, plan, triton-interpret"

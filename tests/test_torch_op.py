@@ -33,6 +33,13 @@ def test_an_operator_computes_and_is_sound() -> None:
     torch.library.opcheck(op, (x, w))
 
 
+def test_the_arguments_decide_where_it_runs() -> None:
+    program = intarsia.compile(TEXT, intarsia.Options(target="gpu:sm_90"), use_cache=False)
+    op = intarsia.torch_op(program.scaled, "test_place")
+    x, w = torch.randn(5, 7), torch.randn(7)
+    torch.testing.assert_close(op(x, w)[0], x * w)
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled_graphs_keep_it(dynamic: bool) -> None:
     op = intarsia.torch_op(PROGRAM.joined, f"test_joined_{dynamic}")
