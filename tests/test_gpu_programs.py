@@ -11,7 +11,10 @@ from chains import generate_chain
 from compare import GPU_LEVELS, compare
 from generate import FuzzProgram, generate
 
+from intarsia.driver import Compilation
+from intarsia.dsl.library import load
 from intarsia.ir.dtypes import Array
+from intarsia.ir.errors import Source
 from intarsia.options import Options
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks" / "polybench"))
@@ -108,3 +111,15 @@ def test_polybench(kernel: Kernel) -> None:
     given = kernel.make(Random(), **kernel.at("MINI"))
     text = kernel.source.read_text(encoding="utf-8")
     require(text, dict(given), function=kernel.name)
+
+
+def test_loops_that_begin_later_and_get_shorter_are_shared() -> None:
+    text = """fn f(a: f32[40, 40]) -> f32[40, 40] {
+        return loop (x = a) for t < 40 {
+            yield update x[i in t + 1..40, t] = (x[i, t] - sum[k < t](x[i, k] * x[t, k])) / (abs(x[t, t]) + 1.0)
+        }
+    }"""
+    made = Compilation(load(Source("program.ita", text)).build("f"), {}, OPTIONS)
+    ((launch,),) = [found for name, found in made.launches.items() if "update" in name]
+    assert "t" in launch.grid[0].symbols, "rows below the diagonal have programs of their own"
+    require(text, {"a": normal(40, 40).astype(np.float32)})

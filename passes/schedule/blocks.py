@@ -123,8 +123,8 @@ def _inner(b: Builder, outer: Sequence[str]) -> list[tuple[For, ...]]:
 
 
 def _share(b: Builder, counters: Sequence[str]) -> None:
-    """Let programs share the loops that count blocks."""
-    b.take(Grid(tuple(counters)))
+    """Let programs share the loops that count blocks, from 0 on."""
+    b.take(Grid(tuple(a if b.loop(a).lower.constant == 0 else b.split(a, 1)[0] for a in counters)))
 
 
 def _set_lanes(b: Builder, axes: Sequence[str]) -> None:
@@ -376,6 +376,15 @@ def contiguous_axis(b: Builder, top: str) -> str:
     return max(moved, key=lambda axis: moved[axis]) if moved else ""
 
 
+def _extent(loop: For) -> int:
+    """About how long a loop is. One that gets shorter with a loop around it is as long as it begins."""
+    length = trips(loop)
+    number = count(length)
+    if number > 1 or length.constant is not None or length.opaques:
+        return number
+    return max(1, length.evaluate(dict.fromkeys(length.symbols, 0)))
+
+
 def _row_lanes(b: Builder, loops: Sequence[For], most: int) -> list[str]:
     """The lanes of loops around one write: the innermost one, or a piece of it, and those around it that fit."""
     made: list[str] = []
@@ -387,7 +396,7 @@ def _row_lanes(b: Builder, loops: Sequence[For], most: int) -> list[str]:
             continue
         if loop.kind == "lane" or not _may_be_lanes(b, loop.axis):
             break
-        extent = power_of_two(count(trips(loop)))
+        extent = power_of_two(_extent(loop))
         if total * extent <= most and not loop.upper.opaques and not loop.upper.symbols:
             made.append(lanes(b, loop.axis, extent)[1])
             total *= extent
@@ -410,7 +419,7 @@ def _cut_rows(b: Builder, outer: Sequence[str], most: int, widest: int = ELEMENT
     counters: list[str] = []
     rows: list[str] = []
     for axis in reversed(outer):
-        extent = power_of_two(count(trips(b.loop(axis))))
+        extent = power_of_two(_extent(b.loop(axis)))
         size = min(extent, most, widest)
         if size < 2 or not _may_be_lanes(b, axis):
             counters.insert(0, axis)
