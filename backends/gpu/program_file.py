@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from intarsia.backends.gpu.python_layout import tidy, wrapped
+from intarsia.backends.gpu.python_layout import laid_out, tidy
 from intarsia.backends.gpu.python_names import Names
 from intarsia.backends.gpu.torch_reference import reference_lines
 from intarsia.backends.gpu.torch_texts import Unwritten, integer
@@ -78,7 +78,7 @@ def program_text(plan: Plan, graph: Graph, launches: Launches, sizes: Mapping[st
     header = "import os\n\nimport torch\nimport triton\n" + ("import triton.language as tl\n" if own else "")
     header += LIBRARY if any("libdevice." in part for part in parts) else ""
     texts = [header + _INTERPRETED, *parts, _CHECK, *program.functions()]
-    return wrapped("\n\n".join(text.strip("\n") + "\n" for text in texts))
+    return laid_out("\n\n".join(text.strip("\n") + "\n" for text in texts))
 
 
 def _distinct(launches: Launches) -> dict[str, list[TritonKernel]]:
