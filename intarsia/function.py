@@ -101,8 +101,8 @@ class Function:
 
         Dimension names that no argument decides are keywords (`grid(x, N=64)`). Results are of the arguments' kind.
         """
-        if self._gpu is not None:
-            return self._gpu(positional, named)
+        if self.gpu is not None:
+            return self.gpu(positional, named)
         if named:
             positional, named = self._in_order(positional, named)
         if not named:
@@ -135,7 +135,7 @@ class Function:
         return results[0] if len(results) == 1 else tuple(results)
 
     @cached_property
-    def _gpu(self) -> GpuCalls | None:
+    def gpu(self) -> GpuCalls | None:
         """What runs the function if its target is a GPU. Raises CompileError E1703 or E1716 where there is none."""
         if not (self.program.options.target or "").startswith("gpu"):
             return None

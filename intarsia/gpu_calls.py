@@ -18,7 +18,7 @@ from intarsia.ir.dtypes import DType, of_numpy
 from intarsia.ir.errors import CompileError
 from intarsia.runtime.cuda import CudaDevice, require_torch
 from intarsia.runtime.gpu import Device, DevicePlan, addresses
-from intarsia.tensors import kind_of
+from intarsia.tensors import Tensors, kind_of
 
 if TYPE_CHECKING:
     from intarsia.driver import Compilation
@@ -116,8 +116,36 @@ class GpuCalls:
         program, tensors, foreign = self.program_for(positional, named)
         results = program(tensors)
         if not foreign:
-            results = [_array(r) for r in results]
+            results = [as_array(r) for r in results]
         return results[0] if len(results) == 1 else tuple(results)
+
+    def repeated(
+        self, tensors: Tensors, statics: Mapping[str, object], dims: Mapping[str, int], *, graph: bool
+    ) -> Callable[[], list[Any]]:
+        """A callable that runs on arguments which are on the GPU when this returns, and waits until it is done. Its
+        results lie there too. `graph`: all launches are one CUDA graph, and every run gives the same tensors."""
+        program = self._compiled(tensors, statics, dims, ())
+        placed = [self._placed(tensors[label]) for label in program.labels]
+        start, results = program.captured(placed) if graph else (None, [])
+
+        def run() -> list[Any]:
+            found = results
+            if start is None:
+                found = program(placed)
+            else:
+                start()
+            self.synchronize()
+            return found
+
+        return run
+
+    def _placed(self, value: Any) -> Any:
+        return [self._of_array(v) for v in value] if isinstance(value, tuple) else self._of_array(value)
+
+    def synchronize(self) -> None:
+        """Wait until all that was launched is done."""
+        if self.torch.device(self.place).type == "cuda":
+            self.torch.cuda.synchronize(self.place)
 
     def program_for(
         self, positional: Sequence[object], named: Mapping[str, object]
@@ -126,17 +154,23 @@ class GpuCalls:
         given, dims = self.function.arrange(positional, named)
         real: dict[int, Any] = {}
         statics, tensors = self.function.split({n: self._stand_in(v, real) for n, v in given.items()})
-        constants = self.function.fixed(given)
+        program = self._compiled(tensors, statics, dims, self.function.fixed(given))
+        found: list[Any] = []
+        for label in program.labels:
+            found.append(self._moved(tensors[label], real, label))
+        return program, found, bool(real)
+
+    def _compiled(
+        self, tensors: Tensors, statics: Mapping[str, object], dims: Mapping[str, int], constants: tuple[str, ...]
+    ) -> GpuProgram:
+        """The program for these types, of whose constants some will not change between calls."""
         kinds = tuple((n, *kind_of(v)) for n, v in tensors.items())
         key = (kinds, repr(sorted(statics.items())), tuple(dims.items()), constants)
         program = self._programs.get(key)
         if program is None:
             compilation = self.function.compilation(tensors, statics, dims, constants)
             program = self._programs[key] = with_deep_stack(lambda: self.make(compilation))
-        found: list[Any] = []
-        for label in program.labels:
-            found.append(self._moved(tensors[label], real, label))
-        return program, found, bool(real)
+        return program
 
     def _stand_in(self, value: object, real: dict[int, Any]) -> object:
         """An array of the type of a tensor, without its elements; `real` keeps the tensor by the array's identity."""
@@ -192,7 +226,7 @@ def _numpy_type(name: str) -> np.dtype[Any]:
         raise CompileError("E0601", f"there is no element type for {name}") from None
 
 
-def _array(tensor: Any) -> Any:
+def as_array(tensor: Any) -> Any:
     """A tensor as an array of NumPy."""
     name = str(tensor.dtype).removeprefix("torch.")
     host = tensor.cpu()

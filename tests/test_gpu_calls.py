@@ -67,7 +67,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Torch:
         place = torch.device("cpu")
         made = GpuCalls(function, shim, place, lambda c: GpuProgram(c, device, shim, place, lambda: 7))
         known = made._moved
+        array = made._of_array
         made._moved = lambda *a: shim.add(known(*a))  # type: ignore[method-assign]
+        made._of_array = lambda a: shim.add(array(a))  # type: ignore[method-assign]
         return made
 
     monkeypatch.setattr(GpuCalls, "of", staticmethod(of))
@@ -109,6 +111,18 @@ def test_constants_are_prepared_once(calls: Torch) -> None:
         x = calls.torch.randn(3, 16)
         expected = x @ calls.torch.from_numpy(w.T @ w)
         calls.torch.testing.assert_close(function(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_command_runs_it(calls: Torch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from intarsia.cli import main
+
+    (tmp_path / "f.ita").write_text(TEXT)
+    function = f"{tmp_path / 'f.ita'}:f"
+    status = main(["run", function, "--random", "--dim", "N=3", "--dim", "K=4", "--target", TARGET, "--compare"])
+    printed = capsys.readouterr().err
+    assert status == 0, printed
+    assert "note: the arguments are copied to the GPU, and the results back" in printed
+    assert "result0: " in printed
 
 
 def test_wrong_arguments_are_the_same_errors(calls: Torch) -> None:

@@ -27,6 +27,7 @@ from intarsia.program import Program
 @click.option("--profile", is_flag=True, help="Time, bytes and line of each kernel.")
 @click.option("--trace", metavar="NAME", help="Show the values that this name gets, wherever it is assigned.")
 @click.option("--nan", "find_nan", is_flag=True, help="Name the first operation that makes a NaN.")
+@click.option("--cuda-graph", is_flag=True, help="On a GPU, start all kernels of the program as one CUDA graph.")
 def command(
     file: str | None,
     text: str | None,
@@ -39,6 +40,7 @@ def command(
     profile: bool,
     trace: str | None,
     find_nan: bool,
+    cuda_graph: bool,
     **settings: Any,
 ) -> int:
     """Compile a function and run it on arguments from files, numbers or generators.
@@ -61,7 +63,14 @@ def command(
             report_nan(bound)
         return 0
     start = time.perf_counter()
-    call = _prepare(bound, target)
+    if (options.target or "").startswith("gpu") and target not in INTERPRETERS:
+        if timing or profile:
+            raise click.UsageError("--time and --profile are not for GPUs in this version")
+        call = _prepare_on_gpu(bound, cuda_graph)
+    elif cuda_graph:
+        raise click.UsageError("--cuda-graph needs --target gpu")
+    else:
+        call = _prepare(bound, target)
     compile_seconds = time.perf_counter() - start
     results = interruptible(call)
     if out is not None:
@@ -92,6 +101,16 @@ def _prepare(bound: Bound, target: str | None) -> Callable[[], list[Array]]:
 
         return lambda: interpret(bound, target)
     return bound.call()
+
+
+def _prepare_on_gpu(bound: Bound, graph: bool) -> Callable[[], list[Array]]:
+    """A callable that runs the program on the GPU and brings the results to the host. The arguments are there."""
+    from intarsia.gpu_calls import as_array
+
+    assert bound.function.gpu is not None
+    call = bound.function.gpu.repeated(bound.tensors, bound.statics, bound.dims, graph=graph)
+    click.echo("note: the arguments are copied to the GPU, and the results back", err=True)
+    return lambda: [as_array(r) for r in call()]
 
 
 def _print(bound: Bound, results: Sequence[Array]) -> None:
