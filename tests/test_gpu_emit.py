@@ -110,6 +110,8 @@ def test_products_of_halves_are_made_by_matrix_units() -> None:
     assert "t_matmul = tl.dot(a, b, t_matmul)" in text
     single = one_launch("fn f(a: f32[64, 64], b: f32[64, 64]) -> f32[64, 64] { return a @ b }").text
     assert 'input_precision="ieee"' in single
+    double = one_launch("fn f(a: f64[64, 64], b: f64[64, 64]) -> f64[64, 64] { return a @ b }").text
+    assert "out_dtype=tl.float64" in double
 
 
 def test_attention_is_one_sweep_that_skips_masked_blocks() -> None:

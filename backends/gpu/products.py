@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from intarsia.backends.gpu.expressions import Expressions, Tile
 from intarsia.backends.gpu.values import Value, literal
-from intarsia.ir.dtypes import BF16, F16, F32, I8, I32, DType
+from intarsia.ir.dtypes import BF16, F16, F32, F64, I8, I32, DType
 from intarsia.ir.kernel import Buffer, Put
 from intarsia.ir.scalar import Apply, Cast, Expr, Load, apply, cast, loads
 from intarsia.ir.sizes import Size
@@ -25,7 +25,7 @@ class Products(Expressions):
 
     def dot(self, put: Put, tile: Tile, axes: tuple[str, ...], reduced: tuple[str, ...], value: Expr) -> bool:
         """Write an accumulation as a product of two blocks, if it is one. Returns whether it is."""
-        if len(reduced) != 1 or len(axes) != 2 or tile.buffer.dtype not in (F32, I32):
+        if len(reduced) != 1 or len(axes) != 2 or tile.buffer.dtype not in (F32, F64, I32):
             return False
         if any(self.extents[a] < SHORTEST for a in (*axes, *reduced)):
             return False
@@ -48,7 +48,9 @@ class Products(Expressions):
         return False
 
     def _write(self, tile: Tile, a: Value, b: Value, dtype: DType) -> None:
-        options = ', input_precision="ieee"' if dtype == F32 else ", out_dtype=tl.int32" if dtype == I8 else ""
+        options = {F32: ', input_precision="ieee"', F64: ", out_dtype=tl.float64", I8: ", out_dtype=tl.int32"}.get(
+            dtype, ""
+        )
         held = self.pending.get(tile.buffer.name)
         if held is not None and held.value == 0:
             del self.pending[tile.buffer.name]
@@ -122,7 +124,7 @@ def _narrow(left: Expr, right: Expr, result: DType, results: frozenset[DType]) -
             (result == F32 and a.dtype in (F16, BF16)) or (result == I32 and a.dtype == I8)
         ):
             return a, b
-    return (left, right) if left.dtype == right.dtype == result == F32 else None
+    return (left, right) if left.dtype == right.dtype == result and result in (F32, F64) else None
 
 
 def _rounds(other: Expr, dtype: DType, results: frozenset[DType]) -> bool:

@@ -247,7 +247,7 @@ BLOCKS: dict[int, tuple[tuple[int, int, int], ...]] = {
     8: ((128, 128, 128), (64, 128, 128), (64, 64, 128)),
     16: ((128, 256, 64), (128, 128, 64), (64, 128, 64), (64, 64, 64)),
     32: ((128, 128, 16), (64, 64, 32), (32, 64, 32), (32, 32, 32)),
-    64: ((16, 16, 16),),
+    64: ((64, 64, 16), (32, 32, 16), (16, 16, 16)),
 }
 """Rows, columns and depth of blocks of products by the bits of what is multiplied, the largest first. Sums of
 the very largest take half of the registers, which leaves few for what is done to them and for addresses of elements."""
