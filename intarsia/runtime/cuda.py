@@ -114,7 +114,7 @@ class CudaDevice:
         self._call("cuCtxSetCurrent", self.context)
 
     def _call(self, name: str, *arguments: object) -> None:
-        code = getattr(self.driver, name)(*arguments)
+        code = getattr(self.driver, name)(*arguments)  # which `ctypes` keeps as an attribute
         if code:
             text = ctypes.c_char_p()
             self.driver.cuGetErrorString(code, ctypes.byref(text))

@@ -11,17 +11,23 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
-from intarsia.backends.gpu.triton_kernel import Pointer, TritonKernel
+from intarsia.backends.gpu.triton_kernel import Pointer, Scalar, TritonKernel
 from intarsia.ir.dtypes import DType
 from intarsia.ir.plan import Copy, Invoke, Plan, PlanStatement, Reference, Repeat, Slot
 from intarsia.ir.scalar import Expr, Load
-from intarsia.ir.sizes import Size
+from intarsia.ir.sizes import ZERO, Size
 
 Addresses: TypeAlias = "int | list[int]"
 """Where a tensor lies, or each of a list."""
 
 Launch: TypeAlias = Callable[[tuple[int, int, int], Sequence[int], int], None]
 """Start a kernel: the programs along each axis, the parameters in order, the stream."""
+
+Parameter: TypeAlias = "int | tuple[int, int | None]"
+"""A number, or the address of an argument by its position, or of an element of that."""
+
+Resolved: TypeAlias = "tuple[Launch, tuple[int, int, int], list[Parameter]]"
+"""A launch of which only addresses are not known."""
 
 _FORMATS = {"i8": "b", "u8": "B", "i16": "h", "u16": "H", "i32": "i", "u32": "I", "i64": "q", "u64": "Q", "bool": "?"}
 
@@ -47,6 +53,9 @@ class DevicePlan:
         self.device = device
         self.kernels = {k.name: k for k in plan.kernels}
         self.launches = {k.name: [(launch, device.load(launch)) for launch in launches[k.name]] for k in plan.kernels}
+        self._offsets: dict[tuple[tuple[str, int], ...], list[tuple[str, int]]] = {}
+        self._resolved: dict[tuple[int, tuple[int, ...]], list[Resolved]] = {}
+        self._dtypes = {k.name: [b.dtype for b in k.parameters] for k in plan.kernels}
         slots = plan.slots
         self.inputs = sorted((s for s in slots if s.place == "input"), key=lambda s: s.index)
         self.outputs = sorted((s for s in slots if s.place == "output"), key=lambda s: s.index)
@@ -59,6 +68,35 @@ class DevicePlan:
         """The bytes of scratch memory."""
         return self.plan.workspace_bytes.evaluate(sizes)
 
+    def offsets(self, sizes: tuple[tuple[str, int], ...]) -> list[tuple[str, int]]:
+        """Where the parts of the workspace begin."""
+        found = self._offsets.get(sizes)
+        if found is None:
+            known = dict(sizes)
+            own = [s for s in self.plan.slots if s.place == "workspace"]
+            found = self._offsets[sizes] = [(s.name, s.offset.evaluate(known)) for s in own]
+        return found
+
+    def dtypes(self, statement: Invoke) -> list[DType]:
+        """The element types of a statement's arguments."""
+        return self._dtypes[statement.kernel]
+
+    def resolved(self, statement: Invoke, values: tuple[int, ...]) -> list[Resolved]:
+        """The launches of a statement for the values of its kernel's sizes."""
+        key = (id(statement), values)
+        found = self._resolved.get(key)
+        if found is None:
+            kernel = self.kernels[statement.kernel]
+            sizes = dict(zip(kernel.sizes, values, strict=True))
+            places = {b.name: n for n, b in enumerate(kernel.parameters)}
+            found = self._resolved[key] = []
+            for launch, start in self.launches[kernel.name]:
+                x, y, z = (*(g.evaluate(sizes) for g in launch.grid), 1, 1, 1)[:3]
+                if x * y * z:
+                    parameters = [_resolved_parameter(p, places, sizes) for p in launch.parameters]
+                    found.append((start, (x, y, z), parameters))
+        return found
+
     def run(
         self,
         inputs: Sequence[Addresses],
@@ -70,9 +108,7 @@ class DevicePlan:
         """Launch everything. The addresses of inputs and results are in the order of their slots."""
         memory: dict[str, Addresses] = {s.name: a for s, a in zip(self.inputs, inputs, strict=True)}
         memory.update({s.name: a for s, a in zip(self.outputs, outputs, strict=True)})
-        for slot in self.plan.slots:
-            if slot.place == "workspace":
-                memory[slot.name] = workspace + slot.offset.evaluate(sizes)
+        memory.update({name: workspace + offset for name, offset in self.offsets(tuple(sizes.items()))})
         _Walk(self, memory, dict(sizes), stream).block(self.plan.body)
 
 
@@ -100,27 +136,17 @@ class _Walk:
                     self.repeat(statement)
 
     def invoke(self, statement: Invoke) -> None:
-        kernel = self.owner.kernels[statement.kernel]
-        sizes = dict(zip(kernel.sizes, map(self.size, statement.sizes), strict=True))
-        given: dict[str, Addresses] = {}
-        for buffer, reference in zip(kernel.parameters, statement.arguments, strict=True):
-            whole = self.memory[reference.name]
-            listed = isinstance(whole, list) and reference.element is None
-            given[buffer.name] = whole if listed else self.address(reference, buffer.dtype)
-        for launch, start in self.owner.launches[kernel.name]:
-            x, y, z = (*(g.evaluate(sizes) for g in launch.grid), 1, 1, 1)[:3]
-            if x * y * z:
-                start((x, y, z), [self.parameter(p, given, sizes) for p in launch.parameters], self.stream)
+        launches = self.owner.resolved(statement, tuple([self.size(s) for s in statement.sizes]))
+        given = [self.argument(reference) for reference in zip(statement.arguments, self.owner.dtypes(statement))]
+        for start, grid, parameters in launches:
+            start(grid, [_value(p, given) for p in parameters], self.stream)
 
-    def parameter(self, parameter: object, given: Mapping[str, Addresses], sizes: Mapping[str, int]) -> int:
-        if not isinstance(parameter, Pointer):
-            value: int = parameter.value.evaluate(sizes)  # type: ignore[attr-defined]
-            return value
-        found = given[parameter.buffer]
-        if isinstance(found, list):
-            assert parameter.element is not None, f"{parameter.name} points to a list"
-            return found[parameter.element.evaluate(sizes)]
-        return found
+    def argument(self, argument: tuple[Reference, DType]) -> Addresses:
+        """What a kernel gets for a parameter: an address, or those of a list."""
+        reference, dtype = argument
+        whole = self.memory[reference.name]
+        listed = isinstance(whole, list) and reference.element is None
+        return whole if listed else self.address(reference, dtype)
 
     def repeat(self, loop: Repeat) -> None:
         dtypes = {s.name: self.dtypes[s.initial.name] for s in loop.states}
@@ -146,7 +172,7 @@ class _Walk:
             assert isinstance(found, list), f"{reference.name} is no list"
             found = found[self.size(reference.element)]
         assert isinstance(found, int), f"{reference.name} is a list"
-        return found + self.size(reference.start) * dtype.bytes
+        return found if reference.start == ZERO else found + self.size(reference.start) * dtype.bytes
 
     def number(self, reference: Reference) -> int:
         """A scalar of the chip's memory, for which the host waits."""
@@ -162,6 +188,24 @@ class _Walk:
             return self.number(Reference(value.buffer))
 
         return size.evaluate(self.names, scalar) if size.opaques else size.evaluate(self.names)
+
+
+def _resolved_parameter(parameter: Pointer | Scalar, places: Mapping[str, int], sizes: Mapping[str, int]) -> Parameter:
+    if isinstance(parameter, Scalar):
+        return parameter.value.evaluate(sizes)
+    element = None if parameter.element is None else parameter.element.evaluate(sizes)
+    return places[parameter.buffer], element
+
+
+def _value(parameter: Parameter, given: Sequence[Addresses]) -> int:
+    if isinstance(parameter, int):
+        return parameter
+    position, element = parameter
+    found = given[position]
+    if isinstance(found, list):
+        assert element is not None, "a parameter points to a list"
+        return found[element]
+    return found
 
 
 def addresses(value: Any) -> Addresses:
