@@ -82,7 +82,7 @@ def test_small(name: str) -> None:
     require(text, arguments, ("reference", *GPU_LEVELS))
 
 
-@pytest.mark.parametrize("seed", range(2000, 2005))
+@pytest.mark.parametrize("seed", (*range(2000, 2005), 2019))
 def test_a_few_random_programs(seed: int) -> None:
     require_agreement(generate(seed))
 
@@ -123,3 +123,8 @@ def test_loops_that_begin_later_and_get_shorter_are_shared() -> None:
     ((launch,),) = [found for name, found in made.launches.items() if "update" in name]
     assert "t" in launch.grid[0].symbols, "rows below the diagonal have programs of their own"
     require(text, {"a": normal(40, 40).astype(np.float32)})
+
+
+def test_bits_are_counted_on_chips_too() -> None:
+    text = "fn f(x: i64[40], y: u8[40]) -> (i64[40], u8[40]) { return popcount(x), popcount(y) }"
+    require(text, {"x": np.arange(-20, 20), "y": np.arange(40, dtype=np.uint8)}, ("triton", "cubin"))

@@ -92,7 +92,8 @@ def float_floordiv(a, b):
 def popcount(x):
     """The number of bits that are 1."""
     count = x & 1
-    for bit in tl.static_range(1, x.dtype.primitive_bitwidth):
+    bits: tl.constexpr = x.dtype.primitive_bitwidth
+    for bit in tl.static_range(1, bits):
         count += (x >> bit) & 1
     return count
 ''',
@@ -133,6 +134,7 @@ class Functions(Lines):
     def __init__(self) -> None:
         super().__init__()
         self.helpers: dict[str, str] = {}
+        self.used.update(HELPERS.keys())
 
     def helper(self, name: str) -> str:
         """Bring a helper along, and its name."""
