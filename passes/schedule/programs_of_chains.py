@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from intarsia.ir.errors import ScheduleError
-from intarsia.ir.kernel import Alloc, For, Statement
+from intarsia.ir.kernel import Alloc, For, Put, Statement
 from intarsia.ir.kernel_access import trips
 from intarsia.ir.schedule import Distribute, Grid, Localize, Merge, Online, Reorder, Stage, Vectorize, Warps
 from intarsia.passes.schedule.arrange import localize_all
@@ -12,6 +12,9 @@ from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.chained import Chain, chain_of
 from intarsia.passes.schedule.shape import count, points
 from intarsia.passes.schedule.tree import allocated_in, find_loop, loops_in, puts_in
+
+DEPTH = 128
+"""Elements of the reduction of a score that are multiplied at a time."""
 
 WIDEST = 128
 """Elements of a row of sums beyond which fewer rows are in a block."""
@@ -108,5 +111,13 @@ def _lanes_everywhere(b: Builder, top: str, sweep: str) -> None:
             raise ScheduleError(f"{loop.axis} does not begin at 0")
         if any(isinstance(s, For) and trips(s).constant is None for s in loops_in(loop.body)):
             continue
-        _, lane = lanes(b, loop.axis, power_of_two(length))
+        most = power_of_two(length)
+        if length > DEPTH and _is_summed(loop):
+            most = DEPTH  # a step at a time: the whole would fill the chip's memory
+        _, lane = lanes(b, loop.axis, most)
         b.take(Vectorize((lane,)))
+
+
+def _is_summed(loop: For) -> bool:
+    """Is a loop the inner reduction of one product?"""
+    return all(isinstance(s, Put) and not any(loop.axis in i.symbols for i in s.indices) for s in loop.body)
