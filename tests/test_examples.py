@@ -171,6 +171,7 @@ def test_jacobi() -> None:
     np.testing.assert_array_equal(program("hpc").jacobi(a, 0), a)
 
 
+@pytest.mark.slow
 def test_digits_from_the_command_line(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     sys.path.insert(0, str(EXAMPLES))

@@ -151,6 +151,7 @@ def calls(work: Callable[[], object]) -> int:
     return sum(entry.callcount for entry in profile.getstats())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [chain, mixed, one_for_all, independent, index_notation, changes])
 def test_work_is_linear_in_statements(program: Callable[[int], str]) -> None:
     calls(lambda: planned(program(10)))  # what is made once a process
@@ -158,6 +159,7 @@ def test_work_is_linear_in_statements(program: Callable[[int], str]) -> None:
     assert many < 4.7 * few
 
 
+@pytest.mark.slow
 def test_work_is_linear_in_layers() -> None:
     one, three, five = (calls(lambda n=n: planned(layers(n))) for n in (1, 3, 5))  # type: ignore[misc]
     assert five - three < 1.1 * (three - one)
