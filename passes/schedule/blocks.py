@@ -354,7 +354,7 @@ def _block_rows(b: Builder, top: str) -> bool:
         return True
     if is_across:
         outer = [*(a for a in outer if a != across), across]
-    counters, rows = _cut_rows(b, outer, WIDTH if is_across else ELEMENTS // length)
+    counters, rows = _cut_rows(b, outer, max(WIDTH, ELEMENTS // length) if is_across else ELEMENTS // length)
     _set_lanes(b, (*axes[::-1], *rows[::-1]))
     keep_pieces(b, _outermost(b, (*counters, *rows)))
     _share(b, counters)

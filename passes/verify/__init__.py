@@ -20,7 +20,7 @@ from intarsia.ir.dtypes import F64, Array, DType
 from intarsia.ir.errors import CompileError, Remarks, ScheduleError, Source
 from intarsia.ir.graph import Module
 from intarsia.ir.interpreter import evaluate
-from intarsia.ir.kernel import Kernel
+from intarsia.ir.kernel import Kernel, Put, walk
 from intarsia.ir.ops import Call
 from intarsia.ir.text import print_module, read_module
 from intarsia.ir.tolerance import Expected, expected
@@ -176,7 +176,7 @@ class VerifyExec(Instrument):
                 self._fail(pass_, old, new, f"what it left does not run: {error!r}", context)
             for position, (value, a, b) in enumerate(zip(old.graph.results, before, after)):
                 allowed = None if pass_.exact or run.expected is None else run.expected[position]
-                problem = difference(a, b, value.dtype, allowed, pass_.exact)
+                problem = difference(a, b, value.dtype, allowed, pass_.exact, _keeps_zeros(new))
                 if problem:
                     self._fail(pass_, old, new, f"result {position} of @{old.graph.name}: {problem}", context)
             results.append(after)
@@ -212,12 +212,20 @@ def breaks(pass_: Pass, module: Module, context: Context, sizes: Mapping[str, in
             return True
         for position, (value, a, b) in enumerate(zip(module.graph.results, before, after)):
             allowed = None if pass_.exact or run.expected is None else run.expected[position]
-            if difference(a, b, value.dtype, allowed, pass_.exact):
+            if difference(a, b, value.dtype, allowed, pass_.exact, _keeps_zeros(module)):
                 return True
     return False
 
 
-def difference(before: Array, after: Array, dtype: DType, allowed: Expected | None, exact: bool) -> str | None:
+def _keeps_zeros(module: Module) -> bool:
+    """Do kernels say which of two zeros they give? A maximum or minimum of both is either one, by its order."""
+    statements = (s for kernel in module.kernels for s, _ in walk(kernel.body))
+    return not any(isinstance(s, Put) and s.operator in ("max=", "min=") for s in statements)
+
+
+def difference(
+    before: Array, after: Array, dtype: DType, allowed: Expected | None, exact: bool, keeps_zeros: bool = True
+) -> str | None:
     """What is wrong with a result after a pass, or None.
 
     The same bits are right (NaNs are alike). An exact pass gives no others. Else the result must fit the reference, as
@@ -229,7 +237,7 @@ def difference(before: Array, after: Array, dtype: DType, allowed: Expected | No
     changed = _changed_bits(before, after, dtype)
     if changed is None or exact:
         return changed
-    if dtype.is_float and (flipped := _flipped_zeros(before, after, dtype)):
+    if keeps_zeros and dtype.is_float and (flipped := _flipped_zeros(before, after, dtype)):
         return flipped
     if allowed is not None:
         return None if allowed.mismatch(before) else allowed.mismatch(after)
