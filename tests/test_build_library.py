@@ -275,6 +275,7 @@ def test_deep_nesting() -> None:
         deep(lambda text=element: library(f"fn f(x: f32[N]) {{ y[i < N] = {text}; return y }}").build())
 
 
+@pytest.mark.slow
 def test_time_grows_with_the_size_of_the_program() -> None:
     """Four times the statements take about four times as long; the bound is loose, the machine may be busy."""
 

@@ -228,6 +228,7 @@ def test_wrong_programs_are_not_formatted() -> None:
         format_program(Source("test.ita", "fn f( {"))
 
 
+@pytest.mark.slow
 def test_deep_and_long_programs() -> None:
     body("y = " + "f(" * 190 + "x" + ")" * 190)
     body("y = " + " + ".join(["x"] * 190))

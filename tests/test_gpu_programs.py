@@ -125,6 +125,7 @@ def test_loops_that_begin_later_and_get_shorter_are_shared() -> None:
     require(text, {"a": normal(40, 40).astype(np.float32)})
 
 
+@pytest.mark.slow
 def test_bits_are_counted_on_chips_too() -> None:
     text = "fn f(x: i64[40], y: u8[40]) -> (i64[40], u8[40]) { return popcount(x), popcount(y) }"
     require(text, {"x": np.arange(-20, 20), "y": np.arange(40, dtype=np.uint8)}, ("triton", "cubin"))

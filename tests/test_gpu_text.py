@@ -55,11 +55,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 PREPARED = "fn f(const w: f32[20, 20], x: f32[N, 20]) -> f32[N, 20] { return x @ (transpose(w) @ w) }"
 
 
+@pytest.mark.slow
 def test_the_formatter_would_change_nothing(folder: Path) -> None:
     run = subprocess.run(["ruff", "format", "--isolated", "--diff", str(folder)], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
 
 
+@pytest.mark.slow
 def test_the_linter_finds_nothing(folder: Path) -> None:
     run = subprocess.run(["ruff", "check", "--isolated", str(folder)], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout

@@ -64,6 +64,7 @@ def test_texts_are_the_same_each_time(folder: Path, tmp_path: Path) -> None:
     assert any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [AMPERE, HOPPER], ids=lambda t: t.name)
 @pytest.mark.parametrize(
     "kernel",
@@ -107,6 +108,7 @@ def test_a_kernel_is_interpreted_and_compiled_in_one_process(folder: Path) -> No
         assert "tt.reduce" in compile_kernel(kernel, AMPERE, folder).ttir
 
 
+@pytest.mark.slow
 def test_products_are_fused_only_where_it_is_said(folder: Path) -> None:
     text = """@triton.jit
 def f(x, y):
@@ -153,6 +155,7 @@ def test_what_ptxas_refuses(target: Target, folder: Path, capfd: pytest.CaptureF
     assert "ptxas" in found.output
 
 
+@pytest.mark.slow
 def test_more_shared_memory_than_there_is(folder: Path) -> None:
     kernel = replace(gpu_kernels.matmul(BF16, (128, 128, 64), warps=8, divisible=True), stages=8)
     with pytest.raises(ToolchainError, match=r"'matmul' needs \d+ bytes of shared memory; gpu:sm_80 has 166912"):

@@ -281,6 +281,7 @@ def test_deep_expressions_give_an_error(text: str) -> None:
         statements("if c { x = 1 } else " * 1000 + "{ x = 2 }")
 
 
+@pytest.mark.slow
 def test_long_programs_parse_in_linear_time() -> None:
     def seconds(count: int) -> float:
         text = "\n".join(f"    x{i} = x{i - 1} * 0.5 + f(x{i - 1}, axis=-1)" for i in range(count))

@@ -178,6 +178,7 @@ def test_the_cache_keeps_the_preparation() -> None:
     assert not program.is_parsed
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "p.ita"
     path.write_text(PRODUCT)

@@ -482,6 +482,7 @@ def test_types_sizes_and_options_are_told_apart() -> None:
                 assert result.dtype == dtype and result.shape == (n,) and (result == 2).all()
 
 
+@pytest.mark.slow
 def test_processes_at_once_on_an_empty_cache(cache_folder: Path) -> None:
     root = str(Path(intarsia.__file__).parent.parent)
     environment = {**os.environ, "PYTHONPATH": root}
@@ -528,6 +529,7 @@ def test_a_call_takes_microseconds() -> None:
     assert min(seconds() for _ in range(10)) < 12e-6  # about 3 us on an idle machine
 
 
+@pytest.mark.slow
 def test_programs_in_cycles_of_references_are_collected() -> None:
     """LLVM's modules must go before their contexts, and the garbage collector finalises in any order."""
     x = np.ones((2, 3), np.float32)

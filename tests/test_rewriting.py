@@ -141,6 +141,7 @@ def test_a_rule_may_not_change_the_type() -> None:
         rewritten("func @f(%x: f32[2, 3]) { %0 = transpose %x axes=(1, 0) : f32[3, 2] return %0 }", wrong)
 
 
+@pytest.mark.slow
 def test_deep_graphs_take_linear_time_and_no_recursion() -> None:
     x = Parameter("x", TensorType.of(F32, 4))
 

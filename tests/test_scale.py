@@ -201,6 +201,7 @@ def test_chains_that_cannot_be_scheduled_stay_apart(monkeypatch: pytest.MonkeyPa
     assert print_module(compilation(layers(1)).kernels) == print_module(apart.kernels)
 
 
+@pytest.mark.slow
 def test_a_loop_over_layers_costs_the_same_for_any_number() -> None:
     planned(layers_in_a_loop(2))
     two, many = (calls(lambda n=n: planned(layers_in_a_loop(n))) for n in (2, 48))  # type: ignore[misc]
