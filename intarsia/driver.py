@@ -215,6 +215,8 @@ class Compilation:
             return print_plan(self.plan)
         if stage not in self.stages:
             hint = f"its stages: {', '.join(self.stages)}"
+            if self.target.kind == "cpu" and stage in GPU_STAGES:
+                hint = "give a GPU, such as --target gpu:sm_90; none has to be there"
             raise CompileError("E1702", f"there is no stage {stage} for {self.target.name}", hint=hint)
         if stage == "triton":
             from intarsia.backends.gpu.program_file import program_text

@@ -54,7 +54,7 @@ def require_host(target: Target) -> None:
     """Raise CompileError E1702 where this machine cannot run code for `target`."""
     if target.kind == "gpu":
         hint = "look at its code with `intarsia emit`, or run it without a GPU: --target triton-interpret"
-        raise CompileError("E1702", f"programs are not run on {target.name} in this version", hint=hint)
+        raise CompileError("E1702", f"this command does not run programs on {target.name}", hint=hint)
     host = host_target()
     missing = sorted(set(target.features) - set(host.features))
     if target.triple.partition("-")[0] != host.triple.partition("-")[0]:

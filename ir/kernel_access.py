@@ -77,6 +77,18 @@ def accesses(body: Iterable[Statement], loops: tuple[For, ...] = ()) -> Iterator
                     yield Access(buffer, indices, (), True, around, statement)
 
 
+def written_in(body: Iterable[Statement]) -> frozenset[str]:
+    """The names of the buffers that statements below `body` write."""
+    names: set[str] = set()
+    for statement, _ in walk(tuple(body)):
+        match statement:
+            case Put(buffer):
+                names.add(buffer)
+            case Call(_, _, writes):
+                names.update(name for name, _ in writes)
+    return frozenset(names)
+
+
 def trips(loop: For) -> Size:
     """How many iterations a loop makes if its bounds are in order."""
     return (loop.upper - loop.lower + (loop.step - 1)) // loop.step

@@ -195,6 +195,16 @@ class Bitcast(_Expression):
 Expr: TypeAlias = Const | Index | Load | Apply | Cast | Bitcast
 
 
+def factors(expression: Expr) -> Iterator[Expr]:
+    """The factors of a product, in order; another expression is its own only one."""
+    match expression:
+        case Apply("mul", (left, right)):
+            yield from factors(left)
+            yield from factors(right)
+        case _:
+            yield expression
+
+
 def apply(function: str, *arguments: Expr) -> Apply:
     return Apply(function, arguments)
 

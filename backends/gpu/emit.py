@@ -31,7 +31,7 @@ from intarsia.ir.kernel import (
     Statement,
     walk,
 )
-from intarsia.ir.kernel_access import accesses, trips
+from intarsia.ir.kernel_access import accesses, trips, written_in
 from intarsia.ir.proofs import Facts
 from intarsia.ir.scalar import Const
 from intarsia.ir.sizes import Size, product
@@ -282,7 +282,7 @@ class _Launch(Writes):
 
     def before_changes(self, body: Sequence[Statement]) -> None:
         """Before statements that may run several times or not at all: what they change must exist, and is forgotten."""
-        changed = {s.buffer for s, _ in walk(tuple(body)) if isinstance(s, Put)}
+        changed = written_in(body)
         for name in sorted(changed | {a.buffer for a in accesses(tuple(body))}):
             if name in self.pending:
                 self.settle(name)
@@ -295,13 +295,13 @@ class _Launch(Writes):
         self.forget(changed)
 
     def settle_all(self, body: Sequence[Statement]) -> None:
-        for name in sorted({s.buffer for s, _ in walk(tuple(body)) if isinstance(s, Put)}):
+        for name in sorted(written_in(body)):
             if name in self.tiles:
                 self.settle(name)
                 self.written.add(name)
 
     def after_changes(self, body: Sequence[Statement]) -> None:
-        self.forget({s.buffer for s, _ in walk(tuple(body)) if isinstance(s, Put)})
+        self.forget(written_in(body))
 
     # ------------------------------------------------------------------ temporaries
 
@@ -330,8 +330,3 @@ class _Launch(Writes):
         if (total := int(product(shape))) > LARGEST_BLOCK:
             raise ScheduleError(f"a block of {buffer.name} has {total} elements, which no program can hold")
         self.tiles[buffer.name] = Tile(self.fresh(buffer.name), buffer, self.order, shape, blocks)
-
-
-def written_in(body: Sequence[Statement]) -> frozenset[str]:
-    """The buffers that statements write."""
-    return frozenset(a.buffer for a in accesses(tuple(body)) if a.writes)

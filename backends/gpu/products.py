@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from intarsia.backends.gpu.expressions import Expressions, Tile
 from intarsia.backends.gpu.values import Value, literal
 from intarsia.ir.dtypes import BF16, F16, F32, F64, I8, I32, DType
 from intarsia.ir.kernel import Buffer, Put
-from intarsia.ir.scalar import Apply, Cast, Expr, Load, apply, cast, loads
+from intarsia.ir.scalar import Cast, Expr, Load, apply, cast, factors, loads
 from intarsia.ir.sizes import Size
 
 SHORTEST = 16
@@ -63,7 +63,7 @@ class Products(Expressions):
         """The factors that depend on the rows, and those that depend on the columns; None if one depends on both."""
         left: list[Expr] = []
         right: list[Expr] = []
-        for factor in _factors(value):
+        for factor in factors(value):
             used = self._axes_of(factor)
             if rows in used and columns in used:
                 return None
@@ -93,15 +93,6 @@ class Products(Expressions):
             text = f"tl.broadcast_to({value.spread(order)}, ({names}))"
             value = Value(text, e.dtype, order, depends=value.depends)
         return value
-
-
-def _factors(e: Expr) -> Iterator[Expr]:
-    match e:
-        case Apply("mul", (a, b)):
-            yield from _factors(a)
-            yield from _factors(b)
-        case _:
-            yield e
 
 
 def _product(factors: list[Expr]) -> Expr:

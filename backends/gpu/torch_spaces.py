@@ -23,7 +23,7 @@ from intarsia.backends.gpu.torch_types import TORCH_TYPES
 from intarsia.ir.dtypes import BOOL, I64, DType
 from intarsia.ir.graph import Value
 from intarsia.ir.ops import Update
-from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load
+from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load, factors
 from intarsia.ir.sizes import ZERO, Size
 from intarsia.ir.space import Axis, Space, operand_position
 from intarsia.ir.types import ListType, TensorType
@@ -229,14 +229,14 @@ class SpaceWriter:
         """A sum of products over ranges that are the same everywhere; None for any other."""
         if space.combiner != "sum" or self.conditions or not space.body.dtype.is_float:
             return None
-        factors = [f for f in _factors(space.body) if self._axes_of(f)]
-        numbers = [f for f in _factors(space.body) if not self._axes_of(f)]
-        used = [self._axes_of(f) for f in factors]
-        if len(factors) < 2 or set().union(*used) != set(self.axes):
+        parts = [f for f in factors(space.body) if self._axes_of(f)]
+        numbers = [f for f in factors(space.body) if not self._axes_of(f)]
+        used = [self._axes_of(f) for f in parts]
+        if len(parts) < 2 or set().union(*used) != set(self.axes):
             return None
         letters = _letters(list(self.axes))
         texts: list[str] = []
-        for factor, own in zip(factors, used):
+        for factor, own in zip(parts, used):
             order = tuple(a for a in self.axes if a in own)
             texts.append(self.value(factor, order).tensor)
         inputs = ",".join("".join(letters[a] for a in self.axes if a in own) for own in used)
@@ -245,13 +245,6 @@ class SpaceWriter:
         for factor in numbers:
             result = applied("mul", (result, self.value(factor, ())), space.body.dtype)
         return result
-
-
-def _factors(e: Expr) -> tuple[Expr, ...]:
-    match e:
-        case Apply("mul", (left, right)):
-            return (*_factors(left), *_factors(right))
-    return (e,)
 
 
 def _letters(axes: Sequence[str]) -> Mapping[str, str]:

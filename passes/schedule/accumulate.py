@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, Buffer, For, If, Kernel, Put, Statement
-from intarsia.ir.kernel_access import accesses
+from intarsia.ir.kernel_access import accesses, written_in
 from intarsia.ir.scalar import Expr, Load, Mask, loads
 from intarsia.ir.schedule import Accumulate
 from intarsia.ir.sizes import Size
@@ -24,7 +24,6 @@ from intarsia.passes.schedule.tree import (
     replace_block,
     replace_loop,
     rewrite,
-    written_in,
 )
 
 

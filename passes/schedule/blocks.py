@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import For, Kernel, Put, walk
 from intarsia.ir.kernel_access import accesses, trips
-from intarsia.ir.scalar import Apply, Expr, loads
+from intarsia.ir.scalar import Expr, factors, loads
 from intarsia.ir.schedule import Accumulate, Collapse, Grid, Merge, Move, Reorder, Vectorize
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.dependence import carried_dependence
@@ -312,20 +312,12 @@ def _sharing(value: Expr, axis: str) -> int:
 
 def _sides(value: Expr, outer: Sequence[str]) -> tuple[set[str], set[str]] | None:
     """The axes on which one factor alone depends, and those of the others."""
-    factors = list(_factors(value))
-    uses = [{a for a in outer if a in f.symbols} for f in factors]
+    uses = [{a for a in outer if a in f.symbols} for f in factors(value)]
     for n, own in enumerate(uses):
         others = set().union(*(u for m, u in enumerate(uses) if m != n))
         if own - others and others - own:
             return own - others, others - own
     return None
-
-
-def _factors(e: Expr) -> Sequence[Expr]:
-    match e:
-        case Apply("mul", (x, y)):
-            return (*_factors(x), *_factors(y))
-    return (e,)
 
 
 # ---------------------------------------------------------------------- rows

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from intarsia.ir.kernel import For, Kernel, Put
-from intarsia.ir.kernel_access import Access, accesses
+from intarsia.ir.kernel_access import Access, accesses, written_in
 from intarsia.ir.scalar import loads
 from intarsia.ir.sizes import Extremum, Size
-from intarsia.passes.schedule.tree import Body, allocated_in, extreme, facts_of, written_in
+from intarsia.passes.schedule.tree import Body, allocated_in, extreme, facts_of
 
 Order: TypeAlias = Literal["<", ">"]
 """How the iteration of the first access lies to that of the second along one axis: before or after it."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import For, Kernel, Put, walk
-from intarsia.ir.kernel_access import accesses
+from intarsia.ir.kernel_access import accesses, written_in
 from intarsia.ir.scalar import Expr, Load, apply, constant, loads
 from intarsia.ir.schedule import Factor
 from intarsia.passes.schedule.accumulate import require_neutral_start
@@ -19,7 +19,6 @@ from intarsia.passes.schedule.tree import (
     find_buffer,
     rename_axes,
     replace_block,
-    written_in,
 )
 
 

@@ -9,7 +9,7 @@ from itertools import combinations, pairwise
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, Buffer, Call, For, Kernel, Put, Statement
 from intarsia.ir.kernel import Prefetch as PrefetchStatement
-from intarsia.ir.kernel_access import accesses
+from intarsia.ir.kernel_access import accesses, written_in
 from intarsia.ir.scalar import Expr, Index, Load, loads, transform
 from intarsia.ir.schedule import Collapse, Merge, Move, Reorder, Skew, Split
 from intarsia.ir.sizes import Extremum, Size, maximum, minimum
@@ -32,7 +32,6 @@ from intarsia.passes.schedule.tree import (
     replace_loop,
     rewrite,
     substitute,
-    written_in,
 )
 
 # ---------------------------------------------------------------------- split

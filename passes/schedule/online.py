@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from intarsia.ir.dtypes import I64
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, Buffer, For, Kernel, Put, PutOperator, Statement
-from intarsia.ir.kernel_access import accesses
+from intarsia.ir.kernel_access import accesses, written_in
 from intarsia.ir.scalar import Const, Expr, Index, Load, Mask, apply, cast, constant, loads, transform, where
 from intarsia.ir.schedule import Online
 from intarsia.ir.sizes import Size, minimum
@@ -37,7 +37,6 @@ from intarsia.passes.schedule.tree import (
     replace_block,
     replace_loop,
     substitute,
-    written_in,
 )
 
 

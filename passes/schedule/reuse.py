@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, Call, Kernel, Prefetch, Put, Statement
-from intarsia.ir.kernel_access import Access, accesses
+from intarsia.ir.kernel_access import Access, accesses, written_in
 from intarsia.ir.scalar import Expr, Load
 from intarsia.ir.schedule import Reuse
 from intarsia.passes.schedule.dependence import Order, describe, may_meet
-from intarsia.passes.schedule.tree import Body, blocks, change_loads, find_buffer, replace_block, rewrite, written_in
+from intarsia.passes.schedule.tree import Body, blocks, change_loads, find_buffer, replace_block, rewrite
 
 
 def reuse(kernel: Kernel, step: Reuse) -> Kernel:

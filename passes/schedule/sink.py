@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, Call, Check, For, If, Kernel, Put, Statement, walk
-from intarsia.ir.kernel_access import accesses
+from intarsia.ir.kernel_access import accesses, written_in
 from intarsia.ir.scalar import Mask, loads
 from intarsia.ir.schedule import Sink
 from intarsia.ir.sizes import Size
@@ -21,7 +21,6 @@ from intarsia.passes.schedule.tree import (
     replace_loop,
     rewrite,
     substitute,
-    written_in,
 )
 
 

@@ -10,7 +10,7 @@ from math import gcd
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, Buffer, Call, For, Kernel, Put, Statement, walk
 from intarsia.ir.kernel import Prefetch as PrefetchStatement
-from intarsia.ir.kernel_access import Access, accesses, expressions
+from intarsia.ir.kernel_access import Access, accesses, expressions, written_in
 from intarsia.ir.proofs import Facts
 from intarsia.ir.scalar import Expr, Index, Load, Mask, apply, constant, loads, transform, where
 from intarsia.ir.schedule import ROOT, Inline, Localize, Pack, Stage
@@ -32,7 +32,6 @@ from intarsia.passes.schedule.tree import (
     replace_loop,
     rewrite,
     substitute,
-    written_in,
 )
 
 # ---------------------------------------------------------------------- localize

@@ -50,18 +50,6 @@ def allocated_in(body: Iterable[Statement]) -> dict[str, Buffer]:
     return {s.buffer.name: s.buffer for s, _ in walk(tuple(body)) if isinstance(s, Alloc)}
 
 
-def written_in(body: Iterable[Statement]) -> frozenset[str]:
-    """The names of the buffers that statements below `body` write."""
-    names: set[str] = set()
-    for statement, _ in walk(tuple(body)):
-        match statement:
-            case Put(buffer):
-                names.add(buffer)
-            case Call(_, _, writes):
-                names.update(name for name, _ in writes)
-    return frozenset(names)
-
-
 def blocks(kernel: Kernel) -> Iterator[tuple[Body, tuple[For, ...]]]:
     """Every sequence of statements (the body of the kernel, of a loop, an arm) with the loops around it."""
     yield kernel.body, ()
