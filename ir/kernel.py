@@ -39,7 +39,8 @@ class Buffer:
     """A dense row-major array. Parameters of a kernel are `global`; a temporary lives from its `Alloc` to the end of
     the block. A `list` parameter has `length` set: it is a table of that many buffers of one `shape`, subscripted by
     one more, leading, index. A `constant` parameter does not change between calls; a temporary in `prepared` memory
-    depends on such parameters only and is computed once for all calls (`ir/preparation.py`)."""
+    depends on such parameters only and is computed once for all calls (`ir/preparation.py`). `described`: a GPU moves
+    blocks of it by tensor descriptors, where a block is a rectangle (`ir/rectangles.py`)."""
 
     name: str
     dtype: DType
@@ -48,6 +49,7 @@ class Buffer:
     role: Role = "temp"
     length: Size | None = None
     constant: bool = False
+    described: bool = False
 
     @property
     def extents(self) -> tuple[Size, ...]:
@@ -142,7 +144,8 @@ Statement: TypeAlias = For | Put | If | Alloc | Prefetch | Check | Call
 class Kernel:
     """A function over buffers. `sizes` are names (dynamic dimensions, loop counters) passed as i64 arguments.
     On a GPU, `warps` groups of 32 threads run a program, and `stages` steps of a loop are under way at once; 0 leaves
-    that to the back end.
+    that to the back end. At most `programs` programs share what the loops over a grid do, each of them every so many
+    iterations of these, in order; 0 is a program for each iteration.
 
     Parameters come inputs first, then results (role `out`) and in-place ones (role `inout`), then, in a plan, scratch
     memory (role `temp`), all `global`.
@@ -155,6 +158,7 @@ class Kernel:
     span: Span | None = field(default=None, compare=False, repr=False)
     warps: int = 0
     stages: int = 0
+    programs: int = 0
 
     @property
     def inputs(self) -> tuple[Buffer, ...]:

@@ -60,6 +60,8 @@ _OPERATORS: dict[tuple[str, ...], PutOperator] = {
 }
 _MARKS = {"nt": "nontemporal", "atomic": "atomic", "numbers": "numbers"}
 """What may stand behind a write after `!`, and the field that says so."""
+_LAUNCH = ("warps", "stages", "programs")
+"""Fields of a kernel that are numbers, in the order in which they stand behind its parameters."""
 
 
 # ---------------------------------------------------------------------- printing
@@ -67,11 +69,10 @@ _MARKS = {"nt": "nontemporal", "atomic": "atomic", "numbers": "numbers"}
 
 def print_kernel(kernel: Kernel) -> str:
     """The text of a kernel, without a newline at its end."""
-    parameters = ", ".join(f"{_role(b)}{b.name}: {b}" for b in kernel.parameters)
+    parameters = ", ".join(f"{_role(b)}{b.name}: {b}{_described(b)}" for b in kernel.parameters)
     sizes = f"[sizes {', '.join(kernel.sizes)}]" if kernel.sizes else ""
-    warps = f" warps {kernel.warps}" if kernel.warps else ""
-    stages = f" stages {kernel.stages}" if kernel.stages else ""
-    head = f"kernel {kernel.name}({parameters}){sizes}{warps}{stages} {{"
+    launch = "".join(f" {word} {count}" for word in _LAUNCH if (count := getattr(kernel, word)))
+    head = f"kernel {kernel.name}({parameters}){sizes}{launch} {{"
     return "\n".join((head, *_lines(kernel.body, 1), "}"))
 
 
@@ -80,6 +81,11 @@ def _role(buffer: Buffer) -> str:
     if buffer.role == "in":
         return "const " if buffer.constant else ""
     return f"{buffer.role} "
+
+
+def _described(buffer: Buffer) -> str:
+    """What stands behind the type of a buffer."""
+    return " described" if buffer.described else ""
 
 
 def print_statement(statement: Statement) -> str:
@@ -116,7 +122,7 @@ def _leaf(statement: Statement) -> str:
             return f"{_element(buffer, indices)} {operator} {expression_text(value)}{where}{marks}"
         case Alloc(buffer):
             memory = "" if buffer.memory == "global" else f" {buffer.memory}"
-            return f"alloc {buffer.name}: {buffer}{memory}"
+            return f"alloc {buffer.name}: {buffer}{memory}{_described(buffer)}"
         case Prefetch(buffer, indices, level, write):
             return f"prefetch {_element(buffer, indices)} L{level}{' write' if write else ''}"
         case Check(number, condition, values):
@@ -162,10 +168,9 @@ class KernelReader(ScalarReader):
         if self.accept("["):
             self.expect("sizes")
             sizes = self._names("]")
-        warps = self.integer() if self.accept("warps") else 0
-        stages = self.integer() if self.accept("stages") else 0
+        launch = {word: self.integer() for word in _LAUNCH if self.accept(word)}
         body = self._block()
-        return Kernel(name, tuple(parameters), body, sizes, self.span(start), warps, stages)
+        return Kernel(name, tuple(parameters), body, sizes, self.span(start), **launch)
 
     def _names(self, closing: str) -> tuple[str, ...]:
         found = [self.name()]
@@ -198,7 +203,7 @@ class KernelReader(ScalarReader):
         if role == "temp":
             memory = next((m for m in _MEMORIES if self.accept(m)), memory)
         self.buffers[name] = dtype
-        return Buffer(name, dtype, shape, memory, role, length, constant)
+        return Buffer(name, dtype, shape, memory, role, length, constant, self.accept("described"))
 
     def _block(self) -> tuple[Statement, ...]:
         self.expect("{")

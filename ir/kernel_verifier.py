@@ -46,6 +46,9 @@ def problems(kernel: Kernel) -> tuple[str, ...]:
 
 
 def _names(kernel: Kernel) -> Iterator[str]:
+    for word in ("warps", "stages", "programs"):
+        if getattr(kernel, word) < 0:
+            yield f"{getattr(kernel, word)} {word}"
     axes = [s.axis for s, _ in walk(kernel.body) if isinstance(s, For)]
     buffers = [b.name for b in kernel.parameters]
     buffers += [s.buffer.name for s, _ in walk(kernel.body) if isinstance(s, Alloc)]
@@ -55,6 +58,8 @@ def _names(kernel: Kernel) -> Iterator[str]:
     for buffer in kernel.parameters:
         if buffer.memory != "global":
             yield f"parameter {buffer.name} is {buffer.memory}"
+        if buffer.described and buffer.length is not None:
+            yield f"list {buffer.name} is described"
         if buffer.length is not None and buffer.role != "in":
             yield f"list {buffer.name} is written"
         if buffer.constant and buffer.role != "in":

@@ -18,6 +18,8 @@ from intarsia.ir.kernel import Memory
 from intarsia.ir.schedule_hints import Fetch as Fetch
 from intarsia.ir.schedule_hints import Nontemporal as Nontemporal
 from intarsia.ir.schedule_hints import Prefetch as Prefetch
+from intarsia.ir.schedule_launch import Describe as Describe
+from intarsia.ir.schedule_launch import Programs as Programs
 from intarsia.ir.schedule_launch import Stages as Stages
 from intarsia.ir.schedule_launch import Warps as Warps
 from intarsia.ir.schedule_masks import Restrict as Restrict

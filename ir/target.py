@@ -57,6 +57,11 @@ class Target:
         return "avx512f" in self.features or "avx2" in self.features or self.kind == "gpu"
 
     @property
+    def has_tensor_descriptors(self) -> bool:
+        """Is there an engine that moves rectangles of a buffer, which a descriptor describes?"""
+        return "tma" in self.features
+
+    @property
     def has_unbounded_ldexp(self) -> bool:
         """Does `ldexp` take any power, the infinite ones and NaN included, in one instruction?"""
         return "avx512f" in self.features
@@ -72,7 +77,7 @@ TARGETS: dict[str, Target] = {
         Target("cpu:x86-avx2", "cpu", "x86_64-unknown-linux-gnu", "haswell", _AVX2, 256, 16),
         Target("cpu:neon", "cpu", "aarch64-unknown-linux-gnu", "generic", ("neon",), 128, 32),
         Target("gpu:sm_80", "gpu", "nvptx64-nvidia-cuda", "sm_80", (), 128, 255, (192 << 10, 40 << 20), 108, 128, 163 << 10),  # noqa: E501
-        Target("gpu:sm_90", "gpu", "nvptx64-nvidia-cuda", "sm_90", (), 128, 255, (256 << 10, 50 << 20), 132, 128, 227 << 10),  # noqa: E501
-        Target("gpu:sm_100", "gpu", "nvptx64-nvidia-cuda", "sm_100", (), 128, 255, (256 << 10, 126 << 20), 148, 128, 227 << 10),  # noqa: E501
+        Target("gpu:sm_90", "gpu", "nvptx64-nvidia-cuda", "sm_90", ("tma",), 128, 255, (256 << 10, 50 << 20), 132, 128, 227 << 10),  # noqa: E501
+        Target("gpu:sm_100", "gpu", "nvptx64-nvidia-cuda", "sm_100", ("tma",), 128, 255, (256 << 10, 126 << 20), 148, 128, 227 << 10),  # noqa: E501
     )
 }  # fmt: skip

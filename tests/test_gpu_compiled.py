@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 from conftest import EXPECTED
 from op_programs import PROGRAMS
-from test_gpu_emit import FOLDER
+from test_gpu_emit import FOLDER, compilation
 
 from intarsia.backends.gpu.toolchain import compile_kernels
 from intarsia.backends.gpu.triton_kernel import TritonKernel
 from intarsia.driver import Compilation
-from intarsia.dsl.library import load
-from intarsia.ir.errors import Source
 from intarsia.ir.graph import Module
 from intarsia.ir.target import TARGETS
 from intarsia.options import Options
@@ -34,8 +32,7 @@ def launches(target: str) -> list[TritonKernel]:
         for dynamic in ((), tuple(case.sizes)):
             made.append(Compilation(Module(case.graph), case.sizes, Options(target=target, dynamic=dynamic)))
     for path in sorted(FOLDER.glob("*.ita")):
-        program = load(Source(path.name, path.read_text().partition(EXPECTED)[0])).build("f")
-        made.append(Compilation(program, {}, Options(target=target)))
+        made.append(compilation(path.read_text().partition(EXPECTED)[0], target))
     return list(dict.fromkeys(k for c in made for kernels in c.launches.values() for k in kernels))
 
 

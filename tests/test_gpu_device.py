@@ -9,20 +9,18 @@ import numpy as np
 import pytest
 from conftest import EXPECTED
 from op_programs import PROGRAMS
+from test_gpu_emit import FOLDER, compilation
 
 from intarsia.cache import cache_directory
 from intarsia.driver import Compilation
-from intarsia.dsl.library import load
 from intarsia.gpu_calls import GpuProgram
 from intarsia.ir.dtypes import Array
-from intarsia.ir.errors import Source
 from intarsia.ir.graph import Module
 from intarsia.ir.interpreter import evaluate
 from intarsia.options import Options
 from intarsia.runtime.cuda import CudaDevice, target_of_capability
 
 pytestmark = pytest.mark.gpu
-FOLDER = Path(__file__).parent / "golden" / "triton"
 
 
 @pytest.fixture(scope="module")
@@ -71,22 +69,22 @@ def check(device: tuple[Any, CudaDevice], compilation: Compilation, inputs: list
 
 
 def golden(path: Path, target: str) -> tuple[Compilation, list[Any]]:
-    module = load(Source("program.ita", path.read_text().partition(EXPECTED)[0])).build("f")
+    made = compilation(path.read_text().partition(EXPECTED)[0], target)
     random = np.random.default_rng(0)
     inputs: list[Any] = []
-    for parameter in module.graph.parameters:
+    for parameter in made.source_module.graph.parameters:
         kind = parameter.value.tensor
         shape, dtype = kind.static_shape, kind.dtype
         drawn = random.standard_normal(shape) if dtype.is_float else random.integers(0, 7, shape)
         inputs.append(np.asarray(drawn).astype(dtype.numpy))
-    return Compilation(module, {}, Options(target=target)), inputs
+    return made, inputs
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ita")), ids=lambda p: p.stem)
 @pytest.mark.parametrize("graph", [False, True], ids=["launched", "captured"])
 def test_golden_programs(device: tuple[Any, CudaDevice], path: Path, graph: bool) -> None:
-    compilation, inputs = golden(path, device[1].target.name)
-    check(device, compilation, inputs, graph=graph)
+    made, inputs = golden(path, device[1].target.name)
+    check(device, made, inputs, graph=graph)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

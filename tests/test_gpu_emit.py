@@ -65,9 +65,11 @@ def test_every_op_in_triton(name: str, dynamic: bool) -> None:
 # ---------------------------------------------------------------------- programs in full
 
 
-def compilation(text: str) -> Compilation:
+def compilation(text: str, target: str = TARGET) -> Compilation:
+    """Of a program; lines of it that begin with `# schedule:` pin a schedule."""
     library = load(Source("program.ita", text))
-    return Compilation(library.build("f"), {}, Options(target=TARGET))
+    schedule = "\n".join(re.findall(r"^# schedule: (.*)$", text, re.MULTILINE)) or None
+    return Compilation(library.build("f"), {}, Options(target=target, schedule=schedule))
 
 
 def draw(module: Module) -> list[Array | list[Array]]:

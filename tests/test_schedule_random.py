@@ -36,7 +36,7 @@ class Proposals:
         special = getattr(self, f"_{word}", None)
         if special is not None:
             return str(special(kernel))
-        if word in ("unmask", "restrict", "inline", "nontemporal", "factor"):
+        if word in ("unmask", "restrict", "inline", "nontemporal", "factor", "describe"):
             return f"{word} {self._buffer(kernel)}"
         return f"{word} {self._axis(kernel)}"
 
@@ -98,6 +98,9 @@ class Proposals:
 
     def _stages(self, kernel: Kernel) -> str:
         return f"stages {self.random.choice([2, 9])}"
+
+    def _programs(self, kernel: Kernel) -> str:
+        return f"programs {self.random.choice([0, 3])}"
 
     def _stage(self, kernel: Kernel) -> str:
         return f"stage {self._buffer(kernel)} -> {self._new()}"

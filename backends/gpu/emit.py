@@ -12,10 +12,12 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import permutations
 
+from intarsia.backends.gpu.descriptors import described_in
 from intarsia.backends.gpu.expressions import Part, Tile, base_name
 from intarsia.backends.gpu.lanes import all_sizes
 from intarsia.backends.gpu.lines import Scope
 from intarsia.backends.gpu.triton_kernel import Parameter, Pointer, Scalar, TritonKernel
+from intarsia.backends.gpu.values import UNARY
 from intarsia.backends.gpu.writes import Writes
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import (
@@ -34,7 +36,7 @@ from intarsia.ir.kernel import (
 from intarsia.ir.kernel_access import accesses, trips, written_in
 from intarsia.ir.proofs import Facts
 from intarsia.ir.scalar import Const
-from intarsia.ir.sizes import Size, product
+from intarsia.ir.sizes import Size, minimum, product
 
 LARGEST_BLOCK = 1 << 17
 """Elements of a block beyond which no program could hold it."""
@@ -54,7 +56,8 @@ def emit_kernel(kernel: Kernel, unaligned: Collection[str] = ()) -> tuple[Triton
     users = {name: sum(any(a.buffer == name for a in accesses(g)) for g in groups) for name in allocated}
     shared = {name for name, count in users.items() if count > 1}
     names = [kernel.name if len(groups) == 1 else f"{kernel.name}_{n}" for n in range(len(groups))]
-    return tuple(_Launch(kernel, name, group, shared).whole(unaligned) for name, group in zip(names, groups))
+    launches = (_Launch(kernel, name, group, shared, unaligned) for name, group in zip(names, groups))
+    return tuple(launch.whole() for launch in launches)
 
 
 def _is_grid(group: Sequence[Statement]) -> bool:
@@ -62,12 +65,16 @@ def _is_grid(group: Sequence[Statement]) -> bool:
 
 
 class _Launch(Writes):
-    """Writes one function."""
+    """Writes one function. is_walk: does each program take several blocks, one after the other?"""
 
-    def __init__(self, kernel: Kernel, name: str, body: Sequence[Statement], shared: Iterable[str]) -> None:
+    def __init__(
+        self, kernel: Kernel, name: str, body: Sequence[Statement], shared: Iterable[str], unaligned: Collection[str]
+    ) -> None:
         elements = [product(b.shape).constant for b in kernel.buffers().values()]
         wide = bool(kernel.sizes) or any(n is None or n >= 1 << 31 for n in elements)
         super().__init__(kernel.buffers(), wide, body, shared)
+        self.described = described_in(body, kernel.buffers(), unaligned)
+        self.unaligned = unaligned
         self.kernel = kernel
         self.name = name
         self.grid: list[Size] = []
@@ -75,8 +82,9 @@ class _Launch(Writes):
         self.blocks = {axis: lane.block for axis, lane in self.lanes.items()}
         self.constants = {lane.block: lane.extent for lane in self.lanes.values() if lane.extent > 1}
         self.facts = Facts(names=frozenset(kernel.sizes))
+        self.is_walk = False
 
-    def whole(self, unaligned: Collection[str]) -> TritonKernel:
+    def whole(self) -> TritonKernel:
         """The function with its signature."""
         used = frozenset(n for s, _ in walk(self.body) for z in self._sizes(s) for n in z.symbols)
         names = [n for n in self.kernel.sizes if n in used]
@@ -84,7 +92,7 @@ class _Launch(Writes):
         self.arguments = frozenset(names)
         self.programs()
         parameters: list[Parameter] = [
-            Pointer(text, buffer, self.buffers[buffer].dtype, element, buffer not in unaligned)
+            Pointer(text, buffer, self.buffers[buffer].dtype, element, buffer not in self.unaligned)
             for (buffer, element), text in self.pointers.items()
         ]
         place = {b.name: n for n, b in enumerate(self.kernel.parameters)}
@@ -127,38 +135,77 @@ class _Launch(Writes):
         for loop in loops:
             if loop.step != 1 or loop.lower != Size.of(0) or loop.upper.opaques:
                 raise ScheduleError(f"the grid axis {loop.axis} runs over {loop.lower}..{loop.upper}")
-        counts = [loop.upper for loop in reversed(loops)]
-        wide = ".to(tl.int64)" if self.wide else ""
-        separate = len(loops) <= 3 and all(c.constant is not None and c.constant < 1 << 16 for c in counts[1:])
-        self.grid = counts if separate else [product(counts)]
-        if loops and not separate:
-            self.line(f"pid = tl.program_id(0){wide}")
-        groups = self._groups_of_programs(loops, body) if separate else {}
-        numbers = {loop.axis: number for number, loop in enumerate(reversed(loops))}
-        for number, loop in enumerate(reversed(loops)):
+        places = self._places(loops, body)
+        groups = self._groups_of_programs(loops, body)
+        for loop in reversed(loops):
             if loop.axis in groups.values():
                 continue
-            name = self.variables[loop.axis] = self.fresh(f"pid_{base_name(loop.axis)}")
+            text = places[loop.axis]
             if (outer := groups.get(loop.axis)) is not None:
-                text = f"tl.program_id({numbers[outer]}){wide} * {loop.upper} + tl.program_id({number}){wide}"
-                self.line(f"{name} = {text}")
+                text = f"{places[outer]} * {loop.upper} + {text}"
                 loop = replace(loop, upper=loop.upper * next(x.upper for x in loops if x.axis == outer))
-            elif separate:
-                self.line(f"{name} = tl.program_id({number}){wide}")
-            elif number + 1 < len(loops):
-                count = self.size(loop.upper)
-                self.line(f"{name} = pid % {count.at(8)}")
-                self.line(f"pid = pid // {count.at(8)}")
-            else:
-                self.line(f"{name} = pid")
+            name = self.variables[loop.axis] = self.fresh(f"pid_{base_name(loop.axis)}")
+            self.line(f"{name} = {text}")
             self.facts = self.facts.within(loop.axis, loop.lower, loop.upper)
             self.open_loops[loop.axis] = loop
         self.known.update(dict.fromkeys(groups.values(), Size.of(0)))
         self.program_axes = [(x.axis, self.open_loops[x.axis].upper) for x in loops if x.axis in self.open_loops]
-        self.programs_of.update(self.open_loops)
         here = len(self.lines)
+        if self.is_walk:
+            here = self.scopes[-1].start
+            self.scopes[-1].variables.update(self.variables[axis] for axis in self.open_loops)
+        else:
+            self.programs_of.update(self.open_loops)
         self.block(body)
+        if self.is_walk:
+            self._end_walk()
         self.lines[here:here] = self.first_lines
+
+    def _places(self, loops: Sequence[For], body: Sequence[Statement]) -> dict[str, str]:
+        """Begin the programs: what says which iteration of each loop it is that runs."""
+        counts = [loop.upper for loop in reversed(loops)]
+        axes = [loop.axis for loop in reversed(loops)]
+        total, most = product(counts), self.kernel.programs
+        wide = ".to(tl.int64)" if self.wide else ""
+        if most and loops and (total.constant is None or total.constant > most):
+            self.grid = [minimum(total, most)]
+            return dict(zip(axes, self._digits(self._begin_walk(total, body), counts)))
+        if len(loops) <= 3 and all(c.constant is not None and c.constant < 1 << 16 for c in counts[1:]):
+            self.grid = counts
+            return {axis: f"tl.program_id({n}){wide}" for n, axis in enumerate(axes)}
+        self.grid = [total]
+        self.line(f"pid = tl.program_id(0){wide}")
+        return dict(zip(axes, self._digits("pid", counts)))
+
+    def _digits(self, number: str, counts: Sequence[Size]) -> list[str]:
+        """The digits of a number, the last one first, where there are so many of each."""
+        found = []
+        for n, count in enumerate(counts):
+            text = f"{number} // {self.size(product(counts[:n])).at(UNARY)}" if n else number
+            found.append(text if n + 1 == len(counts) else f"{text} % {self.size(count).at(UNARY)}")
+        return found
+
+    def _begin_walk(self, total: Size, body: Sequence[Statement]) -> str:
+        """Begin the loop in which a program takes every so many blocks; the number of the block."""
+        self.is_walk = True
+        name = self.fresh("tile")
+        self.scopes.append(Scope(len(self.lines), written_in(body), variables={name}))
+        self.line(f"for {name} in tl.range(tl.program_id(0), {self.size(total).text}, tl.num_programs(0)):")
+        self.depth += 1
+        if not self.wide:
+            return name
+        wide = self.fresh(name)
+        self.line(f"{wide} = tl.cast({name}, tl.int64)")
+        self.scopes[-1].variables.add(wide)
+        return wide
+
+    def _end_walk(self) -> None:
+        """Where descriptors read ahead, one loop is made of this one and the one inside it, so that they read what the
+        next block begins with while the last one ends."""
+        start = self.scopes.pop().start
+        self.depth -= 1
+        if self.descriptors:
+            self.lines[start] = self.lines[start].replace("):", ", flatten=True):")
 
     def _groups_of_programs(self, loops: Sequence[For], body: Sequence[Statement]) -> dict[str, str]:
         """Axes over programs that count within groups, and those that count the groups, where both only ever occur as

@@ -307,10 +307,15 @@ class Expressions(Functions):
         value = Value(f"{text})", load.dtype, axes, depends=depends)
         if load.dtype == BOOL:
             value = replace(value, text=f"{text}) != 0", level=COMPARISON)
+        return self.loaded(value, buffer)
+
+    def loaded(self, value: Value, buffer: Buffer) -> Value:
+        """A read of memory under its name."""
         is_new = all(value.text not in scope.names for scope in self.scopes)
-        named = self.named(value, load.buffer)
+        named = self.named(value, buffer.name)
         if is_new:
-            self.transfer(buffer, False, axes, next(n for n, s in enumerate(self.scopes) if value.text in s.names))
+            level = next(n for n, s in enumerate(self.scopes) if value.text in s.names)
+            self.transfer(buffer, False, value.axes, level)
         return named
 
     def transfer(self, buffer: Buffer, writes: bool, axes: tuple[str, ...], level: int) -> None:
@@ -331,7 +336,7 @@ class Expressions(Functions):
         buffer, those of the statement, as far as they are about the lanes that the load depends on."""
         missing = tuple(m for m in self.holds if self.lanes_of(m) <= frozenset(order))
         mine = frozenset().union(*map(self.lanes_of, load.indices))
-        mask = tuple(m for m in load.mask if m not in self.holds or (self.lanes_of(m) and self.lanes_of(m) <= mine))
+        mask = self.conditions(load)
         indices = [i.substitute(self.known) for i in load.indices]
         for more in ((), [m for m in missing if self.lanes_of(m) <= mine], missing):
             mask = tuple(dict.fromkeys((*mask, *more)))
@@ -340,6 +345,12 @@ class Expressions(Functions):
             if all(facts.proves(i) and facts.proves(extent - 1 - i) for i, extent in bounds):
                 break
         return mask
+
+    def conditions(self, load: Load) -> Mask:
+        """The conditions of a load that make a difference: not those of the statement, unless they are about the lanes
+        that the load depends on alone, for which it gives `other` then."""
+        mine = frozenset().union(*map(self.lanes_of, load.indices))
+        return tuple(m for m in load.mask if m not in self.holds or (self.lanes_of(m) and self.lanes_of(m) <= mine))
 
     def keeps(self, load: Load, conditions: Iterable[Size]) -> bool:
         """Does a load of memory give `other` wherever one of some conditions does not hold? See `guard`."""
@@ -361,16 +372,20 @@ class Expressions(Functions):
         tile = self.tiles[load.buffer]
         axes = (*tile.lanes, *self.tile_axes(tile, load.indices))
         self.settle(load.buffer)
-        value = Value(tile.variable, load.dtype, axes, depends=frozenset({load.buffer}))
-        sorted_axes = tuple(a for a in order if a in axes)
-        if sorted_axes != axes:
-            places = tuple(axes.index(a) for a in sorted_axes)
-            text = f"tl.trans({tile.variable})" if len(axes) == 2 else f"tl.permute({tile.variable}, {places})"
-            value = replace(value, text=text, axes=sorted_axes)
+        value = self.in_order(Value(tile.variable, load.dtype, axes, depends=frozenset({load.buffer})), order)
         if load.mask and (mask := self.mask(load.mask, order)) is not None:
             other = load.other or Const(0, load.dtype)
             value = self.call("tl.where", order, load.dtype, mask, value, literal(other.value, load.dtype))
         return value
+
+    def in_order(self, value: Value, order: tuple[str, ...]) -> Value:
+        """A block with its dimensions in the order of the lanes."""
+        axes = tuple(a for a in order if a in value.axes)
+        if axes == value.axes:
+            return value
+        places = tuple(value.axes.index(a) for a in axes)
+        text = f"tl.trans({value.text})" if len(axes) == 2 else f"tl.permute({value.text}, {places})"
+        return replace(value, text=text, axes=axes, level=ATOM)
 
     def tile_axes(self, tile: Tile, indices: Sequence[Size]) -> tuple[str, ...]:
         """The axes that subscripts of a tile are. Raises ScheduleError where they are anything else."""

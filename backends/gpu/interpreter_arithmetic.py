@@ -143,6 +143,19 @@ class Builder(stock.InterpreterBuilder):  # type: ignore[misc]
     def create_masked_store(self, ptrs: Handle, value: Handle, mask: Handle, *_: Any, **__: Any) -> None:
         self.memory.store(ptrs.data, mask.data, self._stored(ptrs, value))
 
+    def create_descriptor_load(self, desc: Any, indices: list[Handle], *_: Any) -> Handle:
+        pointers, inside = self._inside(desc, indices)
+        return self.create_masked_load(pointers, inside, stock.TensorHandle(np.zeros(1), pointers.dtype))
+
+    def create_descriptor_store(self, desc: Any, value: Handle, indices: list[Handle]) -> None:
+        pointers, inside = self._inside(desc, indices)
+        self.create_masked_store(pointers, value, inside)
+
+    def _inside(self, desc: Any, indices: list[Handle]) -> tuple[Handle, Handle]:
+        """The addresses of a block, and which of its elements are inside of what a descriptor describes."""
+        pointers, inside = desc.materialize_pointers(indices)
+        return pointers, inside if isinstance(inside, stock.TensorHandle) else stock.TensorHandle(inside, tl.int1)
+
     def _stored(self, pointers: Handle, value: Handle) -> Array:
         return np.asarray(value.data).astype(numpy_dtype(pointers.get_element_ty()), copy=False)
 

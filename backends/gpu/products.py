@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from intarsia.backends.gpu.expressions import Expressions, Tile
+from intarsia.backends.gpu.descriptors import Descriptors
+from intarsia.backends.gpu.expressions import Tile
 from intarsia.backends.gpu.values import Value, literal
 from intarsia.ir.dtypes import BF16, F16, F32, F64, I8, I32, DType
 from intarsia.ir.kernel import Buffer, Put
@@ -15,7 +16,7 @@ SHORTEST = 16
 """Elements that every dimension of a product of blocks must have."""
 
 
-class Products(Expressions):
+class Products(Descriptors):
     """Writes products of blocks."""
 
     def __init__(self, buffers: Mapping[str, Buffer], wide: bool) -> None:

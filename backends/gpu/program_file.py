@@ -39,6 +39,17 @@ def check(name, tensor, dtype, shape):
         raise ValueError(f"{name} is on {tensor.device}, not on cuda:{device}")
 '''
 
+_ALIGNED = """    if tensor.data_ptr() % 16:
+        raise ValueError(f"{name} is not at a multiple of 16 bytes: pass {name}.clone()")
+"""
+"""What descriptors want too."""
+
+_ALLOCATE = '''
+def allocate(size, alignment, stream):
+    """Memory that a launch needs for tensor descriptors."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
+'''
+
 _INTERPRETED = '''
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Are kernels run by Triton's interpreter, on tensors of the CPU?"""
@@ -67,6 +78,7 @@ def program_text(plan: Plan, graph: Graph, launches: Launches, sizes: Mapping[st
         "os",
         "libdevice",
         "device",
+        "allocate",
         "check",
         "main",
         "reference",
@@ -77,8 +89,13 @@ def program_text(plan: Plan, graph: Graph, launches: Launches, sizes: Mapping[st
     program = _Program(plan, graph, launches, sizes, frozenset(taken))
     header = "import os\n\nimport torch\nimport triton\n" + ("import triton.language as tl\n" if own else "")
     header += LIBRARY if any("libdevice." in part for part in parts) else ""
-    texts = [header + _INTERPRETED, *parts, _CHECK, *program.functions()]
+    helpers = [_CHECK + _ALIGNED, _ALLOCATE] if any(_has_descriptors(k) for k in own) else [_CHECK]
+    texts = [header + _INTERPRETED, *parts, *helpers, *program.functions()]
     return laid_out("\n\n".join(text.strip("\n") + "\n" for text in texts))
+
+
+def _has_descriptors(kernel: TritonKernel) -> bool:
+    return ".make_tensor_descriptor(" in kernel.text
 
 
 def _distinct(launches: Launches) -> dict[str, list[TritonKernel]]:
@@ -243,6 +260,8 @@ class _Launcher:
         here = len(self.lines)
         self.prepare()
         self.memory()
+        if any(_has_descriptors(k) for name in self.kernels for k in self.launches[name]):
+            self.line("triton.set_allocator(allocate)")
         self.block(self.plan.body)
         if any("device=device" in line for line in self.lines[here:]):
             self.lines.insert(here, f"    device = {where}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from intarsia.backends.gpu.descriptors import Block
 from intarsia.backends.gpu.expressions import Tile, tuple_text
 from intarsia.backends.gpu.lanes import lanes_of, single_axes
 from intarsia.backends.gpu.products import Products
 from intarsia.backends.gpu.values import TYPE_NAMES, Value, literal
-from intarsia.ir.dtypes import BOOL
+from intarsia.ir.dtypes import BOOL, DType
 from intarsia.ir.errors import ScheduleError, Span
 from intarsia.ir.functions import COMBINERS
 from intarsia.ir.kernel import COMBINER_OPERATORS, PUT_FUNCTIONS, Alloc, Buffer, For, Put, PutOperator, Statement, walk
@@ -97,6 +98,10 @@ class Writes(Products):
         stored = self.value(value)
         if put.operator != "=" and reduced:
             stored = self.reduce(put, value, reduced)
+        block = self.block_of(put.buffer, put.indices, put.mask)
+        if block is not None and frozenset(stored.axes) <= frozenset(block):
+            self.store_block(put, block, stored)
+            return
         address = self.address(buffer, put.indices, self.order)
         mask = self.mask(
             [m for m in put.mask if not self.lanes_of(m) & set(reduced) or put.operator == "="], self.order
@@ -131,6 +136,18 @@ class Writes(Products):
             raise ScheduleError(f"{put.buffer} is written at one place by several lanes of {', '.join(missing)}")
         self.line(f"tl.store({pointer}, {stored.spread(axes)}{guard})")
         self._barrier(put)
+
+    def store_block(self, put: Put, block: Block, value: Value) -> None:
+        """A write by a descriptor, in the order of the buffer's dimensions."""
+        axes = tuple(a for a in block if a is not None)
+        self.transfer(self.buffers[put.buffer], True, axes, len(self.scopes) - 1)
+        if len(value.text) > 60:
+            value = self.named(value, put.buffer)
+        text = self.shaped(value, axes, [self.blocks[a] for a in axes], self.buffers[put.buffer].dtype)
+        if None in block:
+            text = f"tl.reshape({text}, {tuple_text(['1' if a is None else self.blocks[a] for a in block])})"
+        offsets, _ = self.offsets(put.indices, block)
+        self.line(f"{self.descriptor(put.buffer, block)}.store([{offsets}], {text})")
 
     def _barrier(self, put: Put) -> None:
         """Threads of a program see what others wrote only after a barrier. None is needed where each element is touched
@@ -208,11 +225,16 @@ class Writes(Products):
 
     def assign(self, tile: Tile, axes: tuple[str, ...], value: Value) -> None:
         """Give a tile a value that has some of its dimensions."""
+        self.line(f"{tile.variable} = {self.shaped(value, axes, tile.blocks, tile.buffer.dtype)}")
+        self._is_written(tile)
+
+    def shaped(self, value: Value, axes: tuple[str, ...], blocks: Sequence[str], dtype: DType) -> str:
+        """A value with just these dimensions, of which it has some."""
         order = tuple(a for a in self.order if a in axes)
         text = value.text
         if value.axes != order or value.literal:
             if value.literal or not value.axes:
-                text = f"tl.full({tuple_text(tile.blocks)}, {value.text}, {TYPE_NAMES[tile.buffer.dtype]})"
+                text = f"tl.full({tuple_text(blocks)}, {value.text}, {TYPE_NAMES[dtype]})"
                 if not axes and not value.literal:
                     text = value.text
                 order = axes
@@ -222,8 +244,7 @@ class Writes(Products):
         if order != axes:
             places = tuple(order.index(a) for a in axes)
             text = f"tl.trans({text})" if len(axes) == 2 else f"tl.permute({text}, {places})"
-        self.line(f"{tile.variable} = {text}")
-        self._is_written(tile)
+        return text
 
     def _is_written(self, tile: Tile) -> None:
         self.written.add(tile.buffer.name)

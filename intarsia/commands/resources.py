@@ -32,6 +32,7 @@ def resource_text(found: Resources) -> str:
             *products,
             f"{wide} of {loads} loads and {wide_stores} of {stores} stores of 16 bytes",
             *([f"{wide_copies} of {copies} asynchronous copies of 16 bytes"] if copies else []),
+            *([f"{bulk} copies of whole blocks"] if (bulk := found.count("copy_bulk")) else []),
             f"{found.count('total')} instructions",
         ]
     )

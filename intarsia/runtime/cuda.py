@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,6 @@ class CudaDevice:
     def load(self, kernel: TritonKernel) -> Launch:
         """Compile a kernel and load its code."""
         compiled = compile_kernel(kernel, self.target, self.cache_directory)
-        if compiled.global_scratch:
-            raise AssertionError(f"kernel {kernel.name} wants scratch memory, which nothing that is emitted needs")
         self._enter()
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
         self._call("cuModuleLoadData", ctypes.byref(module), compiled.cubin)
@@ -88,13 +87,21 @@ class CudaDevice:
         pointers = ctypes.c_void_p * len(types)
 
         def start(grid: tuple[int, int, int], parameters: Sequence[int], stream: int) -> None:
-            cells = [kind(value) for kind, value in zip(types, (*parameters, 0, 0), strict=True)]
+            scratch = self._scratch(compiled.global_scratch * math.prod(grid)) if compiled.global_scratch else None
+            hidden = (0 if scratch is None else scratch.data_ptr(), 0)
+            cells = [kind(value) for kind, value in zip(types, (*parameters, *hidden), strict=True)]
             places = pointers(*[ctypes.addressof(c) for c in cells])
             self._enter()
             where = ctypes.c_void_p(stream)
             self._call("cuLaunchKernel", function, *grid, threads, 1, 1, shared, where, places, None)
 
         return start
+
+    def _scratch(self, size: int) -> Any:
+        """Memory for what the programs of a launch write for themselves, tensor descriptors. PyTorch gives it to others
+        once it is let go, for what comes later on the same stream."""
+        torch = require_torch()
+        return torch.empty(size, dtype=torch.uint8, device=torch.device("cuda", self.number))
 
     def copy(self, target: int, source: int, size: int, stream: int) -> None:
         self._enter()

@@ -15,7 +15,8 @@ from intarsia.passes.schedule.align import align
 from intarsia.passes.schedule.distribute import distribute
 from intarsia.passes.schedule.factor import factor
 from intarsia.passes.schedule.hints import fetch, nontemporal, prefetch
-from intarsia.passes.schedule.kinds import grid, parallel, stages, unroll, vectorize, warps
+from intarsia.passes.schedule.kinds import grid, parallel, unroll, vectorize
+from intarsia.passes.schedule.launch import describe, programs, stages, warps
 from intarsia.passes.schedule.loops import collapse, merge, move, reorder, skew, split
 from intarsia.passes.schedule.masks import peel, restrict, tighten, unmask, version
 from intarsia.passes.schedule.online import online
@@ -52,6 +53,8 @@ _APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
     steps.Grid: grid,
     steps.Warps: warps,
     steps.Stages: stages,
+    steps.Programs: programs,
+    steps.Describe: describe,
     steps.Version: version,
     steps.Unmask: unmask,
     steps.Tighten: tighten,

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import For, Kernel, Put, walk
 from intarsia.ir.kernel_access import accesses, trips
-from intarsia.ir.scalar import Expr, factors, loads
-from intarsia.ir.schedule import Accumulate, Collapse, Grid, Merge, Move, Reorder, Vectorize
+from intarsia.ir.scalar import Cast, Expr, Load, factors, loads
+from intarsia.ir.schedule import Accumulate, Collapse, Describe, Grid, Merge, Move, Programs, Reorder, Stages, Vectorize
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.dependence import carried_dependence
 from intarsia.passes.schedule.pieces import keep_pieces
@@ -40,6 +40,12 @@ SQUARE = 64
 WIDTH = 64
 """Elements side by side of a block that is reduced across them."""
 
+DESCRIBED_STEPS = 3
+"""Steps of a product at least that are under way, where descriptors move its blocks."""
+
+RESERVED = 2048
+"""Bytes of shared memory that are left for what a compiler keeps there."""
+
 STEEP = 32
 """Elements that such a block reduces."""
 
@@ -49,12 +55,14 @@ PIECE = 2048
 
 @dataclass(frozen=True)
 class Matrix:
-    """A sum of products: the axes of its rows, its columns and of the sum, and bits of the elements."""
+    """A sum of products: the axes of its rows, its columns and of the sum, bits of the elements, and the buffers that
+    are multiplied as they lie in memory, if all that is multiplied is."""
 
     row: str
     column: str
     along: str
     bits: int
+    factors: tuple[str, ...]
 
 
 def block_region(b: Builder, top: str, writable: Callable[[Kernel], str | None]) -> None:
@@ -159,7 +167,33 @@ def _block_matrix(b: Builder, top: str) -> bool:
             done.append(lanes(b, loop.axis, min(ROW, power_of_two(count(trips(loop)))))[1])
     _set_lanes(b, (*done, column, row))
     _share(b, _grouped(b, counters, rows, columns))
+    if matrix.bits == 16 and b.target.has_tensor_descriptors:
+        _walk(b, matrix, sizes)
     return True
+
+
+def _walk(b: Builder, matrix: Matrix, sizes: tuple[int, int, int]) -> None:
+    """Where an engine moves rectangles, and a core has room for one program only, it walks over blocks of a product, so
+    that what the next one begins with is on its way while sums of the last one are written."""
+    (nest, *others) = b.outermost()
+    blocks = math.prod(count(trips(loop)) for loop in loops_in((nest,)) if loop.kind == "grid")
+    rows, columns, depth = sizes
+    step = (rows + columns) * depth * matrix.bits // 8
+    is_alone = 2 * DESCRIBED_STEPS * step > b.target.shared_memory
+    if not matrix.factors or not is_alone or others or blocks <= b.target.cores:
+        return
+    results = sorted({p.buffer for p in puts_in((nest,)) if b.kernel.buffers()[p.buffer].memory == "global"})
+    written = sum(rows * columns * b.kernel.buffers()[name].dtype.bytes for name in results)
+    room = b.target.shared_memory - RESERVED - written
+
+    def walk() -> None:
+        if room < DESCRIBED_STEPS * step:
+            raise ScheduleError("there is no room for what is written beside it")
+        b.take(Describe((*matrix.factors, *results)))
+        b.take(Programs(b.target.cores))
+        b.take(Stages(min(DESCRIBED_STEPS + 1, room // step)))
+
+    b.together("walk over blocks", walk)
 
 
 def _move_inside(b: Builder, axis: str) -> None:
@@ -292,8 +326,16 @@ def _matrix(b: Builder, outer: Sequence[str]) -> Matrix | None:
         bits = min(x.dtype.bits for x in loads(statement.value))
         work = math.prod(count(trips(loop)) for loop in around)
         if best is None or work > best[0]:
-            best = work, Matrix(row, column, along, bits)
+            best = work, Matrix(row, column, along, bits, _plain_factors(statement.value))
     return None if best is None else best[1]
+
+
+def _plain_factors(value: Expr) -> tuple[str, ...]:
+    """The buffers of which a product multiplies elements of one type as they are; none if it does anything else."""
+    inner = [f.value if isinstance(f, Cast) else f for f in factors(value)]
+    read = [f for f in inner if isinstance(f, Load)]
+    same = len(inner) == len(read) == 2 and read[0].dtype == read[1].dtype
+    return tuple(dict.fromkeys(f.buffer for f in read)) if same else ()
 
 
 def _along(put: Put, inside: Sequence[For]) -> str | None:

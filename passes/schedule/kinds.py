@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import For, Kernel, LoopKind
-from intarsia.ir.schedule import Grid, Parallel, Stages, Unroll, Vectorize, Warps
+from intarsia.ir.schedule import Grid, Parallel, Unroll, Vectorize
 from intarsia.passes.schedule.dependence import carried_dependence, describe
 from intarsia.passes.schedule.tree import find_loop, replace_loop
 
@@ -38,20 +38,6 @@ def parallel(kernel: Kernel, step: Parallel) -> Kernel:
 def grid(kernel: Kernel, step: Grid) -> Kernel:
     """See `Grid`."""
     return _independent(kernel, step.axes, "grid")
-
-
-def warps(kernel: Kernel, step: Warps) -> Kernel:
-    """See `Warps`."""
-    if not 1 <= step.count <= 32 or step.count & (step.count - 1):
-        raise ScheduleError("it is no power of two up to 32")
-    return replace(kernel, warps=step.count)
-
-
-def stages(kernel: Kernel, step: Stages) -> Kernel:
-    """See `Stages`."""
-    if not 1 <= step.count <= 8:
-        raise ScheduleError("it is not between 1 and 8")
-    return replace(kernel, stages=step.count)
 
 
 def _independent(kernel: Kernel, axes: tuple[str, ...], kind: LoopKind) -> Kernel:

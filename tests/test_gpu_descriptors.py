@@ -1,0 +1,225 @@
+"""Walks of programs over blocks, and tensor descriptors: what is written, and that it computes the same."""
+
+from __future__ import annotations
+
+import ctypes
+import types
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from intarsia.backends.gpu.emit import emit_kernel
+from intarsia.backends.gpu.interpreter import run as run_launch
+from intarsia.backends.gpu.toolchain import compile_kernel
+from intarsia.backends.gpu.traffic import bytes_moved
+from intarsia.backends.gpu.triton_kernel import TritonKernel
+from intarsia.driver import Compilation
+from intarsia.dsl.library import load
+from intarsia.ir.dtypes import Array
+from intarsia.ir.errors import Source
+from intarsia.ir.kernel_interpreter import run as run_kernel
+from intarsia.ir.kernel_text import read_kernel
+from intarsia.ir.kernel_verifier import problems, verify_kernel
+from intarsia.ir.schedule import Schedule
+from intarsia.ir.target import TARGETS
+from intarsia.options import Options
+from intarsia.passes.schedule.apply import apply
+from intarsia.runtime import cuda
+
+pytest.importorskip("triton")
+
+BLOCKS = "split i 16; split j 8; reorder i.0 j.0 i.1 j.1; vectorize i.1 j.1; grid i.0 j.0; "
+
+PRODUCT = """kernel product(x: f16[40, 72], w: f16[72, 56], out y: f16[40, 56]) {
+  alloc t: f32[40, 56]
+  for i in 0..40 { for j in 0..56 { t[i, j] = 0.0 } }
+  for m in 0..40 { for n in 0..56 { for k in 0..72 { t[m, n] += f32(x[m, k]) * f32(w[k, n]) } } }
+  for p in 0..40 { for q in 0..56 { y[p, q] = f16(t[p, q]) } }
+}"""
+
+
+def same(text: str, steps: str, **sizes: int) -> TritonKernel:
+    """The one launch of a kernel after some steps, which computes what the kernel does."""
+    kernel = read_kernel(Source("test.ir", text))
+    scheduled = apply(kernel, Schedule.parse(steps))
+    verify_kernel(scheduled)
+    (launch,) = emit_kernel(scheduled)
+    random = np.random.default_rng(0)
+    given: dict[str, Array] = {}
+    for buffer in kernel.parameters:
+        shape = tuple(extent.evaluate(sizes) for extent in buffer.shape)
+        given[buffer.name] = random.standard_normal(shape).astype(buffer.dtype.numpy)
+    expected = {name: array.copy() for name, array in given.items()}
+    run_kernel(kernel, expected, sizes)
+    run_launch(launch, given, sizes)
+    for name, array in expected.items():
+        np.testing.assert_allclose(given[name], array, rtol=1e-3, atol=1e-3, err_msg=name)
+    return launch
+
+
+def test_what_lies_beyond_an_edge_needs_no_mask() -> None:
+    text = """kernel f(x: f32[20, 28], out y: f32[20, 28]) {
+      for i in 0..20 { for j in 0..28 { y[i, j] = x[i, j] * 2.0 } }
+    }"""
+    launch = same(text, BLOCKS + "describe x y")
+    assert "x_desc.load([pid_i * BLOCK_I, pid_j * BLOCK_J])" in launch.text
+    assert "y_desc.store([pid_i * BLOCK_I, pid_j * BLOCK_J], " in launch.text
+    assert "mask" not in launch.text and "tl.load" not in launch.text
+    assert {(t.buffer, t.writes, t.elements) for t in launch.transfers} == {("x", False, 128), ("y", True, 128)}
+
+
+def test_dimensions_of_one_element_and_columns_that_are_written_as_rows() -> None:
+    text = """kernel f(x: f32[3, 20, 32], out y: f32[32, 20]) {
+      for i in 0..20 { for j in 0..32 { y[j, i] = x[1, i, j] } }
+    }"""
+    launch = same(text, BLOCKS + "describe x y")
+    assert "tl.reshape(x_desc.load([1, pid_i * BLOCK_I, pid_j * BLOCK_J]), (BLOCK_I, BLOCK_J))" in launch.text
+    assert "tl.trans(x)" in launch.text
+
+
+MASKED_INSIDE = """kernel f(x: f32[20, 32], out y: f32[20, 32]) {
+  for i in 0..20 { for j in 0..32 { y[i, j] = (x[i, j] if j < i else 0.0) } }
+}"""
+OTHER_THAN_ZERO = """kernel f(x: f32[20, 32], out y: f32[24, 32]) {
+  for i in 0..24 { for j in 0..32 { y[i, j] = (x[i, j] if i < 20 else 1.0) } }
+}"""
+NEGATIVE_ZERO = OTHER_THAN_ZERO.replace("1.0", "-0.0")
+WRITTEN_TOO = """kernel f(inout x: f32[20, 32]) {
+  for i in 0..20 { for j in 0..32 { x[i, j] = x[i, j] * 2.0 } }
+}"""
+
+
+@pytest.mark.parametrize("text", [MASKED_INSIDE, OTHER_THAN_ZERO, NEGATIVE_ZERO, WRITTEN_TOO])
+def test_what_a_descriptor_would_read_wrongly_is_read_by_pointers(text: str) -> None:
+    launch = same(text, BLOCKS + "describe x")
+    assert "x_desc" not in launch.text and "tl.load(x_ptr" in launch.text
+
+
+def test_padding_is_read_as_zero() -> None:
+    text = """kernel f(x: f32[20, 32], out y: f32[24, 32]) {
+      for i in 0..24 { for j in 0..32 { y[i, j] = (x[i - 2, j] if 1 < i and i < 22) } }
+    }"""
+    launch = same(text, BLOCKS + "describe x y")
+    assert "x_desc.load([pid_i * BLOCK_I + -2" in launch.text or "x_desc.load([pid_i * BLOCK_I - 2" in launch.text
+
+
+def test_what_is_written_again_is_in_order() -> None:
+    text = """kernel f(x: f32[4, 16, 32], out y: f32[16, 32]) {
+      for i in 0..16 { for j in 0..32 { for k in 0..4 { y[i, j] = x[k, i, j] } } }
+    }"""
+    launch = same(text, BLOCKS.replace("i.1 j.1; vec", "k i.1 j.1; vec") + "describe x y")
+    assert "x_desc.load" in launch.text and "tl.store(y_ptr" in launch.text
+
+
+def test_memory_that_begins_anywhere_has_no_descriptor() -> None:
+    text = """kernel f(x: f32[16, 32], out y: f32[16, 32]) {
+      for i in 0..16 { for j in 0..32 { y[i, j] = x[i, j] } }
+    }"""
+    kernel = apply(read_kernel(Source("test.ir", text)), Schedule.parse(BLOCKS + "describe x y"))
+    (launch,) = emit_kernel(kernel, unaligned=["x"])
+    assert "x_desc" not in launch.text and "y_desc.store" in launch.text
+
+
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_a_walk_takes_every_block_once(count: int) -> None:
+    text = """kernel f(x: f32[20, 28], out y: f32[20, 28]) {
+      for i in 0..20 { for j in 0..28 { y[i, j] = x[i, j] * 2.0 } }
+    }"""
+    launch = same(text, f"{BLOCKS}programs {count}")
+    assert [int(n) for n in launch.grid] == [count]
+    assert "for tile in tl.range(tl.program_id(0), 8, tl.num_programs(0)):" in launch.text
+    assert bytes_moved(launch, {}) == bytes_moved(same(text, BLOCKS), {})
+
+
+def test_a_walk_over_sizes_that_stay_open() -> None:
+    text = """kernel f(x: f32[N, M], out y: f32[N, M])[sizes N, M] {
+      for i in 0..N { for j in 0..M { y[i, j] = x[i, j] * 2.0 } }
+    }"""
+    launch = same(text, BLOCKS + "programs 3", N=37, M=19)
+    assert launch.grid[0].evaluate({"N": 37, "M": 19}) == 3 and launch.grid[0].evaluate({"N": 16, "M": 16}) == 2
+    same(text, BLOCKS + "programs 3", N=5, M=5)
+
+
+def test_no_walk_over_fewer_blocks_than_programs() -> None:
+    text = "kernel f(x: f32[64], out y: f32[64]) { for i in 0..64 { y[i] = x[i] } }"
+    launch = same(text, "split i 16; vectorize i.1; grid i.0; programs 4")
+    assert "tl.range" not in launch.text and [int(n) for n in launch.grid] == [4]
+
+
+def test_problems_of_kernels_with_walks_and_descriptors() -> None:
+    kernel = read_kernel(Source("test.ir", "kernel f(x: list[2] f32[8] described, out y: f32[8]) { y[0] = x[0, 0] }"))
+    assert problems(kernel) == ("list x is described",)
+    assert "-1 programs" in problems(replace(kernel, programs=-1))
+
+
+# ---------------------------------------------------------------------- products
+
+
+def product(rows: int, depth: int, columns: int, target: str = "gpu:sm_90", factors: str = "a @ b") -> Compilation:
+    """A product of halves with its default schedule."""
+    types = f"a: f16[{rows}, {depth}], b: f16[{depth}, {columns}]"
+    library = load(Source("product.ita", f"fn f({types}) -> f16[{rows}, {columns}] {{ return {factors} }}"))
+    return Compilation(library.build("f"), {}, Options(target=target))
+
+
+def the_launch(compilation: Compilation) -> TritonKernel:
+    ((launch,),) = compilation.launches.values()
+    return launch
+
+
+def test_large_products_are_walked_over_where_there_is_an_engine() -> None:
+    launch = the_launch(product(4096, 1024, 4096))
+    assert [int(n) for n in launch.grid] == [132]
+    assert "a_desc.load(" in launch.text and "b_desc.load(" in launch.text and "flatten=True" in launch.text
+    for other in (product(4096, 1024, 4096, "gpu:sm_80"), product(1024, 1024, 1024), product(4096, 1023, 4096)):
+        assert "tl.range" not in the_launch(other).text and "_desc" not in the_launch(other).text
+
+
+def test_files_bring_memory_for_descriptors() -> None:
+    text = product(4096, 1024, 4096).text("triton")
+    assert "    triton.set_allocator(allocate)\n" in text and "def allocate(size, alignment, stream):" in text
+    assert "is not at a multiple of 16 bytes" in text
+    assert "set_allocator" not in product(1024, 1024, 1024).text("triton")
+
+
+@pytest.mark.slow
+def test_launches_bring_memory_for_descriptors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """128 bytes for each descriptor of each program, whose address is the first hidden parameter."""
+    hidden: list[int] = []
+    asked: list[int] = []
+
+    class Driver:
+        def __getattr__(self, name: str) -> Any:
+            return self.launch if name == "cuLaunchKernel" else lambda *arguments: 0
+
+        def launch(self, *arguments: Any) -> int:
+            hidden.extend(ctypes.cast(arguments[9][n], ctypes.POINTER(ctypes.c_int64))[0] for n in range(5))
+            return 0
+
+    def empty(size: int, **_: Any) -> Any:
+        asked.append(size)
+        return types.SimpleNamespace(data_ptr=lambda: 1 << 40)
+
+    torch = types.SimpleNamespace(empty=empty, uint8=None, device=lambda *_: None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
+    monkeypatch.setattr(cuda, "require_torch", lambda: torch)
+    start = cuda.CudaDevice(0, TARGETS["gpu:sm_90"], tmp_path).load(the_launch(product(4096, 1024, 4096)))
+    start((132, 1, 1), [64, 128, 192], 0)
+    assert hidden == [64, 128, 192, 1 << 40, 0] and asked == [3 * 128 * 132]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["gpu:sm_80", "gpu:sm_90", "gpu:sm_100"])
+@pytest.mark.parametrize("rows, depth, columns", [(4096, 4096, 4096), (4000, 1000, 8200), (16384, 128, 2048)])
+def test_code_of_large_products(rows: int, depth: int, columns: int, target: str, tmp_path: Path) -> None:
+    launch = the_launch(product(rows, depth, columns, target))
+    compiled = compile_kernel(launch, TARGETS[target], tmp_path)
+    found = compiled.resources
+    assert not found.spilled and found.shared <= TARGETS[target].shared_memory
+    assert found.count({"gpu:sm_80": "hmma", "gpu:sm_90": "hgmma", "gpu:sm_100": "tcgen05"}[target])
+    if TARGETS[target].has_tensor_descriptors:
+        assert "UTMALDG" in compiled.sass and not found.count("copy_async") and not found.count("load_global")
+        assert compiled.global_scratch >= 128
