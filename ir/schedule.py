@@ -432,6 +432,39 @@ class Online(Step):
 
 
 @dataclass(frozen=True)
+class Parts(Step):
+    """Reduce parts of an axis side by side, also where a reduction needs the result of another one along that axis, and
+    merge what they give: `parts m 512 -> p`.
+
+        m = -inf; for i in 0..N { m max= x[i] }
+        l = 0.0; for j in 0..N { l += exp(x[j] - m) }
+     -> for p.0 in 0..(N + 511) // 512 { m.0[p.0] = -inf }
+        for p { for i in 0..512 { m.0[p] max= x[512 * p + i] where 512 * p + i < N } }
+        for p.1 { l.0[p.1] = 0.0 }
+        for p.2 { for j in 0..512 { l.0[p.2] += exp(x[…] - where(m.0[p.2] == -inf, 0.0, m.0[p.2])) where … } }
+        for p.3 { m.1[p.3] = m.0[p.3] }; for p.4 { l.1[p.4] = l.0[p.4] }
+        m = -inf; for p.5 { m max= m.1[p.5] }
+        for p.6 { m.2[p.6] = where(m.1[p.6] == -inf, 1.0, exp(m.1[p.6] - m)) }
+        l = 0.0; for p.7 { l += l.1[p.7] * m.2[p.7] }
+        l = where(m == -inf, nan, l)
+
+    What the parts find is copied, so that the rest of them may become one loop with temporaries of its own. The stages
+    that take part, and what they may be, are those of `online`, which may be the next step for the parts.
+    """
+
+    buffer: str
+    size: int
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return Parts(words.name(), words.number(), words.new_names(1))
+
+    def rest(self) -> str:
+        return f"{self.buffer} {self.size}{_arrow(self.names)}"
+
+
+@dataclass(frozen=True)
 class Stage(Step):
     """Compute a result in a temporary, and copy it at the end: `stage y -> t`.
 

@@ -69,6 +69,21 @@ SMALL = {
         "    return softmax(x, axis=0), max(x, axis=0), sum(x * x, axis=0)\n}",
         {"x": normal(300, 70).astype(np.float32)},
     ),
+    "few queries against many keys": (
+        "fn f(q: f32[2, 1, 16], k: f32[2, 600, 16], v: f32[2, 600, 8], n: i64[2]) -> f32[2, 1, 8] {\n"
+        "    s[h, i, j] = where(j < n[h], sum[d](q[h, i, d] * k[h, j, d]), -inf)\n"
+        "    return softmax(s, axis=2) @ v\n}",
+        {
+            "q": normal(2, 1, 16).astype(np.float32),
+            "k": normal(2, 600, 16).astype(np.float32),
+            "v": normal(2, 600, 8).astype(np.float32),
+            "n": np.array([600, 200]),
+        },
+    ),
+    "few rows of many classes": (
+        "fn f(x: f32[20, 16], w: f32[16, 700]) -> f32[20] { return logsumexp(x @ w, axis=1) }",
+        {"x": normal(20, 16).astype(np.float32), "w": normal(16, 700).astype(np.float32)},
+    ),
     "a condition on an axis that a summand does not have": (
         "fn f(x: f32[5]) -> f32[5] { y[i] = sum[j in 0..30](x[i])\n return y }",
         {"x": normal(5).astype(np.float32)},

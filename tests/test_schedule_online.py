@@ -50,6 +50,10 @@ SCHEDULES = {
     "rows at once": "factor y; online m 4 -> b",
     "one row": "factor y; merge i i.1 i.2 i.3 i.4 i.5 i.6 i.7 i.8 i.8.0; online m 5 -> b",
     "blocks of rows": f"factor y; {BLOCKS}; merge {' '.join(f'b{n}' for n in range(10))}; online m 4 -> b",
+    "parts": "factor y; parts m 5",
+    "parts of one row": "factor y; merge i i.1 i.2 i.3 i.4 i.5 i.6 i.7 i.8 i.8.0; parts m 4",
+    "parts in blocks": "factor y; parts m 6; "
+    "merge j.3.0 j.3.1 j.3.3 j.3.2 j.3.4 j.3.6 j.3.5 j.3.8 j.3.7 j.3.9 j.3.10 j.3.11; online m.0 4 -> b",
 }
 
 
@@ -147,7 +151,9 @@ def moments(summand: str, x: Array, schedule: str = "") -> Array:
     return result
 
 
-@pytest.mark.parametrize("schedule", ["online s 4", "online s 23", "merge i i.1 i.2 i.3; online s 6"])
+@pytest.mark.parametrize(
+    "schedule", ["online s 4", "online s 23", "merge i i.1 i.2 i.3; online s 6", "parts s 4", "parts s 23"]
+)
 @pytest.mark.parametrize("polynomial", POLYNOMIALS)
 def test_sums_follow_a_sum_that_they_need(polynomial: str, schedule: str) -> None:
     """Rows of numbers, of large ones, with infinities and NaN, and with sums that overflow."""
@@ -178,7 +184,8 @@ def test_a_variance_is_as_exact_as_in_two_passes() -> None:
     x[1].sort()
     x[2, :4] += 1e4
     exact = np.var(x.astype(np.float64), axis=1) * 23
-    np.testing.assert_allclose(moments(POLYNOMIALS["variance"], x, "online s 4"), exact, rtol=2e-6)
+    for steps in ("online s 4", "parts s 4"):
+        np.testing.assert_allclose(moments(POLYNOMIALS["variance"], x, steps), exact, rtol=2e-6)
 
 
 @pytest.mark.parametrize(

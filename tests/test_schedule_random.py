@@ -145,6 +145,9 @@ class Proposals:
     def _online(self, kernel: Kernel) -> str:
         return f"online {self._buffer(kernel)} {self.random.choice([2, 4, 16])}"
 
+    def _parts(self, kernel: Kernel) -> str:
+        return f"parts {self._buffer(kernel)} {self.random.choice([2, 4, 5, 16])}"
+
     def _fetch(self, kernel: Kernel) -> str:
         return f"fetch {self._buffer(kernel)} for {self._axis(kernel)} in {self._axis(kernel)} L1"
 

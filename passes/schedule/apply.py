@@ -21,6 +21,7 @@ from intarsia.passes.schedule.loops import collapse, merge, move, reorder, skew,
 from intarsia.passes.schedule.masks import peel, restrict, tighten, unmask, version
 from intarsia.passes.schedule.online import online
 from intarsia.passes.schedule.partition import partition
+from intarsia.passes.schedule.parts import parts
 from intarsia.passes.schedule.reuse import reuse
 from intarsia.passes.schedule.sink import sink
 from intarsia.passes.schedule.storage import inline, localize, pack, stage
@@ -44,6 +45,7 @@ _APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
     steps.Accumulate: accumulate,
     steps.Factor: factor,
     steps.Online: online,
+    steps.Parts: parts,
     steps.Inline: inline,
     steps.Reuse: reuse,
     steps.Stage: stage,

@@ -82,7 +82,7 @@ def _block(kernel: Kernel, name: str) -> Body:
 def _hoist_initial(b: Builder, name: str) -> None:
     """Move writes of constants before the first loop of their block, so that they do not keep loops apart."""
     body = _block(b.kernel, name)
-    first = next(s for s in body if isinstance(s, For))
+    first = next(s for s in body if isinstance(s, For) and s.axis in _axes(b, name))
     for statement in body[body.index(first) + 1 :]:
         if isinstance(statement, Put) and isinstance(statement.value, Const):
             b.attempt(Move(statement.buffer, first.axis))

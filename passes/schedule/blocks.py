@@ -19,7 +19,7 @@ from intarsia.ir.schedule import Accumulate, Collapse, Describe, Grid, Merge, Mo
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.dependence import carried_dependence
 from intarsia.passes.schedule.pieces import keep_pieces
-from intarsia.passes.schedule.shape import count, operations, points, stride
+from intarsia.passes.schedule.shape import count, operations, points, power_of_two, stride
 from intarsia.passes.schedule.tree import find_loop, loops_in, perfect_nest, puts_in
 
 ELEMENTS = 1024
@@ -82,11 +82,6 @@ def block_region(b: Builder, top: str, writable: Callable[[Kernel], str | None])
             b.undo()
     for problem in dict.fromkeys(problems):
         b.remark(f"{top} is not cut into blocks: {problem}", done=False)
-
-
-def power_of_two(number: int) -> int:
-    """The least power of two that is not below a number."""
-    return 1 << max(0, number - 1).bit_length()
 
 
 def lanes(b: Builder, axis: str, size: int) -> tuple[str, str]:
@@ -376,11 +371,9 @@ def _block_rows(b: Builder, top: str) -> bool:
         return False
     across = contiguous_axis(b, region)
     is_across = across in outer and not any(across == loop.axis for loops in inner for loop in loops)
-    length, axes = 1, []
+    axes: list[str] = []
     for loops in inner:
-        mine = _row_lanes(b, loops, STEEP if is_across else ROW)
-        length = max(length, math.prod(count(trips(b.loop(a))) for a in mine))
-        axes += [a for a in mine if a not in axes]
+        axes += [a for a in _row_lanes(b, loops, STEEP if is_across else ROW) if a not in axes]
     if not outer:
         if not axes:
             return False
@@ -388,6 +381,7 @@ def _block_rows(b: Builder, top: str) -> bool:
         return True
     if is_across:
         outer = [*(a for a in outer if a != across), across]
+    length = max(points(loop for loop in loops if loop.axis in axes) for loops in _inner(b, outer))
     counters, rows = _cut_rows(b, outer, max(WIDTH, ELEMENTS // length) if is_across else ELEMENTS // length)
     _set_lanes(b, (*axes[::-1], *rows[::-1]))
     keep_pieces(b, _outermost(b, (*counters, *rows)))

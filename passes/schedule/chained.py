@@ -8,7 +8,7 @@ rows of a product, need memory for one block only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from intarsia.ir.errors import ScheduleError
@@ -64,13 +64,15 @@ UNROLLED = 4
 class Chain:
     """A sweep in a naive kernel, with the axes of its stages: for each stage those of the `batch`, the `row` that is
     made blocks of. `stages` are all, in the order of the text; `scores` is the product that
-    the sweep begins with, if it does with one."""
+    the sweep begins with, if it does with one. `is_shared`: rows read what others read; on a GPU they need not, and
+    there may be none."""
 
     sweep: Sweep
     stages: tuple[Stage, ...]
     scores: Stage | None
     batch: tuple[dict[Stage, str], ...]
     row: dict[Stage, str]
+    is_shared: bool
 
     @property
     def sums(self) -> tuple[Stage, ...]:
@@ -149,9 +151,13 @@ def _stages(b: Builder) -> tuple[Stage, ...]:
     return stages
 
 
-def find_chain(b: Builder, name: str) -> Chain:
-    """The chain of which one reduction is `name`. Raises ScheduleError where there is none."""
+def find_chain(b: Builder, name: str, alone: bool = False) -> Chain:
+    """The chain of which one reduction is `name`; `alone`, with no stages around it but those that read its sums. Raises
+    ScheduleError where there is none."""
     sweep = find_sweep(b.kernel, name, b.kernel.body, ())
+    if alone:
+        own = {s.put.buffer for s, axis in sweep.axes.items() if axis in {loop.axis for loop in s.reduced}}
+        sweep = replace(sweep, before=(), after=tuple(s for s in sweep.after if own & s.touched))
     kept = {s: axis in {loop.axis for loop in s.kept} for s, axis in sweep.axes.items()}
     if sweep.shifts:
         raise ScheduleError("what follows a mean is no part of a chain")
@@ -179,15 +185,19 @@ def find_chain(b: Builder, name: str) -> Chain:
     usable = [r for r in rows if any(r[s] not in x.symbols for s, x in shared)]
     reusing = {*products, *(sweep.ratios or sums)}
     usable = [r for r in usable if all(r[s] not in x.symbols for s, x in shared if s in reusing)]
+    is_shared = bool(usable)
+    if b.target.kind == "gpu" and sweep.ratios:
+        usable = usable or rows[-1:] or [{}]
     if not usable or not (products or any(r.rest.factors for r in sweep.ratios.values())):
         raise ScheduleError("no row reads what others read")
     for stage in sums:
         wide = [loop for loop in stage.kept if not any(r[stage] == loop.axis for r in rows)]
         if points(wide) > WIDEST:
             raise ScheduleError(f"the rows of {stage.put.buffer} are too wide to be kept for a block")
-    row = max(usable, key=lambda r: count(trips(b.loop(r[sweep.state]))))
+    row = max(usable, key=lambda r: count(trips(b.loop(r[sweep.state]))) if r else 1)
     stages = tuple(s for x in b.kernel.body for s in sweep.stages if s.statement is x)
-    return Chain(sweep, stages, products[0] if products else None, tuple(r for r in rows if r is not row), row)
+    batch = tuple(r for r in rows if r is not row)
+    return Chain(sweep, stages, products[0] if products else None, batch, row, is_shared)
 
 
 def _rows_of(b: Builder, sweep: Sweep) -> list[dict[Stage, str]]:

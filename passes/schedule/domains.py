@@ -48,6 +48,13 @@ def domain_of(value: Expr, state: Stage, facts: Facts) -> Domain:
     return Domain(lower, upper)
 
 
+def is_masked(value: Expr, state: Stage) -> bool:
+    """Do masks, which no data decides, leave out parts of the outermost reduction axis?"""
+    axis = state.reduced[0].axis
+    conditions = _conditions(value, neutral(state.put.operator, state.put.value))
+    return any(axis in c.symbols and not c.opaques for c in conditions)
+
+
 def _conditions(value: Expr, nothing: Const) -> Mask:
     """Conditions without any of which a value is the neutral element, as a mask."""
     match value:

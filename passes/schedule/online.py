@@ -10,30 +10,26 @@ Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from intarsia.ir.dtypes import I64
 from intarsia.ir.errors import ScheduleError
-from intarsia.ir.kernel import Alloc, Buffer, For, Kernel, Put, PutOperator, Statement
+from intarsia.ir.kernel import Alloc, Buffer, For, Kernel, Put, Statement
 from intarsia.ir.kernel_access import accesses, written_in
-from intarsia.ir.scalar import Const, Expr, Index, Load, Mask, apply, cast, constant, loads, transform, where
+from intarsia.ir.scalar import Const, Expr, Index, Load, Mask, apply, cast, constant, loads, where
 from intarsia.ir.schedule import Online
 from intarsia.ir.sizes import Size, minimum
-from intarsia.passes.schedule.dependence import commute, conflicts, crossing_dependence, describe, may_meet
+from intarsia.passes.schedule.dependence import commute, conflicts, describe, may_meet
 from intarsia.passes.schedule.masks import neutral
 from intarsia.passes.schedule.products import Product
+from intarsia.passes.schedule.rescaling import SweepWriter, home_of, moved, require_order, with_part, without_reduced
 from intarsia.passes.schedule.stages import Stage
-from intarsia.passes.schedule.sweeps import Ratio, Shift, Sweep, find_sweep
+from intarsia.passes.schedule.sweeps import Ratio, Shift, Sweep, find_sweep, finite, finite_part
 from intarsia.passes.schedule.tree import (
     Body,
     NameSource,
-    blocks,
     change_loads,
-    facts_for,
     find_buffer,
-    loops_in,
-    rename_axes,
     replace_block,
     replace_loop,
     substitute,
@@ -43,12 +39,13 @@ from intarsia.passes.schedule.tree import (
 def online(kernel: Kernel, step: Online) -> Kernel:
     """See `Online`."""
     find_buffer(kernel, step.buffer)
-    block, around = _home(kernel, step.buffer)
+    block, around = home_of(kernel, step.buffer)
     sweep = find_sweep(kernel, step.buffer, block, around)
     for own in (x for stage, axis in sweep.axes.items() for x in stage.loops if x.axis == axis):
         if own.kind in ("unroll", "lane", "dot"):
             raise ScheduleError(f"{own.axis} is {own.kind}, and its blocks differ in length")
-    _require_order(kernel, sweep, block)
+    require_order(kernel, sweep, block)
+    _require_blocks(kernel, sweep)
     names = NameSource(kernel)
     axis = names.claim(step.names[0]) if step.names else names.derived(sweep.axes[sweep.state])
     writer = _Writer(kernel, sweep, names, axis, step.size)
@@ -58,33 +55,15 @@ def online(kernel: Kernel, step: Online) -> Kernel:
     return new
 
 
-def _home(kernel: Kernel, name: str) -> tuple[Body, tuple[For, ...]]:
-    """The innermost block that holds all uses of a buffer, and the loops around it."""
-    paths = [a.loops for a in accesses(kernel.body) if a.buffer == name]
-    common = tuple(loops[0] for loops in zip(*paths) if all(loop is loops[0] for loop in loops))
-    for body, around in blocks(kernel):
-        if around == common and sum(a.buffer == name for a in accesses(body)) == len(paths):
-            return body, around
-    raise ScheduleError("its uses stand under a condition")
-
-
-def _require_order(kernel: Kernel, sweep: Sweep, block: Body) -> None:
-    """No stage may overtake one on which it depends: neither as a whole, nor an earlier block of it a later block of
-    another one. That the sums need the maximum is what the step is for."""
-    place = {stage: n for n, stage in enumerate(sweep.stages)}
-    old = sorted(sweep.stages, key=lambda s: next(n for n, x in enumerate(block) if x is s.statement))
-    for n, first in enumerate(old):
-        for second in old[n + 1 :]:
-            if place[first] > place[second]:
-                pair = crossing_dependence(kernel, (first.statement,), (second.statement,), {}, sweep.around)
-                if pair is not None:
-                    raise ScheduleError(f"{describe(pair)} stands between the blocks")
+def _require_blocks(kernel: Kernel, sweep: Sweep) -> None:
+    """No earlier block of a stage may depend on a later block of another one. That the sums need the maximum is what
+    the step is for."""
     volatile = written_in(s.statement for s in sweep.axes)
     steps = For("'block", sweep.domain.lower, sweep.domain.upper, ())
     around = (*sweep.around, steps)
-    moved = [list(accesses(_one_block(stage, axis, steps.axis), around)) for stage, axis in sweep.axes.items()]
-    for n, one in enumerate(moved):
-        for other in moved[n + 1 :]:
+    found = [list(accesses(_one_block(stage, axis, steps.axis), around)) for stage, axis in sweep.axes.items()]
+    for n, one in enumerate(found):
+        for other in found[n + 1 :]:
             for a, b in conflicts(one, other):
                 if a.buffer == sweep.state.put.buffer or commute(a, b):
                     continue
@@ -98,17 +77,14 @@ def _one_block(stage: Stage, axis: str, block: str) -> Body:
     return substitute(body, {axis: Size.of(block)})
 
 
-class _Writer:
+class _Writer(SweepWriter):
     """Writes the block of statements anew, as a sweep over blocks of `size` along `axis`."""
 
     def __init__(self, kernel: Kernel, sweep: Sweep, names: NameSource, axis: str, size: int) -> None:
-        self.sweep = sweep
-        self.names = names
+        super().__init__(kernel, sweep, names)
         self.axis = axis
         self.size = size
-        self.facts = facts_for(kernel, sweep.around)
         self.hoisted: dict[str, Body] = {}
-        self.state = sweep.state.put
         state = kernel.buffers()[self.state.buffer]
         self.old = replace(state, name=names.derived(state.name), role="temp")
         self.shift = replace(self.old, name=names.derived(state.name))
@@ -135,9 +111,9 @@ class _Writer:
             *(s for make, _ in skipped for s in make),
             *self._unshifted(),
             self._loop(),
-            *(s for f in self.followers.values() for s in self._as_before(f)),
+            *(s for f in self.followers.values() for s in self.as_before(f.stage)),
             *(s for _, use in skipped for s in use),
-            *(s for stage, ratio in sweep.ratios.items() for s in self._of_nothing(stage, ratio)),
+            *(s for stage, ratio in sweep.ratios.items() for s in self.of_nothing(stage, ratio)),
             *(s.statement for s in sweep.after),
         )
 
@@ -148,7 +124,7 @@ class _Writer:
         body: list[Statement] = [Alloc(b) for b in (self.old, self.shift, *self.scales.values()) if rescaled]
         for stage, axis in self.sweep.axes.items():
             if stage is self.sweep.state and rescaled:
-                body += self._per_row(stage, self.old.name, self.state.indices, "=", self._held)
+                body += self.per_row(stage, self.old.name, self.state.indices, "=", self.held)
                 body += self._part(stage, axis)
                 body += self._moved()
             elif stage in self.sweep.shifts:
@@ -159,30 +135,25 @@ class _Writer:
                 if stage in self.sweep.ratios:
                     ratio = self.sweep.ratios[stage]
                     scale = replace(ratio.maximum, buffer=self.scales[ratio.key].name)
-                    body += self._per_row(stage, stage.put.buffer, stage.put.indices, "*=", scale)
+                    body += self.per_row(stage, stage.put.buffer, stage.put.indices, "*=", scale)
                 body += change_loads(self._part(stage, axis), self._shifted)
         return For(self.axis, domain.lower, domain.upper, tuple(body), "seq", self.size)
-
-    @property
-    def _held(self) -> Load:
-        """The maximum so far, in the axes of its own stage."""
-        return Load(self.state.buffer, self.state.indices, self.state.value.dtype)
 
     def _moved(self) -> Body:
         """After the maximum of a block: what summands are relative to (any number will do as long as there is only
         -inf: they are 0), and the ratio of the new summands to the old ones."""
-        stage, held = self.sweep.state, self._held
+        stage, held = self.sweep.state, self.held
         old = replace(held, buffer=self.old.name)
-        lowest, one, zero = (constant(v, held.dtype) for v in (float("-inf"), 1.0, 0.0))
-        relative = where(apply("eq", held, lowest), zero, held)
-        body = self._per_row(stage, self.shift.name, held.indices, "=", relative)
+        body = self.per_row(stage, self.shift.name, held.indices, "=", finite(held))
         for ratio in {r.key: r for r in self.sweep.ratios.values()}.values():
-            change = where(apply("eq", old, lowest), one, ratio.between(old, held))
-            body += self._per_row(stage, self.scales[ratio.key].name, held.indices, "=", change)
+            body += self.per_row(stage, self.scales[ratio.key].name, held.indices, "=", ratio.change(old, held))
         return body
 
     def _shifted(self, e: Expr) -> Expr | None:
-        return replace(e, buffer=self.shift.name) if isinstance(e, Load) and e.buffer == self.state.buffer else None
+        if isinstance(e, Load) and e.buffer == self.state.buffer:
+            return replace(e, buffer=self.shift.name)
+        inner = finite_part(e)
+        return inner if isinstance(inner, Load) and inner.buffer == self.shift.name else None
 
     @property
     def _width(self) -> Size:
@@ -203,13 +174,6 @@ class _Writer:
             body = (replace(loop, body=body),)
         return body
 
-    def _per_row(
-        self, stage: Stage, buffer: str, indices: tuple[Size, ...], operator: PutOperator, value: Expr
-    ) -> Body:
-        """A write for each row of a stage."""
-        put = Put(buffer, indices, operator, value, _without(stage.put.mask, stage))
-        return self._fresh(stage.around(put, stage.kept))
-
     # ------------------------------------------------------------------ sums that follow a mean
 
     def _unshifted(self) -> Body:
@@ -218,7 +182,7 @@ class _Writer:
         for f in self.followers.values():
             body += (Alloc(f.mean), Alloc(f.step), *map(Alloc, f.more))
             for buffer in (f.mean, *f.more):
-                body += self._per_row(f.stage, buffer.name, f.stage.put.indices, "=", constant(0.0, buffer.dtype))
+                body += self.per_row(f.stage, buffer.name, f.stage.put.indices, "=", constant(0.0, buffer.dtype))
         return tuple(body)
 
     def _shifted_sums(self) -> Body:
@@ -229,57 +193,29 @@ class _Writer:
         body: Body = ()
         for f in self.followers.values():
             put, estimate = f.stage.put, apply("mul", f.shift.state, scale)
-            mean = _with(f.shift.mean, f.shift.state, estimate)
+            mean = with_part(f.shift.mean, f.shift.state, estimate)
             step = f.load(f.step)
-            body += self._per_row(f.stage, step.buffer, put.indices, "=", apply("sub", mean, f.load(f.mean)))
-            body += self._per_row(f.stage, f.mean.name, put.indices, "+=", step)
+            body += self.per_row(f.stage, step.buffer, put.indices, "=", apply("sub", mean, f.load(f.mean)))
+            body += self.per_row(f.stage, f.mean.name, put.indices, "+=", step)
             for n, moment in enumerate(f.moments[:-1]):
-                body += self._per_row(f.stage, moment.buffer, put.indices, "=", _moved(f.moments, n, step))
+                body += self.per_row(f.stage, moment.buffer, put.indices, "=", moved(f.moments, n, step))
         return body
 
     def _moments(self, f: _Follower, axis: str) -> Body:
         """What a block adds to the sums of all coefficients."""
         stage = f.stage
-        everywhere = len(stage.reduced) == 1 and stage.put.mask == _without(stage.put.mask, stage)
+        everywhere = len(stage.reduced) == 1 and stage.put.mask == without_reduced(stage.put.mask, stage)
         body: Body = ()
         for moment, coefficient in zip(f.moments, f.shift.polynomial.coefficients):
-            value = _with(coefficient, f.shift.mean, f.load(f.mean))
+            value = with_part(coefficient, f.shift.mean, f.load(f.mean))
             if isinstance(value, Const) and everywhere:
                 count = apply("mul", value, cast(value.dtype, Index(self._width)))
-                body += self._per_row(stage, moment.buffer, moment.indices, "+=", count)
+                body += self.per_row(stage, moment.buffer, moment.indices, "+=", count)
             else:
-                body += self._fresh(self._part(stage, axis, replace(stage.put, buffer=moment.buffer, value=value)))
+                body += self.fresh(self._part(stage, axis, replace(stage.put, buffer=moment.buffer, value=value)))
         return body
 
-    def _as_before(self, f: _Follower) -> Body:
-        """Sums that are not finite, such as those of infinities, as they are without a sweep."""
-        stage, total = f.stage, f.moments[0]
-        first = next(loop for loop in stage.reduced)
-        end = Buffer(self.names.derived("end"), I64, f.mean.extents, f.mean.memory)
-        lost = apply("ne", apply("sub", total, total), constant(0.0, total.dtype))
-        body: list[Statement] = [Alloc(end)]
-        value = where(lost, Index(first.upper), Index(first.lower))
-        body += self._per_row(stage, end.name, total.indices, "=", value)
-        body += self._per_row(stage, total.buffer, total.indices, "=", where(lost, constant(0.0, total.dtype), total))
-        again = minimum(first.upper, Size.opaque(Load(end.name, total.indices, I64)))
-        loops = (replace(x, upper=again) if x is first else x for x in (*stage.kept, *stage.reduced))
-        body += self._fresh(stage.around(stage.put, loops))
-        return tuple(body)
-
     # ------------------------------------------------------------------ what is left out
-
-    def _of_nothing(self, stage: Stage, ratio: Ratio) -> Body:
-        """The sum of a row of which every summand is exp(-inf - -inf): it is NaN, unless the row is empty."""
-        if ratio.guarded is not None:
-            return ()
-        first = next(loop for loop in stage.loops if loop.axis == self.sweep.axes[stage])
-        held = Load(stage.put.buffer, stage.put.indices, stage.put.value.dtype)
-        none = apply("eq", ratio.maximum, constant(float("-inf"), ratio.maximum.dtype))
-        value = where(none, constant(float("nan"), held.dtype), held)
-        mask = _without(stage.put.mask, stage)
-        if not self.facts.proves(first.upper - first.lower - 1):
-            mask = (*mask, first.upper - first.lower)
-        return self._fresh(stage.around(Put(held.buffer, held.indices, "=", value, mask), stage.kept))
 
     def _skipped(self, stage: Stage, ratio: Ratio) -> tuple[Body, Body]:
         """What the blocks that are left out add to a sum: 0 times its other factors, which is NaN where one of these
@@ -299,12 +235,12 @@ class _Writer:
         nothing = apply("mul", constant(0.0, dtype), rest)
         start = stage.around(Put(zeros.name, place, "=", neutral("+=", rest)), dims)
         end = self._end_of_search(ratio.rest, first, (*reduced, *dims), nothing, mask)
-        make: list[Statement] = [Alloc(zeros), *self._fresh(start)]
+        make: list[Statement] = [Alloc(zeros), *self.fresh(start)]
         for lower, upper in outside:
             part = replace(first, lower=lower, upper=upper if end is None else minimum(upper, end))
-            make += self._fresh(stage.around(Put(zeros.name, place, "+=", nothing, mask), (part, *reduced, *dims)))
-        add = replace(stage.put, value=Load(zeros.name, place, dtype), mask=_without(stage.put.mask, stage))
-        return tuple(make), self._fresh(stage.around(add, stage.kept))
+            make += self.fresh(stage.around(Put(zeros.name, place, "+=", nothing, mask), (part, *reduced, *dims)))
+        add = replace(stage.put, value=Load(zeros.name, place, dtype), mask=without_reduced(stage.put.mask, stage))
+        return tuple(make), self.fresh(stage.around(add, stage.kept))
 
     def _end_of_search(
         self, rest: Product, first: For, inner: tuple[For, ...], nothing: Expr, mask: Mask
@@ -331,14 +267,10 @@ class _Writer:
         self.hoisted[fixed.axis] = (
             *self.hoisted.get(fixed.axis, ()),
             *(Alloc(total), Put(total.name, (), "=", constant(0.0, nothing.dtype))),
-            *self._fresh(body),
+            *self.fresh(body),
             *(Alloc(end), Put(end.name, (), "=", where(found, Index(first.upper), Index(Size.of(0))))),
         )
         return Size.opaque(Load(end.name, (), I64))
-
-    def _fresh(self, body: Body) -> Body:
-        """A nest with axes of its own."""
-        return rename_axes(body, {loop.axis: self.names.derived(loop.axis) for loop in loops_in(body)})
 
 
 @dataclass(frozen=True)
@@ -358,23 +290,3 @@ class _Follower:
     @property
     def moments(self) -> tuple[Load, ...]:
         return (Load(self.stage.put.buffer, self.stage.put.indices, self.step.dtype), *map(self.load, self.more))
-
-
-def _with(value: Expr, old: Expr, new: Expr) -> Expr:
-    """A value in which one part is another one."""
-    return transform(value, rule=lambda e: new if e == old else None)
-
-
-def _moved(moments: Sequence[Expr], n: int, step: Expr) -> Expr:
-    """moments[n] after a step: the coefficient of d**n of the sum over m of moments[m] * (step + d)**m."""
-    value = moments[-1]
-    for m in range(len(moments) - 1, n, -1):
-        step_m = step if n == 0 else apply("mul", constant(m / (m - n), step.dtype), step)
-        value = apply("add", moments[m - 1], apply("mul", step_m, value))
-    return value
-
-
-def _without(mask: Mask, stage: Stage) -> Mask:
-    """The conditions of a mask that do not depend on what a stage reduces."""
-    reduced = {loop.axis for loop in stage.reduced}
-    return tuple(m for m in mask if not m.symbols & reduced)

@@ -8,6 +8,7 @@ a simpler schedule is taken, down to loops inside one program, which any kernel 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeAlias
 
 from intarsia.ir.errors import ScheduleError
@@ -18,7 +19,12 @@ from intarsia.ir.target import Target
 from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, merge_rows
 from intarsia.passes.schedule.blocks import ROW, block_region, split_sums
 from intarsia.passes.schedule.builder import Builder
-from intarsia.passes.schedule.programs_of_chains import schedule_chain_of_blocks
+from intarsia.passes.schedule.programs_of_chains import (
+    prepared_chain,
+    schedule_chain_in_parts,
+    schedule_chain_of_blocks,
+    width_of_parts,
+)
 from intarsia.passes.schedule.reductions import reduce_in_parts
 from intarsia.passes.schedule.shape import count, points
 from intarsia.passes.schedule.tree import allocated_in, perfect_nest
@@ -60,9 +66,19 @@ def build_programs(kernel: Kernel, target: Target, writable: Writable) -> Builde
 
 
 def _chain(b: Builder, writable: Writable) -> None:
-    """Chained reductions, such as attention, in one sweep."""
-    if not schedule_chain_of_blocks(b):
+    """Chained reductions, such as attention, in one sweep; in parts, side by side, where there are few rows."""
+    chain = prepared_chain(b)
+    if chain is None:
         raise ScheduleError("it is no chain of reductions")
+    start = len(b.steps)
+    if width := width_of_parts(b, chain):
+        if b.together("parts of a chain", partial(schedule_chain_in_parts, b, chain, width)):
+            _block_all(b, writable)
+            if writable(b.kernel) is None:
+                return
+        while len(b.steps) > start:
+            b.undo()
+    schedule_chain_of_blocks(b, chain)
     _block_all(b, writable)
 
 

@@ -2,37 +2,59 @@
 
 from __future__ import annotations
 
+import math
+
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, For, Put, Statement
-from intarsia.ir.kernel_access import trips
-from intarsia.ir.schedule import Distribute, Grid, Localize, Merge, Online, Reorder, Stage, Vectorize, Warps
-from intarsia.passes.schedule.arrange import localize_all
-from intarsia.passes.schedule.blocks import lanes, power_of_two
+from intarsia.ir.kernel_access import accesses, trips
+from intarsia.ir.schedule import Distribute, Grid, Localize, Merge, Online, Parts, Reorder, Stage, Vectorize, Warps
+from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, merge_rows
+from intarsia.passes.schedule.blocks import lanes
 from intarsia.passes.schedule.builder import Builder
-from intarsia.passes.schedule.chained import Chain, chain_of
-from intarsia.passes.schedule.shape import count, points
+from intarsia.passes.schedule.chained import Chain, chain_of, find_chain
+from intarsia.passes.schedule.domains import is_masked
+from intarsia.passes.schedule.shape import count, points, power_of_two
+from intarsia.passes.schedule.stages import definitions_in, expand
 from intarsia.passes.schedule.tree import allocated_in, find_loop, loops_in, puts_in
 
 DEPTH = 128
 """Elements of the reduction of a score that are multiplied at a time."""
 
+ELEMENTS = 8192
+"""Elements of a block of what rows read that do not share it."""
+
+TWICE = 2
+"""Programs for each core that parts of the reduced axis give, about."""
+
+MERGED = 16384
+"""Elements of all parts of a row of sums at most: a program merges them at once."""
+
+SHORTEST = 256
+"""Elements of such a part, at least."""
+
 WIDEST = 128
 """Elements of a row of sums beyond which fewer rows are in a block."""
 
 
-def schedule_chain_of_blocks(b: Builder) -> bool:
-    """Schedule a kernel that is one chain of reductions. Returns whether it is one."""
+def prepared_chain(b: Builder) -> Chain | None:
+    """The chain that a kernel is, brought into the form that programs want; None if it is none."""
     accumulated = {put.buffer for put in puts_in(b.kernel.body) if put.operator != "="}
     for result in b.kernel.outputs:
         if result.role == "out" and result.name in accumulated:
             b.take(Stage(result.name, b.fresh(result.name)))  # sums are kept by the program, not in memory
-    chain = chain_of(b)
-    if chain is None:
-        return False
+    return chain_of(b)
+
+
+def schedule_chain_of_blocks(b: Builder, chain: Chain) -> None:
+    """Let each program sweep over the keys of a block of rows. Raises ScheduleError where that is not legal."""
+    if not chain.row:
+        raise ScheduleError("there are no rows")
     name = chain.sweep.state.put.buffer
     top, sweep_axis = _block(b, chain)
     batch = [r[chain.stages[0]] for r in chain.batch]
     around = frozenset().union(*(s.touched for s in (*chain.sweep.before, *chain.sweep.after)))
+    others = [s for s in b.kernel.body if all(loop.axis != top for loop in loops_in((s,)))]
+    around -= {a.buffer for a in accesses(others)}
     for buffer in (*(s.put.buffer for s in chain.sums), *sorted(around)):
         if b.kernel.buffers()[buffer].role == "temp" and allocated_in(b.kernel.body)[buffer].memory == "global":
             b.take(Localize(buffer, top, "cache"))
@@ -43,7 +65,41 @@ def schedule_chain_of_blocks(b: Builder) -> bool:
     _lanes_everywhere(b, top, sweep)
     b.take(Grid((*batch, top)))
     b.take(Warps(8))
-    return True
+
+
+# ---------------------------------------------------------------------- parts
+
+
+def width_of_parts(b: Builder, chain: Chain) -> int:
+    """The elements of parts of the reduced axis that give all cores work; 0 where there are enough rows for that, and
+    where masks give rows different work."""
+    rows, keys = block_of_chain(b, chain)
+    own, most = chain.sweep.state, MERGED // power_of_two(width_of_sums(chain))
+    if is_masked(expand(own, definitions_in(chain.stages, allocated_in(b.kernel.body))), own):
+        return 0
+    programs = math.prod(count(trips(b.loop(r[own]))) for r in chain.batch)
+    if chain.row:
+        programs *= -(-count(trips(b.loop(chain.row[own]))) // rows)
+    length = count(trips(own.reduced[0]))
+    wanted = min(most, TWICE * b.target.cores // programs)
+    width = max(SHORTEST, -(-length // max(1, wanted)))
+    width = -(-width // keys) * keys
+    return width if programs < b.target.cores and 2 * width <= length else 0
+
+
+def schedule_chain_in_parts(b: Builder, chain: Chain, width: int) -> None:
+    """Let each program sweep over a part of the keys of a block of rows; others merge what they find. Raises
+    ScheduleError where that is not legal."""
+    name, old = chain.sweep.state.put.buffer, b.kernel.buffers()
+    b.take(Parts(name, width))
+    state = next(p.buffer for p in puts_in(b.kernel.body) if p.operator == "max=" and p.buffer not in old)
+    schedule_chain_of_blocks(b, find_chain(b, state, alone=True))
+    merge_rows(b)
+    localize_all(b)
+    accumulate_rows(b)
+
+
+# ---------------------------------------------------------------------- blocks
 
 
 def _alone(b: Builder, top: str) -> list[str]:
@@ -68,10 +124,18 @@ def block_of_chain(b: Builder, chain: Chain) -> tuple[int, int]:
     """Rows and keys of a block at most. Sums of a block of rows, its scores and weights are in registers at one time;
     so are the operands of products in f32, which no matrix unit takes from shared memory."""
     bits = min(x.dtype.bits for s in chain.stages for x in s.reads if b.kernel.buffers()[x.buffer].role == "in")
-    taken = {chain.row[s] for s in chain.sums} | {r[s] for r in chain.batch for s in chain.sums}
-    width = max(points(loop for loop in s.kept if loop.axis not in taken) for s in chain.sums)
+    width = width_of_sums(chain)
+    if not chain.is_shared:
+        across = points(chain.scores.reduced) if chain.scores is not None else 1
+        return 1, max(16, ELEMENTS // power_of_two(max(width, min(across, DEPTH))))
     rows, keys = (128, 64) if bits == 16 else (32, 64 if width <= 64 else 32) if bits <= 32 else (16, 16)
     return (rows if width <= WIDEST else rows // 2), keys
+
+
+def width_of_sums(chain: Chain) -> int:
+    """Elements of the widest row of sums."""
+    taken = {r[s] for r in (*chain.batch, chain.row) if r for s in chain.sums}
+    return max(points(loop for loop in s.kept if loop.axis not in taken) for s in chain.sums)
 
 
 def _block(b: Builder, chain: Chain) -> tuple[str, str]:
@@ -83,15 +147,15 @@ def _block(b: Builder, chain: Chain) -> tuple[str, str]:
     panel = ""
     for stage in chain.stages:
         row = chain.row[stage]
-        top, inner = b.split(row, rows)
         batch = [r[stage] for r in chain.batch]
         rest = [loop.axis for loop in stage.loops if loop.axis not in (row, *batch)]
-        order = [top, inner, *rest]
+        top, *inner = b.split(row, rows) if chain.is_shared else (row,)
+        order = [top, *inner, *rest]
         if stage in chain.sweep.axes:
             axis = chain.sweep.axes[stage]
             blocks, key = b.split(axis, keys)
             rest[rest.index(axis)] = key
-            order = [top, blocks, inner, *rest]
+            order = [top, blocks, *inner, *rest]
             if stage is chain.sweep.state:
                 panel = blocks
         b.take(Reorder((*batch, *order)))

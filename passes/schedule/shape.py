@@ -42,6 +42,11 @@ def _is_cut_off(size: Size) -> bool:
     )
 
 
+def power_of_two(number: int) -> int:
+    """The least power of two that is not below a number."""
+    return 1 << max(0, number - 1).bit_length()
+
+
 def points(loops: Iterable[For]) -> int:
     """How often a statement inside loops runs, about."""
     return math.prod(count(trips(loop)) for loop in loops)

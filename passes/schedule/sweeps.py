@@ -31,12 +31,14 @@ from intarsia.passes.schedule.tree import Body, facts_for
 class Ratio:
     """How a sum A follows the maximum m: its summands are `function(scale * x - scale * m) * rest`.
 
-    With `guarded`, that number stands for m where m is infinite. `maximum` is m as the summands read it.
+    With `guarded`, that number stands for m where m is infinite; with `is_finite`, some number does where it is -inf.
+    Then summands of nothing but -inf are 0; they are NaN without either. `maximum` is m as the summands read it.
     """
 
     function: str
     scale: float
     guarded: Const | None
+    is_finite: bool
     maximum: Load
     rest: Product
 
@@ -46,6 +48,12 @@ class Ratio:
         if self.scale != 1.0:
             difference = apply("mul", difference, constant(self.scale, old.dtype))
         return apply(self.function, difference)
+
+    def change(self, old: Expr, new: Expr) -> Expr:
+        """The same where the sum may be of nothing, or of nothing but -inf, so far: it is 0, whatever it is relative
+        to."""
+        nothing = apply("eq", old, constant(float("-inf"), old.dtype))
+        return where(nothing, constant(1.0, old.dtype), self.between(old, new))
 
     def _shift(self, maximum: Expr) -> Expr:
         if self.guarded is None:
@@ -116,6 +124,8 @@ def find_sweep(kernel: Kernel, name: str, block: Body, around: tuple[For, ...]) 
         whole = expand(stage, definitions)
         if state.put.operator not in ("max=", "+=") or stage.put.operator == "=" or not _reads(whole, name):
             continue
+        if any(x.buffer == name and x.symbols & {loop.axis for loop in stage.reduced} for x in loads(whole)):
+            continue  # it reduces what the sweep gives for several rows
         if state.put.operator == "max=":
             ratios[stage] = _ratio(whole, stage, state, value)
         else:
@@ -131,6 +141,10 @@ def find_sweep(kernel: Kernel, name: str, block: Body, around: tuple[For, ...]) 
         raise alone or ScheduleError(f"nothing beside {name} runs along its axis")
     _require_partial(stages, order, ratios, shifts, state)
     reducing = [s for s in order if order[s] in {loop.axis for loop in s.reduced}]
+    if moved := [s for s in order if any(x.buffer == s.put.buffer and x.indices != s.put.indices for x in s.reads)]:
+        raise ScheduleError(f"{moved[0].put.buffer} is made of other elements of itself")
+    if lost := [s for s in reducing if s.put.operator == "="]:
+        raise ScheduleError(f"{lost[0].put.buffer} is written again and again along {order[lost[0]]}")
     before, initial, after = _others(stages, order, reducing)
     if len(reducing) == 1 + len(ratios) and not shifts:
         domain = domain_of(value, state, facts_for(kernel, (*around, *state.kept)))
@@ -238,17 +252,31 @@ def _ratio(whole: Expr, stage: Stage, state: Stage, value: Expr) -> Ratio:
     if len(moving) == 1 and moving[0] in product.above and isinstance(moving[0], Apply):
         found = _exponential(moving[0], load, Linear.of(value.substitute(names)))
         if found is not None:
-            function, scale, guarded = found
+            function, scale, guarded, is_finite = found
             if guarded is not None and len(product.factors) > 1:
                 raise ScheduleError(f"the sum {stage.put.buffer} has another factor, and {name} may be infinite")
-            return Ratio(function, scale, guarded, load, product.where(lambda f: f != moving[0]))
+            return Ratio(function, scale, guarded, is_finite, load, product.where(lambda f: f != moving[0]))
     raise ScheduleError(
         f"{whole} is not exp(c * x - c * {name}) times what does not need {name}, where {name} is max(x)"
     )
 
 
-def _exponential(factor: Apply, load: Load, of: Linear) -> tuple[str, float, Const | None] | None:
-    """The function, scale and guard of a factor `exp(c * x - c * m)`, c > 0, where m is loaded and x is `of`."""
+def finite(maximum: Expr) -> Expr:
+    """A maximum, or 0 where it is -inf: what summands can be relative to, since exp(-inf - 0) is 0."""
+    lowest, zero = (constant(v, maximum.dtype) for v in (float("-inf"), 0.0))
+    return where(apply("eq", maximum, lowest), zero, maximum)
+
+
+def finite_part(value: Expr) -> Expr | None:
+    """The maximum of which a value is `finite`, with any number in place of -inf; None if it is not."""
+    match value:
+        case Apply("where", (Apply("eq", (tested, Const(lowest))), Const(number), other)) if tested == other:
+            return other if lowest == float("-inf") and math.isfinite(number) else None
+    return None
+
+
+def _exponential(factor: Apply, load: Load, of: Linear) -> tuple[str, float, Const | None, bool] | None:
+    """The function, scale and guards of a factor `exp(c * x - c * m)`, c > 0, where m is loaded and x is `of`."""
     if factor.function not in ("exp", "exp2"):
         return None
     form = Linear.of(factor.arguments[0])
@@ -260,10 +288,10 @@ def _exponential(factor: Apply, load: Load, of: Linear) -> tuple[str, float, Con
         return None
     match terms[0]:
         case Load():
-            return factor.function, scale, None
+            return factor.function, scale, None, False
         case Apply("where", (Apply("isinf", (tested,)), Const() as number, other)) if tested == other == load:
-            return factor.function, scale, number
-    return None
+            return factor.function, scale, number, False
+    return (factor.function, scale, None, True) if finite_part(terms[0]) == load else None
 
 
 # ---------------------------------------------------------------------- what takes part
