@@ -152,8 +152,8 @@ def _stages(b: Builder) -> tuple[Stage, ...]:
 
 
 def find_chain(b: Builder, name: str, alone: bool = False) -> Chain:
-    """The chain of which one reduction is `name`; `alone`, with no stages around it but those that read its sums. Raises
-    ScheduleError where there is none."""
+    """The chain of which one reduction is `name`; `alone`, with no stages around it but those that read its sums.
+    Raises ScheduleError where there is none."""
     sweep = find_sweep(b.kernel, name, b.kernel.body, ())
     if alone:
         own = {s.put.buffer for s, axis in sweep.axes.items() if axis in {loop.axis for loop in s.reduced}}
