@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import types
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from op_programs import PROGRAMS
+from test_gpu_emit import assert_same, compilation, draw
 
 from intarsia.backends.gpu.emit import emit_kernel
 from intarsia.backends.gpu.interpreter import run as run_launch
@@ -19,14 +22,17 @@ from intarsia.backends.gpu.triton_kernel import TritonKernel
 from intarsia.driver import Compilation
 from intarsia.dsl.library import load
 from intarsia.ir.dtypes import Array
-from intarsia.ir.errors import Source
+from intarsia.ir.errors import ScheduleError, Source
+from intarsia.ir.graph import Module
+from intarsia.ir.interpreter import evaluate
+from intarsia.ir.kernel import Kernel
 from intarsia.ir.kernel_interpreter import run as run_kernel
 from intarsia.ir.kernel_text import read_kernel
 from intarsia.ir.kernel_verifier import problems, verify_kernel
-from intarsia.ir.schedule import Schedule
+from intarsia.ir.schedule import Describe, Programs, Schedule
 from intarsia.ir.target import TARGETS
 from intarsia.options import Options
-from intarsia.passes.schedule.apply import apply
+from intarsia.passes.schedule.apply import apply, apply_step
 from intarsia.runtime import cuda
 
 pytest.importorskip("triton")
@@ -153,6 +159,78 @@ def test_problems_of_kernels_with_walks_and_descriptors() -> None:
     kernel = read_kernel(Source("test.ir", "kernel f(x: list[2] f32[8] described, out y: f32[8]) { y[0] = x[0, 0] }"))
     assert problems(kernel) == ("list x is described",)
     assert "-1 programs" in problems(replace(kernel, programs=-1))
+
+
+# ---------------------------------------------------------------------- programs
+
+
+def forced(kernel: Kernel) -> Kernel:
+    """A scheduled kernel with descriptors for all that can have them, and two programs at most."""
+    steps = [*(Describe((name,)) for name in kernel.buffers()), Programs(2)]
+    for step in steps:
+        with suppress(ScheduleError):
+            kernel = apply_step(kernel, step)
+    return kernel
+
+
+def check_forced(made: Compilation, inputs: list[Array | list[Array]]) -> list[str]:
+    """Compare with the graph; the texts of the launches."""
+    made.__dict__["scheduled"] = replace(made.scheduled, kernels=tuple(map(forced, made.scheduled.kernels)))
+    assert_same(made, inputs, tuple(evaluate(made.source_module, inputs, made.sizes)))
+    return [launch.text for launches in made.launches.values() for launch in launches]
+
+
+WHOLE_ROWS = {
+    "transposed": "fn f(a: f16[72, 40], b: f16[56, 72]) -> f16[40, 56] { return transpose(a) @ transpose(b) }",
+    "batch": "fn f(a: f32[3, 40, 72], b: f32[3, 72, 56]) -> f32[3, 40, 56] { return tanh(a @ b) }",
+    "residual": "fn f(a: f16[40, 72], b: f16[72, 56], c: f16[40, 56]) -> f16[40, 56] { return a @ b + c }",
+    "parts": "fn f(a: f16[24, 1024], b: f16[1024, 24]) -> f16[24, 24] { return a @ b }",
+    "attention": """fn f(q: f16[2, 72, 32], k: f16[2, 136, 32], v: f16[2, 136, 24]) -> f16[2, 72, 24] {
+        return attention(q, k, v)
+    }""",
+    "causal": """fn f(q: f32[2, 72, 16], k: f32[2, 72, 16], v: f32[2, 72, 16]) -> f32[2, 72, 16] {
+        return attention(q, k, v, causal=true)
+    }""",
+    "softmax": "fn f(x: f32[20, 88]) -> f32[20, 88] { return softmax(x, axis=1) }",
+    "norm": "fn f(x: f16[20, 88], g: f16[88], b: f16[88]) -> f16[20, 88] { return layer_norm(x, g, b) }",
+    "greatest": "fn f(x: f32[20, 88]) -> f32[88] { return max(x, axis=0) }",
+    "least": "fn f(x: f32[20, 88]) -> f32[20] { return min(x, axis=1) }",
+    "products": "fn f(x: f32[20, 24]) -> f32[20] { return prod(x, axis=1) }",
+    "transposition": "fn f(x: f32[136, 72]) -> f32[72, 136] { return transpose(x) }",
+    "sum": "fn f(x: i32[200, 88]) -> i32 { return sum(x) }",
+    "bytes": "fn f(a: i8[40, 80], b: i8[80, 64]) -> i32[40, 64] { return i32(a) @ i32(b) }",
+    "padded": "fn f(x: f32[20, 40]) -> f32[24, 48] { return pad(x, ((1, 3), (4, 4))) }",
+    "pieces": "fn f(x: f32[20, 40], y: f32[20, 24]) -> f32[20, 64] { return concat((x, y), axis=1) }",
+    "slices": "fn f(x: f32[40, 64]) -> f32[20, 32] { return x[4:24, 8:40] * 2.0 }",
+    "convolution": """fn f(x: f16[2, 12, 20, 32], w: f16[3, 3, 32, 24]) -> f16[2, 12, 20, 24] {
+        p = pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        y[n, i < 12, j < 20, o] = sum[c, a, b](p[n, i + a, j + b, c] * w[a, b, c, o])
+        return y
+    }""",
+    "shifted": """fn f(x: f32[24, 40]) -> f32[24, 40] {
+        p = pad(x, ((1, 0), (0, 0)))
+        y[i < 24, j] = where(i < 20, p[i, j], 1.0) + x[i, j]
+        return y
+    }""",
+}
+"""Programs whose rows are multiples of 16 bytes, and no multiples of blocks."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WHOLE_ROWS)
+def test_programs_by_descriptors(name: str) -> None:
+    made = compilation(WHOLE_ROWS[name])
+    texts = check_forced(made, draw(made.source_module))
+    assert any("_desc" in text for text in texts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "open"])
+def test_every_op_in_walks(name: str, dynamic: bool) -> None:
+    case = PROGRAMS[name]()
+    options = Options(target="gpu:sm_90", dynamic=tuple(case.sizes) if dynamic else ())
+    check_forced(Compilation(Module(case.graph), case.sizes, options), list(case.inputs))
 
 
 # ---------------------------------------------------------------------- products
