@@ -53,7 +53,7 @@ def counted(function, sizes, target):
     rows = []
     for name, launches in compilation.launches.items():
         held = {b.name: product(b.extents).evaluate(sizes) * b.dtype.bytes for b in kernels[name].parameters}
-        for launch, code in zip(launches, compilation.chip_code[name]):
+        for launch, code in zip(launches, compilation.counted_code[name]):
             moved = bytes_moved(launch, sizes)
             found = code.resources
             rows.append(

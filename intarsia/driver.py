@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from intarsia.costmodel.analytic import estimate
 from intarsia.effort import effort_of
 from intarsia.executable import CheckText, Executable, TensorLayout
@@ -20,6 +22,7 @@ from intarsia.ir.conditions import Condition
 from intarsia.ir.errors import CompileError, Remarks, ScheduleError
 from intarsia.ir.graph import Module
 from intarsia.ir.kernel import Alloc
+from intarsia.ir.kernel_interpreter import CheckFailed
 from intarsia.ir.plan import Plan, Repeat
 from intarsia.ir.plan_alignment import unaligned_parameters
 from intarsia.ir.plan_text import print_plan
@@ -168,16 +171,31 @@ class Compilation:
         launches = self.launches
         every = list(dict.fromkeys(launch for found in launches.values() for launch in found))
         with self._timed("triton"):
-            made = compile_kernels(every, self.target, cache_directory() / "triton", counted=True, each=map_in_workers)
+            made = compile_kernels(every, self.target, cache_directory() / "triton", each=map_in_workers)
         code = dict(zip(every, made))
         return {name: tuple(code[launch] for launch in found) for name, found in launches.items()}
 
-    def interpret_launches(self, kernel: Kernel, arrays: Mapping[str, Memory], sizes: Mapping[str, int]) -> None:
-        """Run a kernel for a GPU in Triton's interpreter, on NumPy arrays."""
-        from intarsia.backends.gpu import interpreter
+    @cached_property
+    def counted_code(self) -> dict[str, tuple[CompiledKernel, ...]]:
+        """The same, disassembled and counted."""
+        from intarsia.backends.gpu.toolchain import counted
 
+        every = list(dict.fromkeys(code for found in self.chip_code.values() for code in found))
+        with self._timed("sass"):
+            known = dict(zip(every, map_in_workers(counted, every)))
+        return {name: tuple(known[code] for code in found) for name, found in self.chip_code.items()}
+
+    def interpret_launches(self, kernel: Kernel, arrays: Mapping[str, Memory], sizes: Mapping[str, int]) -> None:
+        """Run a kernel for a GPU in Triton's interpreter, on NumPy arrays. Raises CheckFailed as the kernel would."""
+        from intarsia.backends.gpu import interpreter
+        from intarsia.backends.gpu.triton_kernel import RECORD
+
+        record = np.zeros(RECORD.shape[0].constant or 0, RECORD.dtype.numpy)
         for launch in self.launches[kernel.name]:
-            interpreter.run(launch, arrays, sizes)
+            interpreter.run(launch, {**arrays, RECORD.name: record}, sizes)
+        if record[0]:
+            number, count, *values = map(int, record)
+            raise CheckFailed(number, tuple(values[:count]))
 
     @cached_property
     def code(self) -> Compiled:
@@ -221,9 +239,11 @@ class Compilation:
         if stage == "triton":
             from intarsia.backends.gpu.program_file import program_text
 
-            return program_text(self.plan, self.graph.graph, self.launches, self.sizes)
+            checks = {number: check.summary for number, check in checks_of(self.plan).items()}
+            return program_text(self.plan, self.graph.graph, self.launches, self.sizes, checks)
         if self.target.kind == "gpu":
-            return _chip_text(stage, [code for codes in self.chip_code.values() for code in codes])
+            found = self.counted_code if stage == "sass" else self.chip_code
+            return _chip_text(stage, [code for codes in found.values() for code in codes])
         return (self._code_with_lines if debug_info else self.code).text(stage)
 
     def _between(self, done: int, name: str) -> Pipeline:

@@ -69,6 +69,12 @@ class CheckText:
         text = span.source.line(span.line)
         return CheckText(code, message, span.source.name, span.line, span.column, span.end - span.start, text)
 
+    @property
+    def summary(self) -> str:
+        """One line with a `{}` for each recorded value."""
+        place = f"{self.file}:{self.line}:{self.column}: " if self.line else ""
+        return f"{self.code}: {place.replace('{', '{{').replace('}', '}}')}{self.message}"
+
     def error(self, values: Sequence[int]) -> CompileError:
         """The error for the values that a failed check recorded."""
         span = None

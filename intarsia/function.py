@@ -134,10 +134,15 @@ class Function:
         results = [dlpack.to_library(r, library) for r in executable.run(inputs, sizes, prepared)]
         return results[0] if len(results) == 1 else tuple(results)
 
+    @property
+    def runs_on_gpu(self) -> bool:
+        """Is its target a GPU?"""
+        return (self.program.options.target or "").startswith("gpu")
+
     @cached_property
     def gpu(self) -> GpuCalls | None:
         """What runs the function if its target is a GPU. Raises CompileError E1703 or E1716 where there is none."""
-        if not (self.program.options.target or "").startswith("gpu"):
+        if not self.runs_on_gpu:
             return None
         from intarsia.gpu_calls import GpuCalls
 
@@ -285,23 +290,33 @@ class Function:
         dims: Mapping[str, int],
         constants: tuple[str, ...],
     ) -> tuple[Executable, dict[str, int]]:
-        options = self.program.options
-        target = options.resolve_target()
-        require_host(target)
-        sizes = self._open_sizes(types, dims)
-        opened = open_types(self.form, types, sizes, options.dynamic)
-        fixed = {n: v for n, v in dims.items() if n not in options.dynamic}
-        settings = [dataclasses.asdict(options), dataclasses.asdict(target)]
-        parts = [self.name, _texts(opened), _plain(statics), sorted(fixed.items()), constants, *settings]
-        key = ("program", json.dumps(parts))
+        require_host(self.program.options.resolve_target())
+        key, sizes = self.code_key(types, statics, dims, constants)
         if (known := self._compiled.get(key)) is not None:
             executable = known[0]
         else:
             executable = self._from_cache(self.program.key(*key), types, statics, dims, constants)
             self._compiled[key] = executable, {}
+        return executable, {name: sizes[name] for name in executable.sizes}
+
+    def code_key(
+        self,
+        types: Mapping[str, Type],
+        statics: Mapping[str, object],
+        dims: Mapping[str, int],
+        constants: tuple[str, ...],
+    ) -> tuple[tuple[str, str], dict[str, int]]:
+        """What decides the code for these types, and the sizes, if some stay open in it. Raises CompileError where the
+        program is not right for them."""
+        options = self.program.options
+        sizes = self._open_sizes(types, dims)
+        opened = open_types(self.form, types, sizes, options.dynamic)
+        fixed = {n: v for n, v in dims.items() if n not in options.dynamic}
+        settings = [dataclasses.asdict(options), dataclasses.asdict(options.resolve_target())]
+        parts = [self.name, _texts(opened), _plain(statics), sorted(fixed.items()), constants, *settings]
         if sizes:
             self._prove(types, statics, dims)
-        return executable, {name: sizes[name] for name in executable.sizes}
+        return ("program", json.dumps(parts)), sizes
 
     def _from_cache(
         self,

@@ -7,96 +7,37 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from intarsia.backends.gpu.torch_types import torch_type
 from intarsia.cache import cache_directory
 from intarsia.deep_stack import with_deep_stack
-from intarsia.ir.dtypes import DType, of_numpy
+from intarsia.gpu_program import GpuCall, GpuPlace, GpuProgram
+from intarsia.ir.dtypes import of_numpy
 from intarsia.ir.errors import CompileError
 from intarsia.runtime.cuda import CudaDevice, require_torch
-from intarsia.runtime.gpu import Device, DevicePlan, addresses
-from intarsia.tensors import Tensors, kind_of
+from intarsia.runtime.gpu import Watch
+from intarsia.tensors import Tensors, declared_types, kind_of
 
 if TYPE_CHECKING:
-    from intarsia.driver import Compilation
     from intarsia.function import Function
 
 
-class GpuProgram:
-    """A compilation on a device: from tensors of PyTorch to tensors of PyTorch.
-
-    place: where results are made, as PyTorch takes it. stream: gives the stream of the caller. Scratch memory is kept
-    for each stream, on which calls come one after the other.
-    """
-
-    def __init__(
-        self, compilation: Compilation, device: Device, torch: Any, place: object, stream: Callable[[], int]
-    ) -> None:
-        self.torch = torch
-        self.place = place
-        self.stream = stream
-        self.sizes = compilation.sizes
-        plans = compilation.plan.whole
-        self.plans = [DevicePlan(p, compilation.launches, device) for p in plans]
-        self.preparation = compilation.plan.preparation
-        self.labels = [p.label for p in compilation.source_module.graph.parameters]
-        self.prepared: list[Any] | None = None
-        self._workspaces: dict[tuple[int, int], Any] = {}
-
-    def __call__(self, tensors: Sequence[Any]) -> list[Any]:
-        """The results for tensors, or lists of them, in the order of the graph's parameters."""
-        if self.preparation is not None:
-            if self.prepared is None:  # constants are bound: what is made of them stays
-                self.prepared = self._run(0, [tensors[n] for n in self.preparation.inputs])
-            tensors = [*tensors, *self.prepared]
-        return self._run(len(self.plans) - 1, tensors)
-
-    def captured(self, tensors: Sequence[Any]) -> tuple[Callable[[], None], list[Any]]:
-        """The launches of a call as one CUDA graph: what starts it again, and the results, which it overwrites.
-        The tensors are read anew in every run. A plan that waits for a number cannot be captured."""
-        self(tensors)  # loads what is loaded on first use
-        graph = self.torch.cuda.CUDAGraph()
-        with self.torch.cuda.graph(graph):
-            results = self(tensors)
-        return graph.replay, results
-
-    def _run(self, number: int, tensors: Sequence[Any]) -> list[Any]:
-        plan = self.plans[number]
-        sizes = {name: self.sizes[name] for name in plan.plan.sizes}
-        results = [self._empty(plan.shape(s, sizes), s.dtype) for s in plan.outputs]
-        stream = self.stream()
-        workspace = self._workspace(number, plan.workspace(sizes), stream)
-        plan.run([*map(addresses, tensors)], [r.data_ptr() for r in results], workspace, sizes, stream)
-        return results
-
-    def _empty(self, shape: tuple[int, ...], dtype: DType) -> Any:
-        kind = getattr(self.torch, torch_type(dtype).removeprefix("torch."))
-        return self.torch.empty(shape, dtype=kind, device=self.place)
-
-    def _workspace(self, number: int, size: int, stream: int) -> int:
-        if not size:
-            return 0
-        key = (number, stream)
-        if key not in self._workspaces:
-            self._workspaces[key] = self.torch.empty(size, dtype=self.torch.uint8, device=self.place)
-        return int(self._workspaces[key].data_ptr())
+_KNOWN_CALLS = 1024
 
 
 class GpuCalls:
     """What a function keeps for its calls on one GPU."""
 
-    def __init__(
-        self, function: Function, torch: Any, place: object, make: Callable[[Compilation], GpuProgram]
-    ) -> None:
+    def __init__(self, function: Function, place: GpuPlace) -> None:
         self.function = function
-        self.torch = torch
         self.place = place
-        self.make = make
+        self.torch = place.torch
         self._programs: dict[object, GpuProgram] = {}
-        self._repeated: dict[object, GpuProgram] = {}
+        self._calls: dict[object, GpuCall] = {}
+        self._repeated: dict[object, RepeatedCall] = {}
         self._bound: dict[int, tuple[object, Any]] = {}
 
     @staticmethod
@@ -107,85 +48,77 @@ class GpuCalls:
         device = CudaDevice(number, function.program.options.resolve_target(), cache_directory() / "triton")
         place = torch.device("cuda", number)
 
-        def stream() -> int:
-            return int(torch.cuda.current_stream(place).cuda_stream)
-
-        return GpuCalls(function, torch, place, lambda c: GpuProgram(c, device, torch, place, stream))
+        return GpuCalls(function, GpuPlace(torch, device, place, _stream_of(torch, place)))
 
     def __call__(self, positional: Sequence[object], named: Mapping[str, object]) -> Any:
         """Run; results are tensors of PyTorch, or arrays where no argument is a tensor."""
-        types = [(type(v), getattr(v, "dtype", None), getattr(v, "shape", None)) for v in positional]
-        kinds = None if named or self.function.bound else tuple(types)
-        ready = kinds is not None and all(self._is_ready(t) for t in positional)
-        if ready and (known := self._repeated.get(kinds)) is not None:
-            results = known(positional)
-            return results[0] if len(results) == 1 else tuple(results)
-        program, tensors, foreign = self.program_for(positional, named)
-        if ready and len(tensors) == len(positional):  # parameters are in the order of the signature
-            self._repeated[kinds] = program
-        results = program(tensors)
+        kinds: object = None
+        if not named:
+            try:
+                kinds = tuple([(t.dtype, t.shape) for t in positional])  # type: ignore[attr-defined]
+            except AttributeError:
+                pass  # numbers, mappings
+            else:
+                repeated = self._repeated.get(kinds)
+                if repeated is not None and (found := repeated(positional)) is not None:
+                    return found
+        call, tensors, foreign = self.call_for(positional, named)
+        if kinds is not None and (again := self._repetition(call, tensors, positional)) is not None:
+            _bounded(self._repeated)[kinds] = again
+        results = call(call.addresses(tensors))
         if not foreign:
             results = [as_array(r) for r in results]
         return results[0] if len(results) == 1 else tuple(results)
 
-    def _is_ready(self, value: Any) -> bool:
-        """Is it a tensor that kernels can take as it is?"""
-        if not isinstance(value, self.torch.Tensor):
-            return False
-        return bool(value.device == self.place and value.is_contiguous() and value.data_ptr() % 16 == 0)
+    def _repetition(self, call: GpuCall, tensors: Sequence[Any], positional: Sequence[object]) -> RepeatedCall | None:
+        """What makes such a call again. None if it has to look at more than the types of its arguments."""
+        names = [p.name for p in self.function.form.parameters if p.name not in self.function.bound]
+        numbers = {name: n for n, name in enumerate(names[: len(positional)])}
+        given = [numbers.get(label) for label in call.program.labels]
+        bound = {id(tensor) for _, tensor in self._bound.values()}
+        as_they_are = (id(t) in bound if n is None else t is positional[n] for t, n in zip(tensors, given))
+        if not all(as_they_are) or not numbers.keys() <= {*call.program.labels}:
+            return None
+        return RepeatedCall(call, tensors, given)
 
     def repeated(
         self, tensors: Tensors, statics: Mapping[str, object], dims: Mapping[str, int], *, graph: bool
-    ) -> Callable[[], list[Any]]:
-        """A callable that runs on arguments which are on the GPU when this returns, and waits until it is done. Its
-        results lie there too. `graph`: all launches are one CUDA graph, and every run gives the same tensors."""
-        program = self._compiled(tensors, statics, dims, ())
+    ) -> PlacedCall:
+        """A call on arguments which are on the GPU when this returns. `graph`: all launches are one CUDA graph, and
+        every run gives the same tensors."""
+        compilation = self.function.compilation(tensors, statics, dims)
+        program = with_deep_stack(lambda: GpuProgram(compilation, self.place))
         placed = [self._placed(tensors[label]) for label in program.labels]
-        start, results = program.captured(placed) if graph else (None, [])
-
-        def run() -> list[Any]:
-            found = results
-            if start is None:
-                found = program(placed)
-            else:
-                start()
-            self.synchronize()
-            return found
-
-        return run
+        return PlacedCall(program.call(compilation.sizes), placed, graph)
 
     def _placed(self, value: Any) -> Any:
         return [self._of_array(v) for v in value] if isinstance(value, tuple) else self._of_array(value)
 
-    def synchronize(self) -> None:
-        """Wait until all that was launched is done."""
-        if self.torch.device(self.place).type == "cuda":
-            self.torch.cuda.synchronize(self.place)
-
-    def program_for(
-        self, positional: Sequence[object], named: Mapping[str, object]
-    ) -> tuple[GpuProgram, list[Any], bool]:
+    def call_for(self, positional: Sequence[object], named: Mapping[str, object]) -> tuple[GpuCall, list[Any], bool]:
         """The compiled program, its arguments on the GPU, and whether any of them was a tensor already."""
         given, dims = self.function.arrange(positional, named)
         real: dict[int, Any] = {}
         statics, tensors = self.function.split({n: self._stand_in(v, real) for n, v in given.items()})
-        program = self._compiled(tensors, statics, dims, self.function.fixed(given))
-        found: list[Any] = []
-        for label in program.labels:
-            found.append(self._moved(tensors[label], real, label))
-        return program, found, bool(real)
+        call = self._call(tensors, statics, dims, self.function.fixed(given))
+        return call, [self._moved(tensors[label], real, label) for label in call.program.labels], bool(real)
 
-    def _compiled(
+    def _call(
         self, tensors: Tensors, statics: Mapping[str, object], dims: Mapping[str, int], constants: tuple[str, ...]
-    ) -> GpuProgram:
-        """The program for these types, of whose constants some will not change between calls."""
+    ) -> GpuCall:
+        """The program for these types, of whose constants some will not change between calls. Where sizes stay open,
+        one compilation serves them all."""
         kinds = tuple((n, *kind_of(v)) for n, v in tensors.items())
         key = (kinds, repr(sorted(statics.items())), tuple(dims.items()), constants)
-        program = self._programs.get(key)
-        if program is None:
-            compilation = self.function.compilation(tensors, statics, dims, constants)
-            program = self._programs[key] = with_deep_stack(lambda: self.make(compilation))
-        return program
+        call = self._calls.get(key)
+        if call is None:
+            types = declared_types(self.function.form, tensors, dims)
+            code, sizes = self.function.code_key(types, statics, dims, constants)
+            program = self._programs.get(code)
+            if program is None:
+                compilation = self.function.compilation_of_types(types, statics, dims, constants=constants)
+                program = self._programs[code] = with_deep_stack(lambda: GpuProgram(compilation, self.place))
+            call = _bounded(self._calls)[key] = program.call(sizes)
+        return call
 
     def _stand_in(self, value: object, real: dict[int, Any]) -> object:
         """An array of the type of a tensor, without its elements; `real` keeps the tensor by the array's identity."""
@@ -205,7 +138,7 @@ class GpuCalls:
         if isinstance(value, tuple):
             return [self._moved(v, real, label) for v in value]
         if id(value) in real:
-            tensor = real[id(value)][1].detach()
+            tensor = real[id(value)][1]
         elif id(value) in self._bound:
             return self._bound[id(value)][1]
         else:
@@ -215,19 +148,95 @@ class GpuCalls:
             elif value.ndim:
                 message = f"{label} is copied to the GPU in every call: give a tensor that lies there"
                 warnings.warn(message, stacklevel=5)
-        if tensor.device != self.torch.device(self.place):
-            message = f"{label} is on {tensor.device}, and the program runs on {self.place}"
-            raise CompileError("E0604", message, hint=f"{label}.to('{self.place}')")
-        tensor = tensor.contiguous()
-        return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+        where = self.place.place
+        if tensor.device != where:
+            message = f"{label} is on {tensor.device}, and the program runs on {where}"
+            raise CompileError("E0604", message, hint=f"{label}.to('{where}')")
+        if self.place.is_ready(tensor):
+            return tensor
+        return tensor.detach().clone(memory_format=self.torch.contiguous_format)
 
     def _of_array(self, array: Any) -> Any:
         element = of_numpy(array.dtype)
         assert element is not None, array.dtype
-        kind = getattr(self.torch, torch_type(element).removeprefix("torch."))
+        kind = self.place.kind(element)
         plain = np.array(array, order="C")
         codes = plain.view(np.int16 if plain.itemsize == 2 else np.uint8) if plain.dtype.kind == "V" else plain
-        return self.torch.from_numpy(codes).view(kind).to(self.place)
+        return self.torch.from_numpy(codes).view(kind).to(self.place.place)
+
+
+class RepeatedCall:
+    """A call with tensors of known types, by position: all that is left to do is to take their addresses. `given` says
+    which argument each of `tensors` is; those that are none are bound and stay."""
+
+    def __init__(self, call: GpuCall, tensors: Sequence[Any], given: Sequence[int | None]) -> None:
+        self._call = call
+        self._index = call.program.place.index
+        self._bound = [t for t, n in zip(tensors, given) if n is None]
+        self._addresses = call.addresses(tensors)
+        places = {n: place for place, n in enumerate(given) if n is not None}
+        self._places = [places[n] for n in range(len(places))]
+
+    def __call__(self, positional: Sequence[Any]) -> Any:
+        """The results, or None where a tensor cannot be taken as it is."""
+        addresses, index = self._addresses.copy(), self._index
+        for place, tensor in zip(self._places, positional):
+            address = addresses[place] = tensor.data_ptr()
+            if address & 15 or tensor.get_device() != index or not tensor.is_contiguous():
+                return None
+        results = self._call(addresses)
+        return results[0] if len(results) == 1 else tuple(results)
+
+
+class PlacedCall:
+    """A call on arguments that lie on the GPU, for as often as it is wanted."""
+
+    def __init__(self, call: GpuCall, tensors: Sequence[Any], graph: bool) -> None:
+        self.call = call
+        self.place = call.program.place
+        self.compilation = call.program.compilation
+        self._tensors = tensors
+        self._addresses = call.addresses(tensors)
+        self._graph = call.captured(self._addresses) if graph else None
+
+    def start(self) -> list[Any]:
+        """Run without waiting; gives the results, which lie on the GPU."""
+        if self._graph is None:
+            return self.call(self._addresses)
+        start, results = self._graph
+        start()
+        return results
+
+    def __call__(self) -> list[Any]:
+        """Run and wait."""
+        results = self.start()
+        self.place.wait()
+        return results
+
+    def seconds(self) -> float:
+        """The time that one run takes on the GPU."""
+        device, stream = self.place.device, self.place.stream()
+        before = device.moment(stream)
+        self.start()
+        return device.seconds(before, device.moment(stream))
+
+    def watched(self, watch: Watch) -> None:
+        """Run, each launch and each copy done by `watch`."""
+        self.call.launch(self._addresses, watch)
+
+
+def _bounded(known: dict[object, Any]) -> dict[object, Any]:
+    """The same dictionary, emptied where a stream of ever new sizes has filled it."""
+    if len(known) >= _KNOWN_CALLS:
+        known.clear()
+    return known
+
+
+def _stream_of(torch: Any, place: Any) -> Callable[[], int]:
+    """What gives the caller's stream. Triton asks the same, which takes a tenth of the time of making an object."""
+    if (raw := getattr(torch._C, "_cuda_getCurrentRawStream", None)) is not None:
+        return partial(raw, place.index)
+    return lambda: int(torch.cuda.current_stream(place).cuda_stream)
 
 
 def _numpy_type(name: str) -> np.dtype[Any]:

@@ -7,16 +7,26 @@ import time
 from collections.abc import Callable, Sequence
 
 
+def elapsed(call: Callable[[], object]) -> float:
+    """Seconds of one run, by the clock."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def measure(call: Callable[[], object], seconds: float = 1.0, most: int = 200) -> list[float]:
     """Seconds of each of several runs after a warm-up, for about `seconds` in total."""
-    call()
-    samples: list[float] = []
+    return samples(lambda: elapsed(call), seconds, most)
+
+
+def samples(timed: Callable[[], float], seconds: float = 1.0, most: int = 200) -> list[float]:
+    """The same for what says itself how long it took."""
+    timed()
+    found: list[float] = []
     end = time.perf_counter() + seconds
-    while len(samples) < 3 or (len(samples) < most and time.perf_counter() < end):
-        start = time.perf_counter()
-        call()
-        samples.append(time.perf_counter() - start)
-    return samples
+    while len(found) < 3 or (len(found) < most and time.perf_counter() < end):
+        found.append(timed())
+    return found
 
 
 def median_and_spread(samples: Sequence[float]) -> tuple[float, float]:

@@ -213,10 +213,9 @@ class _Machine:
 
     def check(self, check: Check, env: Environment) -> None:
         """Raise CheckFailed for the first point of a block where the condition does not hold."""
-        holds, *values = np.broadcast_arrays(
-            self.value(check.condition, env), *(self.value(v, env) for v in check.values)
-        )
-        if not holds.all():
+        condition = self.value(check.condition, env)
+        if not np.all(condition):
+            holds, *values = np.broadcast_arrays(condition, *(self.value(v, env) for v in check.values))
             raise CheckFailed(check.number, tuple(int(v[~holds][0]) for v in values))
 
     def call(self, call: Call, env: Environment) -> None:

@@ -232,7 +232,7 @@ def test_nan_names_the_first_operation(ita: Run) -> None:
 GATHER = "fn f(table: f32[V], ids: i64[N]) -> f32[N] {\n    return tensor[i](table[ids[i]])\n}"
 
 
-@pytest.mark.parametrize("target", ["cpu", "reference", "kernels", "plan"])
+@pytest.mark.parametrize("target", ["cpu", "reference", "kernels", "plan", "triton-interpret"])
 def test_checks_report_the_line_and_the_values(ita: Run, target: str) -> None:
     np.save("ids.npy", np.array([0, 9, 1]))
     arguments = ("--random", "--dim", "V=4", "--arg", "ids=ids.npy", "--target", target)

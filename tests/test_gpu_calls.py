@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import ctypes
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import fake_driver
 import numpy as np
 import pytest
 from test_gpu_plan import InterpretedDevice
 
 import intarsia
-from intarsia.backends.gpu.triton_kernel import TritonKernel
-from intarsia.gpu_calls import GpuCalls, GpuProgram
+from intarsia.backends.gpu.triton_kernel import Scalar, TritonKernel
+from intarsia.gpu_calls import GpuCalls, RepeatedCall
+from intarsia.gpu_program import GpuPlace, GpuProgram
 from intarsia.ir.errors import CompileError
+from intarsia.ir.sizes import Size
 from intarsia.ir.target import TARGETS
 from intarsia.options import Options
 from intarsia.runtime.cuda import CudaDevice
@@ -25,6 +31,9 @@ fn f(x: f32[N, K], w: f32[K]) -> (f32[N, K], f32[N]) { return x * w, sum(exp(x *
 fn prepared(const w: f32[16, 16], x: f32[N, 16]) -> f32[N, 16] { return x @ (transpose(w) @ w) }
 fn scaled(x: i32[N], s: i32) -> i32[N] { return x * s }
 """
+SEVERAL = """fn g(x: f32[N]) -> f32[N] {
+    return cumsum(x, axis=0) * x
+}"""
 PROGRAM = intarsia.compile(TEXT, Options(target=TARGET), use_cache=False)
 
 
@@ -41,9 +50,14 @@ class Torch:
     def __init__(self, torch: Any, device: InterpretedDevice) -> None:
         self.torch = torch
         self.known = device
+        self.repeated = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.torch, name)
+
+    @staticmethod
+    def is_contiguous(tensor: Any) -> bool:
+        return bool(tensor.is_contiguous())
 
     def add(self, tensor: Any) -> Any:
         self.known.add(tensor.view(self.torch.uint8).numpy() if tensor.numel() and tensor.ndim else tensor.numpy())
@@ -65,14 +79,21 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Torch:
 
     def of(function: intarsia.Function) -> GpuCalls:
         place = torch.device("cpu")
-        made = GpuCalls(function, shim, place, lambda c: GpuProgram(c, device, shim, place, lambda: 7))
-        known = made._moved
-        array, ready = made._of_array, made._is_ready
-        made._is_ready = lambda t: ready(t) and shim.add(t) is t  # type: ignore[method-assign]
+        made = GpuCalls(function, GpuPlace(shim, device, place, lambda: 7))
+        known, array = made._moved, made._of_array
         made._moved = lambda *a: shim.add(known(*a))  # type: ignore[method-assign]
         made._of_array = lambda a: shim.add(array(a))  # type: ignore[method-assign]
         return made
 
+    repeat = RepeatedCall.__call__
+
+    def repeated(call: RepeatedCall, positional: Sequence[Any]) -> Any:
+        shim.repeated += 1
+        for tensor in filter(shim.is_contiguous, positional):
+            shim.add(tensor)
+        return repeat(call, positional)
+
+    monkeypatch.setattr(RepeatedCall, "__call__", repeated)
     monkeypatch.setattr(GpuCalls, "of", staticmethod(of))
     return shim
 
@@ -88,8 +109,20 @@ def test_tensors_in_and_out(calls: Torch) -> None:
         product, total = program.f(x, w)
         calls.torch.testing.assert_close(product, x * w)
         calls.torch.testing.assert_close(total, (x * w).exp().sum(1))
+    assert calls.repeated == 1
     x = calls.torch.randn(4, 3).T
     calls.torch.testing.assert_close(program.f(x, w=w)[0], x * w)
+    calls.torch.testing.assert_close(program.f(x, w)[0], x * w)  # is looked at again, as it is not contiguous
+    assert calls.repeated == 2
+
+
+def test_calls_are_repeated_where_constants_are_bound(calls: Torch) -> None:
+    w = calls.torch.randn(4)
+    function = fresh().f.bind(w=w.numpy())
+    for _ in range(3):
+        x = calls.torch.randn(3, 4)
+        calls.torch.testing.assert_close(function(x)[0], x * w)
+    assert calls.repeated == 2
 
 
 def test_arrays_are_moved_with_a_warning(calls: Torch) -> None:
@@ -126,6 +159,57 @@ def test_the_command_runs_it(calls: Torch, tmp_path: Path, capsys: pytest.Captur
     assert "result0: " in printed
 
 
+@pytest.mark.filterwarnings("ignore:.* is copied to the GPU")
+def test_time_is_the_gpu_s_own(calls: Torch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a device whose launches take a microsecond, and whose memory carries a terabyte a second."""
+    from intarsia.cli import main
+
+    (tmp_path / "g.ita").write_text(SEVERAL)
+    words = [f"{tmp_path / 'g.ita'}", "--dim", "N=2048", "--target", TARGET]
+    assert main(["run", *words, "--random", "--time", "--profile"]) == 0
+    printed = capsys.readouterr().err
+    assert re.search(r"run: median 2 us on the GPU, quartiles 0 us apart, \d+ runs", printed), printed
+    assert re.search(r"GFLOP/s, 8.2 GB/s \(1% of its memory's\)", printed), printed
+    assert re.search(r"^ 50.0% +1 +1 us +24 KiB +24 KiB +24.6 +2%  g_mul  \S+g.ita:2:", printed, re.MULTILINE), printed
+    assert main(["bench", *words, "--seconds", "0.1", "--against", "numpy"]) == 0
+    assert re.search(r"^intarsia +0.0020 ms .*\nnumpy +[\d.]+ ms", capsys.readouterr().out), printed
+
+
+def test_a_check_that_fails_is_an_error(calls: Torch) -> None:
+    """Of that call only."""
+    text = "fn f(x: f32[N], i: i64[M]) -> f32[M] { return tensor[a](x[i[a]]) }"
+    function = intarsia.jit(text, Options(target=TARGET, checks=True), use_cache=False)
+    x, i = calls.torch.randn(5), calls.torch.tensor([0, 3, 4])
+    for _ in range(2):
+        calls.torch.testing.assert_close(function(x, i), x[i])
+        for wrong in (9, -1):
+            with pytest.raises(CompileError, match=f"subscript {wrong} is outside 0..5") as caught:
+                function(x, calls.torch.tensor([0, wrong, 7]))
+            assert caught.value.code == "E0801"
+
+
+def test_a_second_shape_compiles_nothing(calls: Torch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where sizes stay open; but for whether they are multiples of 16."""
+    text = TEXT.strip().splitlines()[0]
+    function = intarsia.jit(text, Options(target=TARGET, dynamic=("N", "K")), use_cache=False)
+    made: list[object] = []
+    known = GpuProgram.__init__
+
+    def counted(program: GpuProgram, *arguments: Any) -> None:
+        made.append(program)
+        known(program, *arguments)
+
+    monkeypatch.setattr(GpuProgram, "__init__", counted)
+    loaded = []
+    for shape in ((3, 5), (4, 6), (7, 33), (32, 64), (16, 16), (2, 48)):
+        x, w = calls.torch.randn(shape), calls.torch.randn(shape[1])
+        calls.torch.testing.assert_close(function(x, w)[0], x * w)
+        loaded.append(len(calls.known.loaded))
+    launches = loaded[0]
+    assert len(made) == 1
+    assert loaded == [launches, launches, launches, 2 * launches, 2 * launches, 3 * launches]
+
+
 def test_wrong_arguments_are_the_same_errors(calls: Torch) -> None:
     with pytest.raises(CompileError) as caught:
         fresh().f(calls.torch.zeros(3, 4), calls.torch.zeros(5))
@@ -158,16 +242,60 @@ def one_kernel() -> TritonKernel:
     return kernel
 
 
-def test_a_kernel_is_loaded_once_and_launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     pytest.importorskip("triton")
-    driver = Driver()
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
-    start = CudaDevice(0, TARGETS[TARGET], tmp_path).load(one_kernel())
-    assert driver.asked[:3] == ["cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain"]
-    driver.asked.clear()
-    start((1, 1, 1), [64, 128], 0)
-    start((1, 1, 1), [64, 128], 0)
-    assert driver.asked == ["cuCtxSetCurrent", "cuLaunchKernel"] * 2
+    return fake_driver.build(tmp_path_factory.mktemp("driver"))
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch, library: ctypes.CDLL, tmp_path: Path) -> CudaDevice:
+    """The first GPU of a driver that only takes down what it is told."""
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    for name in ("launches", "events", "destroyed", "refused"):
+        fake_driver.number(library, name).value = 0
+    return CudaDevice(0, TARGETS[TARGET], tmp_path)
+
+
+def test_a_kernel_is_loaded_once_and_launched(library: ctypes.CDLL, cuda: CudaDevice) -> None:
+    kernel = one_kernel()
+    kernel = replace(kernel, parameters=(*kernel.parameters, Scalar("n", Size.of("N"))))
+    kernel = replace(kernel, text=kernel.text.replace("y_ptr,", "y_ptr, n: tl.int32,"))
+    step = cuda.load(kernel)((3, 2, 1), [(1, 16), (0, 0), -5])
+    fake_driver.number(library, "parameters").value, fake_driver.number(library, "wide").value = 5, 0b11011
+    last = fake_driver.Launch.in_dll(library, "last")
+    for base, stream in ((1 << 40, 0), (1 << 41, (1 << 46) + 8)):
+        cuda.run((step,), [base, base + 4096], stream)
+        assert list(last.values)[:5] == [base + 4112, base, -5, 0, 0]
+        assert (list(last.grid), list(last.block)) == ([3, 2, 1], [kernel.warps * 32, 1, 1])
+        assert (last.stream or 0, last.attribute_count, last.shared) == (stream, 0, 0)
+    assert fake_driver.number(library, "launches").value == 2
+
+
+def test_the_context_of_the_caller_comes_back(library: ctypes.CDLL, cuda: CudaDevice) -> None:
+    """Where another GPU is the current one, PyTorch must find it so afterwards; also where a launch fails."""
+    step, current = cuda.load(one_kernel())((1, 1, 1), [(0, 0), (1, 0)]), ctypes.c_void_p()
+    for context in (None, 0x7F0000001001, 0x7F0000001000):
+        library.cuCtxPushCurrent_v2(ctypes.c_void_p(context))
+        cuda.run((step,), [64, 128], 0)
+        fake_driver.number(library, "refused").value = 719
+        with pytest.raises(CompileError, match="refuses cuLaunchKernelEx: unspecified launch failure"):
+            cuda.run((step,), [64, 128], 0)
+        fake_driver.number(library, "refused").value = 0
+        library.cuCtxGetCurrent(ctypes.byref(current))
+        assert current.value == context
+        library.cuCtxPopCurrent_v2(ctypes.byref(current))
+
+
+def test_memory_and_time_are_the_driver_s(library: ctypes.CDLL, cuda: CudaDevice) -> None:
+    source, target = ctypes.create_string_buffer(b"abcdefgh"), ctypes.create_string_buffer(9)
+    cuda.run((cuda.copy((1, 1), (0, 2), 3),), [ctypes.addressof(source), ctypes.addressof(target)], 0)
+    assert cuda.read(ctypes.addressof(target), 4, 0) == b"\0cde"
+    start, middle, end = (cuda.moment(1 << 46) for _ in range(3))
+    assert cuda.seconds(start, end) == pytest.approx(2e-3)
+    del start, middle, end
+    assert fake_driver.number(library, "destroyed").value == fake_driver.number(library, "events").value == 3
+    assert cuda.bandwidth() == pytest.approx(4.917e12, rel=1e-3)
 
 
 def test_what_the_driver_refuses_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from test_gpu_emit import FOLDER, compilation
 
 from intarsia.cache import cache_directory
 from intarsia.driver import Compilation
-from intarsia.gpu_calls import GpuProgram
+from intarsia.gpu_program import GpuPlace, GpuProgram
 from intarsia.ir.dtypes import Array
 from intarsia.ir.graph import Module
 from intarsia.ir.interpreter import evaluate
@@ -41,9 +41,10 @@ def on_device(torch: Any, array: Array) -> Any:
 
 def check(device: tuple[Any, CudaDevice], compilation: Compilation, inputs: list[Any], *, graph: bool = False) -> None:
     torch, cuda = device
-    place = torch.device("cuda", 0)
-    program = GpuProgram(compilation, cuda, torch, place, lambda: torch.cuda.current_stream().cuda_stream)
+    where = torch.device("cuda", 0)
+    program = GpuProgram(compilation, GpuPlace(torch, cuda, where, lambda: torch.cuda.current_stream().cuda_stream))
     tensors = [[on_device(torch, t) for t in i] if isinstance(i, list) else on_device(torch, i) for i in inputs]
+    call = program.call(compilation.sizes)
     made = torch.empty
 
     def poisoned(*arguments: Any, **options: Any) -> Any:
@@ -53,11 +54,12 @@ def check(device: tuple[Any, CudaDevice], compilation: Compilation, inputs: list
 
     torch.empty = poisoned
     try:
+        addresses = call.addresses(tensors)
         if graph:
-            replay, results = program.captured(tensors)
+            replay, results = call.captured(addresses)
             replay()
         else:
-            results = program(tensors)
+            results = call(addresses)
     finally:
         torch.empty = made
     torch.cuda.synchronize()

@@ -163,7 +163,7 @@ def test_code_of_chips(name: str, target: str) -> None:
     """No spills, whole accesses of 16 bytes, matrix units for halves."""
     library = load(Source("program.ita", CHIPS[name]))
     made = Compilation(library.build("f"), {}, Options(target=target))
-    every = [code.resources for codes in made.chip_code.values() for code in codes]
+    every = [code.resources for codes in made.counted_code.values() for code in codes]
     for found in every:
         assert not found.spilled, found
         loads = found.count("load_global") + found.count("copy_async")

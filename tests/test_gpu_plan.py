@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module
 from intarsia.ir.interpreter import evaluate
 from intarsia.runtime.cuda import target_of_capability
-from intarsia.runtime.gpu import DevicePlan, Launch
+from intarsia.runtime.gpu import DevicePlan, Launcher, Place, PlanCall, Step
 
 pytest.importorskip("triton")
 
@@ -29,7 +30,9 @@ class InterpretedDevice:
 
     def __init__(self) -> None:
         self.arrays: list[Array] = []
+        self.loaded: list[TritonKernel] = []
         self.reads = 0
+        self.clock = 0
 
     def add(self, array: Array) -> int:
         """Make memory known, and give its address."""
@@ -45,35 +48,61 @@ class InterpretedDevice:
                 return rest[: len(rest) // dtype.itemsize * dtype.itemsize].view(dtype)
         raise AssertionError(f"no memory was made at {address}")
 
-    def load(self, kernel: TritonKernel) -> Launch:
-        def start(grid: tuple[int, int, int], parameters: Sequence[int], stream: int) -> None:
+    def load(self, kernel: TritonKernel) -> Launcher:
+        self.loaded.append(kernel)
+        return partial(self._launch, kernel)
+
+    def _launch(self, kernel: TritonKernel, grid: tuple[int, int, int], parameters: Sequence[int | Place]) -> Step:
+        def step(addresses: Sequence[int], stream: int) -> None:
             assert stream == 7
-            values = dict(zip(kernel.parameters, parameters, strict=True))
-            places = [v for p, v in values.items() if isinstance(p, Pointer)]
-            sizes = {str(p.value): v for p, v in values.items() if not isinstance(p, Pointer)}
-            arrays: dict[str, Array | list[Array]] = {}
-            for p, address in values.items():
-                if not isinstance(p, Pointer):
-                    continue
-                found = self.array(address, p.dtype.numpy, places)
-                if p.element is None:
-                    arrays[p.buffer] = found
-                else:
-                    listed = arrays.setdefault(p.buffer, [])
-                    assert isinstance(listed, list)
-                    listed += [found] * (int(p.element) + 1 - len(listed))
-                    listed[int(p.element)] = found
-            assert interpreter.launch_grid(kernel, sizes) == grid
-            interpreter.run(kernel, arrays, sizes)
+            self.launch(kernel, grid, [p if isinstance(p, int) else addresses[p[0]] + p[1] for p in parameters])
 
-        return start
+        return step
 
-    def copy(self, target: int, source: int, size: int, stream: int) -> None:
-        ctypes.memmove(target, source, size)
+    def launch(self, kernel: TritonKernel, grid: tuple[int, int, int], parameters: Sequence[int]) -> None:
+        """Run a kernel on the memory that its parameters point to."""
+        values = dict(zip(kernel.parameters, parameters, strict=True))
+        places = [v for p, v in values.items() if isinstance(p, Pointer)]
+        sizes = {str(p.value): v for p, v in values.items() if not isinstance(p, Pointer)}
+        arrays: dict[str, Array | list[Array]] = {}
+        for p, address in values.items():
+            if not isinstance(p, Pointer):
+                continue
+            found = self.array(address, p.dtype.numpy, places)
+            if p.element is None:
+                arrays[p.buffer] = found
+            else:
+                listed = arrays.setdefault(p.buffer, [])
+                assert isinstance(listed, list)
+                listed += [found] * (int(p.element) + 1 - len(listed))
+                listed[int(p.element)] = found
+        assert interpreter.launch_grid(kernel, sizes) == grid
+        interpreter.run(kernel, arrays, sizes)
+        self.clock += 1
+
+    def copy(self, target: Place, source: Place, size: int) -> Step:
+        def step(addresses: Sequence[int], stream: int) -> None:
+            ctypes.memmove(addresses[target[0]] + target[1], addresses[source[0]] + source[1], size)
+
+        return step
+
+    def run(self, steps: Sequence[Step], addresses: Sequence[int], stream: int) -> None:
+        for step in steps:
+            step(addresses, stream)
 
     def read(self, address: int, size: int, stream: int) -> bytes:
         self.reads += 1
         return ctypes.string_at(address, size)
+
+    def moment(self, stream: int) -> int:
+        return self.clock
+
+    def seconds(self, start: int, end: int) -> float:
+        """A microsecond for each launch."""
+        return (end - start) * 1e-6
+
+    def bandwidth(self) -> float | None:
+        return 1e12
 
 
 def aligned(count: int, dtype: np.dtype[np.generic]) -> Array:
@@ -94,19 +123,17 @@ def run(compilation: Compilation, inputs: Sequence[Array | list[Array]]) -> tupl
     device = InterpretedDevice()
     given = [[placed(t) for t in i] if isinstance(i, list) else placed(np.asarray(i)) for i in inputs]
     for number, plan in enumerate(compilation.plan.whole):
-        walk = DevicePlan(plan, compilation.launches, device)
-        sizes = {n: compilation.sizes[n] for n in plan.sizes}
+        call = PlanCall(DevicePlan(plan, compilation.launches, device), compilation.sizes)
         own = given
         if number == 0 and (once := compilation.plan.preparation) is not None:
             own = [given[n] for n in once.inputs]
-        places = [[device.add(t) for t in a] if isinstance(a, list) else device.add(a) for a in own]
-        shapes = [walk.shape(s, sizes) for s in walk.outputs]
-        outputs = [aligned(int(np.prod(shape)), s.dtype.numpy) for s, shape in zip(walk.outputs, shapes)]
-        workspace = aligned(walk.workspace(sizes), np.dtype(np.uint8))
-        results = [device.add(o) for o in outputs]
-        walk.run(places, results, device.add(workspace), sizes, 7)
+        places = [device.add(t) for a in own for t in (a if isinstance(a, list) else [a])]
+        for _ in range(2):  # walked, then repeated
+            outputs = [aligned(int(np.prod(shape)), dtype.numpy) for shape, dtype in call.shapes]
+            workspace = aligned(call.workspace, np.dtype(np.uint8))
+            call.run([*places, *map(device.add, (*outputs, workspace)), 0], 7)
         given = [*given, *outputs]
-    return [o.reshape(shape) for o, shape in zip(outputs, shapes)], device
+    return [o.reshape(shape) for o, (shape, _) in zip(outputs, call.shapes)], device
 
 
 SOME = (

@@ -26,9 +26,9 @@ SOME = (
 """Programs with much to write outside their kernels."""
 
 
-def text_of(source: str, **sizes: int) -> str:
+def text_of(source: str, *, checks: bool = False, **sizes: int) -> str:
     program = load(Source("program.ita", source)).build("f")
-    return Compilation(program, sizes, Options(target=TARGET, dynamic=tuple(sizes))).text("triton")
+    return Compilation(program, sizes, Options(target=TARGET, dynamic=tuple(sizes), checks=checks)).text("triton")
 
 
 def text_of_op(name: str, *, dynamic: bool) -> str:
@@ -49,9 +49,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file.write_text(text_of_op(name, dynamic=dynamic))
     (found / "prepared.py").write_text(text_of(PREPARED, N=5))
     (found / "keyword.py").write_text(text_of("fn f(x: f32[2*N]) -> f32[N, 2] { return reshape(x, (N, 2)) }", N=5))
+    (found / "checked.py").write_text(text_of(CHECKED, checks=True, N=5))
     return found
 
 
+CHECKED = "fn f(x: f32[N], i: i64[N]) -> f32[N] { return tensor[a](x[i[a]]) }"
 PREPARED = "fn f(const w: f32[20, 20], x: f32[N, 20]) -> f32[N, 20] { return x @ (transpose(w) @ w) }"
 
 
@@ -123,6 +125,21 @@ for wrong in (7, x.double(), x[:, 1:], torch.zeros(300, 50).T):
     except (TypeError, ValueError) as error:
         print(error)
 """
+
+
+FAILING = """
+import importlib.util, sys, torch
+spec = importlib.util.spec_from_file_location("checked", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+module.f(torch.ones(5), torch.tensor([0, 1, 7, 2, -1]))
+"""
+
+
+def test_run_time_checks_of_a_file(folder: Path) -> None:
+    needs_torch()
+    run = interpret("-c", FAILING, str(folder / "checked.py"))
+    assert run.stderr.endswith("ValueError: E0801: program.ita:1:47: subscript 7 is outside 0..5\n"), run.stderr
 
 
 def test_arguments_are_checked(folder: Path) -> None:

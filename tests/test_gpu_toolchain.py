@@ -20,6 +20,7 @@ from intarsia.backends.gpu.toolchain import (
     compile_kernel,
     compile_kernels,
     count_instructions,
+    counted,
     first_useful_line,
 )
 from intarsia.backends.gpu.triton_kernel import Pointer, TritonKernel
@@ -92,7 +93,7 @@ def test_nothing_is_spilled(kernel: TritonKernel, target: Target, folder: Path) 
 @pytest.mark.slow
 def test_tensor_cores_of_blackwell_and_sorting(folder: Path) -> None:
     kernels = [gpu_kernels.matmul(BF16, (128, 128, 64), warps=8, divisible=True), gpu_kernels.sort(1024)]
-    matmul, sort = compile_kernels(kernels, BLACKWELL, folder, counted=True, each=partial(map_with, 2))
+    matmul, sort = map(counted, compile_kernels(kernels, BLACKWELL, folder, each=partial(map_with, 2)))
     assert matmul.resources.count("tcgen05") > 0 and matmul.resources.spilled == 0
     assert sort.resources.count("shuffle") > 100 and "resources" in vars(sort)
     assert matmul == compile_kernel(kernels[0], BLACKWELL, folder)

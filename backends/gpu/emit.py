@@ -16,9 +16,10 @@ from intarsia.backends.gpu.descriptors import described_in
 from intarsia.backends.gpu.expressions import Part, Tile, base_name
 from intarsia.backends.gpu.lanes import all_sizes
 from intarsia.backends.gpu.lines import Scope
-from intarsia.backends.gpu.triton_kernel import Parameter, Pointer, Scalar, TritonKernel
-from intarsia.backends.gpu.values import UNARY
+from intarsia.backends.gpu.triton_kernel import RECORD, Parameter, Pointer, Scalar, TritonKernel
+from intarsia.backends.gpu.values import AND, UNARY
 from intarsia.backends.gpu.writes import Writes
+from intarsia.ir.dtypes import I64
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import (
     Alloc,
@@ -35,7 +36,7 @@ from intarsia.ir.kernel import (
 )
 from intarsia.ir.kernel_access import accesses, trips, written_in
 from intarsia.ir.proofs import Facts
-from intarsia.ir.scalar import Const
+from intarsia.ir.scalar import Const, apply
 from intarsia.ir.sizes import Size, minimum, product
 
 LARGEST_BLOCK = 1 << 17
@@ -72,7 +73,7 @@ class _Launch(Writes):
     ) -> None:
         elements = [product(b.shape).constant for b in kernel.buffers().values()]
         wide = bool(kernel.sizes) or any(n is None or n >= 1 << 31 for n in elements)
-        super().__init__(kernel.buffers(), wide, body, shared)
+        super().__init__({**kernel.buffers(), RECORD.name: RECORD}, wide, body, shared)
         self.described = described_in(body, kernel.buffers(), unaligned)
         self.unaligned = unaligned
         self.kernel = kernel
@@ -233,7 +234,7 @@ class _Launch(Writes):
                 case Prefetch():
                     pass
                 case Check():
-                    raise ScheduleError("run-time checks are not made on a GPU")
+                    self.check(statement)
                 case Call(routine):
                     raise ScheduleError(f"there is no {routine} in Triton")
 
@@ -326,6 +327,27 @@ class _Launch(Writes):
             self.scopes.pop()
             self.depth -= 1
         self.after_changes((*then, *otherwise))
+
+    def check(self, check: Check) -> None:
+        """Note a check that fails, if it is the first one. No other program and no other lane does so."""
+        if self.grid or self.order:
+            raise ScheduleError("a check stands inside a loop over programs or lanes")
+        self.comment(check.span)
+        self.before_changes((check,))
+        fails = apply("not", check.condition)
+        self.begin(fails)
+        record = self.pointer(RECORD.name, None)
+        self.line(f"if {self.value(fails).at(AND)} & (tl.load({record}) == 0):")
+        self.depth += 1
+        self.scopes.append(Scope(is_loop=False))
+        self.begin(*check.values)
+        values = [self.convert(self.value(v), I64).text for v in check.values]
+        self.line("tl.debug_barrier()")
+        for place, text in enumerate((str(check.number), str(len(values)), *values)):
+            self.line(f"tl.store({record} + {place}, {text})" if place else f"tl.store({record}, {text})")
+        self.line("tl.debug_barrier()")
+        self.scopes.pop()
+        self.depth -= 1
 
     def before_changes(self, body: Sequence[Statement]) -> None:
         """Before statements that may run several times or not at all: what they change must exist, and is forgotten."""

@@ -12,7 +12,7 @@ from intarsia.backends.gpu.python_names import Names
 from intarsia.backends.gpu.torch_reference import reference_lines
 from intarsia.backends.gpu.torch_texts import Unwritten, integer
 from intarsia.backends.gpu.torch_types import torch_type
-from intarsia.backends.gpu.triton_kernel import Pointer, TritonKernel
+from intarsia.backends.gpu.triton_kernel import RECORD, Pointer, Scalar, TritonKernel
 from intarsia.backends.gpu.triton_module import LIBRARY, parts_of
 from intarsia.ir.graph import Graph
 from intarsia.ir.plan import Copy, Invoke, Plan, PlanStatement, Reference, Repeat, Slot, State
@@ -65,9 +65,25 @@ _COMPARE = '''def compare(actual, expected):
         torch.testing.assert_close(a, e, {}, equal_nan=True)
 '''
 
+_CHECKED = '''
+CHECKS = {{
+{}}}
+"""What a run-time check that fails has to say, by its number."""
 
-def program_text(plan: Plan, graph: Graph, launches: Launches, sizes: Mapping[str, int]) -> str:
-    """The file of a program. `graph` is the program as written, `sizes` gives open dimensions for the comparison."""
+
+def require(record):
+    """Raise an error if a run-time check failed. This waits for the kernels."""
+    number, count, *values = record.tolist()
+    if number:
+        raise ValueError(CHECKS[number].format(*values[:count]))
+'''
+
+
+def program_text(
+    plan: Plan, graph: Graph, launches: Launches, sizes: Mapping[str, int], checks: Mapping[int, str] | None = None
+) -> str:
+    """The file of a program. `graph` is the program as written, `sizes` gives open dimensions for the comparison,
+    `checks` what its run-time checks have to say."""
     launches = _distinct(launches)
     own = [k for part in plan.whole for kernel in part.kernels for k in launches[kernel.name]]
     parts = parts_of(own)
@@ -83,6 +99,8 @@ def program_text(plan: Plan, graph: Graph, launches: Launches, sizes: Mapping[st
         "main",
         "reference",
         "compare",
+        "require",
+        "CHECKS",
         "INTERPRETED",
     }
     taken |= {n for k in own for n in (k.name, *(h.partition("def ")[2].partition("(")[0] for h in k.helpers))}
@@ -90,6 +108,9 @@ def program_text(plan: Plan, graph: Graph, launches: Launches, sizes: Mapping[st
     header = "import os\n\nimport torch\nimport triton\n" + ("import triton.language as tl\n" if own else "")
     header += LIBRARY if any("libdevice." in part for part in parts) else ""
     helpers = [_CHECK + _ALIGNED, _ALLOCATE] if any(_has_descriptors(k) for k in own) else [_CHECK]
+    if checks:
+        lines = "".join(f"    {number}: {text!r},\n" for number, text in checks.items())
+        helpers.append(_CHECKED.format(lines))
     texts = [header + _INTERPRETED, *parts, *helpers, *program.functions()]
     return laid_out("\n\n".join(text.strip("\n") + "\n" for text in texts))
 
@@ -214,6 +235,7 @@ class _Launcher:
         self.texts = {s.name: self.names.fresh(s.name) for s in plan.slots}
         self.texts.update({n: n for n in plan.sizes})
         self.slots = {s.name: s for s in plan.slots}
+        self.record = self.names.fresh("record")
 
     def line(self, text: str) -> None:
         self.lines.append("    " * self.depth + text)
@@ -260,9 +282,14 @@ class _Launcher:
         here = len(self.lines)
         self.prepare()
         self.memory()
-        if any(_has_descriptors(k) for name in self.kernels for k in self.launches[name]):
+        own = [k for name in self.kernels for k in self.launches[name]]
+        if any(map(_has_descriptors, own)):
             self.line("triton.set_allocator(allocate)")
+        if has_record := any(_is_record(p) for k in own for p in k.parameters):
+            self.line(f"{self.record} = torch.zeros({RECORD.shape[0]}, dtype=torch.int64, device=device)")
         self.block(self.plan.body)
+        if has_record:
+            self.line(f"require({self.record})")
         if any("device=device" in line for line in self.lines[here:]):
             self.lines.insert(here, f"    device = {where}")
         results = sorted((s for s in self.plan.slots if s.place == "output"), key=lambda s: s.index)
@@ -329,7 +356,9 @@ class _Launcher:
         for launch in self.launches[kernel.name]:
             words: list[str] = []
             for parameter in launch.parameters:
-                if isinstance(parameter, Pointer):
+                if _is_record(parameter):
+                    words.append(self.record)
+                elif isinstance(parameter, Pointer):
                     words.append(self.reference(given[parameter.buffer], parameter.element))
                 else:
                     words.append(self.size(parameter.value.substitute(sizes)))
@@ -413,6 +442,10 @@ def _tuple(words: Iterable[str]) -> str:
     """A tuple of Python."""
     found = list(words)
     return f"({found[0]},)" if len(found) == 1 else f"({', '.join(found)})"
+
+
+def _is_record(parameter: Pointer | Scalar) -> bool:
+    return isinstance(parameter, Pointer) and parameter.buffer == RECORD.name
 
 
 def _bytes(slot: Slot) -> Size:

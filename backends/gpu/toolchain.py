@@ -171,24 +171,21 @@ def compile_kernels(
     cache_directory: Path,
     *,
     fuse_products: bool = False,
-    counted: bool = False,
     each: Mapper = map,
 ) -> list[CompiledKernel]:
-    """Compile each kernel; `each` may share the work among processes.
-
-    With `counted`, their `resources` are known as well when they come back.
-    """
+    """Compile each kernel; `each` may share the work among processes."""
     require_triton()  # here, so that processes find it imported
-    return list(each(partial(_compile_one, target, cache_directory, fuse_products, counted), kernels))
+    return list(each(partial(_compile_one, target, cache_directory, fuse_products), kernels))
 
 
-def _compile_one(
-    target: Target, cache_directory: Path, fuse_products: bool, counted: bool, kernel: TritonKernel
-) -> CompiledKernel:
-    compiled = compile_kernel(kernel, target, cache_directory, fuse_products=fuse_products)
-    if counted:
-        assert compiled.resources  # which is kept
-    return compiled
+def _compile_one(target: Target, cache_directory: Path, fuse_products: bool, kernel: TritonKernel) -> CompiledKernel:
+    return compile_kernel(kernel, target, cache_directory, fuse_products=fuse_products)
+
+
+def counted(code: CompiledKernel) -> CompiledKernel:
+    """The same, disassembled and counted: `resources` is known, also when it comes back from another process."""
+    assert code.resources
+    return code
 
 
 def _triton_compile(kernel: TritonKernel, target: Target, fuse_products: bool) -> Any:

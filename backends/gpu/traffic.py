@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 
 from intarsia.backends.gpu.triton_kernel import Transfer, TritonKernel
+from intarsia.ir.kernel import Kernel
 from intarsia.ir.sizes import Size
+from intarsia.ir.sizes import product as product_of
 
 
 def bytes_moved(kernel: TritonKernel, sizes: Mapping[str, int]) -> dict[tuple[str, bool], int]:
@@ -19,6 +21,13 @@ def bytes_moved(kernel: TritonKernel, sizes: Mapping[str, int]) -> dict[tuple[st
         moved = transfer.elements * transfer.dtype.bytes * _times(kernel, transfer, sizes)
         found[key] = found.get(key, 0) + moved
     return found
+
+
+def bytes_touched(moved: Mapping[tuple[str, bool], int], kernel: Kernel, sizes: Mapping[str, int]) -> int:
+    """Bytes that the memory has to give and take for what programs of a launch move, if caches hold the rest: at most
+    those of each buffer, once in each direction."""
+    held = {b.name: product_of(b.extents).evaluate(sizes) * b.dtype.bytes for b in kernel.buffers().values()}
+    return sum(min(count, held[buffer]) for (buffer, _), count in moved.items())
 
 
 def _times(kernel: TritonKernel, transfer: Transfer, sizes: Mapping[str, int]) -> int:

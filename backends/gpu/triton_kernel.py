@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from intarsia.ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64, DType
+from intarsia.ir.kernel import Buffer
 from intarsia.ir.sizes import Size
 
 TRITON_TYPES: dict[DType, str] = {
@@ -40,6 +41,10 @@ class Scalar:
 
 
 Parameter: TypeAlias = "Pointer | Scalar"
+
+RECORD = Buffer("check.record", I64, (Size.of(16),))
+"""What a pointer of a launch with run-time checks points to, beside the kernel's own buffers. It is zeros before a
+call. The first check of the call that fails writes its number, how many values go with it, and these."""
 
 
 @dataclass(frozen=True)

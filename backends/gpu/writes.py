@@ -175,8 +175,7 @@ class Writes(Products):
             return
         new = self.reduce(put, value, reduced) if reduced else self.value(value)
         if (held := self._neutral(put.operator, tile)) is not None and reduced:
-            more = [m for m in kept if self.canonical(m) not in tile.conditions | self.harmless]
-            if more and (mask := self.mask(more, self.order)) is not None:
+            if (mask := self._unmet(tile, kept)) is not None:
                 new = self.call("tl.where", self.order, new.dtype, mask, new, literal(held.value, new.dtype))
             del self.pending[put.buffer]
             self.assign(tile, axes, new)
@@ -187,6 +186,10 @@ class Writes(Products):
         if put.operator == "+=" and isinstance(value, Load) and value.other is None:
             kept = [m for m in kept if not self.keeps(value, [m])]  # what is added is 0 where one of these fails
         self.assign(tile, axes, self._where_kept(tile, axes, kept, merged))
+
+    def _unmet(self, tile: Tile, kept: Iterable[Size]) -> Value | None:
+        """The mask of those of some conditions that may fail in lanes of a tile that are seen."""
+        return self.mask((m for m in kept if self.canonical(m) not in tile.conditions | self.harmless), self.order)
 
     def _neutral(self, operator: PutOperator, tile: Tile) -> Const | None:
         """The neutral element of an operator, if that is all that a tile holds."""
@@ -215,9 +218,7 @@ class Writes(Products):
 
     def _where_kept(self, tile: Tile, axes: tuple[str, ...], kept: Sequence[Size], new: Value) -> Value:
         """A new value of a tile, where conditions hold that did not hold anyway."""
-        more = [m for m in kept if self.canonical(m) not in tile.conditions | self.harmless]
-        mask = self.mask(more, self.order) if more else None
-        if mask is None:
+        if (mask := self._unmet(tile, kept)) is None:
             return new
         order = tuple(a for a in self.order if a in axes)
         old = self.read_tile(Load(tile.buffer.name, self._own_indices(tile, axes), tile.buffer.dtype), order)

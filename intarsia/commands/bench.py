@@ -10,7 +10,7 @@ from typing import Any
 import click
 import numpy as np
 
-from intarsia.commands.binding import argument_options, bind
+from intarsia.commands.binding import Bound, argument_options, bind, on_gpu
 from intarsia.commands.comparison import first_mismatch
 from intarsia.commands.interruption import interruptible
 from intarsia.commands.options import (
@@ -23,8 +23,9 @@ from intarsia.commands.options import (
 )
 from intarsia.deep_stack import with_deep_stack
 from intarsia.ir.arithmetic import Arithmetic
+from intarsia.ir.dtypes import Array
 from intarsia.ir.interpreter import evaluate_with
-from intarsia.measurement import measure, median_and_spread
+from intarsia.measurement import elapsed, median_and_spread, samples
 from intarsia.program import Program
 from intarsia.torch_arithmetic import TorchArithmetic
 
@@ -69,28 +70,40 @@ def command(
         raise click.UsageError(f"--target {target} runs no machine code")
     function = Program(source, options, use_cache=use_cache).entry(name)
     bound = bind(function, arguments, weights, settings["dims"], True)
-    call = bound.call()
+    call, timed = _prepared(bound)
     if (wrong := first_mismatch(bound, interruptible(call))) is not None:
         click.echo(f"WRONG: {wrong}", err=True)
         return 3
-    calls: dict[str, Callable[[], object]] = {"intarsia": call}
+    calls: dict[str, Callable[[], float]] = {"intarsia": timed}
     if peers:
         compilation = with_deep_stack(bound.compilation)
         inputs = bound.inputs(compilation)
         module, sizes = compilation.source_module, compilation.sizes
-        calls |= {peer: partial(evaluate_with, a, module, inputs, sizes) for peer, a in arithmetics.items()}
-    samples: dict[str, list[float]] = {label: [] for label in calls}
+        runs = {peer: partial(evaluate_with, a, module, inputs, sizes) for peer, a in arithmetics.items()}
+        calls |= {peer: partial(elapsed, run) for peer, run in runs.items()}
+    found: dict[str, list[float]] = {label: [] for label in calls}
 
     def take_turns() -> None:
         for _ in range(ROUNDS):
             for label, peer in calls.items():
-                samples[label] += measure(peer, seconds / ROUNDS / len(calls), most=100)
+                found[label] += samples(peer, seconds / ROUNDS / len(calls), most=100)
 
     interruptible(take_turns)
-    for label, own in samples.items():
+    for label, own in found.items():
         median, spread = median_and_spread(own)
-        ratio = f"  {median / np.median(samples['intarsia']):6.2f} x" if label != "intarsia" else ""
+        ratio = f"  {median / np.median(found['intarsia']):6.2f} x" if label != "intarsia" else ""
         click.echo(f"{label:10} {median * 1e3:10.4f} ms  +- {spread * 1e3:.4f}{ratio}")
     if output:
-        write_output(output, json.dumps({"program": source.name, "seconds": samples}, indent=1) + "\n")
+        write_output(output, json.dumps({"program": source.name, "seconds": found}, indent=1) + "\n")
     return 0
+
+
+def _prepared(bound: Bound) -> tuple[Callable[[], list[Array]], Callable[[], float]]:
+    """What runs the program, and what runs it and says how long that took: on a GPU, by the GPU's own clock."""
+    if not bound.function.runs_on_gpu:
+        call = bound.call()
+        return call, partial(elapsed, call)
+    from intarsia.gpu_calls import as_array
+
+    placed = on_gpu(bound)
+    return lambda: [as_array(r) for r in placed()], placed.seconds

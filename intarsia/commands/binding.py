@@ -33,6 +33,7 @@ from intarsia.tensors import Tensors, adapted, declared_types, type_of
 
 if TYPE_CHECKING:
     from intarsia.driver import Compilation
+    from intarsia.gpu_calls import PlacedCall
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,6 +80,14 @@ class Bound:
         _ = executable.native
         prepared = executable.prepared(inputs, sizes)
         return lambda: executable.run(inputs, sizes, prepared)
+
+
+def on_gpu(bound: Bound, graph: bool = False) -> PlacedCall:
+    """A call of the program on the GPU, where its arguments are when this returns."""
+    assert bound.function.gpu is not None
+    call = bound.function.gpu.repeated(bound.tensors, bound.statics, bound.dims, graph=graph)
+    click.echo("note: the arguments are copied to the GPU, and the results back", err=True)
+    return call
 
 
 def bind(

@@ -75,7 +75,7 @@ def command(
         assert stage is not None
         write_output(output, with_deep_stack(lambda: _text(compilation, stage, debug_info)))
     if stage in (*CHIP_STAGES, "cubin") and compilation.target.kind == "gpu":
-        for line in resource_lines(compilation):
+        for line in resource_lines(compilation, counted=stage == "sass"):
             click.echo(line, err=True)
 
 

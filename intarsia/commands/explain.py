@@ -15,7 +15,6 @@ from intarsia.documentation import error_page
 from intarsia.driver import Compilation
 from intarsia.ir.errors import Remark
 from intarsia.ir.kernel_scratch import scratch
-from intarsia.ir.sizes import product
 from intarsia.measurement import duration_text, size_text
 from intarsia.program import Program
 
@@ -98,7 +97,7 @@ def _show_launches(compilation: Compilation) -> None:
     """The steps of each kernel for a GPU, and what was counted in the code of its launches."""
     from intarsia.commands.resources import resource_text
 
-    codes = with_deep_stack(lambda: compilation.chip_code)
+    codes = with_deep_stack(lambda: compilation.counted_code)
     for name, launches in compilation.launches.items():
         click.echo(f"kernel {name}:")
         for step in filter(None, compilation.schedules.get(name, "").split("; ")):
@@ -107,23 +106,22 @@ def _show_launches(compilation: Compilation) -> None:
             grid = " x ".join(map(str, launch.grid))
             blocks = "".join(f", {block} = {size}" for block, size in launch.constants)
             click.echo(f"  launch {launch.name}: {grid} programs{blocks}")
-            click.echo(f"    {resource_text(code.resources)}")
+            click.echo(f"    {resource_text(code)}")
             click.echo(f"    {_traffic_text(compilation, name, launch)}")
 
 
 def _traffic_text(compilation: Compilation, name: str, launch: TritonKernel) -> str:
     """What the programs of a launch load and store, beside the bytes of the buffers that they touch."""
-    from intarsia.backends.gpu.traffic import bytes_moved
+    from intarsia.backends.gpu.traffic import bytes_moved, bytes_touched
 
     kernel = next(k for part in compilation.plan.whole for k in part.kernels if k.name == name)
     sizes = compilation.sizes
     if not set(kernel.sizes) <= set(sizes):
         return "moves what depends on counters of loops"
-    held = {b.name: product(b.extents).evaluate(sizes) * b.dtype.bytes for b in kernel.parameters}
     words = []
     for writes, word in ((False, "loads"), (True, "stores")):
-        moved = {b: n for (b, w), n in bytes_moved(launch, sizes).items() if w == writes}
-        least = sum(min(n, held[b]) for b, n in moved.items())
+        moved = {key: n for key, n in bytes_moved(launch, sizes).items() if key[1] == writes}
+        least = bytes_touched(moved, kernel, sizes)
         words.append(f"{word} {size_text(sum(moved.values()))}, {size_text(least)} at least")
     return "; ".join(words)
 

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from intarsia.backends.gpu.toolchain import Resources
+from intarsia.backends.gpu.toolchain import CompiledKernel
 from intarsia.driver import Compilation
 
 MATRIX_UNITS = ("tcgen05", "hgmma", "qgmma", "igmma", "hmma", "imma", "dmma")
 """Kinds of instructions that multiply matrices."""
 
 
-def resource_lines(compilation: Compilation) -> Iterator[str]:
-    """One line for each launch of each kernel."""
-    for codes in compilation.chip_code.values():
+def resource_lines(compilation: Compilation, *, counted: bool) -> Iterator[str]:
+    """One line for each launch of each kernel; with what is `counted` in its instructions."""
+    for codes in (compilation.counted_code if counted else compilation.chip_code).values():
         for code in codes:
-            yield f"kernel {code.name}: {resource_text(code.resources)}"
+            yield f"kernel {code.name}: {resource_text(code) if counted else usage_text(code)}"
 
 
-def resource_text(found: Resources) -> str:
-    """Registers, shared memory, spills, and the instructions that decide how fast a kernel can be."""
-    parts = [f"{found.registers} registers", f"{found.warps} warps", f"{found.shared / 1024:.0f} KiB shared"]
-    parts.append(f"{found.spilled} bytes spilled" if found.spilled else "no spills")
+def usage_text(code: CompiledKernel) -> str:
+    """Registers, warps, shared memory and spills."""
+    registers, spilled = code.usage
+    spills = f"{spilled} bytes spilled" if spilled else "no spills"
+    return f"{registers} registers, {code.warps} warps, {code.shared / 1024:.0f} KiB shared, {spills}"
+
+
+def resource_text(code: CompiledKernel) -> str:
+    """The same, and the instructions that decide how fast a kernel can be."""
+    found = code.resources
     products = [f"{found.count(kind)} {kind}" for kind in (*MATRIX_UNITS, "ffma") if found.count(kind)]
     loads, wide = found.count("load_global"), found.count("load_global_16")
     stores, wide_stores = found.count("store_global"), found.count("store_global_16")
     copies, wide_copies = found.count("copy_async"), found.count("copy_async_16")
     return ", ".join(
         [
-            *parts,
+            usage_text(code),
             *products,
             f"{wide} of {loads} loads and {wide_stores} of {stores} stores of 16 bytes",
             *([f"{wide_copies} of {copies} asynchronous copies of 16 bytes"] if copies else []),

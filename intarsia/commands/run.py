@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from intarsia.arguments import format_array
-from intarsia.commands.binding import Bound, argument_options, bind
+from intarsia.commands.binding import Bound, argument_options, bind, on_gpu
 from intarsia.commands.interruption import interruptible
 from intarsia.commands.options import INTERPRETERS, compile_options, open_program, options_of, program_argument
 from intarsia.files import write_results
 from intarsia.ir.dtypes import Array
 from intarsia.program import Program
+
+if TYPE_CHECKING:
+    from intarsia.gpu_calls import PlacedCall
 
 
 @click.command("run")
@@ -63,14 +66,13 @@ def command(
             report_nan(bound)
         return 0
     start = time.perf_counter()
-    if (options.target or "").startswith("gpu") and target not in INTERPRETERS:
-        if timing or profile:
-            raise click.UsageError("--time and --profile are not for GPUs in this version")
-        call = _prepare_on_gpu(bound, cuda_graph)
+    if function.runs_on_gpu and target not in INTERPRETERS:
+        placed = on_gpu(bound, cuda_graph)
+        call = _to_host(placed)
     elif cuda_graph:
         raise click.UsageError("--cuda-graph needs --target gpu")
     else:
-        call = _prepare(bound, target)
+        placed, call = None, _prepare(bound, target)
     compile_seconds = time.perf_counter() - start
     results = interruptible(call)
     if out is not None:
@@ -79,13 +81,9 @@ def command(
     else:
         _print(bound, results)
     if timing:
-        from intarsia.commands.timing import report_time
-
-        report_time(bound, call, compile_seconds)
+        _report_time(bound, placed, call, compile_seconds)
     if profile:
-        from intarsia.commands.timing import report_profile
-
-        report_profile(bound)
+        _report_profile(bound, placed)
     if compare:
         from intarsia.commands.comparison import report_comparison
 
@@ -103,14 +101,35 @@ def _prepare(bound: Bound, target: str | None) -> Callable[[], list[Array]]:
     return bound.call()
 
 
-def _prepare_on_gpu(bound: Bound, graph: bool) -> Callable[[], list[Array]]:
-    """A callable that runs the program on the GPU and brings the results to the host. The arguments are there."""
+def _to_host(call: PlacedCall) -> Callable[[], list[Array]]:
+    """A callable that runs a program on the GPU and brings the results to the host."""
     from intarsia.gpu_calls import as_array
 
-    assert bound.function.gpu is not None
-    call = bound.function.gpu.repeated(bound.tensors, bound.statics, bound.dims, graph=graph)
-    click.echo("note: the arguments are copied to the GPU, and the results back", err=True)
     return lambda: [as_array(r) for r in call()]
+
+
+def _report_time(
+    bound: Bound, placed: PlacedCall | None, call: Callable[[], list[Array]], compile_seconds: float
+) -> None:
+    if placed is None:
+        from intarsia.commands.timing import report_time
+
+        report_time(bound, call, compile_seconds)
+    else:
+        from intarsia.commands import gpu_timing
+
+        gpu_timing.report_time(placed, compile_seconds)
+
+
+def _report_profile(bound: Bound, placed: PlacedCall | None) -> None:
+    if placed is None:
+        from intarsia.commands.timing import report_profile
+
+        report_profile(bound)
+    else:
+        from intarsia.commands import gpu_timing
+
+        gpu_timing.report_profile(placed)
 
 
 def _print(bound: Bound, results: Sequence[Array]) -> None:

@@ -40,7 +40,7 @@ def report_time(bound: Bound, call: Callable[[], object], compile_seconds: float
     click.echo(
         f"run: median {duration_text(median)}, quartiles {duration_text(spread)} apart, {len(samples)} runs", err=True
     )
-    moved = _argument_bytes(compilation)
+    moved = argument_bytes(compilation)
     click.echo(f"     {_rates(operations, moved, median, limits)}", err=True)
     if not limits.agreed:
         click.echo("note: the machine was busy while its limits were measured; it may do more", err=True)
@@ -57,7 +57,7 @@ def operations_done(compilation: Compilation) -> int:
     return written if done is None else min(written, done)
 
 
-def _argument_bytes(compilation: Compilation) -> int:
+def argument_bytes(compilation: Compilation) -> int:
     """The bytes of arguments and results, each once."""
     graph = compilation.graph.graph
     return sum(_bytes(v.type, compilation.sizes) for v in (*(p.value for p in graph.parameters), *graph.results))

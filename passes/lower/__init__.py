@@ -49,7 +49,7 @@ class Lower(Pass):
         graph = module.graph
         kernels = Kernels(graph.name, module.kernels)
         scope = _Scope(graph.dimensions, Facts(names=frozenset(graph.dimensions)))
-        checks = Checks() if context.checks else None
+        checks = Checks(outside=context.target.kind == "gpu") if context.checks else None
         loops_inside = self.pointwise_loops and checks is None
         lowering = _RegionLowering(kernels, frozenset(graph.body.parameters), checks, loops_inside)
         body = lowering.region(graph.body, scope, {})

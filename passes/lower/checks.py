@@ -1,8 +1,15 @@
 """Run-time checks, under `--checks`: subscripts that depend on data, integer divisors, targets written twice.
 
 Each check is a stage of its own before the node that it belongs to, over the axes it depends on. The values that a
-failed check records say which kind it is: `(index, extent)` for a subscript, none for a divisor that is 0, and for a
-target of `=` that was written before its flat index.
+failed check records say which kind it is: `(index, extent)` for a subscript, none for a divisor that is 0, and for an
+element that `=` writes twice its flat index.
+
+A GPU does not stop inside a loop. There, minima find the first iteration that fails, axis by axis, and one check
+outside of loops looks at what they found:
+
+    for i in 0..8 { check 1: x[i] < 4 (x[i], 4) }  =>  first = greatest
+                                                       for i in 0..8 { first min= where(x[i] < 4, greatest, i) }
+                                                       check 1: first == greatest (x[first], 4)
 """
 
 from __future__ import annotations
@@ -12,13 +19,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from intarsia.ir.dtypes import I32
+from intarsia.ir.dtypes import I32, I64
 from intarsia.ir.errors import Span
 from intarsia.ir.graph import Node, Value
 from intarsia.ir.kernel import Check, Kernel, Statement, walk
 from intarsia.ir.ops import Update
 from intarsia.ir.ops.elementwise import axes_for
-from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, apply, constant
+from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, apply, constant, where
 from intarsia.ir.sizes import ZERO, Size, row_major_strides
 from intarsia.ir.space import Axis, Space, operand_position
 from intarsia.passes.lower.names import value_extents
@@ -33,8 +40,9 @@ Path: TypeAlias = "tuple[Expr, ...]"
 
 @dataclass
 class Checks:
-    """Numbers the checks of a program, from 1."""
+    """Numbers the checks of a program, from 1. outside: they stand outside of loops."""
 
+    outside: bool = False
     count: int = field(default=0)
 
     def number(self) -> int:
@@ -168,7 +176,30 @@ def _write(
         values = tuple(group.inlined(v, node.operands) for v in obligation.values)
         check = Check(checks.number(), condition, values, node.span)
         used = group.inlined_axes(_needed(axes, obligation.whole.symbols), node.operands)
-        group.writer.body += group.writer.loops(used, partial(_placed, group, check))
+        _write_stage(group, node, used, check, checks)
+
+
+def _write_stage(group: GroupLowering, node: Node, axes: Sequence[Axis], check: Check, checks: Checks) -> None:
+    """The stage of a check over axes."""
+    if checks.outside:
+        check, axes = _at_first_failure(group, node, axes, check), ()
+    group.writer.body += group.writer.loops(axes, partial(_placed, group, check))
+
+
+def _at_first_failure(group: GroupLowering, node: Node, axes: Sequence[Axis], check: Check) -> Check:
+    """The same check outside of loops: of the first iteration that fails, which minima along all axes find."""
+    none = constant(I64.greatest, I64)
+    fails = apply("not", check.condition)
+    first: dict[str, Size] = {}
+    for axis in axes:
+        found = Load(group.temporary(node, I64, ()).name, (), I64)
+        here = Index(Size.of(axis.name))
+        group.writer.write((), found.buffer, (), "=", none, node.span)
+        group.writer.write(axes, found.buffer, (), "min=", where(fails, here, none), node.span)
+        check = replace(check, condition=apply("eq", found, none))
+        fails = apply("and", fails, apply("eq", here, found))
+        first[axis.name] = Size.opaque(found)
+    return replace(check, values=tuple(v.substitute(first) for v in check.values))
 
 
 def _placed(group: GroupLowering, check: Check, scope: Scope) -> tuple[Statement, ...]:
@@ -191,19 +222,12 @@ def _needed(axes: Sequence[Axis], names: frozenset[str]) -> list[Axis]:
 def _write_once(group: GroupLowering, node: Update, checks: Checks) -> None:
     """Count the writes of each element; a second one fails."""
     shape, writer = node.base.tensor.shape, group.writer
-    seen = group.temporary(node, I32, shape)
-    axes = axes_for(shape)
-    writer.write(axes, seen.name, subscripts(axes), "=", constant(0, I32), node.span)
+    count = group.temporary(node, I32, shape).name
+    elements = axes_for(shape)
+    writer.write(elements, count, subscripts(elements), "=", constant(0, I32), node.span)
     axes = group.inlined_axes(node.axes, node.operands)
     targets = tuple(group.inlined_size(t, node.operands) for t in node.targets)
-    flat = sum((t * s for t, s in zip(targets, row_major_strides(shape))), ZERO)
-    number = checks.number()
-
-    def visit(scope: Scope) -> tuple[Statement, ...]:
-        count = writer.put(scope, seen.name, targets, "+=", constant(1, I32), node.span)
-        # Read where the write went: masked alike, so that a target outside counts as not written.
-        before = Load(seen.name, count.indices, I32, count.mask)
-        first = Check(number, apply("eq", before, constant(0, I32)), (Index(flat.substitute(scope.names)),), node.span)
-        return (first, count)
-
-    writer.body += writer.loops(axes, visit)
+    writer.write(axes, count, targets, "+=", constant(1, I32), node.span)
+    once = apply("le", Load(count, subscripts(elements), I32), constant(1, I32))
+    flat = sum((t * s for t, s in zip(subscripts(elements), row_major_strides(shape))), ZERO)
+    _write_stage(group, node, elements, Check(checks.number(), once, (Index(flat),), node.span), checks)

@@ -1,0 +1,186 @@
+"""A compilation on a device: from tensors of PyTorch that lie there to tensors of PyTorch."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from intarsia.backends.gpu.torch_types import torch_type
+from intarsia.driver import checks_of
+from intarsia.runtime.gpu import RECORD_BYTES, Device, DevicePlan, PlanCall, Watch, addresses
+
+if TYPE_CHECKING:
+    from intarsia.driver import Compilation
+    from intarsia.ir.dtypes import DType
+
+
+class GpuPlace:
+    """Where programs run: a device, and where PyTorch makes the tensors for it.
+
+    place: as PyTorch takes it; index: as PyTorch counts it. stream: gives the stream of the caller.
+    """
+
+    def __init__(self, torch: Any, device: Device, place: Any, stream: Callable[[], int]) -> None:
+        self.torch = torch
+        self.device = device
+        self.place = place
+        self.index = -1 if place.type == "cpu" else place.index
+        self.stream = stream
+
+    def kind(self, dtype: DType) -> Any:
+        """The element type as PyTorch has it."""
+        return getattr(self.torch, torch_type(dtype).removeprefix("torch."))
+
+    def is_ready(self, tensor: Any) -> bool:
+        """Can kernels take a tensor as it is?"""
+        here = tensor.get_device() == self.index and tensor.is_contiguous()
+        return here and not tensor.data_ptr() & 15
+
+    def wait(self) -> None:
+        """Wait until all that was launched is done."""
+        if self.index >= 0:
+            self.torch.cuda.synchronize(self.place)
+
+
+class Scratch:
+    """Memory that programs work in. There is one piece for each stream, on which calls come one after the other."""
+
+    def __init__(self, place: GpuPlace) -> None:
+        self.place = place
+        self._held: dict[tuple[str, int], Any] = {}
+
+    def workspace(self, size: int, stream: int) -> int:
+        """The address of so many bytes."""
+        held = self._held.get(("workspace", stream))
+        if held is None or held.numel() < size:
+            torch = self.place.torch
+            held = torch.empty(size, dtype=torch.uint8, device=self.place.place)
+            self._held["workspace", stream] = held
+        return int(held.data_ptr())
+
+    def record(self, stream: int) -> int:
+        """The address of what run-time checks write. It is zeros at first."""
+        held = self._held.get(("record", stream))
+        if held is None:
+            torch = self.place.torch
+            held = self._held["record", stream] = torch.empty(RECORD_BYTES, dtype=torch.uint8, device=self.place.place)
+            held.zero_()
+        return int(held.data_ptr())
+
+    def clear_records(self) -> None:
+        """Forget what checks wrote."""
+        for (what, _), held in self._held.items():
+            if what == "record":
+                held.zero_()
+
+
+class GpuProgram:
+    """A compilation on a device."""
+
+    def __init__(self, compilation: Compilation, place: GpuPlace) -> None:
+        self.compilation = compilation
+        self.place = place
+        self.plans = [DevicePlan(p, compilation.launches, place.device) for p in compilation.plan.whole]
+        self.preparation = compilation.plan.preparation
+        self.labels = [p.label for p in compilation.source_module.graph.parameters]
+        self.checks = checks_of(compilation.plan)
+        self.scratch = Scratch(place)
+        self._calls: dict[tuple[int, ...], GpuCall] = {}
+        self._prepared: dict[tuple[int, ...], list[Any]] = {}
+
+    def call(self, sizes: Mapping[str, int]) -> GpuCall:
+        """The program for concrete sizes."""
+        values = tuple(sizes[name] for name in self.plans[-1].plan.sizes)
+        found = self._calls.get(values)
+        if found is None:
+            found = self._calls[values] = GpuCall(self, sizes, self.scratch)
+        return found
+
+    def prepared(self, tensors: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:
+        """What is made of the constants among the tensors, once: they are bound."""
+        if (once := self.preparation) is None:
+            return []
+        values = tuple(sizes[name] for name in once.plan.sizes)
+        found = self._prepared.get(values)
+        if found is None:
+            call = Launched(PlanCall(self.plans[0], sizes), self.place, self.scratch)
+            found = call([a for n in once.inputs for a in addresses(tensors[n])])
+            self.place.wait()  # later calls may be on other streams
+            self._prepared[values] = found
+        return found
+
+
+class Launched:
+    """A plan for concrete sizes whose results PyTorch makes."""
+
+    def __init__(self, plan: PlanCall, place: GpuPlace, scratch: Scratch) -> None:
+        self.plan = plan
+        self.place = place
+        self.scratch = scratch
+        self.has_record = False
+        self._results = [(shape, place.kind(dtype)) for shape, dtype in plan.shapes]
+        self._empty = place.torch.empty
+
+    def __call__(self, given: Sequence[int], watch: Watch | None = None) -> list[Any]:
+        """The results for the addresses of the inputs, without waiting for them."""
+        stream, where = self.place.stream(), self.place.place
+        results = [self._empty(shape, dtype=kind, device=where) for shape, kind in self._results]
+        found = [*given, *[r.data_ptr() for r in results]]
+        found.append(self.scratch.workspace(self.plan.workspace, stream) if self.plan.workspace else 0)
+        found.append(self.scratch.record(stream) if self.has_record else 0)
+        if watch is None:
+            self.plan.run(found, stream)
+        else:
+            self.plan.watched(found, stream, watch)
+        return results
+
+
+class GpuCall:
+    """A program for concrete sizes. What a call takes beside the addresses of its tensors is made once."""
+
+    def __init__(self, program: GpuProgram, sizes: Mapping[str, int], scratch: Scratch) -> None:
+        self.program = program
+        self.sizes = dict(sizes)
+        self.scratch = scratch
+        self.launch = Launched(PlanCall(program.plans[-1], sizes), program.place, scratch)
+        self.launch.has_record = bool(program.checks)
+
+    def addresses(self, tensors: Sequence[Any]) -> list[int]:
+        """Where tensors, or lists of them, lie, in the order of the graph's parameters, and what constants became."""
+        return [a for t in (*tensors, *self.program.prepared(tensors, self.sizes)) for a in addresses(t)]
+
+    def __call__(self, given: Sequence[int]) -> list[Any]:
+        """The results for what `addresses` gives. Waits for them only where there are run-time checks, and raises the
+        error of the first that failed."""
+        results = self.launch(given)
+        if self.launch.has_record:
+            self.require(self.scratch.record(self.program.place.stream()))
+        return results
+
+    def require(self, record: int) -> None:
+        """Raise the error of the first check that failed, by what lies at an address."""
+        device, stream = self.program.place.device, self.program.place.stream()
+        number, count, *values = struct.unpack(f"<{RECORD_BYTES // 8}q", device.read(record, RECORD_BYTES, stream))
+        if number:
+            self.scratch.clear_records()
+            raise self.program.checks[number].error(values[:count])
+
+    def captured(self, given: Sequence[int]) -> tuple[Callable[[], None], list[Any]]:
+        """The launches of a call as one CUDA graph: what starts it again, and the results, which it overwrites.
+        The tensors are read anew in every run. A plan that waits for a number cannot be captured."""
+        torch = self.program.place.torch
+        self(given)  # loads what is loaded on first use
+        own = GpuCall(self.program, self.sizes, Scratch(self.program.place))  # whose memory the graph alone uses
+        graph, record = torch.cuda.CUDAGraph(), 0
+        with torch.cuda.graph(graph):
+            results = own.launch(given)
+            if own.launch.has_record:
+                record = own.scratch.record(self.program.place.stream())
+
+        def start() -> None:
+            graph.replay()
+            if own.launch.has_record:
+                own.require(record)
+
+        return start, results
