@@ -3,8 +3,9 @@
 Semantics is the sequential reading: loops in order, statements in order; a mask skips the element; a masked-off load
 gives `other` and touches no memory; a fresh `Alloc` holds undefined values. The kind of a loop only adds a promise,
 checked when a schedule step makes it: `parallel` and `grid` iterations touch nothing that another writes, `lane`
-iterations run at once (or the statement reduces over them), `unroll` bounds are numbers. There are no vector types: a
-`lane` loop is a vector, a `register` buffer is memory whose subscripts are all unroll and lane axes.
+iterations run at once (or the statement reduces over them), those of `scan` too, but for the running values of
+reductions, which they read; `unroll` bounds are numbers. There are no vector types: a `lane` loop is a vector, a
+`register` buffer is memory whose subscripts are all unroll and lane axes.
 """
 
 from __future__ import annotations
@@ -21,8 +22,14 @@ from intarsia.ir.sizes import Size
 
 Memory = Literal["global", "cache", "register", "shared", "prepared"]
 Role = Literal["in", "out", "inout", "temp"]
-LoopKind = Literal["seq", "parallel", "grid", "unroll", "lane", "dot"]
+LoopKind = Literal["seq", "parallel", "grid", "unroll", "lane", "scan", "dot"]
 PutOperator = Literal["=", "+=", "*=", "max=", "min=", "and=", "or="]
+
+LANES: frozenset[LoopKind] = frozenset({"lane", "scan"})
+"""Kinds of loops whose iterations are elements of a vector or block."""
+
+FIXED: frozenset[LoopKind] = LANES | {"unroll", "dot"}
+"""Kinds of loops whose bounds are numbers, so that their axes may subscript registers."""
 
 PUT_FUNCTIONS: dict[PutOperator, str] = {
     "+=": "add", "*=": "mul", "max=": "maximum", "min=": "minimum", "and=": "and", "or=": "or",

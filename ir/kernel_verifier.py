@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from intarsia.ir.dtypes import BOOL
 from intarsia.ir.functions import FUNCTIONS
 from intarsia.ir.kernel import (
+    FIXED,
     PUT_FUNCTIONS,
     Alloc,
     Buffer,
@@ -27,6 +28,7 @@ from intarsia.ir.kernel import (
     walk,
 )
 from intarsia.ir.kernel_access import expressions, sizes_of
+from intarsia.ir.kernel_scan import scan_problem
 from intarsia.ir.kernel_text import print_statement
 from intarsia.ir.preparation import preparation_problems
 from intarsia.ir.proofs import Facts
@@ -130,8 +132,10 @@ class _Structure:
     def loop(self, loop: For, where: str) -> None:
         if loop.step < 1:
             self.found.append(f"{where}: step {loop.step}")
-        if loop.kind in ("unroll", "lane", "dot") and (loop.lower.constant is None or loop.upper.constant is None):
+        if loop.kind in FIXED and (loop.lower.constant is None or loop.upper.constant is None):
             self.found.append(f"{where}: the bounds of a {loop.kind} loop are not numbers")
+        if loop.kind == "scan" and (problem := scan_problem(loop)):
+            self.found.append(f"{where}: {problem}")
 
     def alloc(self, buffer: Buffer, scope: _Scope, where: str) -> None:
         if buffer.role != "temp":
@@ -177,7 +181,7 @@ class _Structure:
             self.found.append(f"{where}: {len(indices)} subscripts of {name}: {buffer}")
         if buffer.memory == "register":
             for axis in sorted({n for i in indices for n in i.symbols} & scope.loops.keys()):
-                if scope.loops[axis].kind not in ("unroll", "lane", "dot"):
+                if scope.loops[axis].kind not in FIXED:
                     self.found.append(
                         f"{where}: register {name} is subscripted by the {scope.loops[axis].kind} axis {axis}"
                     )

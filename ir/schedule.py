@@ -30,6 +30,8 @@ from intarsia.ir.schedule_order import Distribute as Distribute
 from intarsia.ir.schedule_order import Merge as Merge
 from intarsia.ir.schedule_order import Move as Move
 from intarsia.ir.schedule_order import Sink as Sink
+from intarsia.ir.schedule_scans import Restart as Restart
+from intarsia.ir.schedule_scans import Scan as Scan
 from intarsia.ir.schedule_step import STEPS as STEPS
 from intarsia.ir.schedule_step import Step as Step
 from intarsia.ir.schedule_words import Words

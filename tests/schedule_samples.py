@@ -152,6 +152,29 @@ SAMPLES: dict[str, tuple[str, dict[str, int]]] = {
         }""",
         {},
     ),
+    "prefixes": (
+        """kernel prefixes(x: f32[4, 13], out y: f32[4, 13], out z: f32[4]) {
+          for i in 0..4 {
+            alloc run: f32
+            run[] = -0.0
+            for k in 0..13 { alloc t: f32
+                             t[] = x[i, k] * 2.0
+                             run[] += t[]
+                             y[i, k] = run[] - t[] }
+          }
+          for i.1 in 0..4 { z[i.1] = y[i.1, 12] }
+        }""",
+        {},
+    ),
+    "prefixes_unknown": (
+        """kernel prefixes_unknown(x: f32[K, N], out y: f32[K, N])[sizes K, N] {
+          alloc run: f32[N]
+          for j in 0..N { run[j] = 0.0 }
+          for k in 0..K { for j.1 in 0..N { run[j.1] += x[k, j.1]
+                                            y[k, j.1] = run[j.1] } }
+        }""",
+        {"K": 7, "N": 5},
+    ),
     "histogram": (
         """kernel histogram(bin: i64[40], w: f32[40], inout h: f32[6]) {
           for i in 0..40 { h[bin[i]] += w[i] where 0 < bin[i] + 1 and bin[i] < 6 }

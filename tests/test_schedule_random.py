@@ -139,6 +139,9 @@ class Proposals:
         keep = self.random.choice(["", "", f" keep {self.random.choice(axes)}"])
         return f"accumulate {put.buffer} at {self.random.choice(axes)} -> {self._new()} cache {mode}{keep}"
 
+    def _restart(self, kernel: Kernel) -> str:
+        return f"restart {self._buffer(kernel)} at {self._axis(kernel)} -> {self._new()}"
+
     def _align(self, kernel: Kernel) -> str:
         return f"align {self._axis(kernel)} to {self._buffer(kernel)}"
 

@@ -22,6 +22,7 @@ from intarsia.backends.gpu.writes import Writes
 from intarsia.ir.dtypes import I64
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import (
+    LANES,
     Alloc,
     Buffer,
     Call,
@@ -244,7 +245,7 @@ class _Launch(Writes):
             return
         facts = self.facts
         self.facts = facts.within(loop.axis, loop.lower, loop.upper)
-        if loop.kind == "lane":
+        if loop.kind in LANES:
             self.lane(loop)
         elif count is not None and (loop.kind == "unroll" or self._is_of_list(loop)):
             for n in range(count):
@@ -272,8 +273,12 @@ class _Launch(Writes):
         self.extents[loop.axis] = extent
         if lane.outer is not None:
             self.parts.append(Part(lane.outer, loop.axis, extent, f"{lane.outer} and {loop.axis}"))
+        if loop.kind == "scan":
+            self.begin_scan(loop)
         self.block(loop.body)
         self.order = self.order[:-1]
+        if loop.kind == "scan":
+            self.end_scan(loop.axis)
 
     def sequential(self, loop: For) -> None:
         """A loop inside a program."""
@@ -389,7 +394,7 @@ class _Launch(Writes):
         extents: list[int] = []
         for index in uses[0].indices:
             axis = index.substitute(self.single).as_name
-            loop = next((x for x in uses[0].loops if x.axis == axis and x.kind == "lane"), None)
+            loop = next((x for x in uses[0].loops if x.axis == axis and x.kind in LANES), None)
             if loop is None:
                 raise ScheduleError(f"{buffer.name} is subscripted by {index}, not by a whole dimension of a block")
             extents.append(int(loop.upper - loop.lower))

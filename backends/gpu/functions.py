@@ -109,6 +109,11 @@ def combine_min(a, b):
     """The minimum; NaN wins."""
     return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
 ''',
+    "combine_add": """
+@triton.jit
+def combine_add(a, b):
+    return a + b
+""",
     "combine_mul": """
 @triton.jit
 def combine_mul(a, b):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from intarsia.ir.kernel import Buffer, For, If, Put, Statement, walk
+from intarsia.ir.kernel import LANES, Buffer, For, If, Put, Statement, walk
 from intarsia.ir.kernel_access import accesses, sizes_of, trips
 from intarsia.ir.scalar import Index
 from intarsia.ir.scalar import walk as walk_expression
@@ -25,7 +25,7 @@ def single_axes(body: Sequence[Statement]) -> dict[str, Size]:
     """The axes of loops of one iteration, and where they are."""
     found: dict[str, Size] = {}
     for statement, _ in walk(tuple(body)):
-        if not isinstance(statement, For) or statement.kind == "lane":
+        if not isinstance(statement, For) or statement.kind in LANES:
             continue
         if trips(statement).substitute(found).constant == 1:
             found[statement.axis] = statement.lower.substitute(found)
@@ -36,7 +36,7 @@ def lanes_of(body: Sequence[Statement], buffers: dict[str, Buffer]) -> dict[str,
     """The lanes of every loop of lanes. Those that subscript the same dimension of a temporary have one name, and so
     have others of as many blocks that are never dimensions of one block together."""
     single = single_axes(body)
-    loops = {s.axis: (s, around) for s, around in walk(tuple(body)) if isinstance(s, For) and s.kind == "lane"}
+    loops = {s.axis: (s, around) for s, around in walk(tuple(body)) if isinstance(s, For) and s.kind in LANES}
     extents = {a: (loop.upper - loop.lower).constant or 0 for a, (loop, _) in loops.items()}
     outer = {a: _outer_of(loop, around, extents[a], single) for a, (loop, around) in loops.items()}
     same = _same_dimensions(body, loops, buffers, single)
@@ -71,7 +71,7 @@ def all_sizes(statement: Statement) -> Iterator[Size]:
 def _outer_of(loop: For, around: Iterable[For], extent: int, single: dict[str, Size]) -> str | None:
     """The axis that occurs with lanes as in `extent * outer + lane`."""
     inside = [s for s, _ in walk(loop.body) if isinstance(s, For)]
-    counters = [x.axis for x in (*around, *inside) if x.kind != "lane" and x.axis not in single]
+    counters = [x.axis for x in (*around, *inside) if x.kind not in LANES and x.axis not in single]
     for statement, _ in walk(loop.body):
         for size in all_sizes(statement):
             size = size.substitute(single)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from intarsia.backends.gpu.descriptors import Block
-from intarsia.backends.gpu.expressions import Tile, tuple_text
+from intarsia.backends.gpu.expressions import Tile, base_name, tuple_text
 from intarsia.backends.gpu.lanes import lanes_of, single_axes
 from intarsia.backends.gpu.products import Products
 from intarsia.backends.gpu.values import TYPE_NAMES, Value, literal
@@ -15,6 +15,7 @@ from intarsia.ir.errors import ScheduleError, Span
 from intarsia.ir.functions import COMBINERS
 from intarsia.ir.kernel import COMBINER_OPERATORS, PUT_FUNCTIONS, Alloc, Buffer, For, Put, PutOperator, Statement, walk
 from intarsia.ir.kernel_access import Access, accesses, is_injective
+from intarsia.ir.kernel_scan import running_values
 from intarsia.ir.scalar import Const, Expr, Load, loads, transform
 from intarsia.ir.sizes import Size, product
 
@@ -24,7 +25,8 @@ _COMBINER: dict[PutOperator, str] = {operator: name for name, operator in COMBIN
 class Writes(Products):
     """Writes statements that write. loops: those that are open, but for lanes. users: the accesses of each buffer.
     largest: elements of the largest block so far. span: the line of the user that was last shown. harmless: conditions
-    that lanes may break, as nothing that they compute then is seen. shared: temporaries in memory."""
+    that lanes may break, as nothing that they compute then is seen. shared: temporaries in memory. running: the buffers
+    whose running values each open scan makes; totals: the tiles of those that it has made, for all lanes together."""
 
     def __init__(
         self, buffers: Mapping[str, Buffer], wide: bool, body: Sequence[Statement], shared: Iterable[str]
@@ -38,6 +40,8 @@ class Writes(Products):
         self.open_loops: dict[str, For] = {}
         self.span: Span | None = None
         self.largest = 1
+        self.running: dict[str, frozenset[str]] = {}
+        self.totals: dict[str, dict[str, Tile]] = {}
         self.users: dict[str, list[Access]] = {}
         for access in accesses(body):
             self.users.setdefault(access.buffer, []).append(access)
@@ -71,7 +75,8 @@ class Writes(Products):
         """The value, where loads of tiles need no conditions under which it is not written anyway."""
         held = frozenset(put.mask)
         tiles = [x for x in loads(put.value) if x.buffer in self.tiles]
-        held |= {m for x in tiles for m in x.mask if self.canonical(m) in self.harmless}
+        if not any(put.buffer in buffers for buffers in self.running.values()):  # later lanes see what others add
+            held |= {m for x in tiles for m in x.mask if self.canonical(m) in self.harmless}
 
         def rule(e: Expr) -> Expr | None:
             if isinstance(e, Load) and e.buffer in self.tiles and not held.isdisjoint(e.mask):
@@ -170,6 +175,9 @@ class Writes(Products):
             return
         if put.buffer not in self.written and put.buffer not in self.pending:
             raise ScheduleError(f"{put.buffer} is accumulated before it is set")
+        if reduced and any(put.buffer in self.running[a] for a in reduced if a in self.running):
+            self.put_running(put, tile, axes, reduced, value)
+            return
         if put.operator == "+=" and self.dot(put, tile, axes, reduced, value):
             self._is_written(tile)
             return
@@ -195,7 +203,7 @@ class Writes(Products):
         """The neutral element of an operator, if that is all that a tile holds."""
         held = self.pending.get(tile.buffer.name)
         neutral = COMBINERS[_COMBINER[operator]].neutral(tile.buffer.dtype)
-        return held if held is not None and held == Const(neutral, held.dtype) else None
+        return held if held is not None and held.value == neutral else None
 
     def _own_indices(self, tile: Tile, axes: tuple[str, ...]) -> tuple[Size, ...]:
         return tuple(map(Size.of, axes[len(tile.lanes) :]))
@@ -253,9 +261,14 @@ class Writes(Products):
 
     def reduce(self, put: Put, value: Expr, reduced: tuple[str, ...]) -> Value:
         """The value merged along lanes that the target does not have."""
-        operator = put.operator
-        conditions = [m for m in put.mask if self.lanes_of(m) & set(reduced)]
-        neutral = COMBINERS[_COMBINER[operator]].neutral(value.dtype)
+        new = self._elements(put, value, reduced, [m for m in put.mask if self.lanes_of(m) & set(reduced)])
+        for axis in reversed(reduced):
+            new = self._reduced(put.operator, new, axis)
+        return new
+
+    def _elements(self, put: Put, value: Expr, reduced: tuple[str, ...], conditions: list[Size]) -> Value:
+        """What is merged along lanes, the neutral element where conditions do not hold."""
+        neutral = COMBINERS[_COMBINER[put.operator]].neutral(value.dtype)
         match value:
             case Load(other=other) if self.keeps(value, conditions):
                 if (other.value if other else 0) == neutral:
@@ -268,16 +281,12 @@ class Writes(Products):
             names = tuple_text([self.blocks[a] for a in wanted])
             new = replace(new, text=f"tl.broadcast_to({new.typed().spread(wanted)}, {names})", axes=wanted, level=10)
         self.largest = max(self.largest, int(product(self.extents[a] for a in wanted)))
-        for axis in reversed(reduced):
-            place = new.axes.index(axis)
-            new = replace(
-                new,
-                text=self._reduction(operator, new, place),
-                axes=tuple(a for a in new.axes if a != axis),
-                level=10,
-                literal=False,
-            )
         return new
+
+    def _reduced(self, operator: PutOperator, value: Value, axis: str) -> Value:
+        """A block merged along one of its dimensions."""
+        text = self._reduction(operator, value, value.axes.index(axis))
+        return replace(value, text=text, axes=tuple(a for a in value.axes if a != axis), level=10, literal=False)
 
     def _reduction(self, operator: PutOperator, value: Value, place: int) -> str:
         """A reduction along a dimension. NaN wins in extrema; `tl.max` would drop it."""
@@ -288,3 +297,60 @@ class Writes(Products):
             return f"tl.{operator[:3]}({value.text}, axis={place})"
         names = {"max=": "max", "min=": "min", "*=": "mul", "and=": "and", "or=": "or"}
         return f"tl.reduce({value.text}, {place}, {self.helper(f'combine_{names[operator]}')})"
+
+    # ------------------------------------------------------------------ scans
+
+    def begin_scan(self, loop: For) -> None:
+        """From here on lanes see the running values of a loop."""
+        self.running[loop.axis] = frozenset(put.buffer for put in running_values(loop))
+        self.totals[loop.axis] = {}
+
+    def end_scan(self, axis: str) -> None:
+        """From here on the running values of a scan are those of its last lane."""
+        self.forget(self.running.pop(axis))
+        self.tiles.update(self.totals.pop(axis))
+
+    def put_running(self, put: Put, tile: Tile, axes: tuple[str, ...], reduced: tuple[str, ...], value: Expr) -> None:
+        """A write of a running value. To what is read after it in the scan, the tile has a value for each lane."""
+        if len(reduced) != 1:
+            raise ScheduleError(f"{put.buffer} is scanned along {' and '.join(reduced)} at once")
+        (along,) = reduced
+        new = self.named(self._elements(put, value, reduced, list(put.mask)), put.buffer)
+        scanned = self._scanned(put.operator, new, along)
+        total = self._reduced(put.operator, new, along)
+        if self._neutral(put.operator, tile) is not None:
+            del self.pending[put.buffer]
+        else:
+            order = tuple(a for a in self.order if a in axes)
+            old = self.read_tile(Load(put.buffer, self._own_indices(tile, axes), tile.buffer.dtype), order)
+            function = PUT_FUNCTIONS[put.operator]
+            scanned = self.apply(function, self.order, tile.buffer.dtype, [old, scanned])
+            total = self.apply(function, self.order, tile.buffer.dtype, [old, total])
+        lanes = (*tile.lanes, along)
+        running = replace(
+            tile,
+            variable=self.fresh(f"{put.buffer}_{base_name(along)}"),
+            lanes=lanes,
+            shape=(*(self.extents[a] for a in lanes), *tile.shape[len(tile.lanes) :]),
+            blocks=(*(self.blocks[a] for a in lanes), *tile.blocks[len(tile.lanes) :]),
+        )
+        self.assign(running, (*lanes, *axes[len(tile.lanes) :]), scanned)
+        if self._is_used_after(put.buffer, along):
+            self.assign(tile, axes, total)
+        self.totals[along][put.buffer] = tile
+        self.tiles[put.buffer] = running
+
+    def _is_used_after(self, buffer: str, axis: str) -> bool:
+        """Is a running value needed when its scan is done, or by the next step of a loop around it?"""
+        inside = [any(x.axis == axis for x in a.loops) for a in self.users[buffer]]
+        later = self.users[buffer][len(inside) - inside[::-1].index(True) :]
+        return any(a.reads for a in later) or any(x.kind != "grid" for x in self.open_loops.values())
+
+    def _scanned(self, operator: PutOperator, value: Value, axis: str) -> Value:
+        """The block of all prefixes along a dimension."""
+        place = value.axes.index(axis)
+        names = {"+=": "add", "max=": "max", "min=": "min", "*=": "mul", "and=": "and", "or=": "or"}
+        if operator == "+=" and value.dtype.bits >= 32:
+            return replace(value, text=f"tl.cumsum({value.text}, axis={place})", level=10, literal=False)
+        text = f"tl.associative_scan({value.text}, {place}, {self.helper(f'combine_{names[operator]}')})"
+        return replace(value, text=text, level=10, literal=False)

@@ -43,10 +43,15 @@ class Edge:
 
 class Search:
     """Merges the nodes of one region into groups of at most `max_ops`; `is_chain` says which may hold products and
-    reductions of their rows."""
+    reductions of their rows. `scans`: can the target walk along prefixes many elements at a time?"""
 
     def __init__(
-        self, nodes: Sequence[Node], results: Iterable[Value], max_ops: int, is_chain: ChainTest = never
+        self,
+        nodes: Sequence[Node],
+        results: Iterable[Value],
+        max_ops: int,
+        is_chain: ChainTest = never,
+        scans: bool = False,
     ) -> None:
         self.nodes = nodes
         self.is_chain = is_chain
@@ -58,7 +63,7 @@ class Search:
         self._refused: dict[tuple[Group, Group], Refusal | None] = {}
         self._waiting: set[Node] = set()
         for node in nodes:
-            member = Member.of(node)
+            member = member_of(node, scans)
             self.group_of[node] = Group([node], [member] if member else [])
             for value in node.inputs:
                 self.users.setdefault(value, []).append(node)
@@ -262,10 +267,15 @@ def estimated_bytes(value: Value) -> int:
     return elements.evaluate(dict.fromkeys(elements.symbols, TYPICAL)) * value.dtype.bytes
 
 
-def sink_views(region: Region) -> tuple[Region, Mapping[Node, Node]]:
+def member_of(node: Node, scans: bool) -> Member | None:
+    """The member that a node can be. Where prefixes are found one after the other, nothing else waits for them."""
+    return None if isinstance(node, Cumulative) and not scans else Member.of(node)
+
+
+def sink_views(region: Region, scans: bool) -> tuple[Region, Mapping[Node, Node]]:
     """Give every reader of a plain view, or of a value made of nothing, a copy of its own: reading through a view costs
     nothing, so it should not tie its readers together. Also gives the node that each copy was made from."""
-    fusible = {node: member for node in region.nodes if (member := Member.of(node)) is not None}
+    fusible = {node: member for node in region.nodes if (member := member_of(node, scans)) is not None}
     free = {node for node, member in fusible.items() if is_free(member)}
     kept = {v.node for v in region.results} | {v.node for n in region.nodes if n not in fusible for v in n.inputs}
     origin: dict[Node, Node] = {}

@@ -9,11 +9,11 @@ from functools import cached_property
 from typing import NamedTuple
 
 from intarsia.ir.graph import Node, Structured, Value
-from intarsia.ir.ops import ArgReduce, Cast, Elementwise, Reduce, Update
+from intarsia.ir.ops import ArgReduce, Cast, Cumulative, Elementwise, Reduce, Update
 from intarsia.ir.ops.elementwise import axes_for
 from intarsia.ir.scalar import Apply, Bitcast, Const, Expr, Load, loads
 from intarsia.ir.scalar import Cast as CastExpr
-from intarsia.ir.sizes import ONE, Size
+from intarsia.ir.sizes import ONE, ZERO, Size
 from intarsia.ir.space import Axis, Space, operand, operand_position
 from intarsia.passes.lower.uses import work
 
@@ -22,7 +22,8 @@ from intarsia.passes.lower.uses import work
 class Member:
     """A node that can be part of a group, with its space.
 
-    An `ArgReduce` counts as the reduction that it is. An `Update` has the space of what it writes.
+    An `ArgReduce` counts as the reduction that it is, a `Cumulative` as that of what is up to each element. An `Update`
+    has the space of what it writes.
     """
 
     node: Node
@@ -39,6 +40,13 @@ class Member:
                 element = Load(operand(0), tuple(Size.of(a.name) for a in axes), x.dtype)
                 kept = (*axes[:axis], *axes[axis + 1 :])
                 return Member(node, Space(kept, element, x.dtype, (axes[axis],), "max"))
+            case Cumulative(x, combiner, axis):
+                axes = axes_for(x.tensor.shape)
+                here = axes[axis].name
+                before = Axis(f"{here}'", ZERO, Size.of(here) + 1)
+                places = (before if a.name == here else a for a in axes)
+                element = Load(operand(0), tuple(Size.of(a.name) for a in places), x.dtype)
+                return Member(node, Space(axes, element, node.value.dtype, (before,), combiner))
             case Update(_, _, axes, _, _, body):
                 return Member(node, Space(axes, body, body.dtype))
         return None
@@ -106,6 +114,14 @@ class Member:
     def wide_extents(self) -> Mapping[str, Size]:
         """Those of all axes that are more than one element long."""
         return {name: extent for name, extent in self.extents.items() if extent != ONE}
+
+    @cached_property
+    def read_extents(self) -> Mapping[str, Size]:
+        """Those of the axes along which it goes through what it reads: prefixes are found in one walk."""
+        if not isinstance(self.node, Cumulative):
+            return self.wide_extents
+        here = self.space.axes[self.node.axis].name
+        return {name: extent for name, extent in self.wide_extents.items() if name != here}
 
     @cached_property
     def own_point(self) -> Point:
@@ -189,7 +205,7 @@ class Point(NamedTuple):
     @property
     def repeats(self) -> bool:
         """May several points of the stage read one element? Then computing it there computes it several times."""
-        axes = self.stage.wide_extents
+        axes = self.stage.read_extents
         if axes.keys() == {i.as_name for i in self.indices}:  # as it mostly is
             return False
         seen: set[str] = set()

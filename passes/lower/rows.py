@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from intarsia.ir.functions import COMBINERS
-from intarsia.ir.kernel import COMBINER_OPERATORS, Call, Statement
+from intarsia.ir.kernel import COMBINER_OPERATORS, Alloc, Call, Statement
 from intarsia.ir.ops import Argsort, Cumulative, Sort
 from intarsia.ir.ops.elementwise import axes_for
 from intarsia.ir.ops.reduction import accumulated
@@ -31,6 +32,8 @@ def lower_cumulative(group: GroupLowering, node: Cumulative) -> None:
     assert dtype == node.value.dtype
     target = group.storage(node.value)
     alloc = writer.temporary("run", element.dtype, tuple(a.extent for a in inner))
+    if not inner:
+        alloc = Alloc(replace(alloc.buffer, memory="register"))
     run, row = alloc.buffer.name, subscripts(inner)
     # -0.0 is what leaves every float as it is; a sum that began at 0.0 would lose the sign of a first -0.0.
     start_at = -0.0 if dtype.is_float and node.combiner == "sum" else COMBINERS[node.combiner].neutral(element.dtype)

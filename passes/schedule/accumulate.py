@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, Buffer, For, If, Kernel, Put, Statement
 from intarsia.ir.kernel_access import accesses, written_in
-from intarsia.ir.scalar import Expr, Load, Mask, loads
+from intarsia.ir.scalar import Const, Expr, Load, Mask, loads
 from intarsia.ir.schedule import Accumulate
 from intarsia.ir.sizes import Size
 from intarsia.passes.schedule.dependence import Order, describe, may_meet
@@ -20,6 +20,7 @@ from intarsia.passes.schedule.tree import (
     find_buffer,
     find_loop,
     perfect_nest,
+    puts_in,
     rename_axes,
     replace_block,
     replace_loop,
@@ -34,6 +35,7 @@ def accumulate(kernel: Kernel, step: Accumulate) -> Kernel:
     put = reduction.put
     if step.keep and step.mode != "add":
         raise ScheduleError(f"partial results cannot be kept with mode {step.mode}")
+    start: Expr = _start(kernel, put)
     if step.mode in ("set", "first"):
         kernel = _drop_initial(kernel, step, reduction, around)
         loop, around = find_loop(kernel, step.axis)
@@ -50,7 +52,6 @@ def accumulate(kernel: Kernel, step: Accumulate) -> Kernel:
     place = tuple((Size.of(dim.axis) - dim.lower) // dim.step for dim in dims)
     kept = tuple(m for m in put.mask if m not in reduction.conditions)
     held = Load(step.new, place, put.value.dtype)
-    start: Expr = neutral(put.operator, put.value)
     if step.mode == "load":
         start = Load(put.buffer, put.indices, put.value.dtype, kept)
     first = _nest(dims, Put(step.new, place, "=", start), names)
@@ -111,6 +112,13 @@ def _find_reduction(step: Accumulate, loop: For) -> _Reduction:
     reduced = {inner.axis for inner in loops if inner.axis not in used}
     conditions = tuple(m for m in put.mask if m.symbols & reduced or m.opaques)
     return _Reduction(put, loops, dims, conditions)
+
+
+def _start(kernel: Kernel, put: Put) -> Const:
+    """The neutral element: the zero with which the buffer begins, so that a sum of nothing but -0.0 keeps its sign."""
+    usual = neutral(put.operator, put.value)
+    begins = [p.value for p in puts_in(kernel.body) if p.buffer == put.buffer and p.operator == "="]
+    return next((v for v in begins if isinstance(v, Const) and v.value == usual.value), usual)
 
 
 def _nest(dims: tuple[For, ...], put: Put, names: NameSource) -> Body:
@@ -180,7 +188,8 @@ def require_neutral_start(
         len(body) != 1
         or not isinstance(setter, Put)
         or setter.operator != "="
-        or setter.value != neutral(put.operator, put.value)
+        or not isinstance(setter.value, Const)
+        or setter.value.value != neutral(put.operator, put.value).value
     ):
         raise ScheduleError(f"the statement before it does not set {name} to the neutral element")
     known = {loop.axis for loop in (*loops, *around)} | set(kernel.sizes)

@@ -23,6 +23,7 @@ from intarsia.passes.schedule.online import online
 from intarsia.passes.schedule.partition import partition
 from intarsia.passes.schedule.parts import parts
 from intarsia.passes.schedule.reuse import reuse
+from intarsia.passes.schedule.scans import restart, scan
 from intarsia.passes.schedule.sink import sink
 from intarsia.passes.schedule.storage import inline, localize, pack, stage
 from intarsia.passes.schedule.wavefront import wavefront
@@ -49,7 +50,9 @@ _APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
     steps.Inline: inline,
     steps.Reuse: reuse,
     steps.Stage: stage,
+    steps.Restart: restart,
     steps.Vectorize: vectorize,
+    steps.Scan: scan,
     steps.Unroll: unroll,
     steps.Parallel: parallel,
     steps.Grid: grid,

@@ -32,10 +32,10 @@ def make_parts(b: Builder) -> None:
                 b.undo()
 
 
-def merge_rows(b: Builder) -> None:
+def merge_rows(b: Builder, outermost: bool = True) -> None:
     """Merge loops that follow each other, from the outside inwards, as far as that is legal; what is vectorized stays
-    as it is."""
-    done: set[str] = set()
+    as it is. Without `outermost` only those that stand in others."""
+    done: set[str] = set() if outermost else {""}
     while (name := _next_block(b, done)) is not None:
         done.add(name)
         _hoist_initial(b, name)

@@ -12,13 +12,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from intarsia.ir.errors import ScheduleError
-from intarsia.ir.kernel import For, Kernel, Put, walk
+from intarsia.ir.kernel import LANES, For, Kernel, Put, walk
 from intarsia.ir.kernel_access import accesses, trips
+from intarsia.ir.kernel_scan import running_values
 from intarsia.ir.scalar import Cast, Expr, Load, factors, loads
-from intarsia.ir.schedule import Accumulate, Collapse, Describe, Grid, Merge, Move, Programs, Reorder, Stages, Vectorize
+from intarsia.ir.schedule import (
+    Accumulate,
+    Collapse,
+    Describe,
+    Grid,
+    Merge,
+    Move,
+    Programs,
+    Reorder,
+    Scan,
+    Stages,
+    Vectorize,
+)
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.dependence import carried_dependence
 from intarsia.passes.schedule.pieces import keep_pieces
+from intarsia.passes.schedule.scans import scan_refusal
 from intarsia.passes.schedule.shape import count, operations, points, power_of_two, stride
 from intarsia.passes.schedule.tree import find_loop, loops_in, perfect_nest, puts_in
 
@@ -132,7 +146,7 @@ def _share(b: Builder, counters: Sequence[str]) -> None:
 
 def _set_lanes(b: Builder, axes: Sequence[str]) -> None:
     for axis in axes:
-        b.take(Vectorize((axis,)))
+        b.take(Scan((axis,)) if running_values(b.loop(axis)) else Vectorize((axis,)))
 
 
 # ---------------------------------------------------------------------- products
@@ -422,7 +436,7 @@ def _row_lanes(b: Builder, loops: Sequence[For], most: int) -> list[str]:
             made += [a for a in b.axes() if a.startswith(f"{loop.axis}.")][-1:]
             total *= math.prod(count(trips(b.loop(a))) for a in made[-1:])
             continue
-        if loop.kind == "lane" or not _may_be_lanes(b, loop.axis):
+        if loop.kind in LANES or not _may_be_lanes(b, loop.axis):
             break
         extent = power_of_two(_extent(loop))
         if total * extent <= most and not loop.upper.opaques and not loop.upper.symbols:
@@ -438,7 +452,11 @@ def _row_lanes(b: Builder, loops: Sequence[For], most: int) -> list[str]:
 
 def _may_be_lanes(b: Builder, axis: str) -> bool:
     loop, around = find_loop(b.kernel, axis)
-    return loop.step == 1 and carried_dependence(b.kernel, loop, around, reductions=True) is None
+    if loop.step != 1:
+        return False
+    if running_values(loop):
+        return scan_refusal(b.kernel, loop, around) is None
+    return carried_dependence(b.kernel, loop, around, reductions=True) is None
 
 
 def _cut_rows(b: Builder, outer: Sequence[str], most: int, widest: int = ELEMENTS) -> tuple[list[str], list[str]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from intarsia.ir.errors import Remark, ScheduleError
-from intarsia.ir.kernel import For, Kernel, Memory
+from intarsia.ir.kernel import LANES, For, Kernel, Memory
 from intarsia.ir.scalar import Load
 from intarsia.ir.schedule import ROOT, Schedule, Step, parse_step
 from intarsia.ir.target import Target
@@ -114,7 +114,7 @@ class Builder:
 
     def waiting(self) -> tuple[For, ...]:
         """Those of them in which nothing is vectorized yet."""
-        return tuple(s for s in self.outermost() if not any(loop.kind == "lane" for loop in loops_in((s,))))
+        return tuple(s for s in self.outermost() if not any(loop.kind in LANES for loop in loops_in((s,))))
 
     def axes(self) -> list[str]:
         """All axes, outer ones before inner ones."""

@@ -45,6 +45,8 @@ def distribute(kernel: Kernel, step: Distribute) -> Kernel:
     extent = most_trips(loop)
     if any(x in extent.symbols for x in (s.axis for s in around)) or extent.opaques:
         raise ScheduleError(f"{step.axis} runs a different number of times in every iteration around it")
+    if uneven := [b.name for b in both.values() if any(loop.axis in s.symbols for s in b.shape)]:
+        raise ScheduleError(f"{uneven[0]} is of another size in every iteration of {step.axis}")
     place = (Size.of(loop.axis) - loop.lower) // loop.step
     one = replace(loop, body=_with_element(tuple(s for s in first if not _is_alloc(s, both)), both, place))
     two = replace(loop, body=_with_element(second, both, place))

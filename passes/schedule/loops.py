@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import combinations, pairwise
 
 from intarsia.ir.errors import ScheduleError
-from intarsia.ir.kernel import Alloc, Buffer, Call, For, Kernel, Put, Statement
+from intarsia.ir.kernel import FIXED, LANES, Alloc, Buffer, Call, For, Kernel, Put, Statement
 from intarsia.ir.kernel import Prefetch as PrefetchStatement
 from intarsia.ir.kernel_access import accesses, written_in
 from intarsia.ir.scalar import Expr, Index, Load, loads, transform
@@ -15,6 +15,7 @@ from intarsia.ir.schedule import Collapse, Merge, Move, Reorder, Skew, Split
 from intarsia.ir.sizes import Extremum, Size, maximum, minimum
 from intarsia.passes.schedule.dependence import Order, carried_dependence, crossing_dependence, describe
 from intarsia.passes.schedule.masks import guard
+from intarsia.passes.schedule.scans import scan_refusal
 from intarsia.passes.schedule.tree import (
     Body,
     NameSource,
@@ -77,7 +78,7 @@ def _two_loops(loop: For, factor: int, outer: str, inner: str, tail: str) -> For
     body = substitute(body, {loop.axis: here + inner})
     # Each iteration of both loops is one iteration of the old loop: promises hold for both.
     inner_kind = "seq" if loop.kind in ("parallel", "grid") or width.constant is None else loop.kind
-    outer_kind = "seq" if loop.kind in ("lane", "dot") else loop.kind
+    outer_kind = "seq" if loop.kind in LANES | {"dot"} else loop.kind
     return For(outer, first, last, (For(inner, Size.of(0), width, body, inner_kind),), outer_kind, stride)
 
 
@@ -228,7 +229,7 @@ def _exchanged(outer: For, inner: For) -> tuple[For, For]:
     if axis not in inner.lower.symbols | inner.upper.symbols:
         return inner, outer
     for loop in (outer, inner):
-        if loop.kind in ("unroll", "lane", "dot"):
+        if loop.kind in FIXED:
             raise ScheduleError(f"the bounds of {loop.axis}, which is {loop.kind}, have to be numbers")
     if outer.step != 1 or inner.step != 1:
         raise ScheduleError(f"the bounds of {inner.axis} need {axis}, and one of the two has a step")
@@ -268,7 +269,7 @@ def skew(kernel: Kernel, step: Skew) -> Kernel:
     loop, around = find_loop(kernel, step.axis)
     if step.outer not in {other.axis for other in around}:
         raise ScheduleError(f"{step.outer} is no loop around it")
-    if loop.kind in ("unroll", "lane", "dot"):
+    if loop.kind in FIXED:
         raise ScheduleError(f"the bounds of a loop that is {loop.kind} have to be numbers")
     distance = Size.of(step.outer) * step.factor
     body = substitute(loop.body, {step.axis: Size.of(step.axis) - distance})
@@ -315,6 +316,8 @@ def _merge_two(kernel: Kernel, first: str, second: str) -> Kernel:
         pair := carried_dependence(kernel, merged, around, reductions=one.kind == "lane")
     ):
         raise ScheduleError(f"iterations that run at once would meet at {describe(pair)}")
+    if one.kind == "scan" and (problem := scan_refusal(kernel, merged, around)) is not None:
+        raise ScheduleError(problem)
     new = (*block[:here], *allocs, merged, *rest, *block[there + 1 :])
     return replace_block(kernel, block, new)
 

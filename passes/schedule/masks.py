@@ -10,6 +10,7 @@ from intarsia.ir.errors import ScheduleError
 from intarsia.ir.functions import COMBINERS
 from intarsia.ir.kernel import (
     COMBINER_OPERATORS,
+    FIXED,
     Alloc,
     Call,
     Check,
@@ -146,7 +147,7 @@ def _condition(mask: Mask) -> Expr:
 
 def require_numbers(loop: For, bound: Size) -> None:
     """A new bound of a loop whose kind wants numbers has to be one."""
-    if loop.kind in ("unroll", "lane", "dot") and bound.constant is None:
+    if loop.kind in FIXED and bound.constant is None:
         raise ScheduleError(f"the bound {bound} of the {loop.kind} loop over {loop.axis} is no number")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from intarsia.ir.dtypes import I64
 from intarsia.ir.errors import ScheduleError
-from intarsia.ir.kernel import Alloc, Buffer, For, Kernel, Put, Statement
+from intarsia.ir.kernel import FIXED, Alloc, Buffer, For, Kernel, Put, Statement
 from intarsia.ir.kernel_access import accesses, written_in
 from intarsia.ir.scalar import Const, Expr, Index, Load, Mask, apply, cast, constant, loads, where
 from intarsia.ir.schedule import Online
@@ -42,7 +42,7 @@ def online(kernel: Kernel, step: Online) -> Kernel:
     block, around = home_of(kernel, step.buffer)
     sweep = find_sweep(kernel, step.buffer, block, around)
     for own in (x for stage, axis in sweep.axes.items() for x in stage.loops if x.axis == axis):
-        if own.kind in ("unroll", "lane", "dot"):
+        if own.kind in FIXED:
             raise ScheduleError(f"{own.axis} is {own.kind}, and its blocks differ in length")
     require_order(kernel, sweep, block)
     _require_blocks(kernel, sweep)

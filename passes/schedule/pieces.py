@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from intarsia.ir.kernel import For, Put, walk
+from intarsia.ir.kernel import LANES, For, Put, walk
 from intarsia.ir.kernel_access import trips
 from intarsia.ir.schedule import Accumulate
 from intarsia.passes.schedule.builder import Builder
@@ -23,7 +23,7 @@ def keep_pieces(b: Builder, top: str) -> None:
         if (first := _outermost_of(steps, around)) is None:
             continue
         inside = around[around.index(first) :]
-        if lanes := tuple(loop.axis for loop in reduced if loop.kind == "lane" and loop in inside):
+        if lanes := tuple(loop.axis for loop in reduced if loop.kind in LANES and loop in inside):
             b.attempt(Accumulate(statement.buffer, first.axis, b.fresh(statement.buffer), "register", "add", lanes))
 
 

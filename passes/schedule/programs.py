@@ -19,6 +19,7 @@ from intarsia.ir.target import Target
 from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, merge_rows
 from intarsia.passes.schedule.blocks import ROW, block_region, split_sums
 from intarsia.passes.schedule.builder import Builder
+from intarsia.passes.schedule.prefixes import share_scans, walk_outside
 from intarsia.passes.schedule.programs_of_chains import (
     prepared_chain,
     schedule_chain_in_parts,
@@ -88,8 +89,10 @@ def _merged(b: Builder, writable: Writable) -> None:
     for loop in b.waiting():
         split_sums(b, loop.axis)
     _compute_again(b)
+    walk_outside(b)
     merge_rows(b)
     localize_all(b)
+    _attempt(b, share_scans, writable)
     accumulate_rows(b)
     _block_all(b, writable)
 
@@ -99,6 +102,10 @@ def _stages(b: Builder, writable: Writable) -> None:
     _share_reductions(b, writable)
     for loop in b.waiting():
         split_sums(b, loop.axis)
+    walk_outside(b)
+    merge_rows(b, outermost=False)
+    localize_all(b)
+    _attempt(b, share_scans, writable)
     accumulate_rows(b)
     _block_all(b, writable)
 
@@ -119,11 +126,16 @@ def _share_reductions(b: Builder, writable: Writable) -> None:
     for loop, *inner in nests:
         if is_used_again and count(trips((loop, *inner)[-1])) < LONG:
             continue
-        start = len(b.steps)
-        reduce_in_parts(b, loop.axis)
-        if len(b.steps) > start and writable(b.kernel) is not None:
-            while len(b.steps) > start:
-                b.undo()
+        _attempt(b, partial(reduce_in_parts, axis=loop.axis), writable)
+
+
+def _attempt(b: Builder, change: Callable[[Builder], object], writable: Writable) -> None:
+    """Take steps unless the result could not be written."""
+    start = len(b.steps)
+    change(b)
+    if len(b.steps) > start and writable(b.kernel) is not None:
+        while len(b.steps) > start:
+            b.undo()
 
 
 def _block_all(b: Builder, writable: Writable) -> None:
