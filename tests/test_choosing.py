@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from schedule_samples import assert_same_meaning
 
@@ -12,6 +14,7 @@ from intarsia.ir.kernel_text import print_kernel
 from intarsia.ir.kernel_verifier import verify_kernel
 from intarsia.ir.target import TARGETS
 from intarsia.passes.pipeline import Context, default_pipeline
+from intarsia.passes.schedule.candidates import Space
 from intarsia.passes.schedule.choosing import LONG_ENOUGH, best_schedule
 from intarsia.passes.schedule.default import build_schedule
 
@@ -31,24 +34,25 @@ def test_every_option_is_a_sound_schedule() -> None:
     assert decisions
     seen = set()
     for name, options in decisions.items():
-        for option in range(options):
+        for option in range(len(options)):
             scheduled = build_schedule(kernel, TARGET, choices={name: option}).kernel
             verify_kernel(scheduled)
             assert_same_meaning(kernel, scheduled, {})
             seen.add(print_kernel(scheduled))
-        assert len(seen) == options, "each option is another kernel"
+        assert len(options) == len(set(options)) > 1
+    assert len(seen) > len(decisions)
 
 
 def test_the_predictor_decides() -> None:
     kernel = product(256, 64, 512)
-    ((name, options),) = build_schedule(kernel, TARGET).decisions.items()
-    wanted = print_kernel(build_schedule(kernel, TARGET, choices={name: options - 1}).kernel)
+    name, looks = next(iter(build_schedule(kernel, TARGET).looks.items()))
+    wanted = print_kernel(build_schedule(kernel, TARGET, choices={name: looks}).kernel)
 
     def predict(found: Kernel) -> float:
         return 1.0 if print_kernel(found) == wanted else 2.0
 
     best = best_schedule(kernel, TARGET, predict)
-    assert best.choices == {name: options - 1}
+    assert best.choices == {name: looks}
     assert best.remarks[-1].message.endswith("predicted 1e+06 us against 2e+06 us")
 
 
@@ -63,3 +67,28 @@ def test_nothing_changes_for_no_gain_or_in_short_kernels(seconds: float) -> None
 
     assert best_schedule(kernel, TARGET, predict).choices == {}
     assert (len(asked) == 1) == (seconds < LONG_ENOUGH)
+
+
+def test_a_space_holds_every_candidate_once() -> None:
+    space = Space(product(37, 19, 70), TARGET)
+    every = list(space.all())
+    assert every[0].choices == {} and str(every[0]) == "default"
+    texts = [str(c.schedule) for c in every]
+    assert 20 < len(set(texts)) == len(texts)
+    assert space.size / 2 < len(texts) < space.size * 2
+    random = Random(1)
+    found = space.sample(20, random)
+    assert {str(c.schedule) for c in found} <= set(texts)
+    assert len(found) == 20 and found[0].schedule == every[0].schedule
+    for _ in range(5):
+        other = space.mutate(random.choice(found), random)
+        assert str(other.schedule) in texts
+        crossed = space.cross(other, found[-1], random)
+        assert str(crossed.schedule) in texts
+
+
+def test_a_candidate_says_how_it_differs() -> None:
+    space = Space(product(256, 64, 512), TARGET)
+    name, options = next(iter(space.default.decisions.items()))
+    assert str(space.candidate({name: 1})).startswith(f"{name}: {options[1]}")
+    assert space.candidate({name: 99}).schedule == space.default.schedule

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from intarsia.ir.errors import Remark, ScheduleError
@@ -26,14 +26,15 @@ class Builder:
     """Applies steps to a kernel and remembers them.
 
     `take` wants a step, `attempt` may do without it and leaves a remark that says why not. `choose` takes the first of
-    some options, unless `choices` names another by its place; `decisions` tells how many options each choice had.
+    some options, unless `choices` names another by its place; `decisions` tells what options each choice had.
     """
 
     def __init__(self, kernel: Kernel, target: Target, choices: Mapping[str, int] | None = None) -> None:
         self.kernel = kernel
         self.target = target
         self.choices = choices or {}
-        self.decisions: dict[str, int] = {}
+        self.decisions: dict[str, tuple[str, ...]] = {}
+        self.looks: dict[str, int] = {}
         self.steps: list[Step] = []
         self._before: list[Kernel] = []
         self.remarks: list[Remark] = []
@@ -65,10 +66,16 @@ class Builder:
             return False
         return True
 
-    def choose(self, name: str, options: Sequence[T]) -> T:
-        """One of several options, the likeliest first: all of them give sound schedules."""
-        self.decisions[name] = len(options)
-        return options[self.choices.get(name, 0)]
+    def choose(self, name: str, options: Iterable[T], label: Callable[[T], object] = str, looks: int = 0) -> T:
+        """One of several options, the likeliest first: all of them give sound schedules. A choice of what is not there
+        takes the likeliest. `label` names an option. `looks`: how many of the others every compilation looks at; the
+        rest is for tuning."""
+        distinct = list(dict.fromkeys(options))
+        if len(distinct) > 1:
+            self.decisions[name] = tuple(str(label(option)) for option in distinct)
+            self.looks[name] = min(looks, len(distinct) - 1)
+        place = self.choices.get(name, 0)
+        return distinct[place if place < len(distinct) else 0]
 
     def split(self, axis: str, factor: int, tail: str = "mask") -> tuple[str, str]:
         """Split an axis; the names of the two that replace it."""

@@ -83,7 +83,9 @@ class Chain:
 def schedule_chain(b: Builder) -> bool:
     """Schedule a kernel that is one chain of reductions. Returns whether it is, and every step was legal."""
     name = _state(b)
-    return name is not None and b.together(f"sweep over the rows of {name}", partial(_schedule, b, name))
+    if name is None or b.choose(f"reductions with {name}", ("in one sweep", "one by one")) == "one by one":
+        return False
+    return b.together(f"sweep over the rows of {name}", partial(_schedule, b, name))
 
 
 def is_chain(b: Builder, rescaled: bool = False) -> bool:
@@ -280,8 +282,14 @@ def _block(b: Builder, chain: Chain, panel: int) -> tuple[str, dict[Stage, _Axes
 
 
 def _rows_of_block(b: Builder, chain: Chain) -> int:
-    """Rows of a block: where that is possible, blocks are whole, and so are tiles."""
+    """Rows of a block."""
     length = trips(b.loop(chain.row[chain.sweep.state])).constant
+    others = [n for n in (16, 32, 64, 128) if length is None or n < length + HEIGHT]
+    return b.choose(f"rows of {chain.sweep.state.put.buffer}", (_likely_rows(b, chain, length), *others))
+
+
+def _likely_rows(b: Builder, chain: Chain, length: int | None) -> int:
+    """Rows of a block of so many in all: where that is possible, blocks are whole, and so are tiles."""
     keys = trips(chain.sweep.state.reduced[0]).constant
     near = keys is not None and keys * _bytes_of_key(b, chain) <= _second_cache(b)
     rows = ROWS // 2 if near else ROWS
@@ -295,6 +303,13 @@ def _rows_of_block(b: Builder, chain: Chain) -> int:
 
 
 def _panels_of_block(b: Builder, chain: Chain, panel: int) -> int:
+    """Panels of keys in a block."""
+    likeliest = _likely_panels(b, chain, panel)
+    others = [n for n in (likeliest // 4, likeliest // 2, 2 * likeliest) if n]
+    return b.choose(f"panels of {chain.sweep.state.put.buffer}", (likeliest, *others))
+
+
+def _likely_panels(b: Builder, chain: Chain, panel: int) -> int:
     """Panels of keys in a block: the scores of a block of rows and what it reads along its keys fill most of the second
     cache, and the blocks are about as long as each other."""
     state = chain.sweep.state

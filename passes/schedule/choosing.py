@@ -24,11 +24,11 @@ sharper."""
 def best_schedule(kernel: Kernel, target: Target, predict: Predictor, repeated: bool = False) -> Builder:
     """The schedule that a predictor likes best: from the default one on, each decision is changed in turn."""
     best = build_schedule(kernel, target, repeated)
-    likeliest = expected = predict(best.kernel) if best.decisions else 0.0
+    likeliest = expected = predict(best.kernel) if any(best.looks.values()) else 0.0
     if expected < LONG_ENOUGH:
         return best
-    for name, options in tuple(best.decisions.items()):
-        for option in range(1, options):
+    for name, looks in tuple(best.looks.items()):
+        for option in range(1, 1 + looks):
             other = build_schedule(kernel, target, repeated, {**best.choices, name: option})
             predicted = predict(other.kernel)
             if predicted < WORTH * expected:

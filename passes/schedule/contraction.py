@@ -35,7 +35,15 @@ from intarsia.ir.schedule import (
 from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
 from intarsia.passes.schedule.nests import Contraction, Nest, find_contraction, flattened, result_step
 from intarsia.passes.schedule.shape import count, effort, lanes_for, points, stride
-from intarsia.passes.schedule.tiling import Extents, Tiling, choose_tiling, other_tilings
+from intarsia.passes.schedule.tiling import (
+    Extents,
+    Tiling,
+    choose_tiling,
+    other_blocks,
+    other_packings,
+    other_parts,
+    other_tiles,
+)
 from intarsia.passes.schedule.tree import blocks, loops_in, puts_in
 
 SQUARE = 4
@@ -44,8 +52,8 @@ SQUARE = 4
 NEAR = 4
 """How far apart neighbouring lanes of a result may be written."""
 
-UNROLLED = 4
-"""Steps of the reduction that are written out."""
+UNROLLED = (4, 1, 2, 8)
+"""Steps of the reduction that are written out, the likeliest number first."""
 
 WORTH = 0.95
 """What lanes across the result may do against lanes along it: tiles are transposed then."""
@@ -104,13 +112,23 @@ def schedule_contraction(b: Builder, loop: For) -> bool:
     likeliest = choose_tiling(size, b.target)
     if likeliest is None:
         return _schedule_narrow(b, loop, c) or _schedule_spread(b, loop, c)
-    options = [(c, t) for t in (likeliest, *other_tilings(likeliest, size, b.target))]
+    options = [(c, likeliest)]
     if (other := _across(b, loop, c)) is not None:
-        options.insert(0 if _waste(b, *other) < WORTH * _waste(b, c, likeliest) else len(options), other)
-    c, tiling = b.choose(f"tiling of {c.put.buffer}", options)
+        options.insert(0 if _waste(b, *other) < WORTH * _waste(b, c, likeliest) else 1, other)
+    c, tiling = b.choose(f"lanes of {c.put.buffer}", options, lambda option: option[0].main.column, looks=1)
+    tiling = _choose_sizes(b, c, extents(b, c), tiling)
     if tiling.few and not size.constant and _is_dot(b, c):
         return b.together(f"tiles of dot products of {c.put.buffer}", lambda: _tile_dots(b, c, tiling))
     return b.together(f"tiles of {c.put.buffer}", lambda: _tile(b, c, tiling))
+
+
+def _choose_sizes(b: Builder, c: Contraction, e: Extents, t: Tiling) -> Tiling:
+    """The sizes of a tiling, one after the other."""
+    result = c.put.buffer
+    t = b.choose(f"tile of {result}", (t, *other_tiles(t, e, b.target)), looks=0 if t.few else 2)
+    t = b.choose(f"packing of {result}", (t, *other_packings(t, e)), looks=0 if t.few else 1)
+    t = b.choose(f"steps of {result}", (t, *other_parts(t, e)))
+    return b.choose(f"blocks of {result}", (t, *other_blocks(t, e)))
 
 
 def _across(b: Builder, loop: For, c: Contraction) -> tuple[Contraction, Tiling] | None:
@@ -309,12 +327,15 @@ def write_out(b: Builder, inner: tuple[str, ...]) -> None:
 
 
 def unroll_reduction(b: Builder, axis: str) -> str:
-    """Write a short innermost reduction out, or four steps of a long one; the loop that is left, if there is one."""
+    """Write a short innermost reduction out, or some steps of a long one; the loop that is left, if there is one."""
     length = trips(b.loop(axis)).constant
-    if length is not None and length <= 2 * UNROLLED:
+    if length is not None and length <= 2 * UNROLLED[0]:
         b.take(Unroll((axis,)))
         return ""
-    steps, inside = b.split(axis, UNROLLED, "peel")
+    together = b.choose("steps written out", UNROLLED)
+    if together == 1:
+        return axis
+    steps, inside = b.split(axis, together, "peel")
     b.take(Unroll((inside,)))
     return steps
 

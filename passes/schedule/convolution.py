@@ -100,6 +100,18 @@ def _vectors(b: Builder, c: Contraction, lanes: int) -> int:
     return min(best, -(-length // lanes))
 
 
+def _other_rows(b: Builder, c: Contraction) -> list[int]:
+    """Other numbers of pixels of a tile."""
+    length = trips(b.loop(c.main.row)).constant
+    return [n for n in (4, 5, 6, 7, 8, 12) if length is None or n <= length]
+
+
+def _other_vectors(b: Builder, c: Contraction, rows: int, lanes: int) -> list[int]:
+    """Other numbers of vectors of a tile with so many pixels."""
+    needed = -(-count(trips(b.loop(c.main.column))) // lanes)
+    return [n for n in (1, 2, 3, 4) if n <= needed and n * (rows + 1) < b.target.registers]
+
+
 @dataclass(frozen=True)
 class _Tiled:
     """The axes of a nest after it was split: groups, which have weights of their own, panels of channels, batches and
@@ -129,6 +141,8 @@ def _tile(b: Builder, c: Contraction) -> None:
     """Tiles in registers, lanes along the channels; results are written along the pixels."""
     rows, lanes = _rows(b, c), lanes_for((c.put,), b.target)
     vectors = _vectors(b, c, lanes)
+    rows = b.choose(f"pixels of {c.put.buffer}", (rows, *_other_rows(b, c)))
+    vectors = b.choose(f"channels of {c.put.buffer}", (vectors, *_other_vectors(b, c, rows, lanes)))
     grouped = [axis in c.right.symbols for axis in c.main.batch]
     main = _split(b, c.main, grouped, rows, vectors, lanes)
     reduced = c.main.reduced

@@ -18,15 +18,16 @@ from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
 from intarsia.passes.schedule.chained import schedule_chain
 from intarsia.passes.schedule.columns import copy_columns
 from intarsia.passes.schedule.contraction import schedule_contraction
-from intarsia.passes.schedule.convolution import schedule_convolution
+from intarsia.passes.schedule.convolution import find_convolution, schedule_convolution
 from intarsia.passes.schedule.diagonals import walk_diagonals
 from intarsia.passes.schedule.long_rows import sweep_long_rows
+from intarsia.passes.schedule.nests import find_contraction
 from intarsia.passes.schedule.reductions import reduce_in_parts, sum_columns
 from intarsia.passes.schedule.shape import count, effort
 from intarsia.passes.schedule.streams import bypass_caches, fetch_early
 from intarsia.passes.schedule.tree import loops_in
 from intarsia.passes.schedule.vectors import vectorize_region
-from intarsia.passes.schedule.windows import schedule_windows
+from intarsia.passes.schedule.windows import find_windows, schedule_windows
 
 
 def schedule_kernel(kernel: Kernel, target: Target) -> tuple[Schedule, Kernel]:
@@ -46,12 +47,13 @@ def build_schedule(
     sweep_long_rows(b)
     for loop in b.outermost():
         if loop in b.outermost():
-            _ = schedule_convolution(b, loop) or schedule_contraction(b, loop) or schedule_windows(b, loop)
+            schedule_product(b, loop)
     make_parts(b)
     copy_columns(b)
     for loop in b.waiting():
         sum_columns(b, reduce_in_parts(b, loop.axis))
-    merge_rows(b)
+    if len(b.waiting()) < 2 or b.choose("stages", ("together", "apart")) == "together":
+        merge_rows(b)
     localize_all(b)
     accumulate_rows(b)
     for loop in b.waiting():
@@ -65,6 +67,20 @@ def build_schedule(
     return b
 
 
+def schedule_product(b: Builder, loop: For) -> bool:
+    """Schedule a nest that sums products, in one of the forms that it has. Returns whether it has one, and every step
+    was legal."""
+    forms = {
+        "lanes along channels": (find_convolution, schedule_convolution),
+        "tiles": (find_contraction, schedule_contraction),
+        "windows": (find_windows, schedule_windows),
+    }
+    usable = [name for name, (find, _) in forms.items() if find(b, loop)]
+    first = b.choose(f"form of {loop.axis}", usable or [""])
+    order = sorted(forms, key=lambda name: name != first)
+    return any(forms[name][1](b, loop) for name in order)
+
+
 def parallelize(b: Builder, top: str) -> None:
     """Give the iterations of an outer loop to threads, if there is enough to do."""
     loop = b.loop(top)
@@ -76,7 +92,10 @@ def parallelize(b: Builder, top: str) -> None:
         candidates.append(inner[0])
     usable = [c for c in candidates if c.kind == "seq" and count(trips(c)) > 1 and not _is_short(c)]
     enough = [c for c in usable if count(trips(c)) >= wanted]
-    for candidate in enough or sorted(usable, key=lambda c: -count(trips(c))):
+    order = enough or sorted(usable, key=lambda c: -count(trips(c)))
+    rivals = order[: None if b.target.cores > 1 else 1]
+    first = b.choose(f"threads of {top}", rivals or [loop], lambda candidate: candidate.axis)
+    for candidate in sorted(order, key=lambda c: c is not first):
         if b.attempt(Parallel((candidate.axis,)), silent=False):
             return
     for candidate in candidates[1:]:

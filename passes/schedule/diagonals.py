@@ -12,8 +12,8 @@ from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.dependence import carried_dependence
 from intarsia.passes.schedule.tree import find_loop, loops_in, perfect_nest
 
-ROWS = 8
-"""Rows that go side by side: the latency of one point hides that of the others."""
+ROWS = (8, 2, 4, 16)
+"""Rows that go side by side, the likeliest number first: the latency of one point hides that of the others."""
 
 STEEPEST = 3
 """How far a row keeps behind the one before it, at most."""
@@ -26,7 +26,7 @@ def walk_diagonals(b: Builder, top: str) -> None:
         return
     rows, points = nest[-2:]
     length = trips(points).constant
-    if length is None or length <= ROWS * STEEPEST or not all(_is_recurrence(b, loop) for loop in (rows, points)):
+    if length is None or length <= ROWS[0] * STEEPEST or not all(_is_recurrence(b, loop) for loop in (rows, points)):
         return
     for slope in range(1, STEEPEST + 1):
         what = f"diagonals {slope} * {rows.axis} + {points.axis}"
@@ -41,9 +41,10 @@ def _is_recurrence(b: Builder, loop: For) -> bool:
 
 def _side_by_side(b: Builder, rows: For, points: For, slope: int) -> None:
     """Blocks of rows, whose points on each full diagonal are written out."""
-    block, row = b.split(rows.axis, ROWS, "peel")
+    together = b.choose(f"rows of {rows.axis}", ROWS)
+    block, row = b.split(rows.axis, together, "peel")
     b.take(Wavefront(row, points.axis, slope))
-    full = [loop for loop in loops_in(b.loop(block).body) if trips(loop).constant == ROWS]
+    full = [loop for loop in loops_in(b.loop(block).body) if trips(loop).constant == together]
     if not full:
         raise ScheduleError("no diagonal has a point in every row")
     b.take(Unroll((full[0].axis,)))

@@ -20,8 +20,8 @@ from intarsia.passes.schedule.stages import Stage, definitions_in, expand, stage
 from intarsia.passes.schedule.sweeps import find_sweep
 from intarsia.passes.schedule.tree import allocated_in, loops_in
 
-BLOCK = 4096
-"""Elements of a row that are worked on at a time: they stay in the nearest cache."""
+BLOCK = (4096, 1024, 2048, 8192, 32768)
+"""Elements of a row that are worked on at a time, the likeliest number first: they stay in the nearest cache."""
 
 
 def sweep_long_rows(b: Builder) -> None:
@@ -54,7 +54,7 @@ def _schedule(b: Builder, stages: tuple[Stage, ...], state: Stage, length: int) 
     if any(s not in sweep.ratios and s not in sweep.shifts for s in sweep.axes if s is not sweep.state):
         raise ScheduleError("more than the reductions goes through the rows")
     merge_rows(b)
-    b.take(Online(name, BLOCK))
+    b.take(Online(name, b.choose(f"elements of {name}", BLOCK)))
 
 
 def _in_between(b: Builder, stages: tuple[Stage, ...], state: Stage, length: int) -> list[str]:

@@ -24,10 +24,11 @@ PROGRAMS = 4
 CHUNK_WORK = 50_000
 """Scalar operations that a part has at least."""
 
-COLUMNS = 1024
-"""Columns that are summed at once: the sums stay in the nearest cache, the rows are read in long pieces."""
+COLUMNS = (1024, 256, 512, 2048, 4096)
+"""Columns that are summed at once, the likeliest number first: the sums stay in the nearest cache, the rows are read in
+long pieces."""
 
-ROWS = 8
+ROWS = (8, 4, 16)
 """Rows that are added up in registers before a sum in the cache changes."""
 
 
@@ -101,14 +102,14 @@ def sum_columns(b: Builder, axis: str) -> bool:
         return False
     lane = next(loop for loop in stage.kept if loop.axis == stage.lane)
     lanes = lanes_for((stage.put,), b.target)
-    if count(trips(lane)) < 16 * lanes or points(stage.reduced) < 4 * ROWS:
+    if count(trips(lane)) < 16 * lanes or points(stage.reduced) < 4 * ROWS[0]:
         return False
     return b.together("sums of blocks of columns", lambda: _sum_columns(b, stage, lanes))
 
 
 def _sum_columns(b: Builder, stage: _Stage, lanes: int) -> None:
     reduced = [loop.axis for loop in stage.reduced]
-    columns, inside = b.split(stage.lane, COLUMNS, "min")
+    columns, inside = b.split(stage.lane, b.choose(f"columns of {stage.put.buffer}", COLUMNS), "min")
     block, two = b.split(inside, 2 * lanes)
     vector, lane = b.split(two, lanes)
     others = [loop.axis for loop in stage.kept if loop.axis != stage.lane]
@@ -117,7 +118,7 @@ def _sum_columns(b: Builder, stage: _Stage, lanes: int) -> None:
     b.take(Vectorize((lane,)))
     sums = b.fresh(stage.put.buffer)
     b.take(Accumulate(stage.put.buffer, reduced[0], sums, "cache"))
-    _, row = b.split(reduced[-1], ROWS, "peel")
+    _, row = b.split(reduced[-1], b.choose(f"rows of {stage.put.buffer}", ROWS), "peel")
     b.take(Reorder((block, row, vector, lane)))
     b.take(Accumulate(sums, row, b.fresh(sums), "register"))
     b.take(Unroll((row,)))

@@ -14,9 +14,9 @@ from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.shape import LINE, bytes_of, count, lanes_for, stride
 from intarsia.passes.schedule.tree import loops_in, perfect_nest
 
-READ = 256
-WRITTEN = 512
-"""Neighbouring bytes that a block of tiles reads, and those that it writes, in each of its rows."""
+READ = (256, 64, 128, 512, 1024)
+WRITTEN = (512, 64, 128, 256, 1024)
+"""Neighbouring bytes that a block of tiles reads, and those that it writes, in each row, the likeliest first."""
 
 
 def stage_transposed(b: Builder, top: str, lane: str) -> bool:
@@ -34,9 +34,11 @@ def stage_transposed(b: Builder, top: str, lane: str) -> bool:
     load, across = found
 
     def stage() -> None:
+        written = b.choose(f"bytes along {lane}", WRITTEN) // load.dtype.bytes
+        read = b.choose(f"bytes along {across}", READ) // load.dtype.bytes
         whole_lines = all(i == lane or s % LINE == 0 for i, s in _byte_strides(b, put, nest))
-        (columns, tile) = b.split(lane, _side(b, lane, size, WRITTEN // load.dtype.bytes))
-        (rows, block) = b.split(across, _side(b, across, size, READ // load.dtype.bytes if whole_lines else size))
+        (columns, tile) = b.split(lane, _side(b, lane, size, written))
+        (rows, block) = b.split(across, _side(b, across, size, read if whole_lines else size))
         (tiles, column), (squares, row) = b.split(tile, size), b.split(block, size)
         others = [loop.axis for loop in nest if loop.axis not in (lane, across)]
         b.take(Reorder((*others, columns, rows, tiles, squares, row, column)))

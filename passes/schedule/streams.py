@@ -12,8 +12,9 @@ from intarsia.ir.schedule import Nontemporal, Prefetch
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.shape import LINE, bytes_of, count, operations, stride
 
-AHEAD = 8192
-"""Bytes that a single pass over memory fetches ahead: two pages; the machine itself stops at the end of one."""
+AHEAD = (8192, 0, 2048, 4096, 16384)
+"""Bytes that a single pass over memory fetches ahead: two pages are likeliest; the machine itself stops at the end of
+one."""
 
 DENSE = 12
 """Operations of one element from which on a pass leaves the machine's own prefetchers too little room."""
@@ -46,13 +47,16 @@ def fetch_early(b: Builder) -> None:
             passes = _passes(b, buffer.name, top)
             if len(passes) > 1:
                 _fetch_next_row(b, buffer.name, passes)
-            elif passes and (_reduces_much(b, passes[0]) or operations(passes[0].put.value) > DENSE):
-                _fetch_ahead(b, buffer.name, passes[0])
+            elif passes:
+                is_likely = _reduces_much(b, passes[0]) or operations(passes[0].put.value) > DENSE
+                ahead = b.choose(f"bytes ahead of {buffer.name}", AHEAD if is_likely else (0, *AHEAD))
+                if ahead:
+                    _fetch_ahead(b, buffer.name, passes[0], ahead)
 
 
 def _reduces_much(b: Builder, one: _Pass) -> bool:
     """Does a pass only reduce, and long enough to profit?"""
-    return one.put.operator != "=" and _run(b, one) >= 2 * AHEAD
+    return one.put.operator != "=" and _run(b, one) >= 2 * AHEAD[0]
 
 
 def _passes(b: Builder, name: str, top: For) -> list[_Pass]:
@@ -103,7 +107,7 @@ def _run(b: Builder, one: _Pass) -> int:
     return run
 
 
-def _fetch_ahead(b: Builder, name: str, one: _Pass) -> None:
+def _fetch_ahead(b: Builder, name: str, one: _Pass, ahead: int) -> None:
     """Fetch what a pass reads some iterations later; not what it reads across the vectors too, line by line."""
     buffer = b.kernel.buffers()[name]
     lane = next(around[-1].axis for statement, around in walk(b.kernel.body) if statement is one.put)
@@ -111,7 +115,7 @@ def _fetch_ahead(b: Builder, name: str, one: _Pass) -> None:
         return
     step = stride(b.kernel.buffers()[name], one.load.indices, one.loops[-1].axis)
     if step and len(one.loops) > 1:
-        b.attempt(Prefetch(name, one.put.buffer, one.loops[-1].axis, max(1, AHEAD // (step * one.load.dtype.bytes))))
+        b.attempt(Prefetch(name, one.put.buffer, one.loops[-1].axis, max(1, ahead // (step * one.load.dtype.bytes))))
 
 
 def bypassing(b: Builder, repeated: bool = False) -> list[str]:
@@ -129,8 +133,10 @@ def bypass_caches(b: Builder, repeated: bool) -> None:
     for statement, around in walk(b.kernel.body):
         if isinstance(statement, Put) and any(loop.kind == "lane" for loop in around):
             written.setdefault(statement.buffer, []).append(_fills_lines(b, statement, around))
-    for name in bypassing(b, repeated):
-        if any(written.get(name, ())):
+    likely, large = bypassing(b, repeated), b.target.caches[min(1, len(b.target.caches) - 1)]
+    for name in [buffer.name for buffer in b.kernel.outputs if bytes_of(buffer) >= large]:
+        places = ("past the caches", "to the caches") if name in likely else ("to the caches", "past the caches")
+        if any(written.get(name, ())) and b.choose(f"writes of {name}", places) == "past the caches":
             b.attempt(Nontemporal(name))
 
 

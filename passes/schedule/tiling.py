@@ -91,6 +91,13 @@ class Tiling:
     def columns(self) -> int:
         return self.vectors * self.lanes
 
+    def __str__(self) -> str:
+        blocks = (
+            f"{self.block_rows or 'all'} rows by {self.block_columns or 'all'} columns by {self.part or 'all'} steps"
+        )
+        how = [name for name in ("packed", "inside", "few", "copied") if getattr(self, name)]
+        return f"{self.rows}x{self.vectors} vectors, blocks of {blocks}" + "".join(f", {name}" for name in how)
+
 
 def choose_tiling(e: Extents, target: Target) -> Tiling | None:
     """Sizes for a contraction; None if its results do not fill a vector."""
@@ -130,27 +137,59 @@ def choose_tiling(e: Extents, target: Target) -> Tiling | None:
     return Tiling(rows, vectors, e.lanes, block, columns, part, packed, inside, False)
 
 
-SHAPES = ((6, 4), (4, 4))
-"""Rows and vectors of other tiles that fit 32 registers."""
+SHAPES = ((6, 4), (4, 4), (8, 2), (4, 6), (12, 2), (8, 1), (3, 8))
+"""Rows and vectors of tiles that keep the multiply-add units busy."""
+
+FEW_SHAPES = ((1, 8), (2, 8), (4, 4), (8, 2), (8, 1))
+"""The same where there are few rows."""
 
 
-def other_tilings(t: Tiling, e: Extents, target: Target) -> Iterator[Tiling]:
-    """Other sizes that may be better than the likeliest: packing or not, and tiles of another shape."""
-    if t.few:
-        return
-    if t.packed != e.across and e.movable:
-        yield replace(t, packed=not t.packed)
-    for rows, vectors in SHAPES:
+def other_tiles(t: Tiling, e: Extents, target: Target) -> Iterator[Tiling]:
+    """The tiling with tiles of other shapes."""
+    for rows, vectors in FEW_SHAPES if t.few else SHAPES:
         width = vectors * e.lanes
         fits = rows * vectors + vectors < target.registers and (e.columns is None or width < e.columns + e.lanes)
-        if fits and (e.rows is None or rows <= e.rows) and (rows, vectors) != (t.rows, t.vectors):
+        if fits and (e.rows is None or rows <= e.rows):
             yield replace(
                 t,
                 rows=rows,
                 vectors=vectors,
                 block_rows=-(-t.block_rows // rows) * rows,
                 block_columns=-(-t.block_columns // width) * width,
+                copied=t.copied and e.rows is not None and e.rows > rows,
             )
+
+
+def other_packings(t: Tiling, e: Extents) -> Iterator[Tiling]:
+    """The tiling with the columns' operand packed if it was not, and the other way round."""
+    if t.packed != e.across and e.movable and not t.few:
+        yield replace(t, packed=not t.packed)
+    if t.few and e.movable and not (e.across or e.constant) and e.rows is not None and e.rows > t.rows and t.part:
+        yield replace(t, copied=not t.copied)
+
+
+def other_parts(t: Tiling, e: Extents) -> Iterator[Tiling]:
+    """The tiling with the reduction cut into shorter or longer parts, or not cut."""
+    if not e.divisible:
+        return
+    if t.part:
+        yield replace(t, part=0, copied=False)
+    for length in (64, 128, 256, 512):
+        if 2 * length <= e.depth and not 2 * length <= 3 * t.part <= 4 * length:
+            yield replace(t, part=-(-e.depth // -(-e.depth // length)))
+
+
+def other_blocks(t: Tiling, e: Extents) -> Iterator[Tiling]:
+    """The tiling with blocks of fewer or more columns, and of rows."""
+    if t.block_columns:
+        for columns in (t.block_columns // 2, 2 * t.block_columns, 4 * t.block_columns):
+            columns = max(t.columns, columns // t.columns * t.columns)
+            if e.columns is None or columns < e.columns + t.block_columns:
+                yield replace(t, block_columns=columns)
+    if e.rows is not None and not t.few and t.inside and e.rows > 2 * BLOCK_ROWS:
+        for rows in (BLOCK_ROWS, 2 * BLOCK_ROWS):
+            yield replace(t, block_rows=-(-rows // t.rows) * t.rows)
+        yield replace(t, block_rows=0)
 
 
 def register_tile(e: Extents, target: Target, few: bool) -> tuple[int, int]:

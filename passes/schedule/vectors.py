@@ -17,8 +17,12 @@ from intarsia.passes.schedule.tree import blocks, find_loop, loops_in, perfect_n
 WORTHWHILE = 0.8
 """What vectors may cost against scalars."""
 
-VECTORS = 4
-"""Vectors that are worked on at once, so that the latency of one is hidden by the others."""
+VECTORS = (4, 1, 2, 8)
+"""Vectors that are worked on at once, so that the latency of one is hidden by the others. All loops of a kernel take
+the same number, or, which is likeliest, what suits each: 4, or 2 where there is much to do."""
+
+RIVAL = 2.5
+"""How much dearer than the likeliest axis another one may look that is tried for lanes."""
 
 SHORT = 4
 """Iterations of a loop inside vectors that are written out."""
@@ -28,6 +32,10 @@ LONG = 8
 
 DEAR = 12
 """Operations of one element from which on fewer vectors are worked on at once."""
+
+
+def _vectors_label(several: int) -> str:
+    return str(several) if several else "what suits each loop"
 
 
 def vectorize_region(b: Builder, top: str) -> None:
@@ -64,8 +72,10 @@ def _choose(b: Builder, region: For) -> str | None:
         usable = [loop for loop in loops if loop.step == 1 and count(trips(loop)) > 1 and _is_uniform(loop)]
         costs = {loop.axis: (cost(loop.axis, True) / cost(loop.axis, False), -n) for n, loop in enumerate(usable)}
         order = sorted(costs, key=lambda axis: costs[axis])
-        best = next((axis for axis in order if not _is_recurrence(b, axis)), "")
-        if best and costs[best][0] <= WORTHWHILE:
+        order = [axis for axis in order if costs[axis][0] <= WORTHWHILE and not _is_recurrence(b, axis)]
+        if order:
+            rivals = [axis for axis in order if costs[axis][0] <= RIVAL * costs[order[0]][0]]
+            best = b.choose(f"lanes of {region.axis}", rivals)
             nest, body = perfect_nest(next(loop for loop in loops if loop.axis == best))
             if len(nest) > 1 and all(isinstance(s, Put) for s in body):
                 b.attempt(Reorder((*(loop.axis for loop in nest[1:]), best)))
@@ -115,8 +125,9 @@ def _is_short(b: Builder, loop: For, vectors: int) -> bool:
 def _vectorize_around(b: Builder, axis: str) -> None:
     """Run iterations of a loop with all that is in it as lanes, of several vectors at once."""
     outer, lane = "", axis
-    if not _is_short(b, b.loop(axis), VECTORS):
-        lanes, vectors = _width(b, b.loop(axis), VECTORS)
+    several = b.choose("vectors", (0, *VECTORS), _vectors_label) or VECTORS[0]
+    if not _is_short(b, b.loop(axis), several):
+        lanes, vectors = _width(b, b.loop(axis), several)
         outer, lane = b.split(axis, lanes * vectors)
     b.take(Vectorize((lane,)))
     for loop in loops_in(b.loop(lane).body):
@@ -138,7 +149,8 @@ def vectorize_leaf(b: Builder, axis: str) -> None:
         return
     _align(b, axis, puts)
     dear = max(operations(p.value) for p in puts) > DEAR
-    several = VECTORS // 2 if dear else VECTORS
+    likeliest = VECTORS[0] // 2 if dear else VECTORS[0]
+    several = b.choose("vectors", (0, *VECTORS), _vectors_label) or likeliest
     outer = ""
     kept: tuple[str, ...] = (axis,)
     if not _is_short(b, loop, several):

@@ -78,7 +78,7 @@ def schedule_windows(b: Builder, loop: For) -> bool:
     found = find_windows(b, loop)
     if not found:
         return False
-    w = b.choose(f"lanes of {found[0].put.buffer}", found)
+    w = b.choose(f"lanes of {found[0].put.buffer}", found, lambda window: window.main.column, looks=len(found))
     return b.together(f"tiles of windows of {w.put.buffer}", lambda: _tile(b, w))
 
 

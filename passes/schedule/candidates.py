@@ -1,0 +1,124 @@
+"""The schedules of a kernel that there are to choose from: what the default schedule becomes with other decisions.
+
+The default schedule is a program that decides wherever it has a choice (`Builder.choose`). Every run of it with other
+choices is a candidate; all of its steps were legal. Which decisions there are depends on those before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from math import prod
+from random import Random
+from typing import TypeAlias
+
+from intarsia.ir.kernel import Kernel
+from intarsia.ir.schedule import Schedule
+from intarsia.ir.target import Target
+from intarsia.passes.schedule.builder import Builder
+from intarsia.passes.schedule.default import build_schedule
+
+Choices: TypeAlias = Mapping[str, int]
+"""The place of an option by the name of its decision; the first one where a decision is not named."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A schedule, the kernel after it, and the decisions that lead there.
+
+    decisions: the options of every decision on the way, in order. choices: which of them are not the first ones.
+    """
+
+    schedule: Schedule
+    kernel: Kernel
+    decisions: Mapping[str, tuple[str, ...]]
+    choices: Choices
+
+    @staticmethod
+    def of(builder: Builder) -> Candidate:
+        made = {name: n for name in builder.decisions if (n := builder.choices.get(name, 0))}
+        return Candidate(builder.schedule, builder.kernel, dict(builder.decisions), made)
+
+    def __str__(self) -> str:
+        return "; ".join(f"{name}: {self.decisions[name][n]}" for name, n in self.choices.items()) or "default"
+
+
+class Space:
+    """The candidates of one kernel for a target. `repeated`: the kernel runs in a loop."""
+
+    def __init__(self, kernel: Kernel, target: Target, repeated: bool = False) -> None:
+        self._build: Callable[[Choices], Builder] = lambda choices: build_schedule(kernel, target, repeated, choices)
+        self.default = self.candidate({})
+
+    def candidate(self, choices: Choices) -> Candidate:
+        """The one that these choices lead to."""
+        return Candidate.of(self._build(choices))
+
+    @property
+    def size(self) -> int:
+        """About how many combinations of choices there are: those of the decisions that the default one meets."""
+        return prod(len(options) for options in self.default.decisions.values())
+
+    def all(self) -> Iterator[Candidate]:
+        """Every candidate once, the default one first."""
+        return _distinct(self._every({}, self.default))
+
+    def _every(self, fixed: Choices, here: Candidate) -> Iterator[Candidate]:
+        """Those that share the choices in `fixed`, of which `here` takes the first option of everything else."""
+        yield here
+        before = dict(fixed)
+        for name, options in here.decisions.items():
+            if name in fixed:
+                continue
+            for option in range(1, len(options)):
+                chosen = {**before, name: option}
+                yield from self._every(chosen, self.candidate(chosen))
+            before[name] = 0
+
+    def sample(self, count: int, random: Random) -> list[Candidate]:
+        """So many different ones, the default one among them, or all where there are about as many."""
+        if self.size <= count:
+            return list(islice(self.all(), count))
+
+        def drawn() -> Iterator[Candidate]:
+            yield self.default
+            for _ in range(3 * count):
+                yield self.draw(random)
+
+        return list(islice(_distinct(drawn()), count))
+
+    def draw(self, random: Random) -> Candidate:
+        """One at random: one decision after the other takes an option."""
+        return self._complete({}, random)
+
+    def mutate(self, candidate: Candidate, random: Random) -> Candidate:
+        """One that differs in one decision, and in those that only then come up."""
+        if not candidate.decisions:
+            return candidate
+        name = random.choice(list(candidate.decisions))
+        taken = candidate.choices.get(name, 0)
+        option = random.choice([n for n in range(len(candidate.decisions[name])) if n != taken])
+        kept = {other: candidate.choices.get(other, 0) for other in candidate.decisions}
+        return self._complete({**kept, name: option}, random)
+
+    def cross(self, one: Candidate, other: Candidate, random: Random) -> Candidate:
+        """One with each choice from one of two others."""
+        return self.candidate({n: random.choice((one, other)).choices.get(n, 0) for n in one.decisions})
+
+    def _complete(self, choices: Choices, random: Random) -> Candidate:
+        while True:
+            candidate = self.candidate(choices)
+            new = {n: random.randrange(len(o)) for n, o in candidate.decisions.items() if n not in choices}
+            if not any(new.values()):
+                return candidate
+            choices = {**choices, **new}
+
+
+def _distinct(candidates: Iterator[Candidate]) -> Iterator[Candidate]:
+    """Candidates with the same steps are one."""
+    seen: set[str] = set()
+    for candidate in candidates:
+        if (text := str(candidate.schedule)) not in seen:
+            seen.add(text)
+            yield candidate
