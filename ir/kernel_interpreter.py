@@ -135,13 +135,42 @@ class _Nest:
         return all(is_injective(targets[name], self.loops) for name in exchanged)
 
 
+@dataclass(frozen=True)
+class _Axis:
+    """An axis of a block: the values `start + step * k` for k < count, along a dimension of its own."""
+
+    name: str
+    dimension: int
+    start: int
+    step: int
+    count: int
+
+
+@dataclass(frozen=True)
+class _Write:
+    """How a statement writes under some loops: the dimensions of a block that it reduces over, and whether different
+    points of the others write different elements."""
+
+    reduced: tuple[int, ...]
+    is_injective: bool
+
+    @staticmethod
+    def of(put: Put, loops: tuple[For, ...]) -> _Write:
+        used = frozenset().union(*(i.symbols for i in put.indices))
+        reduced = () if put.operator == "=" else tuple(d for d, loop in enumerate(loops) if loop.axis not in used)
+        left = tuple(loop for d, loop in enumerate(loops) if d not in reduced)
+        return _Write(reduced, is_injective(put.indices, left))
+
+
 class _Machine:
-    """The memory, and the walk over the statements."""
+    """The memory, and the walk over the statements. `axes` are those of the block that is evaluated."""
 
     def __init__(self) -> None:
         self.memory: dict[str, Array | list[Array]] = {}
         self._nests: dict[int, _Nest | None] = {}
         self._parts: dict[tuple[Size, tuple[str, ...]], tuple[Size, tuple[int, ...]] | None] = {}
+        self._writes: dict[tuple[int, int], _Write] = {}
+        self.axes: tuple[_Axis, ...] = ()
 
     # ------------------------------------------------------------------ statements
 
@@ -199,15 +228,19 @@ class _Machine:
         piece = max(1, _BLOCK // max(1, inner))
         for start in range(0, len(ranges[0]) if inner else 0, piece):
             block = (ranges[0][start : start + piece], *ranges[1:])
-            for position, (loop, values) in enumerate(zip(nest.loops, block)):
+            self.axes = tuple(
+                _Axis(loop.axis, d, r.start, r.step, len(r)) for d, (loop, r) in enumerate(zip(nest.loops, block))
+            )
+            for axis, values in zip(self.axes, block):
                 shape = [1] * len(block)
-                shape[position] = len(values)
-                env[loop.axis] = np.arange(values.start, values.stop, values.step, dtype=np.int64).reshape(shape)
+                shape[axis.dimension] = axis.count
+                env[axis.name] = np.arange(values.start, values.stop, values.step, dtype=np.int64).reshape(shape)
             for statement in nest.body:
                 if isinstance(statement, Put):
                     self.put(statement, env, nest.loops)
                 else:
                     self.check(statement, env)
+        self.axes = ()
         for loop in nest.loops:
             env.pop(loop.axis, None)
 
@@ -240,23 +273,29 @@ class _Machine:
         active = self.holds(put.mask, env)
         if active is False:
             return
-        shape = tuple(np.size(env[loop.axis]) for loop in loops)
+        shape = tuple(axis.count for axis in self.axes)
         mask = None if active is True else np.broadcast_to(active, shape)
         value = np.broadcast_to(self.value(put.value, env, mask), shape)
+        write = self.write(put, loops)
         if put.operator == "=":
-            self.store(put, env, loops, value, mask)
+            self.store(put, env, write, value, mask)
             return
-        used = frozenset().union(*(i.symbols for i in put.indices))
-        reduced = tuple(d for d, loop in enumerate(loops) if loop.axis not in used)
-        if reduced:
+        if write.reduced:
             if mask is not None:
                 value = np.where(mask, value, np.asarray(NEUTRAL[put.operator](put.value.dtype), value.dtype))
-                mask = np.any(mask, axis=reduced, keepdims=True)
-            value = _ufunc(put.operator).reduce(value, axis=reduced, keepdims=True, dtype=value.dtype)
-        self.accumulate(put, env, tuple(loop for loop in loops if loop.axis in used), value, mask)
+                mask = np.any(mask, axis=write.reduced, keepdims=True)
+            value = _ufunc(put.operator).reduce(value, axis=write.reduced, keepdims=True, dtype=value.dtype)
+        self.accumulate(put, env, write, value, mask)
 
-    def store(self, put: Put, env: Environment, loops: tuple[For, ...], value: Array, mask: Array | None) -> None:
-        view = self.view(put.buffer, put.indices, env) if mask is None and is_injective(put.indices, loops) else None
+    def write(self, put: Put, loops: tuple[For, ...]) -> _Write:
+        """How a statement writes under the loops of a nest, which is kept, so that they have an identity."""
+        key = (id(put), id(loops))
+        if key not in self._writes:
+            self._writes[key] = _Write.of(put, loops)
+        return self._writes[key]
+
+    def store(self, put: Put, env: Environment, write: _Write, value: Array, mask: Array | None) -> None:
+        view = self.view(put.buffer, put.indices, env) if mask is None and write.is_injective else None
         if view is not None:
             view[...] = value
             return
@@ -268,9 +307,9 @@ class _Machine:
         # Of several values for one element the last stays, as NumPy promises for such an assignment.
         array[_select(where, value.shape, mask)] = value if mask is None else value[mask]
 
-    def accumulate(self, put: Put, env: Environment, loops: tuple[For, ...], value: Array, mask: Array | None) -> None:
+    def accumulate(self, put: Put, env: Environment, write: _Write, value: Array, mask: Array | None) -> None:
         merge = _ufunc(put.operator)
-        injective = is_injective(put.indices, loops)
+        injective = write.is_injective
         if mask is None and injective and (view := self.view(put.buffer, put.indices, env)) is not None:
             view[...] = merge(view, value)
             return
@@ -293,31 +332,26 @@ class _Machine:
     def view(self, name: str, indices: tuple[Size, ...], env: Environment) -> Array | None:
         """The elements of a block as a strided view, if the subscripts are affine and all in bounds."""
         array = self.memory[name]
-        axes = [(a, v) for a, v in env.items() if isinstance(v, np.ndarray)]
         if not isinstance(array, np.ndarray) or not array.flags.c_contiguous:
             return None
-        rank = axes[0][1].ndim if axes else 0
-        offset, strides = 0, [0] * rank
+        axes, offset, strides = self.axes, 0, [0] * len(self.axes)
+        names = tuple(axis.name for axis in axes)
         for index, extent, stride in zip(indices, array.shape, array.strides):
-            parts = self.parts(index, tuple(a for a, _ in axes))
+            parts = self.parts(index, names)
             if parts is None:
                 return None
-            low = high = start = int(self.size(parts[0], env))
-            for (_, values), coefficient in zip(axes, parts[1]):
+            start = int(self.size(parts[0], env))
+            low = high = 0
+            for axis, coefficient in zip(axes, parts[1]):
                 if coefficient:
-                    ends = coefficient * int(values.flat[0]), coefficient * int(values.flat[-1])
-                    start, low, high = start + ends[0], low + min(ends), high + max(ends)
-                    if values.size > 1:
-                        dimension = values.shape.index(values.size)
-                        strides[dimension] += stride * coefficient * int(values.flat[1] - values.flat[0])
-            if low < 0 or high >= extent:
+                    start += coefficient * axis.start
+                    reach = coefficient * axis.step * (axis.count - 1)
+                    low, high = low + min(reach, 0), high + max(reach, 0)
+                    strides[axis.dimension] += stride * coefficient * axis.step
+            if start + low < 0 or start + high >= extent:
                 return None
             offset += start * stride
-        shape = [1] * rank
-        for _, values in axes:
-            for d, n in enumerate(values.shape):
-                shape[d] = max(shape[d], n)
-        shape = [n if strides[d] else 1 for d, n in enumerate(shape)]
+        shape = [axis.count if strides[axis.dimension] else 1 for axis in axes]
         memory = array.reshape(-1).view(np.uint8)
         return np.ndarray(shape, array.dtype, memory, offset, strides)
 

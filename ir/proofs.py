@@ -230,16 +230,12 @@ def _split_extremum(e: Size) -> tuple[list[Size], bool] | None:
 
 
 def _facts_of_atoms(e: Size) -> Iterable[Size]:
-    """n - d*(n//d) is in 0..d-1 and n % d is too, for a constant d > 0."""
+    """What quotients and remainders by a number bring of their own."""
     found: list[Size] = []
     for monomial, _ in e.terms:
         match monomial:
-            case (Quotient(n, d) as atom,) if (d.constant or 0) > 0:
-                whole = Size((((atom,), 1),)) * d
-                found += [n - whole, whole + d - 1 - n]
-            case (Remainder(n, d) as atom,) if (d.constant or 0) > 0:
-                rest = Size((((atom,), 1),))
-                found += [rest, d - 1 - rest]
+            case ((Quotient() | Remainder()) as atom,):
+                found += atom.bounds
     return found
 
 

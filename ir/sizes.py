@@ -18,41 +18,71 @@ if TYPE_CHECKING:
     from intarsia.ir.scalar import Expr
 
 
+class _Compound:
+    """An atom that is more than a name. The terms of a sum are in the order of the texts of their atoms, which are
+    therefore kept."""
+
+    @cached_property
+    def text(self) -> str:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return self.text
+
+
 @dataclass(frozen=True)
-class Quotient:
+class Quotient(_Compound):
     """`numerator // denominator`, rounded down; 0 where the denominator is 0."""
 
     numerator: Size
     denominator: Size
 
-    def __str__(self) -> str:
+    @cached_property
+    def text(self) -> str:
         return f"{_factor(self.numerator)} // {_factor(self.denominator)}"
+
+    @cached_property
+    def bounds(self) -> tuple[Size, ...]:
+        """What is at least 0 for a number d > 0: n - d * (n // d), and d - 1 less that."""
+        if (self.denominator.constant or 0) <= 0:
+            return ()
+        rest = self.numerator - _atom(self) * self.denominator
+        return rest, self.denominator - 1 - rest
 
 
 @dataclass(frozen=True)
-class Remainder:
+class Remainder(_Compound):
     """`numerator % denominator`, with the sign of the denominator; 0 where the denominator is 0."""
 
     numerator: Size
     denominator: Size
 
-    def __str__(self) -> str:
+    @cached_property
+    def text(self) -> str:
         return f"{_factor(self.numerator)} % {_factor(self.denominator)}"
+
+    @cached_property
+    def bounds(self) -> tuple[Size, ...]:
+        """What is at least 0 for a number d > 0: n % d, and d - 1 less that."""
+        if (self.denominator.constant or 0) <= 0:
+            return ()
+        return _atom(self), self.denominator - 1 - _atom(self)
 
 
 @dataclass(frozen=True)
-class Extremum:
+class Extremum(_Compound):
     """`min(…)` or `max(…)` of two or more expressions."""
 
     name: str  # "min" or "max"
     arguments: tuple[Size, ...]
 
-    def __str__(self) -> str:
+    @cached_property
+    def text(self) -> str:
         return f"{self.name}({', '.join(map(str, self.arguments))})"
 
 
 @dataclass(frozen=True)
-class Opaque:
+class Opaque(_Compound):
     """An integer that depends on data: a scalar expression of integer type, such as a load.
 
     Text: a plain load as it is, `col[p]`; anything else in braces, `{col[p] + start[r]}`.
@@ -60,7 +90,8 @@ class Opaque:
 
     value: Expr
 
-    def __str__(self) -> str:
+    @cached_property
+    def text(self) -> str:
         return self.value.subscript_text
 
 
@@ -71,7 +102,8 @@ Environment: TypeAlias = "Mapping[str, Size]"
 
 @dataclass(frozen=True)
 class Size:
-    """A polynomial: `terms` maps each product of atoms to its coefficient, sorted by text, without zeros."""
+    """A polynomial: `terms` maps each product of atoms to its coefficient, sorted by text, without zeros. A constant
+    term, the product of no atoms, is the first."""
 
     terms: tuple[tuple[Monomial, int], ...]
 
@@ -109,9 +141,20 @@ class Size:
 
     def __add__(self, other: SizeLike) -> Size:
         right = Size.of(other)
-        if not right.terms:
+        if (number := right.constant) is not None:
+            return self._plus(number)
+        if (number := self.constant) is not None:
+            return right._plus(number)
+        return Size._collect((*self.terms, *right.terms))
+
+    def _plus(self, number: int) -> Size:
+        """The sum with a number."""
+        if not number:
             return self
-        return Size._collect((*self.terms, *right.terms)) if self.terms else right
+        rest = self.terms
+        if rest and not rest[0][0]:
+            number, rest = number + rest[0][1], rest[1:]
+        return Size((((), number), *rest) if number else rest)
 
     def __radd__(self, other: SizeLike) -> Size:
         return Size.of(other) + self
@@ -120,6 +163,8 @@ class Size:
         return Size(tuple((m, -c) for m, c in self.terms))
 
     def __sub__(self, other: SizeLike) -> Size:
+        if isinstance(other, int):
+            return self._plus(-other)
         return self + -Size.of(other)
 
     def __rsub__(self, other: SizeLike) -> Size:
@@ -187,13 +232,14 @@ class Size:
 
     # ------------------------------------------------------------------ looking
 
-    @cached_property
+    @property
     def constant(self) -> int | None:
         """The value if this is a number."""
-        if not self.terms:
+        terms = self.terms
+        if not terms:
             return 0
-        if len(self.terms) == 1 and not self.terms[0][0]:
-            return self.terms[0][1]
+        if len(terms) == 1 and not terms[0][0]:
+            return terms[0][1]
         return None
 
     def __int__(self) -> int:
@@ -203,7 +249,7 @@ class Size:
     @property
     def offset(self) -> int:
         """The constant term."""
-        return next((c for m, c in self.terms if not m), 0)
+        return self.terms[0][1] if self.terms and not self.terms[0][0] else 0
 
     @cached_property
     def symbols(self) -> frozenset[str]:

@@ -5,6 +5,10 @@ A golden file is an input, a line `# ===== expected`, and the output it must giv
 
 from __future__ import annotations
 
+import gc
+import os
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,20 @@ EXPECTED = "# ===== expected\n"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite golden files with what the tests give now")
     parser.addoption("--run-mypy", action="store_true", help="check the types of the whole package too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep what is compiled in a folder that all processes of this run share, and that nobody else reads or writes."""
+    if not hasattr(config, "workerinput"):  # the workers of pytest-xdist inherit the variable
+        folder = tempfile.mkdtemp(prefix="intarsia-tests-")
+        os.environ["INTARSIA_CACHE_DIR"] = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def pytest_collection_finish() -> None:
+    """Leave the thousands of collected tests out of every garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 def check_golden(path: Path, actual: str, update: bool) -> None:

@@ -112,7 +112,14 @@ def test_constants_are_prepared_once(tmp_path: Path) -> None:
     assert out == "-1 0 0 22 50 28 62 0 34 50 28 62 -1 -1"
 
 
-@pytest.mark.parametrize("options", [(), ("--dynamic", "B"), ("--dynamic", "B", "--dynamic", "K", "--dynamic", "F")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        pytest.param(("--dynamic", "B"), marks=pytest.mark.slow),
+        ("--dynamic", "B", "--dynamic", "K", "--dynamic", "F"),
+    ],
+)
 def test_what_depends_on_constants_only_is_computed_once(options: tuple[str, ...], tmp_path: Path) -> None:
     """h = relu(x @ exp(w)) with w = 0 is the sum of x, or 0; y = h * sum of a row of v."""
     open_sizes = [{"B": 37, "K": 65, "F": 100}[name] for name in options[1::2]]

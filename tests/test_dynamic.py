@@ -183,7 +183,11 @@ CASES: dict[str, tuple[str, str, Callable[[int], Callable[[Random], list[Array]]
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+COVERED = {"attention-S", "attention-T", "product-M", "product-N", "product-K"}
+"""Cases of which another one opens every dimension."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in COVERED else n for n in CASES])
 def test_one_compilation_serves_every_length(name: str, compilations: list[Compilation]) -> None:
     text, names, make, reference = CASES[name]
     program = intarsia.compile(text, Options(dynamic=tuple(names.split(","))), use_cache=False)

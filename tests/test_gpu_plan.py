@@ -143,7 +143,7 @@ SOME = (
 """Programs with loops, copies, lists and scratch memory."""
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "open"])
+@pytest.mark.parametrize("dynamic", [pytest.param(False, marks=pytest.mark.slow), True], ids=["fixed", "open"])
 @pytest.mark.parametrize("name", SOME)
 def test_a_plan_gives_what_the_graph_gives(name: str, dynamic: bool) -> None:
     case = PROGRAMS[name]()

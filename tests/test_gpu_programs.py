@@ -97,7 +97,7 @@ def test_small(name: str) -> None:
     require(text, arguments, ("reference", *GPU_LEVELS))
 
 
-@pytest.mark.parametrize("seed", (*range(2000, 2005), 2019))
+@pytest.mark.parametrize("seed", (*range(2000, 2003), 2019))
 def test_a_few_random_programs(seed: int) -> None:
     require_agreement(generate(seed))
 

@@ -212,9 +212,7 @@ def test_declaration_words_are_names_elsewhere() -> None:
     words = sorted(DECLARATION_WORDS)
     body = "\n".join(f"{word} = {word} + f({word}={word}).{word}" for word in words)
     parse(f"fn test({', '.join(f'{word}: f32' for word in words if word != 'const')}) {{\n{body}\nreturn test }}")
-    parse(
-        "fn f() { x = f(\n    mesh in 0)\n}" if False else "fn f() {\n x = sum[\n mesh in 0..3](\n format or test)\n}"
-    )
+    parse("fn f() {\n x = sum[\n mesh in 0..3](\n format or test)\n}")
 
 
 def test_the_prelude_can_be_read_function_by_function() -> None:
@@ -276,9 +274,13 @@ def test_errors_are_limited_and_in_order() -> None:
 def test_deep_expressions_give_an_error(text: str) -> None:
     with pytest.raises(CompileError) as caught:
         statements(f"y = {text}")
-    assert caught.value.code in ("E0110", "E0105")
-    with pytest.raises(CompileError):
+    assert caught.value.code == "E0110"
+
+
+def test_a_long_chain_of_conditions_gives_an_error() -> None:
+    with pytest.raises(CompileError) as caught:
         statements("if c { x = 1 } else " * 1000 + "{ x = 2 }")
+    assert caught.value.code == "E0110"
 
 
 @pytest.mark.slow
@@ -326,7 +328,7 @@ def test_every_node_has_a_span() -> None:
 PIECES = [*VALID.replace("\n", " \n ").split(" "), "(", ")", "[", "]", "{", "}", "=", "1.", '"', "fn g", "?", "\\", "é"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_any_text_gives_a_program_or_errors(chance: random.Random) -> None:
     """Programs with pieces dropped, doubled and exchanged: never another exception, never a span outside."""
@@ -344,7 +346,7 @@ def test_any_text_gives_a_program_or_errors(chance: random.Random) -> None:
             assert diagnostic.code.startswith("E01")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.text(max_size=40))
 def test_random_characters(text: str) -> None:
     try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import run_program
 from schedule_samples import assert_same_meaning
 
 import intarsia
@@ -60,13 +60,6 @@ PROGRAMS = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("INTARSIA_CACHE_DIR", str(folder))
-    yield folder
-
-
 @pytest.fixture
 def preparations(monkeypatch: pytest.MonkeyPatch) -> list[Executable]:
     """Those that ran, in order."""
@@ -87,8 +80,8 @@ def data(*shape: int, seed: int = 0) -> Any:
 
 
 def exact(text: str, x: Any, w: Any) -> Any:
-    """The result in f64."""
-    return intarsia.compile(text.replace("f32", "f64")).f(x.astype(np.float64), w.astype(np.float64))
+    """What the graph gives in f64."""
+    return run_program(text.replace("f32", "f64"), x.astype(np.float64), w.astype(np.float64))
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -170,7 +163,8 @@ def test_open_sizes_of_constants() -> None:
             np.testing.assert_allclose(program.f.bind(w=w)(x), x @ w, rtol=1e-4, atol=1e-4)
 
 
-def test_the_cache_keeps_the_preparation() -> None:
+def test_the_cache_keeps_the_preparation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTARSIA_CACHE_DIR", str(tmp_path))
     x, w = data(37, 65), data(65, 100, seed=1)
     first = intarsia.compile(PRODUCT).f.bind(w=w)(x)
     program = intarsia.compile(PRODUCT)

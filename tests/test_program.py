@@ -302,11 +302,7 @@ def test_code_for_other_machines_can_be_looked_at(name: str) -> None:
 
 OPEN = {
     "elementwise": "fn f(x: f32[B, D]) -> f32[B, D] { return gelu(x) * 2.0 }",
-    "rows": "fn f(x: f32[B, D]) -> f32[B] { return sum(x, axis=1) }",
     "columns": "fn f(x: f32[B, D]) -> f32[D] { return max(x, axis=0) }",
-    "softmax": "fn f(x: f32[B, D]) -> f32[B, D] { return softmax(x, axis=0) }",
-    "matmul": "fn f(x: f32[B, D]) -> f32[B, B] { return x @ transpose(x) }",
-    "attention": "fn f(x: f32[B, D]) -> f32[B, D] { return attention(x, x, x, causal=true) }",
     "stencil": "fn f(x: f32[B, D]) -> f32[B - 1, D] { return tensor[i < B - 1, j](x[i, j] + x[i + 1, j]) }",
     "scan": "fn f(x: f32[B, D]) -> f32[B, D] {\n _, y = scan (h = zeros(f32[D])) for t < B {\n"
     " n = 0.5 * h + x[t]\n yield n\n emit n }\n return y }",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import cProfile
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import intarsia
+from intarsia.cache import Cache, KernelStore
 from intarsia.deep_stack import with_deep_stack
 from intarsia.driver import Compilation
 from intarsia.ir.dtypes import F32
@@ -166,7 +168,9 @@ def test_work_is_linear_in_layers() -> None:
 
 
 @pytest.mark.parametrize("program", [layers, layers_in_a_loop])
-def test_equal_layers_share_their_kernels(program: Callable[[int], str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_layers_share_their_kernels(
+    program: Callable[[int], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     scheduled: list[str] = []
     build, sweep = scheduling.best_schedule, chains.schedule_chain
 
@@ -181,11 +185,11 @@ def test_equal_layers_share_their_kernels(program: Callable[[int], str], monkeyp
     monkeypatch.setattr(scheduling, "best_schedule", counted)
     monkeypatch.setenv("INTARSIA_COMPILE_PROCESSES", "1")  # what other processes do is not counted
     monkeypatch.setattr(chains, "schedule_chain", tried)
-    pieces = []
+    pieces, store = [], Cache(tmp_path)
     for count in (2, 5):
         scheduled.clear()
         made = compilation(program(count))
-        pieces.append(len(made.executable().pieces))
+        pieces.append(len(made.executable(KernelStore(store)).pieces))
         kernels = len(made.plan.kernels)
         assert len(scheduled) == kernels == pieces[-1] - 1 and scheduled.count("chain") == 1
     assert pieces[0] == pieces[1]

@@ -95,12 +95,12 @@ def test_infinities_and_nan_are_kept(mask: str, schedule: str) -> None:
     online = apply(naive, Schedule.parse(SCHEDULES[schedule]))
     assert not problems(online)
     seen = np.zeros(2, int)
-    for seed in range(12):
+    for seed in range(6):
         inputs = special(seed)
         for expected, actual in zip(results(naive, inputs), results(online, inputs)):
             np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
             seen += np.isnan(expected).sum(), np.isfinite(expected).sum()
-    assert seen.min() > 30, "some results are numbers, some are NaN"
+    assert seen.min() > 15, "some results are numbers, some are NaN"
 
 
 @pytest.mark.parametrize(

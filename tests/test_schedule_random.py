@@ -195,7 +195,7 @@ def check(name: str, seed: int, tries: int = 60) -> int:
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_random_steps_keep_the_meaning(name: str) -> None:
-    assert sum(check(name, seed) for seed in range(4)) > 0
+    assert sum(check(name, seed) for seed in range(2)) > 0
 
 
 @pytest.mark.slow

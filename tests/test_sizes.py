@@ -67,7 +67,7 @@ trees = st.recursive(
 environments = st.fixed_dictionaries({n: st.integers(-5, 9) for n in NAMES})
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(trees, environments)
 def test_arithmetic_is_that_of_integers(tree: tuple[Size, Meaning], names: dict[str, int]) -> None:
     """By zero, quotient and remainder are 0."""
@@ -75,7 +75,7 @@ def test_arithmetic_is_that_of_integers(tree: tuple[Size, Meaning], names: dict[
     assert expression.evaluate(names) == meaning(names)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(trees, trees, environments)
 def test_substitution_is_evaluation_in_two_steps(
     tree: tuple[Size, Meaning], other: tuple[Size, Meaning], names: dict[str, int]
@@ -87,7 +87,7 @@ def test_substitution_is_evaluation_in_two_steps(
     assert expression.substitute(numbers).constant == expression.evaluate(names)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(trees, trees)
 def test_equal_polynomials_are_equal_objects(tree: tuple[Size, Meaning], other: tuple[Size, Meaning]) -> None:
     a, b = tree[0], other[0]
@@ -164,7 +164,7 @@ fact_sets = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(polynomials(), fact_sets)
 def test_what_is_proved_holds(expression: Size, facts: Facts) -> None:
     if facts.proves(expression):
@@ -172,7 +172,7 @@ def test_what_is_proved_holds(expression: Size, facts: Facts) -> None:
             assert expression.evaluate(names) >= 0, names
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(polynomials(), st.integers(1, 7), st.integers(1, 7), fact_sets)
 def test_simplification_keeps_the_value(expression: Size, d: int, m: int, facts: Facts) -> None:
     for e in (expression, expression // d, expression % d, (expression // d) % m, expression // Size.of("n")):
@@ -272,7 +272,7 @@ def test_reshapes_have_simple_subscripts(source: tuple[str, ...], target: tuple[
     assert isinstance(body, Load) and ", ".join(map(str, body.indices)) == indices
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.randoms(use_true_random=False))
 def test_reshapes_subscript_the_same_element(factors: list[int], random: object) -> None:
     """Against row-major order: cut the same list of factors in two ways."""
