@@ -57,7 +57,8 @@ def same(text: str, steps: str, **sizes: int) -> TritonKernel:
     given: dict[str, Array] = {}
     for buffer in kernel.parameters:
         shape = tuple(extent.evaluate(sizes) for extent in buffer.shape)
-        given[buffer.name] = random.standard_normal(shape).astype(buffer.dtype.numpy)
+        drawn = random.standard_normal(shape) if buffer.dtype.is_float else random.integers(1, 9, shape)
+        given[buffer.name] = drawn.astype(buffer.dtype.numpy)
     expected = {name: array.copy() for name, array in given.items()}
     run_kernel(kernel, expected, sizes)
     run_launch(launch, given, sizes)
@@ -129,6 +130,14 @@ def test_memory_that_begins_anywhere_has_no_descriptor() -> None:
     assert "x_desc" not in launch.text and "y_desc.store" in launch.text
 
 
+def test_counters_of_64_bits_become_offsets_of_32() -> None:
+    text = """kernel f(x: f32[64, 32], ends: i64[1], inout y: f32[64, 32]) {
+      for k in 0..min(4, ends[0]) { for i in 0..16 { for j in 0..32 { y[16 * k + i, j] = x[16 * k + i, j] } } }
+    }"""
+    launch = same(text, "vectorize i j; describe x")
+    assert "x_desc.load([(k * BLOCK_I).to(tl.int32), 0])" in launch.text
+
+
 @pytest.mark.parametrize("count", [1, 4, 7])
 def test_a_walk_takes_every_block_once(count: int) -> None:
     text = """kernel f(x: f32[20, 28], out y: f32[20, 28]) {
@@ -173,11 +182,11 @@ def forced(kernel: Kernel) -> Kernel:
     return kernel
 
 
-def check_forced(made: Compilation, inputs: list[Array | list[Array]]) -> list[str]:
-    """Compare with the graph; the texts of the launches."""
+def check_forced(made: Compilation, inputs: list[Array | list[Array]]) -> list[TritonKernel]:
+    """Compare with the graph; the launches."""
     made.__dict__["scheduled"] = replace(made.scheduled, kernels=tuple(map(forced, made.scheduled.kernels)))
     assert_same(made, inputs, tuple(evaluate(made.source_module, inputs, made.sizes)))
-    return [launch.text for launches in made.launches.values() for launch in launches]
+    return [launch for launches in made.launches.values() for launch in launches]
 
 
 WHOLE_ROWS = {
@@ -218,10 +227,12 @@ WHOLE_ROWS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE_ROWS)
-def test_programs_by_descriptors(name: str) -> None:
+def test_programs_by_descriptors(name: str, tmp_path: Path) -> None:
     made = compilation(WHOLE_ROWS[name])
-    texts = check_forced(made, draw(made.source_module))
-    assert any("_desc" in text for text in texts)
+    launches = check_forced(made, draw(made.source_module))
+    assert any("_desc" in launch.text for launch in launches)
+    for launch in launches:
+        assert compile_kernel(launch, TARGETS["gpu:sm_90"], tmp_path).usage[1] == 0
 
 
 @pytest.mark.slow

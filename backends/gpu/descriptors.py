@@ -25,11 +25,12 @@ Block: TypeAlias = "tuple[str | None, ...]"
 
 class Descriptors(Expressions):
     """Writes accesses of rectangles. described: the buffers that descriptors may touch; descriptors: their names, by
-    buffer and extents of the block."""
+    buffer and extents of the block. wide_axes: those that count in 64 bits, as they go by numbers in memory."""
 
     def __init__(self, buffers: Mapping[str, Buffer], wide: bool) -> None:
         super().__init__(buffers, wide)
         self.described: frozenset[str] = frozenset()
+        self.wide_axes: set[str] = set()
         self.descriptors: dict[tuple[str, tuple[str, ...]], str] = {}
 
     def load(self, load: Load, order: tuple[str, ...]) -> Value:
@@ -59,8 +60,10 @@ class Descriptors(Expressions):
 
     def offsets(self, indices: Sequence[Size], block: Block) -> tuple[str, frozenset[str]]:
         """Where a block begins, as numbers of 32 bits; the buffers that this reads."""
-        found = [self._start(i.substitute(self.known), axis) for i, axis in zip(indices, block)]
-        words = [f"{v.at(ATOM)}.to(tl.int32)" if self.wide and not v.literal else v.text for v in found]
+        indices = [i.substitute(self.known) for i in indices]
+        found = [self._start(i, axis) for i, axis in zip(indices, block)]
+        wide = [self.wide or not i.symbols.isdisjoint(self.wide_axes) for i in indices]
+        words = [f"{v.at(ATOM)}.to(tl.int32)" if w and not v.literal else v.text for v, w in zip(found, wide)]
         return ", ".join(words), joined(*found)
 
     def _start(self, index: Size, axis: str | None) -> Value:

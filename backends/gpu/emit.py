@@ -286,6 +286,8 @@ class _Launch(Writes):
         if any(b.axes for b in bounds):
             raise ScheduleError(f"the bounds {loop.lower}..{loop.upper} of {loop.axis} are not the same for all lanes")
         self.before_changes(loop.body)
+        if any(b.opaques or not b.symbols.isdisjoint(self.wide_axes) for b in (loop.lower, loop.upper)):
+            self.wide_axes.add(loop.axis)
         start, end = bounds
         words = [end.text] if start.text == "0" and loop.step == 1 else [start.text, end.text]
         words += [str(loop.step)] if loop.step != 1 else []
