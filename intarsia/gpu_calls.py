@@ -38,6 +38,7 @@ class GpuCalls:
         self._programs: dict[object, GpuProgram] = {}
         self._calls: dict[object, GpuCall] = {}
         self._repeated: dict[object, RepeatedCall] = {}
+        self._latest: Callable[[Sequence[Any]], Any] = lambda positional: None
         self._bound: dict[int, tuple[object, Any]] = {}
 
     @staticmethod
@@ -52,15 +53,14 @@ class GpuCalls:
 
     def __call__(self, positional: Sequence[object], named: Mapping[str, object]) -> Any:
         """Run; results are tensors of PyTorch, or arrays where no argument is a tensor."""
-        kinds: object = None
+        kinds = None
         if not named:
-            try:
-                kinds = tuple([(t.dtype, t.shape) for t in positional])  # type: ignore[attr-defined]
-            except AttributeError:
-                pass  # numbers, mappings
-            else:
-                repeated = self._repeated.get(kinds)
-                if repeated is not None and (found := repeated(positional)) is not None:
+            if (found := self._latest(positional)) is not None:
+                return found
+            kinds = _kinds(positional)
+            if (again := self._repeated.get(kinds)) is not None:
+                self._latest = again
+                if (found := again(positional)) is not None:
                     return found
         call, tensors, foreign = self.call_for(positional, named)
         if kinds is not None and (again := self._repetition(call, tensors, positional)) is not None:
@@ -170,21 +170,28 @@ class RepeatedCall:
     which argument each of `tensors` is; those that are none are bound and stay."""
 
     def __init__(self, call: GpuCall, tensors: Sequence[Any], given: Sequence[int | None]) -> None:
-        self._call = call
+        self._run = call if call.launch.has_record else call.launch
         self._index = call.program.place.index
         self._bound = [t for t, n in zip(tensors, given) if n is None]
         self._addresses = call.addresses(tensors)
         places = {n: place for place, n in enumerate(given) if n is not None}
-        self._places = [places[n] for n in range(len(places))]
+        self._taken = [(places[n], tensors[places[n]].dtype, tensors[places[n]].shape) for n in range(len(places))]
 
     def __call__(self, positional: Sequence[Any]) -> Any:
-        """The results, or None where a tensor cannot be taken as it is."""
+        """The results, or None where the types are others or a tensor cannot be taken as it is."""
+        if len(positional) != len(self._taken):
+            return None
         addresses, index = self._addresses.copy(), self._index
-        for place, tensor in zip(self._places, positional):
-            address = addresses[place] = tensor.data_ptr()
-            if address & 15 or tensor.get_device() != index or not tensor.is_contiguous():
-                return None
-        results = self._call(addresses)
+        try:
+            for (place, dtype, shape), tensor in zip(self._taken, positional):
+                if tensor.dtype is not dtype or tensor.shape != shape:
+                    return None
+                address = addresses[place] = tensor.data_ptr()
+                if address & 15 or tensor.get_device() != index or not tensor.is_contiguous():
+                    return None
+        except AttributeError:  # a number
+            return None
+        results = self._run(addresses)
         return results[0] if len(results) == 1 else tuple(results)
 
 
@@ -223,6 +230,14 @@ class PlacedCall:
     def watched(self, watch: Watch) -> None:
         """Run, each launch and each copy done by `watch`."""
         self.call.launch(self._addresses, watch)
+
+
+def _kinds(positional: Sequence[Any]) -> object:
+    """The types of tensors; None if there is anything else."""
+    try:
+        return tuple([(t.dtype, t.shape) for t in positional])
+    except AttributeError:
+        return None
 
 
 def _bounded(known: dict[object, Any]) -> dict[object, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +47,14 @@ def check(device: tuple[Any, CudaDevice], compilation: Compilation, inputs: list
     program = GpuProgram(compilation, GpuPlace(torch, cuda, where, lambda: torch.cuda.current_stream().cuda_stream))
     tensors = [[on_device(torch, t) for t in i] if isinstance(i, list) else on_device(torch, i) for i in inputs]
     call = program.call(compilation.sizes)
-    made = torch.empty
+    made = torch.empty, torch.empty_like
 
-    def poisoned(*arguments: Any, **options: Any) -> Any:
-        found = made(*arguments, **options)
+    def poisoned(make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        found = make(*arguments, **options)
         found.view(-1).view(torch.uint8).fill_(0xFF)
         return found
 
-    torch.empty = poisoned
+    torch.empty, torch.empty_like = (partial(poisoned, make) for make in made)
     try:
         addresses = call.addresses(tensors)
         if graph:
@@ -61,7 +63,7 @@ def check(device: tuple[Any, CudaDevice], compilation: Compilation, inputs: list
         else:
             results = call(addresses)
     finally:
-        torch.empty = made
+        torch.empty, torch.empty_like = made
     torch.cuda.synchronize()
     expected = evaluate(compilation.source_module, inputs, compilation.sizes)
     for a, e in zip(results, expected, strict=True):
