@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -15,18 +16,21 @@ from intarsia.ir.errors import Source
 from intarsia.ir.kernel import Alloc, Kernel, walk
 from intarsia.ir.kernel_interpreter import run
 from intarsia.ir.kernel_verifier import unproved_accesses, verify_kernel
-from intarsia.ir.target import TARGETS
+from intarsia.ir.target import TARGETS, Target
 from intarsia.passes.schedule.default import build_schedule
 
 SMALL = replace(TARGETS["cpu:x86-avx512"], caches=(4 << 10, 16 << 10, 1 << 20))
 """A machine whose second cache holds 4096 elements."""
 
+MANY = replace(SMALL, cores=8)
+"""The same with more cores than rows."""
 
-def scheduled(text: str) -> tuple[str, Kernel]:
+
+def scheduled(text: str, target: Target = SMALL) -> tuple[str, Kernel]:
     """The steps and the kernel of a program of one kernel."""
     library = load(Source("program.ita", text))
     (kernel,) = Compilation(library.build("f"), {}, Options(target=SMALL.name)).kernels.kernels
-    b = build_schedule(kernel, SMALL)
+    b = build_schedule(kernel, target)
     verify_kernel(b.kernel)
     assert not unproved_accesses(b.kernel)
     return str(b.schedule), b.kernel
@@ -107,6 +111,23 @@ def test_the_mean_and_what_needs_it_are_found_in_one_sweep(name: str) -> None:
     for special in (np.inf, -np.inf, np.nan):
         x[2, 5000] = special
         np.testing.assert_allclose(computed(kernel, x)[2], reference(x)[2])
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize(
+    "name", ["logsumexp", "variance", *(pytest.param(n, marks=pytest.mark.slow) for n in ("softmax", "layer norm"))]
+)
+def test_rows_fewer_than_cores_are_cut_into_parts(name: str) -> None:
+    """Each part is read once from beyond the second cache for all that is found out about it."""
+    text, reference = {**PROGRAMS, **MEANS}[name]
+    steps, kernel = scheduled(text, MANY)
+    assert re.search(r"parts t_(max|sum) 1024", steps)
+    x = np.random.default_rng(0).standard_normal((3, 9001)).astype(np.float32) * 9
+    np.testing.assert_allclose(computed(kernel, x), reference(x), rtol=1e-5, atol=1e-6)
+    assert memory_passes(kernel, 12 << 10, MANY.cache_line)["x"] == (1 if reference(x).shape == (3, 1) else 2)
+    for special in (np.inf, -np.inf, np.nan):
+        x[1, 7], x[2] = special, special
+        np.testing.assert_allclose(computed(kernel, x), reference(x), rtol=1e-5, atol=1e-6)
 
 
 def test_a_variance_of_numbers_near_zero_is_exact() -> None:

@@ -20,7 +20,7 @@ from intarsia.passes.schedule.columns import copy_columns
 from intarsia.passes.schedule.contraction import schedule_contraction
 from intarsia.passes.schedule.convolution import find_convolution, schedule_convolution
 from intarsia.passes.schedule.diagonals import walk_diagonals
-from intarsia.passes.schedule.long_rows import sweep_long_rows
+from intarsia.passes.schedule.long_rows import share_long_rows, sweep_long_rows
 from intarsia.passes.schedule.nests import find_contraction
 from intarsia.passes.schedule.reductions import reduce_in_parts, sum_columns
 from intarsia.passes.schedule.shape import count, effort
@@ -44,7 +44,8 @@ def build_schedule(
     b = Builder(kernel, target, choices)
     if schedule_chain(b):
         return b
-    sweep_long_rows(b)
+    if not share_long_rows(b):
+        sweep_long_rows(b)
     for loop in b.outermost():
         if loop in b.outermost():
             schedule_product(b, loop)

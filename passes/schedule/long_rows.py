@@ -12,10 +12,10 @@ from functools import partial
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel_access import trips
 from intarsia.ir.scalar import loads
-from intarsia.ir.schedule import Inline, Online
+from intarsia.ir.schedule import Inline, Online, Parts, Tighten
 from intarsia.passes.schedule.arrange import merge_rows
 from intarsia.passes.schedule.builder import Builder
-from intarsia.passes.schedule.shape import points
+from intarsia.passes.schedule.shape import points, power_of_two
 from intarsia.passes.schedule.stages import Stage, definitions_in, expand, stages_in
 from intarsia.passes.schedule.sweeps import find_sweep
 from intarsia.passes.schedule.tree import allocated_in, loops_in
@@ -23,20 +23,66 @@ from intarsia.passes.schedule.tree import allocated_in, loops_in
 BLOCK = (4096, 1024, 2048, 8192, 32768)
 """Elements of a row that are worked on at a time, the likeliest number first: they stay in the nearest cache."""
 
+PARTS = 64
+"""Parts of a row that cores share. Their number depends on sizes alone, and so do the results."""
+
+PROGRAMS = 4
+"""Parts of all rows for each core of a GPU."""
+
+NEAR = 8192
+"""Elements of a part at most on a GPU: a program holds them."""
+
 
 def sweep_long_rows(b: Builder) -> None:
     """Reduce rows that do not stay in the second cache in one sweep, if the kernel is such reductions."""
+    found = _long_rows(b)
+    if found is not None and points(found[1].kept) >= b.target.cores:
+        stages, state, length = found
+        b.together(f"sweep over the long rows of {state.put.buffer}", partial(_schedule, b, stages, state, length))
+
+
+def share_long_rows(b: Builder) -> bool:
+    """Cut rows fewer than cores into parts, each of which is read once, if the kernel is reductions of such rows.
+    Returns whether it did."""
+    found = _long_rows(b)
+    if found is None or points(found[1].kept) >= b.target.cores:
+        return False
+    stages, state, length = found
+    if b.choose(f"rows of {state.put.buffer}", ("in parts", "whole"), looks=1) == "whole":
+        return False
+    return b.together(f"parts of the rows of {state.put.buffer}", partial(_share, b, stages, state, length))
+
+
+def _long_rows(b: Builder) -> tuple[tuple[Stage, ...], Stage, int] | None:
+    """The stages of a kernel that reduces rows which do not stay in the cache of a core, and of which a sum needs the
+    result of another reduction: that one, and how long its rows are."""
     stages = stages_in(b.kernel.body)
     if not isinstance(stages, tuple):
-        return
+        return None
     state = next((s for s in stages if s.put.operator in ("max=", "+=") and s.reduced and _needing(b, stages, s)), None)
-    if state is None or len(state.reduced) > 1 or points(state.kept) < b.target.cores:
-        return
+    if state is None or len(state.reduced) > 1:
+        return None
     length = trips(state.reduced[0]).constant
-    if length is None or length * state.put.value.dtype.bytes <= b.target.caches[1]:
-        return
-    name = state.put.buffer
-    b.together(f"sweep over the long rows of {name}", partial(_schedule, b, stages, state, length))
+    near = b.target.caches[1 if b.target.kind == "cpu" else 0]
+    if length is None or length * state.put.value.dtype.bytes <= near:
+        return None
+    return stages, state, length
+
+
+def _share(b: Builder, stages: tuple[Stage, ...], state: Stage, length: int) -> None:
+    _require_alone(b, stages, state, length)
+    if b.target.kind == "cpu":
+        least, most = BLOCK[0], b.target.caches[1] // (4 * state.put.value.dtype.bytes)
+        width = power_of_two(-(-length // PARTS))
+    else:
+        least, most = BLOCK[0] // 4, NEAR
+        width = power_of_two(-(-length * points(state.kept) // (PROGRAMS * b.target.cores)))
+    width = min(most, max(least, width))
+    b.take(Parts(state.put.buffer, width))
+    if b.target.kind == "cpu":
+        for loop in loops_in(b.kernel.body):
+            if trips(loop).constant == width:
+                b.attempt(Tighten(loop.axis))  # nothing is looked at beyond the end of a row
 
 
 def _needing(b: Builder, stages: tuple[Stage, ...], state: Stage) -> list[Stage]:
@@ -47,14 +93,20 @@ def _needing(b: Builder, stages: tuple[Stage, ...], state: Stage) -> list[Stage]
 
 
 def _schedule(b: Builder, stages: tuple[Stage, ...], state: Stage, length: int) -> None:
+    _require_alone(b, stages, state, length)
+    merge_rows(b)
     name = state.put.buffer
+    b.take(Online(name, b.choose(f"elements of {name}", BLOCK)))
+
+
+def _require_alone(b: Builder, stages: tuple[Stage, ...], state: Stage, length: int) -> None:
+    """Compute what is made of rows where it is used. Raises ScheduleError unless what goes through them then are
+    reductions."""
     for buffer in _in_between(b, stages, state, length):
         b.take(Inline(buffer))
-    sweep = find_sweep(b.kernel, name, b.kernel.body, ())
+    sweep = find_sweep(b.kernel, state.put.buffer, b.kernel.body, ())
     if any(s not in sweep.ratios and s not in sweep.shifts for s in sweep.axes if s is not sweep.state):
         raise ScheduleError("more than the reductions goes through the rows")
-    merge_rows(b)
-    b.take(Online(name, b.choose(f"elements of {name}", BLOCK)))
 
 
 def _in_between(b: Builder, stages: tuple[Stage, ...], state: Stage, length: int) -> list[str]:
