@@ -113,6 +113,31 @@ def test_padding_is_read_as_zero() -> None:
     assert "x_desc.load([pid_i * BLOCK_I + -2" in launch.text or "x_desc.load([pid_i * BLOCK_I - 2" in launch.text
 
 
+PRODUCT = """kernel f(x: f16[24, 72], w: f16[80, 24], out y: f16[20, 24]) {
+  for i in 0..20 { for j in 0..24 {
+    alloc t: f32 register
+    t[] = 0.0
+    for k in 0..ROWS { t[] += f32(x[i + 2, k]) * f32(w[k, j]) }
+    y[i, j] = f16(t[])
+  } }
+}"""
+PRODUCT_BLOCKS = "split i 16; split j 16; split k 32; reorder i.0 j.0 i.1 j.1; vectorize k.1 j.1 i.1; grid i.0 j.0; "
+
+
+def test_rows_that_are_not_written_are_read_as_they_are() -> None:
+    """Row 22 is inside of x, but no row of the result; what is multiplied beyond the end of the sum is none."""
+    launch = same(PRODUCT.replace("ROWS", "72"), PRODUCT_BLOCKS + "programs 2; describe x w y")
+    assert "x_desc.load([pid_i * BLOCK_I + 2, k_0 * BLOCK_K])" in launch.text and "w_ptr + k" in launch.text
+    assert "tl.num_programs(0)):" in launch.text, "what is read by pointers begins anew with every block"
+
+
+def test_a_sum_that_ends_before_its_factors_do() -> None:
+    launch = same(PRODUCT.replace("ROWS", "64"), PRODUCT_BLOCKS + "programs 2; describe x w y")
+    assert "x_desc.load" in launch.text and "w_desc.load" in launch.text and "flatten=True" in launch.text
+    launch = same(PRODUCT.replace("ROWS", "40"), PRODUCT_BLOCKS + "describe x w y")
+    assert "_desc.load" not in launch.text
+
+
 def test_what_is_written_again_is_in_order() -> None:
     text = """kernel f(x: f32[4, 16, 32], out y: f32[16, 32]) {
       for i in 0..16 { for j in 0..32 { for k in 0..4 { y[i, j] = x[k, i, j] } } }

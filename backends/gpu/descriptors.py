@@ -25,19 +25,26 @@ Block: TypeAlias = "tuple[str | None, ...]"
 
 class Descriptors(Expressions):
     """Writes accesses of rectangles. described: the buffers that descriptors may touch; descriptors: their names, by
-    buffer and extents of the block. wide_axes: those that count in 64 bits, as they go by numbers in memory."""
+    buffer and extents of the block. wide_axes: those that count in 64 bits, as they go by numbers in memory.
+    free: conditions of the statement beyond which what it makes may be anything; has_plain_loads: is anything read by
+    pointers inside a loop?"""
 
     def __init__(self, buffers: Mapping[str, Buffer], wide: bool) -> None:
         super().__init__(buffers, wide)
         self.described: frozenset[str] = frozenset()
         self.wide_axes: set[str] = set()
+        self.free: frozenset[Size] = frozenset()
+        self.has_plain_loads = False
         self.descriptors: dict[tuple[str, tuple[str, ...]], str] = {}
 
     def load(self, load: Load, order: tuple[str, ...]) -> Value:
         """A read of a tile or of memory."""
         zero = load.other is None or (load.other.value == 0 and math.copysign(1.0, load.other.value) > 0)
-        block = self.block_of(load.buffer, load.indices, self.conditions(load)) if zero else None
+        conditions = [m for m in self.conditions(load) if m not in self.free]
+        block = self.block_of(load.buffer, load.indices, conditions) if zero else None
         if block is None or not frozenset(filter(None, block)) <= frozenset(order):
+            inside = any(scope.loop is not None for scope in self.scopes)
+            self.has_plain_loads |= inside and load.buffer not in self.tiles
             return super().load(load, order)
         axes = tuple(a for a in block if a is not None)
         offsets, depends = self.offsets(load.indices, block)

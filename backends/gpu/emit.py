@@ -202,11 +202,11 @@ class _Launch(Writes):
         return wide
 
     def _end_walk(self) -> None:
-        """Where descriptors read ahead, one loop is made of this one and the one inside it, so that they read what the
-        next block begins with while the last one ends."""
+        """Where descriptors alone read ahead, one loop is made of this one and those inside it: what the next block
+        begins with is read while the last one ends."""
         start = self.scopes.pop().start
         self.depth -= 1
-        if self.descriptors:
+        if self.descriptors and not self.has_plain_loads:
             self.lines[start] = self.lines[start].replace("):", ", flatten=True):")
 
     def _groups_of_programs(self, loops: Sequence[For], body: Sequence[Statement]) -> dict[str, str]:

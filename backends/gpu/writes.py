@@ -68,7 +68,7 @@ class Writes(Products):
             self.put_tile(put, value)
         else:
             self.put_memory(put, value)
-        self.holds = ()
+        self.holds, self.free = (), frozenset()
         self.forget({put.buffer})
 
     def _without_implied(self, put: Put) -> Expr:
@@ -170,6 +170,8 @@ class Writes(Products):
         axes = (*tile.lanes, *self.tile_axes(tile, put.indices))
         reduced = tuple(a for a in self.order if a not in axes)
         kept = [m for m in put.mask if not self.lanes_of(m) & set(reduced)]
+        is_fresh = put.buffer not in self.written and put.buffer not in self.pending
+        self.free = frozenset(m for m in kept if is_fresh or self.canonical(m) in tile.conditions)
         if put.operator == "=":
             self.set_tile(put, tile, axes, value, kept)
             return
