@@ -28,6 +28,19 @@ from intarsia.ir.sizes import (
 )
 
 _BUDGET = 400
+_DEPTH = 12
+
+
+@dataclass
+class _Search:
+    """One search for a proof: the steps that are left, what it has shown, and at which depth it tried what.
+
+    What failed at some depth, or is being tried there, has no proof further down.
+    """
+
+    budget: int = _BUDGET
+    proved: set[Size] = field(default_factory=set)
+    tried: dict[Size, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,14 @@ class Facts:
     def proves(self, expression: SizeLike) -> bool:
         """Is `expression >= 0` proved?"""
         e = Size.of(expression)
-        return self._is_so_for_all_numbers(e) or _prove(e, self, [_BUDGET], 0)
+        if e not in self._answers:
+            self._answers[e] = self._is_so_for_all_numbers(e) or _prove(e, self, _Search(), 0)
+        return self._answers[e]
+
+    @cached_property
+    def _answers(self) -> dict[Size, bool]:
+        """What was asked before."""
+        return {}
 
     @cached_property
     def _numbers(self) -> dict[Monomial, tuple[int | None, int | None]]:
@@ -135,7 +155,7 @@ def _parts(fact: Size) -> tuple[Size, ...]:
     return (fact,)
 
 
-def _prove(e: Size, facts: Facts, budget: list[int], depth: int) -> bool:
+def _prove(e: Size, facts: Facts, search: _Search, depth: int) -> bool:
     if e.constant is not None:
         return e.constant >= 0
     common = math.gcd(*(c for m, c in e.terms if m))
@@ -143,37 +163,49 @@ def _prove(e: Size, facts: Facts, budget: list[int], depth: int) -> bool:
         e = Size(tuple((m, c // common) for m, c in e.terms if c // common))
     if facts.is_sum_of_nonnegative(e):
         return True
-    budget[0] -= 1
-    if budget[0] < 0 or depth > 12:
+    if e in search.proved:
+        return True
+    if search.tried.get(e, _DEPTH + 1) <= depth:
         return False
+    search.tried[e] = depth
+    search.budget -= 1
+    if search.budget < 0 or not _has_proof(e, facts, search, depth):
+        return False
+    search.proved.add(e)
+    search.tried.clear()  # some of it may have failed because this was not known
+    return True
+
+
+def _has_proof(e: Size, facts: Facts, search: _Search, depth: int) -> bool:
+    """Is there a next step towards e >= 0, and a proof from there?"""
     if (split := _split_extremum(e)) is not None:
         arguments, every = split
-        results = (_prove(a, facts, budget, depth + 1) for a in arguments)
+        results = (_prove(a, facts, search, depth + 1) for a in arguments)
         return all(results) if every else any(results)
-    own = [*_facts_of_atoms(e), *_facts_of_remainders(e, facts, budget, depth)]
+    own = [*_facts_of_atoms(e), *_facts_of_remainders(e, facts, search, depth)]
     for monomial, coefficient in _by_hardness(e, facts):
         match monomial:
             case (Quotient(n, d),) if (d.constant or 0) > 0 and coefficient > 0:
                 # All else is at least 0 at first sight; q is if n is. The facts of q would lose that q is whole.
                 rest = e - Size(((monomial, coefficient),))
-                if facts.is_sum_of_nonnegative(rest) and _prove(n, facts, budget, depth + 1):
+                if facts.is_sum_of_nonnegative(rest) and _prove(n, facts, search, depth + 1):
                     return True
             case (Quotient(n, d),) if d.constant is None and abs(coefficient) == 1:
-                if _prove(d - 1, facts, budget, depth + 1):
+                if _prove(d - 1, facts, search, depth + 1):
                     # q >= k says n >= d*k, and q <= k says n < d*(k + 1).
                     rest = e - Size(((monomial, coefficient),))
                     whole = n + d * rest if coefficient > 0 else d * (rest + 1) - 1 - n
-                    return _prove(whole, facts, budget, depth + 1)
+                    return _prove(whole, facts, search, depth + 1)
         for fact, c in _helpful(e, monomial, coefficient, (*facts.nonnegative, *own, *facts.of_atoms)):
             # e is an integer, so |c| * e > -|c| is enough: |c| - 1 of slack.
-            if _prove(e * abs(c) - fact * abs(coefficient) + (abs(c) - 1), facts, budget, depth + 1):
+            if _prove(e * abs(c) - fact * abs(coefficient) + (abs(c) - 1), facts, search, depth + 1):
                 return True
         if coefficient > 0 and all(map(facts.is_nonnegative, monomial)):
             rest = Size(tuple(t for t in e.terms if t[0] != monomial))
-            if _prove(rest, facts, budget, depth + 1):
+            if _prove(rest, facts, search, depth + 1):
                 return True
         # Every proof has to get rid of this monomial: no other order can help.
-        return len(monomial) > 1 and _prove_product(e, monomial, coefficient, facts, budget, depth)
+        return len(monomial) > 1 and _prove_product(e, monomial, coefficient, facts, search, depth)
     return False
 
 
@@ -199,7 +231,7 @@ def _helpful(e: Size, monomial: Monomial, coefficient: int, facts: Iterable[Size
     return [(fact, c) for _, fact, c in found]
 
 
-def _prove_product(e: Size, monomial: Monomial, coefficient: int, facts: Facts, budget: list[int], depth: int) -> bool:
+def _prove_product(e: Size, monomial: Monomial, coefficient: int, facts: Facts, search: _Search, depth: int) -> bool:
     """Eliminate a product with a fact multiplied by names that are at least 0: i < N gives i*M <= N*M - M."""
     for position, atom in enumerate(monomial):
         others = monomial[:position] + monomial[position + 1 :]
@@ -213,7 +245,7 @@ def _prove_product(e: Size, monomial: Monomial, coefficient: int, facts: Facts, 
             c = next((c for m, c in fact.terms if m == (atom,)), 0)
             if c and (c > 0) == (coefficient > 0):
                 scaled = fact * factor
-                if _prove(e * abs(c) - scaled * abs(coefficient), facts, budget, depth + 1):
+                if _prove(e * abs(c) - scaled * abs(coefficient), facts, search, depth + 1):
                     return True
     return False
 
@@ -239,11 +271,11 @@ def _facts_of_atoms(e: Size) -> Iterable[Size]:
     return found
 
 
-def _facts_of_remainders(e: Size, facts: Facts, budget: list[int], depth: int) -> Iterable[Size]:
+def _facts_of_remainders(e: Size, facts: Facts, search: _Search, depth: int) -> Iterable[Size]:
     """n % d is in 0..d-1 for a d that is proved to be positive."""
     for monomial, _ in e.terms:
         match monomial:
-            case (Remainder(_, d) as atom,) if d.constant is None and _prove(d - 1, facts, budget, depth + 1):
+            case (Remainder(_, d) as atom,) if d.constant is None and _prove(d - 1, facts, search, depth + 1):
                 rest = Size((((atom,), 1),))
                 yield from (rest, d - 1 - rest)
 
