@@ -35,6 +35,12 @@ PROGRAMS = {
         for length in (4096, 16384)
         for width in (64, 128)
     },
+    **{
+        f"linear attention {length} d {width}": ("linear_attention", dict(H=128, S=length, D=width))
+        for length in (4096, 16384)
+        for width in (64, 128)
+    },
+    "linear attention, quadratic, 4096 d 64": ("linear_attention_quadratic", dict(H=128, S=4096, D=64)),
     "softmax": ("softmax_rows", dict(N=131072, M=4096)),
     "layer norm": ("norm", LONG_ROWS),
     "rms norm": ("rms", LONG_ROWS),

@@ -51,6 +51,18 @@ def test_attention(heads: int, queries: int, keys: int, width: int) -> None:
     np.testing.assert_allclose(attention.attend(q, k, v), wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunks, length", [(1, 1), (3, 16), (5, 7)])
+def test_linear_attention(chunks: int, length: int) -> None:
+    attention = program("linear_attention")
+    q, k, v = (normal(2, chunks * length, n, seed=n) for n in (8, 9, 6))
+    k = k[..., :8]
+    wanted = np.tril(q @ k.swapaxes(1, 2)) @ v
+    np.testing.assert_allclose(attention.quadratic(q, k, v), wanted, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(attention.recurrent(q, k, v), wanted.swapaxes(0, 1), rtol=1e-4, atol=1e-4)
+    q, k, v = (x.reshape(2, chunks, length, -1) for x in (q, k, v))
+    np.testing.assert_allclose(attention.chunked(q, k, v), wanted.reshape(v.shape), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("function", ["causal", "main"])
 def test_causal_attention(function: str) -> None:
     q, k, v = (normal(2, 19, 8, seed=s) for s in range(3))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from compare import compare
@@ -13,6 +15,8 @@ from intarsia.ir.errors import Source
 from intarsia.options import Options
 
 TARGET = "gpu:sm_90"
+PROGRAMS = Path(__file__).parent.parent / "benchmarks" / "gpu.ita"
+CHUNKED = Path(__file__).parent.parent / "examples" / "linear_attention.ita"
 
 
 def drawn(*shape: int, dtype: str = "float32") -> Array:
@@ -104,3 +108,54 @@ def test_long_rows_are_shared() -> None:
 def test_columns_are_scanned_side_by_side() -> None:
     (launch,) = launches("fn f(x: f32[2048, 65536]) -> f32[2048, 65536] { return cumsum(x, axis=0) }")
     assert "tl.cumsum" in launch and "BLOCK_I1" in launch
+
+
+# ---------------------------------------------------------------------- linear attention
+
+
+def attended(text: str, function: str, levels: tuple[str, ...], *shape: int, dynamic: tuple[str, ...] = ()) -> None:
+    random = np.random.default_rng(0)
+    given = {n: random.standard_normal(shape).astype(np.float32) for n in ("q", "k", "v")}
+    failure = compare(text, given, levels, Options(target=TARGET, dynamic=dynamic), function)
+    assert failure is None, failure
+
+
+def test_linear_attention_in_chunks() -> None:
+    """Three launches: what chunks add to the state, states before chunks, and one sweep for each chunk."""
+    attended(CHUNKED.read_text(), "chunked", ("triton",), 2, 3, 20, 16)
+    compilation = of_chunks(64)
+    found = [launch for launches in compilation.launches.values() for launch in launches]
+    assert [launch.text.count("tl.dot") for launch in found] == [1, 0, 3]
+
+
+def of_chunks(width: int, target: str = TARGET) -> Compilation:
+    sizes = {"H": 128, "S": 4096, "D": width}
+    library = load(Source("gpu.ita", PROGRAMS.read_text()))
+    return Compilation(library.build("linear_attention"), sizes, Options(target=target))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [(), ("C",), ("H", "C", "L")], ids=["fixed", "chunks", "open"])
+@pytest.mark.parametrize("function, shape", [("chunked", (2, 5, 33, 16)), ("chunked", (1, 2, 130, 24))])
+def test_linear_attention_of_any_size(function: str, shape: tuple[int, ...], dynamic: tuple[str, ...]) -> None:
+    attended(CHUNKED.read_text(), function, ("scheduled", "plan", "triton"), *shape, dynamic=dynamic)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [(), ("S",)], ids=["fixed", "open"])
+@pytest.mark.parametrize("shape", [(2, 100, 16), (1, 300, 64)])
+def test_quadratic_linear_attention(shape: tuple[int, ...], dynamic: tuple[str, ...]) -> None:
+    attended(CHUNKED.read_text(), "quadratic", ("scheduled", "plan", "triton"), *shape, dynamic=dynamic)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("target, unit", [("gpu:sm_80", "hmma"), ("gpu:sm_90", "hgmma")])
+def test_linear_attention_on_chips(target: str, unit: str, width: int) -> None:
+    """Products on matrix units, accesses of 16 bytes, no spills."""
+    codes = [code.resources for made in of_chunks(width, target).counted_code.values() for code in made]
+    assert [found.count(unit) > 0 for found in codes] == [True, False, True]
+    for found in codes:
+        assert not found.spilled, found
+        assert found.count("load_global") == found.count("load_global_16"), found
+        assert found.count("store_global") == found.count("store_global_16"), found

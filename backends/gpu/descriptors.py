@@ -13,7 +13,7 @@ from typing import TypeAlias
 from intarsia.backends.gpu.expressions import Expressions, tuple_text
 from intarsia.backends.gpu.values import ATOM, PRODUCT, SUM, Value, joined
 from intarsia.ir.dtypes import I64
-from intarsia.ir.kernel import Buffer, Put, Statement
+from intarsia.ir.kernel import LANES, Buffer, Put, Statement
 from intarsia.ir.kernel_access import Access, accesses, trips
 from intarsia.ir.rectangles import layout_problem, rectangle
 from intarsia.ir.scalar import Load
@@ -117,6 +117,6 @@ def described_in(
 def _is_set_once(uses: Sequence[Access]) -> bool:
     """Is all that is done to a buffer one write, in loops whose iterations are in no order?"""
     (first, *others) = uses
-    around = [x for x in first.loops if x.kind not in ("grid", "lane") and trips(x).constant != 1]
+    around = [x for x in first.loops if x.kind not in LANES | {"grid"} and trips(x).constant != 1]
     plain = isinstance(first.statement, Put) and first.operator == "=" and not first.statement.atomic
     return plain and not others and not around

@@ -65,7 +65,7 @@ class Fuse(Pass):
         self, region: Region, context: Context, names: tuple[str, ...]
     ) -> tuple[Search, list[Group], Region]:
         """The groups of a region; with copies of large products where these need not be stored then."""
-        found = self._search(*sink_views(region, _scans(context)), context, names)
+        found = self._search(*sink_views(region, context.target.kind), context, names)
         large = context.target.caches[-1]
         if not (stored := _products(found, large)):
             return found
@@ -74,7 +74,7 @@ class Fuse(Pass):
         copied = with_copies(region, products)
         if copied is region:
             return found
-        other = self._search(*sink_views(copied, _scans(context)), context, names)
+        other = self._search(*sink_views(copied, context.target.kind), context, names)
         left = _products(other, large)
         if len(left) >= len(stored):
             return found
@@ -92,7 +92,7 @@ class Fuse(Pass):
         tried; where one that looks right does not work, all is searched again with a trial at every step."""
 
         def run(is_chain: ChainTest) -> tuple[Search, list[Group], Region]:
-            search = Search(region.nodes, region.results, self.max_ops, is_chain, _scans(context))
+            search = Search(region.nodes, region.results, self.max_ops, is_chain, context.target.kind)
             groups = [part for group in search.run() for part in _without_outer_reshapes(group)]
             return search, groups, _emit(region, groups, search, origin)
 
@@ -119,11 +119,6 @@ class Fuse(Pass):
                 refusals[text, edge.user.span or edge.value.node.span] = None
         for text, span in refusals:
             self.remark(context, "fusion", text, span, done=False)
-
-
-def _scans(context: Context) -> bool:
-    """Can the target walk along prefixes many elements at a time?"""
-    return context.target.kind == "gpu"
 
 
 def _products(found: tuple[Search, list[Group], Region], size: int) -> list[Value]:

@@ -23,8 +23,9 @@ from intarsia.passes.schedule.chained import is_chain, schedule_chain
 from intarsia.passes.schedule.programs import chain_of_programs
 from intarsia.passes.skip_rounding import without_roundings
 
-FEW = 192
-"""Multiply-adds for each element of a product, in all, up to which it is dear to keep."""
+FEW = {"cpu": 192, "gpu": 384}
+"""Multiply-adds for each element of a product, in all, up to which it is dear to keep; matrix units do twice as many
+while memory moves an element."""
 
 LARGE = 1 << 18
 """Elements of a product from which on it leaves the second cache."""
@@ -41,16 +42,16 @@ def never(members: Sequence[Member], outputs: frozenset[Value]) -> bool:
     return False
 
 
-def may_chain(members: Sequence[Member]) -> bool:
+def may_chain(members: Sequence[Member], kind: str) -> bool:
     """Is there a maximum that a sweep could begin with, or a product that would take about as long to write and to read
-    as to compute?"""
-    return any(m.is_reduced and m.space.combiner == "max" for m in members) or _is_dear_to_keep(members)
+    as to compute? `kind` is that of the target."""
+    return any(m.is_reduced and m.space.combiner == "max" for m in members) or _is_dear_to_keep(members, kind)
 
 
-def _is_dear_to_keep(members: Sequence[Member]) -> bool:
+def _is_dear_to_keep(members: Sequence[Member], kind: str) -> bool:
     reduced = [m for m in members if m.is_reduced]
     largest = max((_points(m.space.axes) for m in reduced if _is_product(m)), default=0)
-    return largest >= LARGE and sum(_points(m.space.all_axes) for m in reduced) <= FEW * largest
+    return largest >= LARGE and sum(_points(m.space.all_axes) for m in reduced) <= FEW[kind] * largest
 
 
 def _is_product(member: Member) -> bool:
@@ -102,7 +103,7 @@ class Chains:
 
     def _kernel(self, members: Sequence[Member], outputs: frozenset[Value]) -> Kernel | None:
         """The naive kernel of a group, without a name, if it is a chain."""
-        if not may_chain(members) or not any(_is_product(m) for m in members):
+        if not may_chain(members, self.context.target.kind) or not any(_is_product(m) for m in members):
             return None
         nodes = tuple(m.node for m in members)
         group = without_roundings(Region((), nodes, tuple(v for n in nodes for v in n.values if v in outputs)))
@@ -110,6 +111,6 @@ class Chains:
         if key not in self._looks:
             facts = Facts(names=frozenset(self.names))
             kernel = GroupLowering(group.nodes, group.results, self.names, facts).run("", nodes[-1].span).kernel
-            rescaled = not _is_dear_to_keep(members)
+            rescaled = not _is_dear_to_keep(members, self.context.target.kind)
             self._looks[key] = kernel if is_chain(Builder(kernel, self.context.target), rescaled) else None
         return self._looks[key]

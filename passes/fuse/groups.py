@@ -43,7 +43,7 @@ class Edge:
 
 class Search:
     """Merges the nodes of one region into groups of at most `max_ops`; `is_chain` says which may hold products and
-    reductions of their rows. `scans`: can the target walk along prefixes many elements at a time?"""
+    reductions of their rows. `kind` is that of the target."""
 
     def __init__(
         self,
@@ -51,11 +51,12 @@ class Search:
         results: Iterable[Value],
         max_ops: int,
         is_chain: ChainTest = never,
-        scans: bool = False,
+        kind: str = "cpu",
     ) -> None:
         self.nodes = nodes
         self.is_chain = is_chain
         self.max_ops = max_ops
+        self.kind = kind
         self.position = {node: n for n, node in enumerate(nodes)}
         self.results = frozenset(results)
         self.users: dict[Value, list[Node]] = {}
@@ -63,7 +64,7 @@ class Search:
         self._refused: dict[tuple[Group, Group], Refusal | None] = {}
         self._waiting: set[Node] = set()
         for node in nodes:
-            member = member_of(node, scans)
+            member = member_of(node, kind)
             self.group_of[node] = Group([node], [member] if member else [])
             for value in node.inputs:
                 self.users.setdefault(value, []).append(node)
@@ -124,7 +125,7 @@ class Search:
             if not group.members:
                 return _refuse_op(node)
         both = producer.has_contraction and consumer.has_contraction
-        if both and not any(may_chain(g.members) for g in (producer, consumer)):
+        if both and not any(may_chain(g.members, self.kind) for g in (producer, consumer)):
             return CONTRACTIONS
         if self._order.meets_elsewhere(producer, consumer):
             return Refusal("cycle", "what lies between them would need the group and be needed by it")
@@ -139,7 +140,7 @@ class Search:
 
     def _is_chain_group(self, group: Group) -> bool:
         """Is a group one that only a chain can be?"""
-        if not group.has_contraction or len(group.members) == 1 or not may_chain(group.members):
+        if not group.has_contraction or len(group.members) == 1 or not may_chain(group.members, self.kind):
             return False
         return refusal(group.members, stages_of(group.members, self.outputs(group.nodes))) is not None
 
@@ -267,15 +268,15 @@ def estimated_bytes(value: Value) -> int:
     return elements.evaluate(dict.fromkeys(elements.symbols, TYPICAL)) * value.dtype.bytes
 
 
-def member_of(node: Node, scans: bool) -> Member | None:
-    """The member that a node can be. Where prefixes are found one after the other, nothing else waits for them."""
-    return None if isinstance(node, Cumulative) and not scans else Member.of(node)
+def member_of(node: Node, kind: str) -> Member | None:
+    """The member that a node can be. A CPU finds prefixes one after the other, and nothing else waits for them."""
+    return None if isinstance(node, Cumulative) and kind == "cpu" else Member.of(node)
 
 
-def sink_views(region: Region, scans: bool) -> tuple[Region, Mapping[Node, Node]]:
+def sink_views(region: Region, kind: str) -> tuple[Region, Mapping[Node, Node]]:
     """Give every reader of a plain view, or of a value made of nothing, a copy of its own: reading through a view costs
     nothing, so it should not tie its readers together. Also gives the node that each copy was made from."""
-    fusible = {node: member for node in region.nodes if (member := member_of(node, scans)) is not None}
+    fusible = {node: member for node in region.nodes if (member := member_of(node, kind)) is not None}
     free = {node for node, member in fusible.items() if is_free(member)}
     kept = {v.node for v in region.results} | {v.node for n in region.nodes if n not in fusible for v in n.inputs}
     origin: dict[Node, Node] = {}

@@ -56,6 +56,9 @@ HEIGHT = 8
 WIDEST = 512
 """Elements of a row of sums, beyond which a block of them does not stay in the nearest cache."""
 
+SHORT = 128
+"""Elements of a reduction that a program on a GPU makes at once, whatever it sweeps over."""
+
 UNROLLED = 4
 """Steps of a reduction that are written out."""
 
@@ -169,7 +172,7 @@ def find_chain(b: Builder, name: str, alone: bool = False) -> Chain:
         raise ScheduleError("there are several products")
     if not sweep.ratios and any(b.kernel.buffers()[s.put.buffer].role == "out" for s in sweep.axes if kept[s]):
         raise ScheduleError("what it is about is stored as a whole anyway")
-    length = points(sweep.state.reduced)
+    length = max(points(sweep.state.reduced), SHORT + 1 if b.target.kind == "gpu" else 0)
     if longer := [s.put.buffer for s in (*sweep.before, *sweep.after) if s.reduced and points(s.reduced) >= length]:
         raise ScheduleError(f"{longer[0]} goes through rows as long as those of the sweep, and is no part of it")
     passing = allocated_in(b.kernel.body).keys() & frozenset().union(*(s.touched for s in sweep.axes)) - {

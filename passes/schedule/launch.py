@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from intarsia.ir.errors import ScheduleError
-from intarsia.ir.kernel import Alloc, Buffer, Kernel, Statement
+from intarsia.ir.kernel import LANES, Alloc, Buffer, Kernel, Statement
 from intarsia.ir.kernel_access import Access, accesses, trips
 from intarsia.ir.rectangles import layout_problem, rectangle
 from intarsia.ir.schedule import Describe, Programs, Stages, Warps
@@ -56,5 +56,5 @@ def describe(kernel: Kernel, step: Describe) -> Kernel:
 
 
 def _is_rectangle(buffer: Buffer, access: Access) -> bool:
-    lanes = {loop.axis: int(trips(loop)) for loop in access.loops if loop.kind == "lane"}
+    lanes = {loop.axis: int(trips(loop)) for loop in access.loops if loop.kind in LANES}
     return rectangle(buffer, access.indices, lanes) is not None
