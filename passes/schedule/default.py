@@ -78,8 +78,9 @@ def schedule_product(b: Builder, loop: For) -> bool:
     }
     usable = [name for name, (find, _) in forms.items() if find(b, loop)]
     first = b.choose(f"form of {loop.axis}", usable or [""])
+    place = b.outermost().index(loop)  # a form that does not fit may have made one axis of several
     order = sorted(forms, key=lambda name: name != first)
-    return any(forms[name][1](b, loop) for name in order)
+    return any(forms[name][1](b, b.outermost()[place]) for name in order)
 
 
 def parallelize(b: Builder, top: str) -> None:
