@@ -197,6 +197,8 @@ class Points:
         if (view := self._view(source, indices)) is not None:
             return view
         if not source.size:
+            if self.context.checks:
+                self._gathered(load, source, indices)
             return np.zeros((1,) * self.rank, source.dtype)
         return np.asarray(source[self._gathered(load, source, indices)])
 

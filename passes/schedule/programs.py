@@ -12,7 +12,7 @@ from functools import partial
 from typing import TypeAlias
 
 from intarsia.ir.errors import ScheduleError
-from intarsia.ir.kernel import Kernel
+from intarsia.ir.kernel import Check, Kernel
 from intarsia.ir.kernel_access import trips
 from intarsia.ir.schedule import Inline
 from intarsia.ir.target import Target
@@ -50,7 +50,9 @@ def chain_of_programs(kernel: Kernel, target: Target, writable: Writable) -> Bui
 def build_programs(kernel: Kernel, target: Target, writable: Writable) -> Builder:
     """The default schedule of a kernel for a GPU, with its remarks."""
     problems: list[str] = []
-    for arrange in (_chain, _merged, _stages):
+    # Minima over everything come before a check; merged with them, what follows would be left to one program.
+    has_checks = any(isinstance(s, Check) for s in kernel.body)
+    for arrange in (_stages,) if has_checks else (_chain, _merged, _stages):
         b = Builder(kernel, target)
         try:
             arrange(b, writable)
