@@ -170,6 +170,7 @@ class RepeatedCall:
     which argument each of `tensors` is; those that are none are bound and stay."""
 
     def __init__(self, call: GpuCall, tensors: Sequence[Any], given: Sequence[int | None]) -> None:
+        self._call = call
         self._run = call if call.launch.has_record else call.launch
         self._index = call.program.place.index
         self._bound = [t for t, n in zip(tensors, given) if n is None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,10 @@ from intarsia.runtime.gpu import RECORD_BYTES, Device, DevicePlan, PlanCall, Wat
 if TYPE_CHECKING:
     from intarsia.driver import Compilation
     from intarsia.ir.dtypes import DType
+
+
+_KNOWN_PREPARATIONS = 16
+"""Arrangements of the constants that are kept for sizes to come; calls keep their own."""
 
 
 class GpuPlace:
@@ -45,10 +50,12 @@ class GpuPlace:
 
 
 class Scratch:
-    """Memory that programs work in. There is one piece for each stream, on which calls come one after the other."""
+    """Memory that programs work in. There is one piece for each stream, on which calls come one after the other: a
+    thread holds `lock` until all that a call does with it is under way."""
 
     def __init__(self, place: GpuPlace) -> None:
         self.place = place
+        self.lock = threading.RLock()
         self._held: dict[tuple[str, int], Any] = {}
 
     def workspace(self, size: int, stream: int) -> int:
@@ -87,16 +94,11 @@ class GpuProgram:
         self.labels = [p.label for p in compilation.source_module.graph.parameters]
         self.checks = checks_of(compilation.plan)
         self.scratch = Scratch(place)
-        self._calls: dict[tuple[int, ...], GpuCall] = {}
         self._prepared: dict[tuple[int, ...], list[Any]] = {}
 
     def call(self, sizes: Mapping[str, int]) -> GpuCall:
         """The program for concrete sizes."""
-        values = tuple(sizes[name] for name in self.plans[-1].plan.sizes)
-        found = self._calls.get(values)
-        if found is None:
-            found = self._calls[values] = GpuCall(self, sizes, self.scratch)
-        return found
+        return GpuCall(self, sizes, self.scratch)
 
     def prepared(self, tensors: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:
         """What is made of the constants among the tensors, once: they are bound."""
@@ -108,6 +110,8 @@ class GpuProgram:
             call = Launched(PlanCall(self.plans[0], sizes), self.place, self.scratch)
             found = call([a for n in once.inputs for a in addresses(tensors[n])])
             self.place.wait()  # later calls may be on other streams
+            if len(self._prepared) >= _KNOWN_PREPARATIONS:
+                self._prepared.clear()
             self._prepared[values] = found
         return found
 
@@ -134,14 +138,20 @@ class Launched:
         stream = self._stream()
         results = [self._new(t) for t in self._templates]
         found = [*given, *[r.data_ptr() for r in results]]
-        if self.plan.workspace or self.has_record:
+        if not self.plan.workspace and not self.has_record:
+            self._run(found, stream, watch)
+            return results
+        with self.scratch.lock:
             found.append(self.scratch.workspace(self.plan.workspace, stream) if self.plan.workspace else 0)
             found.append(self.scratch.record(stream) if self.has_record else 0)
+            self._run(found, stream, watch)
+        return results
+
+    def _run(self, found: Sequence[int], stream: int, watch: Watch | None) -> None:
         if watch is None:
             self.plan.run(found, stream)
         else:
             self.plan.watched(found, stream, watch)
-        return results
 
 
 class GpuCall:
@@ -151,17 +161,22 @@ class GpuCall:
         self.program = program
         self.sizes = dict(sizes)
         self.scratch = scratch
+        self._prepared: list[Any] | None = None
         self.launch = Launched(PlanCall(program.plans[-1], sizes), program.place, scratch, bool(program.checks))
 
     def addresses(self, tensors: Sequence[Any]) -> list[int]:
         """Where tensors, or lists of them, lie, in the order of the graph's parameters, and what constants became."""
-        return [a for t in (*tensors, *self.program.prepared(tensors, self.sizes)) for a in addresses(t)]
+        if self._prepared is None:
+            self._prepared = self.program.prepared(tensors, self.sizes)
+        return [a for t in (*tensors, *self._prepared) for a in addresses(t)]
 
     def __call__(self, given: Sequence[int]) -> list[Any]:
         """The results for what `addresses` gives. Waits for them only where there are run-time checks, and raises the
         error of the first that failed."""
-        results = self.launch(given)
-        if self.launch.has_record:
+        if not self.launch.has_record:
+            return self.launch(given)
+        with self.scratch.lock:
+            results = self.launch(given)
             self.require(self.scratch.record(self.program.place.stream()))
         return results
 
