@@ -46,6 +46,8 @@ PROGRAMS = {
     "rms norm": ("rms", LONG_ROWS),
     "gelu chain": ("gelu_chain", LONG_ROWS),
     "decode attention": ("full", dict(H=16, S=1, T=32768, D=128)),
+    "decode attention, 8 heads for each key": ("grouped", dict(H=4, G=8, T=32768, D=128)),
+    "cross entropy 256x50304, d 1024": ("cross_entropy", dict(N=256, D=1024, V=50304)),
     "gemv 4096": ("gemv", dict(N=4096, M=4096)),
     "transformer block 8x1024, d 2048": ("block", dict(B=8, S=1024, D=2048, F=8192)),
 }  # fmt: skip

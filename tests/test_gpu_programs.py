@@ -91,6 +91,21 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("special", [1.0, np.inf, np.nan, -np.inf])
+@pytest.mark.parametrize(
+    "value", ["softmax(x, axis=1)", "logsumexp(x, axis=1)", "var(x, axis=1)", "layer_norm(x, x[0], x[1])"]
+)
+def test_few_long_rows_are_shared(value: str, special: float) -> None:
+    x = normal(2, 70001).astype(np.float32)
+    x[1, 69000] = special
+    shape = "f32[2]" if value[0] in "vlo" and "norm" not in value else "f32[2, 70001]"
+    text = f"fn f(x: f32[2, 70001]) -> {shape} {{ return {value} }}"
+    made = Compilation(load(Source("program.ita", text)).build("f"), {}, OPTIONS)
+    assert sum(map(len, made.launches.values())) <= 3, "parts, what merges them, what needs the whole"
+    require(text, {"x": x})
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_small(name: str) -> None:
     text, arguments = SMALL[name]

@@ -241,7 +241,7 @@ class Expressions(Functions):
             case Load():
                 return self.load(e, order)
             case Cast(dtype, Index(size)):
-                return self.convert(self.size(size, order), dtype)
+                return self.convert(self._tensor(size, order), dtype)
             case Cast(dtype, inner):
                 return self.convert(self.value(inner, order), dtype)
             case Bitcast(dtype, inner):
@@ -261,10 +261,17 @@ class Expressions(Functions):
 
     def _index(self, size: Size, order: tuple[str, ...]) -> Value:
         """An index as a value to compute with: 64 bits wide, whatever subscripts are."""
-        value = self.size(size, order)
+        value = self._tensor(size, order)
         if value.literal or self.wide:
             return value
         return Value(f"{value.at(ATOM)}.to(tl.int64)", I64, value.axes, depends=value.depends)
+
+    def _tensor(self, size: Size, order: tuple[str, ...]) -> Value:
+        """A size as a tensor, or a literal: the least of several numbers may be one that Python knows."""
+        value = self.size(size, order)
+        if value.axes or not any(isinstance(atom, Extremum) for atom in size.atoms()):
+            return value
+        return Value(f"tl.full((), {value.text}, tl.int64)", I64, depends=value.depends)
 
     # ------------------------------------------------------------------ memory
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import pairwise
 
 from intarsia.ir.kernel import For, Kernel, Put
@@ -32,14 +33,14 @@ def make_parts(b: Builder) -> None:
                 b.undo()
 
 
-def merge_rows(b: Builder, outermost: bool = True) -> None:
+def merge_rows(b: Builder, outermost: bool = True, apart: Collection[str] = ()) -> None:
     """Merge loops that follow each other, from the outside inwards, as far as that is legal; what is vectorized stays
-    as it is. Without `outermost` only those that stand in others."""
+    as it is, and so do loops that are to stand `apart`. Without `outermost` only those that stand in others."""
     done: set[str] = set() if outermost else {""}
     while (name := _next_block(b, done)) is not None:
         done.add(name)
         _hoist_initial(b, name)
-        axes = _axes(b, name)
+        axes = [axis for axis in _axes(b, name) if axis not in apart]
         while axes:
             first, *rest = axes
             is_parallel = not name and _is_parallel(b.kernel, first)

@@ -44,7 +44,7 @@ def build_schedule(
     b = Builder(kernel, target, choices)
     if schedule_chain(b):
         return b
-    if not share_long_rows(b):
+    if (apart := share_long_rows(b)) is None:
         sweep_long_rows(b)
     for loop in b.outermost():
         if loop in b.outermost():
@@ -54,7 +54,7 @@ def build_schedule(
     for loop in b.waiting():
         sum_columns(b, reduce_in_parts(b, loop.axis))
     if len(b.waiting()) < 2 or b.choose("stages", ("together", "apart")) == "together":
-        merge_rows(b)
+        merge_rows(b, apart=apart or ())
     localize_all(b)
     accumulate_rows(b)
     for loop in b.waiting():

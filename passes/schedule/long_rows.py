@@ -41,16 +41,20 @@ def sweep_long_rows(b: Builder) -> None:
         b.together(f"sweep over the long rows of {state.put.buffer}", partial(_schedule, b, stages, state, length))
 
 
-def share_long_rows(b: Builder) -> bool:
+def share_long_rows(b: Builder) -> frozenset[str] | None:
     """Cut rows fewer than cores into parts, each of which is read once, if the kernel is reductions of such rows.
-    Returns whether it did."""
+    Returns the loops that go through whole rows afterwards, which had better stay apart from those that merge what the
+    parts give; None if it is none."""
     found = _long_rows(b)
     if found is None or points(found[1].kept) >= b.target.cores:
-        return False
+        return None
     stages, state, length = found
     if b.choose(f"rows of {state.put.buffer}", ("in parts", "whole"), looks=1) == "whole":
-        return False
-    return b.together(f"parts of the rows of {state.put.buffer}", partial(_share, b, stages, state, length))
+        return None
+    if not b.together(f"parts of the rows of {state.put.buffer}", partial(_share, b, stages, state, length)):
+        return None
+    whole = (loop for loop in b.outermost() if any(trips(x).constant == length for x in loops_in((loop,))))
+    return frozenset(loop.axis for loop in whole)
 
 
 def _long_rows(b: Builder) -> tuple[tuple[Stage, ...], Stage, int] | None:

@@ -19,6 +19,7 @@ from intarsia.ir.target import Target
 from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, merge_rows
 from intarsia.passes.schedule.blocks import ROW, block_region, split_sums
 from intarsia.passes.schedule.builder import Builder
+from intarsia.passes.schedule.long_rows import share_long_rows
 from intarsia.passes.schedule.prefixes import share_scans, walk_outside
 from intarsia.passes.schedule.programs_of_chains import (
     prepared_chain,
@@ -87,12 +88,13 @@ def _chain(b: Builder, writable: Writable) -> None:
 
 def _merged(b: Builder, writable: Writable) -> None:
     """Stages that share rows in one launch."""
-    _share_reductions(b, writable)
-    for loop in b.waiting():
-        split_sums(b, loop.axis)
+    if (apart := share_long_rows(b)) is None:
+        _share_reductions(b, writable)
+        for loop in b.waiting():
+            split_sums(b, loop.axis)
     _compute_again(b)
     walk_outside(b)
-    merge_rows(b)
+    merge_rows(b, apart=apart or ())
     localize_all(b)
     _attempt(b, share_scans, writable)
     accumulate_rows(b)
