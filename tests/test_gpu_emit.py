@@ -174,6 +174,29 @@ def test_code_of_chips(name: str, target: str) -> None:
         assert any(found.count(MATRIX_UNIT[target]) for found in every), every
 
 
+UNLIKE = {
+    "f32 by bf16": "fn f(x: f32[1024, 1024], w: bf16[1024, 1024]) -> f32[1024, 1024] { return x @ f32(w) }",
+    "bf16 by f32": "fn f(x: bf16[1024, 1024], w: f32[1024, 1024]) -> f32[1024, 1024] { return f32(x) @ w }",
+    "f32 by i8": "fn f(x: f32[1024, 1024], w: i8[1024, 1024]) -> f32[1024, 1024] { return x @ f32(w) }",
+    "bf16 by i8": "fn f(x: bf16[1024, 1024], w: i8[1024, 1024]) -> bf16[1024, 1024] { return x @ bf16(w) }",
+}
+"""Products of factors of unlike types."""
+
+
+def test_factors_that_are_widened_before_they_are_multiplied_have_smaller_blocks() -> None:
+    for name in UNLIKE:
+        blocks = dict(one_launch(UNLIKE[name]).constants)
+        assert blocks["BLOCK_K"] == (16 if "f32" in name else 128), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["gpu:sm_80", "gpu:sm_90", "gpu:sm_100"])
+@pytest.mark.parametrize("name", UNLIKE)
+def test_products_of_unlike_types_fit(name: str, target: str) -> None:
+    ((code,),) = compilation(UNLIKE[name], target).chip_code.values()
+    assert not code.resources.spilled
+
+
 def test_what_cannot_be_written_is_said() -> None:
     kernel = Kernel("f", (), (Call("sort", (), (), Size.of(4)),))
     with pytest.raises(ScheduleError, match="there is no sort in Triton"):

@@ -17,7 +17,8 @@ from intarsia.ir.kernel_access import trips
 from intarsia.ir.schedule import Inline
 from intarsia.ir.target import Target
 from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, merge_rows
-from intarsia.passes.schedule.blocks import ROW, block_region, split_sums
+from intarsia.passes.schedule.block_lanes import ROW
+from intarsia.passes.schedule.blocks import block_region, split_sums
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.long_rows import share_long_rows
 from intarsia.passes.schedule.prefixes import share_scans, walk_outside

@@ -9,7 +9,7 @@ from intarsia.ir.kernel import Alloc, For, Put, Statement
 from intarsia.ir.kernel_access import accesses, trips
 from intarsia.ir.schedule import Distribute, Grid, Localize, Merge, Online, Parts, Reorder, Stage, Vectorize, Warps
 from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, merge_rows
-from intarsia.passes.schedule.blocks import lanes
+from intarsia.passes.schedule.block_lanes import lanes
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.chained import Chain, chain_of, find_chain
 from intarsia.passes.schedule.domains import is_masked

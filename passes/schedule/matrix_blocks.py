@@ -1,0 +1,230 @@
+"""Blocks of sums of products for the matrix units of a GPU, and walks of programs over them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from intarsia.ir.dtypes import BF16, F16, DType
+from intarsia.ir.errors import ScheduleError
+from intarsia.ir.kernel import For, Put, walk
+from intarsia.ir.kernel_access import accesses, trips
+from intarsia.ir.scalar import Cast, Expr, Load, factors, loads
+from intarsia.ir.schedule import Describe, Programs, Reorder, Stages
+from intarsia.passes.schedule.block_lanes import ROW, independent, lanes, outermost, set_lanes, share
+from intarsia.passes.schedule.builder import Builder
+from intarsia.passes.schedule.shape import count, operations, power_of_two
+from intarsia.passes.schedule.tree import loops_in, perfect_nest, puts_in
+
+GROUP = 8
+"""Blocks of rows of a product that go through its columns together."""
+
+DESCRIBED_STEPS = 3
+"""Steps of a product at least that are under way, where descriptors move its blocks."""
+
+RESERVED = 2048
+"""Bytes of shared memory that are left for what a compiler keeps there."""
+
+BLOCKS: dict[int, tuple[tuple[int, int, int], ...]] = {
+    8: ((128, 128, 128), (64, 128, 128), (64, 64, 128)),
+    16: ((128, 256, 64), (128, 128, 64), (64, 128, 64), (64, 64, 64)),
+    32: ((128, 128, 16), (64, 64, 32), (32, 64, 32), (32, 32, 32)),
+    64: ((64, 64, 16), (32, 32, 16), (16, 16, 16)),
+}
+"""Rows, columns and depth of blocks of products by the bits of what is multiplied, the largest first. Sums of
+the very largest take half of the registers, which leaves few for what is done to them and for addresses of elements."""
+
+WIDENED = ((64, 128, 16), (64, 64, 16), (32, 32, 16))
+"""The same where factors are widened first: a thread holds all that it needs of them in registers then."""
+
+FEW_OPERATIONS = 8
+"""Scalar operations on a sum for which registers are left beside the largest blocks."""
+
+ALIGNED = 8
+"""Elements of 16 bits that are moved at once."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A sum of products: the axes of its rows, its columns and of the sum, bits of the elements as they are multiplied,
+    those that they have in memory at least, and the buffers that are multiplied as they lie in memory, if all that is
+    multiplied is."""
+
+    row: str
+    column: str
+    along: str
+    bits: int
+    stored: int
+    factors: tuple[str, ...]
+
+
+def block_matrix(b: Builder, top: str) -> bool:
+    """Blocks for matrix units."""
+    outer = independent(b, top)
+    if len(outer) < 2 or (matrix := _matrix(b, outer)) is None:
+        return False
+    rows_in_all, columns_in_all, depth = (count(trips(b.loop(a))) for a in (matrix.row, matrix.column, matrix.along))
+    batches = math.prod(count(trips(b.loop(a))) for a in outer if a not in (matrix.row, matrix.column))
+    is_light = _is_light(b, outer[0])
+    most = BLOCKS[matrix.bits][0 if is_light or matrix.bits != 16 else 1 :]
+    most = WIDENED if matrix.bits == 32 and matrix.stored < 32 else most
+    least = 32 if matrix.bits == 8 else 16
+    sizes = block_sizes((rows_in_all, columns_in_all, depth), batches, most, least, b.target.cores)
+    rows, row = lanes(b, matrix.row, sizes[0])
+    columns, column = lanes(b, matrix.column, sizes[1])
+    _move_inside(b, matrix.along)
+    _, along = lanes(b, matrix.along, sizes[2])
+    counters = [a for a in outer if a not in (matrix.row, matrix.column)] + [a for a in (rows, columns) if a]
+    nest = [loop.axis for loop in perfect_nest(b.loop(outermost(b, [*counters, row, column])))[0]]
+    rest = [a for a in nest if a not in (*counters, row, column)]
+    b.take(Reorder((*counters, row, column, *rest)))
+    inner = [loop for loop in loops_in(b.loop(column).body) if loop.axis != along]
+    done = [along]
+    for loop in inner:
+        if not loops_in(loop.body) and loop.axis not in done and not _holds(loop, along):
+            done.append(lanes(b, loop.axis, min(ROW, power_of_two(count(trips(loop)))))[1])
+    set_lanes(b, (*done, column, row))
+    share(b, _grouped(b, counters, rows, columns))
+    if matrix.bits == 16 and b.target.has_tensor_descriptors:
+        _walk(b, matrix, sizes)
+    return True
+
+
+def _walk(b: Builder, matrix: Matrix, sizes: tuple[int, int, int]) -> None:
+    """Where an engine moves rectangles, and a core has room for one program only, it walks over blocks of a product, so
+    that what the next one begins with is on its way while sums of the last one are written."""
+    (nest, *others) = b.outermost()
+    blocks = math.prod(count(trips(loop)) for loop in loops_in((nest,)) if loop.kind == "grid")
+    rows, columns, depth = sizes
+    step = (rows + columns) * depth * matrix.bits // 8
+    is_alone = 2 * DESCRIBED_STEPS * step > b.target.shared_memory
+    if not matrix.factors or not is_alone or others or blocks <= b.target.cores:
+        return
+    results = sorted({p.buffer for p in puts_in((nest,)) if b.kernel.buffers()[p.buffer].memory == "global"})
+    written = sum(rows * columns * b.kernel.buffers()[name].dtype.bytes for name in results)
+    room = b.target.shared_memory - RESERVED - written
+
+    def walk() -> None:
+        if room < DESCRIBED_STEPS * step:
+            raise ScheduleError("there is no room for what is written beside it")
+        b.take(Describe((*matrix.factors, *results)))
+        b.take(Programs(b.target.cores))
+        b.take(Stages(min(DESCRIBED_STEPS + 1, room // step)))
+
+    b.together("walk over blocks", walk)
+
+
+def _move_inside(b: Builder, axis: str) -> None:
+    """Make an axis of a sum the innermost of the loops that hold nothing but each other."""
+    nest, _ = perfect_nest(b.loop(axis))
+    if len(nest) > 1:
+        b.take(Reorder((*(x.axis for x in nest[1:]), axis)))
+
+
+def _is_light(b: Builder, top: str) -> bool:
+    """Is little done to the sums of a nest, and is all that it touches in whole accesses of memory?"""
+    puts = puts_in((b.loop(top),))
+    shapes = [b.kernel.buffers()[a.buffer].shape for a in accesses((b.loop(top),))]
+    aligned = all((shape[-1].constant or 1) % ALIGNED == 0 for shape in shapes if shape)
+    after = [p for p in puts if p.operator == "="]
+    blocks = [x for p in after for x in loads(p.value) if len(b.kernel.buffers()[x.buffer].shape) > 1]
+    return aligned and not blocks and all(operations(p.value) <= FEW_OPERATIONS for p in after)
+
+
+def _grouped(b: Builder, counters: list[str], rows: str, columns: str) -> list[str]:
+    """The axes that count blocks, so that programs which run at the same time share rows and columns: GROUP blocks of
+    rows go through all columns together, and what they read stays in the second cache."""
+    if not rows or not columns or (blocks := trips(b.loop(rows)).constant) is None or blocks <= GROUP:
+        return counters
+    group = next((n for n in range(GROUP, 1, -1) if blocks % n == 0), 1)
+    if group == 1:
+        return counters
+    outer, inner = b.split(rows, group)
+    order = [*(a for a in counters if a not in (rows, columns)), outer, columns, inner]
+    return order if b.attempt(Reorder(tuple(order))) else [outer if a == rows else a for a in counters] + [inner]
+
+
+def _holds(loop: For, axis: str) -> bool:
+    return any(x.axis == axis for x in loops_in((loop,)))
+
+
+def block_sizes(
+    extents: tuple[int, int, int], batches: int, most: Sequence[tuple[int, int, int]], least: int, cores: int
+) -> tuple[int, int, int]:
+    """Rows, columns and depth of the blocks of a product: the largest ones, of those that it may have, of which there
+    are enough for all cores. least: the depth of the smallest."""
+
+    def fitted(block: tuple[int, int, int]) -> tuple[int, int, int]:
+        own = [min(size, max(16, power_of_two(n))) for size, n in zip(block, extents)]
+        return own[0], own[1], max(own[2], least)
+
+    rows, columns, _ = extents
+    options = [fitted(block) for block in most]
+    return next((o for o in options if batches * -(-rows // o[0]) * -(-columns // o[1]) >= cores), options[-1])
+
+
+def _matrix(b: Builder, outer: Sequence[str]) -> Matrix | None:
+    """The sum of products that does most of the work in a nest, if its sides do not share a row or column."""
+    best: tuple[int, Matrix] | None = None
+    for statement, around in walk((b.loop(outer[0]),)):
+        if not isinstance(statement, Put) or statement.operator != "+=":
+            continue
+        inside = [loop for loop in around if loop.axis not in outer]
+        along = _along(statement, inside)
+        sides = sides_of(statement.value, outer)
+        if along is None or sides is None:
+            continue
+        rows, columns = sides
+        row = max(rows, key=lambda a: (count(trips(b.loop(a))), outer.index(a)))
+        column = max(columns, key=lambda a: (count(trips(b.loop(a))), outer.index(a)))
+        if outer.index(column) < outer.index(row):
+            row, column = column, row
+        bits = _multiplied_bits(statement.value, {result.dtype for result in b.kernel.outputs})
+        work = math.prod(count(trips(loop)) for loop in around)
+        if best is None or work > best[0]:
+            stored = min(x.dtype.bits for x in loads(statement.value))
+            best = work, Matrix(row, column, along, bits, stored, _plain_factors(statement.value))
+    return None if best is None else best[1]
+
+
+def _multiplied_bits(value: Expr, results: set[DType]) -> int:
+    """Bits of the elements that a product takes: those in memory where all factors are widened from one type, or where
+    the results are rounded to that of one of them anyway; else those of the sum, as factors are widened before."""
+    kinds = {f.value.dtype if isinstance(f, Cast) else f.dtype for f in factors(value)}
+    narrow = min(kinds, key=lambda dtype: dtype.bits)
+    if narrow.bits < 32 and (len(kinds) == 1 or (results == {narrow} and narrow in (BF16, F16))):
+        return min(x.dtype.bits for x in loads(value))
+    return max(dtype.bits for dtype in kinds)
+
+
+def _plain_factors(value: Expr) -> tuple[str, ...]:
+    """The buffers of which a product multiplies elements of one type as they are; none if it does anything else."""
+    inner = [f.value if isinstance(f, Cast) else f for f in factors(value)]
+    read = [f for f in inner if isinstance(f, Load)]
+    same = len(inner) == len(read) == 2 and read[0].dtype == read[1].dtype
+    return tuple(dict.fromkeys(f.buffer for f in read)) if same else ()
+
+
+def _along(put: Put, inside: Sequence[For]) -> str | None:
+    """The longest axis of a sum of products that several factors share; of a convolution, the input channels."""
+    shared = [
+        loop
+        for loop in inside
+        if not loop.upper.opaques and count(trips(loop)) >= 4 and _sharing(put.value, loop.axis) >= 2
+    ]
+    return max(shared, key=lambda loop: (count(trips(loop)), inside.index(loop))).axis if shared else None
+
+
+def _sharing(value: Expr, axis: str) -> int:
+    return sum(axis in x.symbols for x in loads(value))
+
+
+def sides_of(value: Expr, outer: Sequence[str]) -> tuple[set[str], set[str]] | None:
+    """The axes on which one factor alone depends, and those of the others."""
+    uses = [{a for a in outer if a in f.symbols} for f in factors(value)]
+    for n, own in enumerate(uses):
+        others = set().union(*(u for m, u in enumerate(uses) if m != n))
+        if own - others and others - own:
+            return own - others, others - own
+    return None
