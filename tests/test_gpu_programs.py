@@ -15,6 +15,9 @@ from intarsia.driver import Compilation
 from intarsia.dsl.library import load
 from intarsia.ir.dtypes import Array
 from intarsia.ir.errors import Source
+from intarsia.ir.graph import Module
+from intarsia.ir.interpreter import evaluate
+from intarsia.ir.plan_interpreter import run_plan
 from intarsia.options import Options
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks" / "polybench"))
@@ -159,3 +162,23 @@ def test_loops_that_begin_later_and_get_shorter_are_shared() -> None:
 def test_bits_are_counted_on_chips_too() -> None:
     text = "fn f(x: i64[40], y: u8[40]) -> (i64[40], u8[40]) { return popcount(x), popcount(y) }"
     require(text, {"x": np.arange(-20, 20), "y": np.arange(40, dtype=np.uint8)}, ("triton", "cubin"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [900, 256, 5, 1])
+def test_parts_of_open_number_are_merged(length: int) -> None:
+    """Of 256 keys each; with infinities, and with keys that a mask leaves out."""
+    text = """fn f(q: f32[2, 1, 16], k: f32[2, T, 16], v: f32[2, T, 8], n: i64[2]) -> f32[2, 1, 8] {
+        s[h, i, j] = where(j < n[h], sum[d](q[h, i, d] * k[h, j, d]), -inf)
+        return softmax(s, axis=2) @ v
+    }"""
+    module = load(Source("program.ita", text)).build("f")
+    made = Compilation(module, {"T": length}, Options(target="gpu:sm_90", dynamic=("T",)))
+    assert sum(map(len, made.launches.values())) == 2
+    for keys, special in ((length, 1.0), (length // 3, 1.0), (0, 1.0), (length, np.inf), (length, np.nan)):
+        q, k, v = (normal(2, n, d).astype(np.float32) for n, d in ((1, 16), (length, 16), (length, 8)))
+        v[1, length // 2, 3] = special
+        inputs = [q, k, v, np.array([keys, length])]
+        (actual,) = run_plan(made.plan, inputs, made.sizes, made.interpret_launches)
+        (expected,) = evaluate(Module(made.source_module.graph), inputs, made.sizes)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, For, Put, Statement
 from intarsia.ir.kernel_access import accesses, trips
-from intarsia.ir.schedule import Distribute, Grid, Localize, Merge, Online, Parts, Reorder, Stage, Vectorize, Warps
+from intarsia.ir.scalar import loads
+from intarsia.ir.schedule import (
+    Distribute,
+    Grid,
+    Inline,
+    Localize,
+    Merge,
+    Online,
+    Parts,
+    Reorder,
+    Stage,
+    Vectorize,
+    Warps,
+)
+from intarsia.ir.sizes import Size
 from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, merge_rows
 from intarsia.passes.schedule.block_lanes import lanes
 from intarsia.passes.schedule.builder import Builder
@@ -18,7 +33,7 @@ from intarsia.passes.schedule.stages import definitions_in, expand
 from intarsia.passes.schedule.tree import allocated_in, find_loop, loops_in, puts_in
 
 DEPTH = 128
-"""Elements of the reduction of a score that are multiplied at a time."""
+"""Elements of a sum of products that are multiplied at a time."""
 
 ELEMENTS = 8192
 """Elements of a block of what rows read that do not share it."""
@@ -28,6 +43,9 @@ TWICE = 2
 
 MERGED = 16384
 """Elements of all parts of a row of sums at most: a program merges them at once."""
+
+PIECE = 64
+"""Parts that are merged at a time where their number is open."""
 
 SHORTEST = 256
 """Elements of such a part, at least."""
@@ -77,9 +95,9 @@ def width_of_parts(b: Builder, chain: Chain) -> int:
     own, most = chain.sweep.state, MERGED // power_of_two(width_of_sums(chain))
     if is_masked(expand(own, definitions_in(chain.stages, allocated_in(b.kernel.body))), own):
         return 0
-    programs = math.prod(count(trips(b.loop(r[own]))) for r in chain.batch)
+    programs = math.prod(max(1, count(trips(b.loop(r[own])))) for r in chain.batch)
     if chain.row:
-        programs *= -(-count(trips(b.loop(chain.row[own]))) // rows)
+        programs *= max(1, -(-count(trips(b.loop(chain.row[own]))) // rows))
     length = count(trips(own.reduced[0]))
     wanted = min(most, TWICE * b.target.cores // programs)
     width = max(SHORTEST, -(-length // max(1, wanted)))
@@ -94,9 +112,21 @@ def schedule_chain_in_parts(b: Builder, chain: Chain, width: int) -> None:
     b.take(Parts(name, width))
     state = next(p.buffer for p in puts_in(b.kernel.body) if p.operator == "max=" and p.buffer not in old)
     schedule_chain_of_blocks(b, find_chain(b, state, alone=True))
+    if (parts := (trips(chain.sweep.state.reduced[0]) + (width - 1)) // width).constant is None:
+        _merge_in_pieces(b, name, parts, MERGED // (2 * power_of_two(width_of_sums(chain))), old)
     merge_rows(b)
     localize_all(b)
     accumulate_rows(b)
+
+
+def _merge_in_pieces(b: Builder, name: str, parts: Size, size: int, old: Collection[str]) -> None:
+    """Merge parts, whose number is open, some at a time. Ratios are computed where they are used then."""
+    for put in puts_in(b.waiting()):
+        if put.operator == "=" and put.buffer not in old and any(x.buffer == name for x in loads(put.value)):
+            b.take(Inline(put.buffer))
+    for loop in loops_in(b.waiting()):
+        if trips(loop) == parts:
+            b.split(loop.axis, min(size, PIECE))
 
 
 # ---------------------------------------------------------------------- blocks
@@ -127,7 +157,7 @@ def block_of_chain(b: Builder, chain: Chain) -> tuple[int, int]:
     width = width_of_sums(chain)
     if not chain.is_shared:
         across = points(chain.scores.reduced) if chain.scores is not None else 1
-        return 1, max(16, ELEMENTS // power_of_two(max(width, min(across, DEPTH))))
+        return 1, max(16, min(DEPTH, ELEMENTS // power_of_two(max(width, min(across, DEPTH)))))
     rows, keys = (128, 64) if bits == 16 else (32, 64 if width <= 64 else 32) if bits <= 32 else (16, 16)
     return (rows if width <= WIDEST else rows // 2), keys
 
