@@ -243,11 +243,12 @@ class KernelStore:
 
     def get(self, key: str) -> bytes | None:
         """The code of a kernel, if this compiler has made it before."""
-        return self._cache.get("kernel", self._full(key))
+        return self._cache.get("kernel", self._full(key)) if self._cache.enabled else None
 
     def put(self, key: str, code: bytes) -> None:
         """Keep the code of a kernel."""
-        self._cache.put("kernel", self._full(key), code)
+        if self._cache.enabled:
+            self._cache.put("kernel", self._full(key), code)
 
     @cached_property
     def _compiler(self) -> str:

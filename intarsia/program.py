@@ -98,7 +98,8 @@ class Program:
 
     @cached_property
     def _digest(self) -> list[str]:
-        return [compiler_digest(self.cache), self.source.name, self.source.text]
+        compiler = compiler_digest(self.cache) if self.cache.enabled else ""  # no key finds anything then
+        return [compiler, self.source.name, self.source.text]
 
     def remember(self, kind: str, key: str, content: Mapping[str, Any] | bytes) -> None:
         """Keep something in the cache, valid as long as the imported files stay as they are."""
