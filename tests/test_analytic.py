@@ -42,7 +42,7 @@ def naive(program: str, **sizes: int) -> Kernel:
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize("capacity", (64, 400, 4000))
+@pytest.mark.parametrize("capacity", (64, pytest.param(400, marks=pytest.mark.slow), 4000))
 def test_bytes_are_those_of_a_simulated_cache(program: str, capacity: int) -> None:
     """What the model says goes through a cache is what a simulated one sees, within a factor of two."""
     scheduled = naive(program, N=24, M=40)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
+from _pytest.mark import ParameterSet
 
 from intarsia.backends.cpu.compile import compile_kernel, host_target
 from intarsia.backends.cpu.compile import load as load_code
@@ -88,7 +89,12 @@ SCORES: dict[str, tuple[str, Callable[[Array, Array, Array], Array]]] = {
 }
 
 
-@pytest.mark.parametrize("score", SCORES)
+def quickly(names: Iterable[str], *few: str) -> list[ParameterSet]:
+    """Parameters, of which all but a few are for the slow run."""
+    return [pytest.param(n, marks=() if n in few else pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("score", quickly(SCORES, "scaled", "window", "alibi"))
 @pytest.mark.parametrize(
     "shape",
     [(70, 100, 20), *(pytest.param(s, marks=pytest.mark.slow) for s in ((64, 64, 16), (130, 530, 80)))],
@@ -136,7 +142,17 @@ BANDS: dict[str, tuple[str, Callable[[Array, Array], Array], int]] = {
 """The condition under which a score counts, and the panels of 32 keys that 256 rows in blocks of 32 need, of 64."""
 
 
-@pytest.mark.parametrize("band, turned", [*((band, False) for band in BANDS), ("window", True), ("padding", True)])
+SLOW_BANDS = ("anticausal", "difference", "not")
+TURNED = ("window", "padding")
+
+
+@pytest.mark.parametrize(
+    "band, turned",
+    [
+        *(pytest.param(band, False, marks=pytest.mark.slow if band in SLOW_BANDS else ()) for band in BANDS),
+        *((band, True) for band in TURNED),
+    ],
+)
 def test_blocks_without_scores_are_left_out(band: str, turned: bool) -> None:
     """However the condition is written, also with one that depends on data."""
     condition, reference, most = BANDS[band]
@@ -155,7 +171,10 @@ def test_blocks_without_scores_are_left_out(band: str, turned: bool) -> None:
     )
 
 
-@pytest.mark.parametrize("score", ["DOT * 0.25", "where(j <= i, DOT, -inf)"])
+MASKED = "where(j <= i, DOT, -inf)"
+
+
+@pytest.mark.parametrize("score", quickly(["DOT * 0.25", MASKED], MASKED))
 def test_nan_in_a_score_reaches_all_of_its_row(score: str) -> None:
     """The maximum need not keep it: on x86 it is one instruction then."""
     kernel = one_kernel(attention(70, 70, 16, score))
@@ -197,7 +216,7 @@ def test_a_bias_may_be_added() -> None:
     )
 
 
-@pytest.mark.parametrize("options", ["", ", causal=true", ", scale=0.3"])
+@pytest.mark.parametrize("options", quickly(["", ", causal=true", ", scale=0.3"], ", causal=true"))
 def test_the_function_of_the_library_is_one_kernel(options: str) -> None:
     kind = "f32[2, 3, 40, 16]"
     text = f"fn f(q: {kind}, k: {kind}, v: {kind}) -> {kind} {{ return attention(q, k, v{options}) }}"
@@ -269,7 +288,7 @@ def test_losses_that_read_one_score_of_a_row_are_one_kernel(loss: str) -> None:
     assert largest < 70 * 300 or loss == "contrastive"
 
 
-@pytest.mark.parametrize("score", ["scaled", "causal"])
+@pytest.mark.parametrize("score", quickly(["scaled", "causal"], "causal"))
 def test_memory_does_not_grow_with_the_square(score: str) -> None:
     """What is allocated for one head: the keys as panels, and blocks of a fixed size."""
 
@@ -312,7 +331,7 @@ SWEEPS: dict[str, tuple[str, Callable[[Array, Array, Array], Array]]] = {
 }
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize("name", quickly(SWEEPS, "without softmax", "nearest"))
 def test_what_is_dear_to_keep_is_swept(name: str) -> None:
     """Rows of a large product of few summands are reduced, without any maximum: no element of it is stored."""
     text, reference = SWEEPS[name]

@@ -69,6 +69,7 @@ def test_nothing_changes_for_no_gain_or_in_short_kernels(seconds: float) -> None
     assert (len(asked) == 1) == (seconds < LONG_ENOUGH)
 
 
+@pytest.mark.slow
 def test_a_space_holds_every_candidate_once() -> None:
     space = Space(product(37, 19, 70), TARGET)
     every = list(space.all())

@@ -43,7 +43,9 @@ def test_stream() -> None:
     np.testing.assert_allclose(stream.triad(b, c, 3.0), b + 3.0 * c, rtol=1e-15, atol=1e-15)
 
 
-@pytest.mark.parametrize("heads, queries, keys, width", [(2, 7, 5, 8), (1, 1, 1, 1), (3, 33, 17, 16)])
+@pytest.mark.parametrize(
+    "heads, queries, keys, width", [(2, 7, 5, 8), (1, 1, 1, 1), pytest.param(3, 33, 17, 16, marks=pytest.mark.slow)]
+)
 def test_attention(heads: int, queries: int, keys: int, width: int) -> None:
     attention = program("attention")
     q, k, v = normal(heads, queries, width), normal(heads, keys, width, seed=1), normal(heads, keys, width, seed=2)

@@ -193,6 +193,17 @@ def test_reads_outside_are_clamped_or_reported() -> None:
     assert error.value.code == "E0801" and "subscript 9" in str(error.value) and "i = 2" in str(error.value)
 
 
+def test_reads_of_nothing_are_zero_or_reported() -> None:
+    text = """func @f[N](%x: f32[N], %ids: i64[3]) {
+      %0 = compute [i < 3] (%x[%ids[i]]) : f32[3]
+      return %0
+    }"""
+    assert same(run(text, f32(), i64(0, 2, 9))[0], f32(0, 0, 0))
+    with pytest.raises(CompileError) as error:
+        run(text, f32(), i64(0, 2, 9), checks=True)
+    assert error.value.code == "E0801" and "subscript 0 of dimension 0 is outside 0..0" in str(error.value)
+
+
 def test_checks_look_only_at_the_selected_arm() -> None:
     text = """func @f(%x: f32[4], %ids: i64[3]) {
       %0 = compute [i < 3] (where(i64(%ids[i]) < 4, %x[%ids[i]], 0.0)) : f32[3]

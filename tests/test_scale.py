@@ -167,7 +167,7 @@ def test_work_is_linear_in_layers() -> None:
     assert five - three < 1.1 * (three - one)
 
 
-@pytest.mark.parametrize("program", [layers, layers_in_a_loop])
+@pytest.mark.parametrize("program", [pytest.param(layers, marks=pytest.mark.slow), layers_in_a_loop])
 def test_equal_layers_share_their_kernels(
     program: Callable[[int], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

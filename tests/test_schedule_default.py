@@ -227,6 +227,9 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
     ),
 }
 
+SHORTER = {"matmul_across_deep": {"K": 700}, "longest_paths_deep": {"K": 700}}
+"""Sizes that need not be large where they are not known."""
+
 COUNTER = 5
 """The value of what counts the steps of a loop around a kernel."""
 
@@ -234,6 +237,8 @@ COUNTER = 5
 def kernels(name: str, dynamic: bool = False) -> list[tuple[Kernel, dict[str, int]]]:
     """The naive kernels of a program, and the sizes that each is given at run time."""
     text, dims = PROGRAMS[name]
+    if dynamic:
+        dims = {**dims, **SHORTER.get(name, {})}
     module = load(Source("f.ita", text)).build(None, None, dims)
     given: Mapping[str, int] = {} if dynamic else dims
     pipeline = default_pipeline(given).before("schedule")
@@ -249,10 +254,9 @@ def check(kernel: Kernel, sizes: dict[str, int]) -> Kernel:
     assert apply(kernel, Schedule.parse(str(schedule))) == scheduled
     assert read_kernel(Source("k.ir", print_kernel(scheduled))) == scheduled
     if any(b.dtype.bits <= 16 and b.dtype.is_float for b in kernel.outputs):
+        wanted = results(kernel, kernel, sizes)
         for name, actual in results(scheduled, kernel, sizes).items():
-            np.testing.assert_allclose(
-                actual.astype(np.float32), results(kernel, kernel, sizes)[name].astype(np.float32), rtol=2e-2
-            )
+            np.testing.assert_allclose(actual.astype(np.float32), wanted[name].astype(np.float32), rtol=2**-7)
     else:
         assert_same_meaning(kernel, scheduled, sizes)
     return scheduled
@@ -637,7 +641,5 @@ def test_chunks_of_a_reduction_depend_on_sizes_alone() -> None:
 
 
 def test_what_is_not_vectorized_is_told() -> None:
-    built = build_schedule(kernels("cumsum")[0][0], TARGET)
-    assert built.remarks == [] or all(not r.done for r in built.remarks)
     built = build_schedule(sample("sweep")[0], TARGET)
     assert any("vector" in r.message for r in built.remarks)

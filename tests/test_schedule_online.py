@@ -141,10 +141,15 @@ POLYNOMIALS = {
 }
 
 
-def moments(summand: str, x: Array, schedule: str = "") -> Array:
-    """What a kernel that adds up a polynomial in a sum computes of rows."""
+def moments(summand: str, schedule: str = "") -> Kernel:
+    """A kernel that adds up a polynomial in a sum."""
     kernel = apply(read_kernel(Source("moments.ir", MOMENTS.replace("SUMMAND", summand))), Schedule.parse(schedule))
     assert not problems(kernel)
+    return kernel
+
+
+def of_rows(kernel: Kernel, x: Array) -> Array:
+    """What such a kernel computes."""
     result = np.full(5, 7, np.float32)
     with np.errstate(all="ignore"):
         run(kernel, {"x": x, "w": np.linspace(-1, 2, 23, dtype=np.float32), "v": result}, {})
@@ -158,6 +163,7 @@ def moments(summand: str, x: Array, schedule: str = "") -> Array:
 def test_sums_follow_a_sum_that_they_need(polynomial: str, schedule: str) -> None:
     """Rows of numbers, of large ones, with infinities and NaN, and with sums that overflow."""
     random = np.random.default_rng(0)
+    naive, scheduled = moments(POLYNOMIALS[polynomial]), moments(POLYNOMIALS[polynomial], schedule)
     seen = np.zeros(3, int)
     for special in (
         [],
@@ -172,7 +178,7 @@ def test_sums_follow_a_sum_that_they_need(polynomial: str, schedule: str) -> Non
     ):
         x = (random.standard_normal((5, 23)) * 10.0 ** random.integers(-3, 4)).astype(np.float32)
         x[2, random.permutation(23)[: len(special)]] = special
-        expected, actual = (moments(POLYNOMIALS[polynomial], x, steps) for steps in ("", schedule))
+        expected, actual = of_rows(naive, x), of_rows(scheduled, x)
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
         seen += np.isnan(expected).sum(), np.isinf(expected).sum(), np.isfinite(expected).sum()
     assert seen.all(), "some results are numbers, some infinite, some NaN"
@@ -185,7 +191,7 @@ def test_a_variance_is_as_exact_as_in_two_passes() -> None:
     x[2, :4] += 1e4
     exact = np.var(x.astype(np.float64), axis=1) * 23
     for steps in ("online s 4", "parts s 4"):
-        np.testing.assert_allclose(moments(POLYNOMIALS["variance"], x, steps), exact, rtol=2e-6)
+        np.testing.assert_allclose(of_rows(moments(POLYNOMIALS["variance"], steps), x), exact, rtol=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +207,7 @@ def test_a_variance_is_as_exact_as_in_two_passes() -> None:
 )
 def test_what_does_not_follow_a_sum_is_refused(summand: str, reason: str) -> None:
     with pytest.raises(ScheduleError, match=reason):
-        moments(summand, np.ones((5, 23), np.float32), "online s 4")
+        moments(summand, "online s 4")
 
 
 def test_what_needs_the_finished_sum_otherwise_comes_after_the_sweep() -> None:
