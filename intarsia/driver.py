@@ -149,7 +149,7 @@ class Compilation:
         if all(p.name != "lower" for p in self.pipeline.passes):
             raise CompileError("E1405", f"the pipeline {self.pipeline} makes no kernels", hint="end it with lower")
         with self._timed("plan"):
-            return plan(module, self.remarks, ON_STACK if self.target.kind == "cpu" else 0)
+            return plan(module, self.remarks, ON_STACK if self.target.kind == "cpu" else -1)
 
     @cached_property
     def launches(self) -> dict[str, tuple[TritonKernel, ...]]:

@@ -21,6 +21,7 @@ from intarsia.ir.errors import ScheduleError, Source
 from intarsia.ir.graph import Module
 from intarsia.ir.interpreter import evaluate
 from intarsia.ir.kernel import Call, Kernel
+from intarsia.ir.kernel_text import read_kernel
 from intarsia.ir.plan_interpreter import run_plan
 from intarsia.ir.sizes import Size
 from intarsia.ir.types import TensorType
@@ -195,6 +196,16 @@ def test_factors_that_are_widened_before_they_are_multiplied_have_smaller_blocks
 def test_products_of_unlike_types_fit(name: str, target: str) -> None:
     ((code,),) = compilation(UNLIKE[name], target).chip_code.values()
     assert not code.resources.spilled
+
+
+def test_running_values_in_memory_are_no_scan() -> None:
+    text = """kernel f(x: f32[2, 8], out run: f32[2], out y: f32[2, 8]) {
+      grid i in 0..2 { run[i] = 0.0
+                       scan k in 0..8 { run[i] += x[i, k]
+                                        y[i, k] = run[i] } }
+    }"""
+    with pytest.raises(ScheduleError, match="the running value run lies in memory"):
+        emit_kernel(read_kernel(Source("f.ir", text)))
 
 
 def test_what_cannot_be_written_is_said() -> None:

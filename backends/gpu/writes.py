@@ -100,6 +100,8 @@ class Writes(Products):
         if not put.atomic and not is_injective(tuple(i.substitute(self.known) for i in put.indices), open_lanes):
             raise ScheduleError(f"lanes write one element of {put.buffer} at the same time")
         reduced = tuple(a for a in self.order if a not in target)
+        if any(put.buffer in self.running[a] for a in reduced if a in self.running):
+            raise ScheduleError(f"the running value {put.buffer} lies in memory")
         stored = self.value(value)
         if put.operator != "=" and reduced:
             stored = self.reduce(put, value, reduced)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from intarsia.ir.kernel import For
 from intarsia.ir.proofs import Facts
-from intarsia.ir.scalar import Apply, Const, Expr, Mask
+from intarsia.ir.scalar import Apply, Cast, Const, Expr, Mask, constant
 from intarsia.ir.sizes import Size, maximum, minimum
 from intarsia.passes.schedule.masks import affine_mask, neutral
 from intarsia.passes.schedule.stages import Stage
@@ -37,10 +37,11 @@ def domain_of(value: Expr, state: Stage, facts: Facts) -> Domain:
         if best is None or not slope:
             continue
         rest = best - Size.of(first.axis) * slope  # rest + slope * axis > 0
-        if slope < 0:
-            upper = minimum(upper, (rest - 1) // -slope + 1)
-        else:
-            lower = maximum(lower, (-rest) // slope + 1)
+        end = (rest - 1) // -slope + 1 if slope < 0 else (-rest) // slope + 1
+        if slope < 0 and not facts.proves(end - first.upper):
+            upper = minimum(upper, end)
+        elif slope > 0 and not facts.proves(first.lower - end):
+            lower = maximum(lower, end)
     if not facts.proves(first.upper - lower):
         lower = minimum(lower, first.upper)
     if not facts.proves(upper - first.lower):
@@ -55,6 +56,11 @@ def is_masked(value: Expr, state: Stage) -> bool:
     return any(axis in c.symbols and not c.opaques for c in conditions)
 
 
+def has_conditions(value: Expr, nothing: Const) -> bool:
+    """Do conditions make a value the neutral element?"""
+    return bool(_conditions(value, nothing))
+
+
 def _conditions(value: Expr, nothing: Const) -> Mask:
     """Conditions without any of which a value is the neutral element, as a mask."""
     match value:
@@ -64,6 +70,8 @@ def _conditions(value: Expr, nothing: Const) -> Mask:
             return (*_needed(condition, False), *_conditions(inner, nothing))
         case Apply("mul", (inner, Const(number))) | Apply("mul", (Const(number), inner)):
             return _conditions(inner, nothing) if number > 0 and nothing.value == float("-inf") else ()
+        case Cast(_, inner) if nothing.value == 0:
+            return _conditions(inner, constant(0, inner.dtype))
     return ()
 
 

@@ -24,7 +24,7 @@ from intarsia.passes.schedule.masks import neutral
 from intarsia.passes.schedule.products import Product
 from intarsia.passes.schedule.rescaling import SweepWriter, home_of, moved, require_order, with_part, without_reduced
 from intarsia.passes.schedule.stages import Stage
-from intarsia.passes.schedule.sweeps import Ratio, Shift, Sweep, find_sweep, finite, finite_part
+from intarsia.passes.schedule.sweeps import Shift, Sweep, find_sweep, finite, finite_part
 from intarsia.passes.schedule.tree import (
     Body,
     NameSource,
@@ -104,7 +104,9 @@ class _Writer(SweepWriter):
     def block(self, block: Body) -> Body:
         """The new statements."""
         sweep = self.sweep
-        skipped = [self._skipped(stage, ratio) for stage, ratio in sweep.ratios.items()]
+        skipped = [self._skipped(stage, ratio.rest) for stage, ratio in sweep.ratios.items()]
+        if sweep.masked is not None:
+            skipped.append(self._skipped(sweep.state, sweep.masked))
         return (
             *(s for s in block if isinstance(s, Alloc)),
             *(s.statement for s in (*sweep.before, *sweep.initial)),
@@ -217,12 +219,12 @@ class _Writer(SweepWriter):
 
     # ------------------------------------------------------------------ what is left out
 
-    def _skipped(self, stage: Stage, ratio: Ratio) -> tuple[Body, Body]:
+    def _skipped(self, stage: Stage, factors: Product) -> tuple[Body, Body]:
         """What the blocks that are left out add to a sum: 0 times its other factors, which is NaN where one of these
         is infinite or NaN. The statements that sum that up, for all rows at once, and those that add it."""
         first = next(loop for loop in stage.loops if loop.axis == self.sweep.axes[stage])
         outside = self.sweep.domain.outside(first)
-        rest = ratio.rest.value(stage.put.value.dtype)
+        rest = factors.value(stage.put.value.dtype)
         dims = tuple(loop for loop in stage.kept if loop.axis in rest.symbols)
         reduced = tuple(loop for loop in stage.reduced if loop is not first)
         if not outside or not rest.symbols & {loop.axis for loop in stage.reduced}:
@@ -234,7 +236,7 @@ class _Writer(SweepWriter):
         mask = tuple(m for m in stage.put.mask if not m.symbols & known)
         nothing = apply("mul", constant(0.0, dtype), rest)
         start = stage.around(Put(zeros.name, place, "=", neutral("+=", rest)), dims)
-        end = self._end_of_search(ratio.rest, first, (*reduced, *dims), nothing, mask)
+        end = self._end_of_search(factors, first, (*reduced, *dims), nothing, mask)
         make: list[Statement] = [Alloc(zeros), *self.fresh(start)]
         for lower, upper in outside:
             part = replace(first, lower=lower, upper=upper if end is None else minimum(upper, end))

@@ -43,7 +43,7 @@ def walk_outside(b: Builder) -> None:
         if b.attempt(Reorder(tuple(nest[n].axis for n in places))):
             bounds = _bounds((*around, *nest))
             for other in (perfect_nest(loop)[0] for loop in b.waiting()):
-                if _bounds(other) == bounds:
+                if _bounds(other) == bounds and nest[0].axis not in {x.axis for x in other}:
                     b.attempt(Reorder(tuple(other[len(around) + n].axis for n in places)))
 
 

@@ -20,7 +20,7 @@ from intarsia.ir.kernel import walk as walk_statements
 from intarsia.ir.kernel_access import accesses, trips
 from intarsia.ir.scalar import Apply, Const, Expr, Load, apply, constant, loads, walk, where
 from intarsia.ir.sizes import Size
-from intarsia.passes.schedule.domains import Domain, domain_of
+from intarsia.passes.schedule.domains import Domain, domain_of, has_conditions
 from intarsia.passes.schedule.masks import neutral
 from intarsia.passes.schedule.products import Linear, Polynomial, Product
 from intarsia.passes.schedule.stages import Stage, correspondence, definitions_in, expand, spread, stages_in
@@ -83,7 +83,8 @@ class Sweep:
     `axes`: those that go through it block by block, in order, each with its own name for the axis; `state` is a
     reduction along it. Others that need its result have `ratios` if it is the maximum, `shifts` if it is a sum.
     `before`, `initial` (what sets the neutral elements) and `after` stay whole. `domain`: where on the axis anything
-    happens. `shows_nan`: nothing but rescaled sums needs the maximum. They are NaN where one of its values is, as that
+    happens. `masked`: the other factors of what the state sums up, where one of them is 0 outside of the domain.
+    `shows_nan`: nothing but rescaled sums needs the maximum. They are NaN where one of its values is, as that
     is in the exponent of a summand, whatever the maximum is then.
     """
 
@@ -96,6 +97,7 @@ class Sweep:
     initial: tuple[Stage, ...]
     after: tuple[Stage, ...]
     domain: Domain
+    masked: Product | None
     shows_nan: bool
 
     @property
@@ -146,14 +148,30 @@ def find_sweep(kernel: Kernel, name: str, block: Body, around: tuple[For, ...]) 
     if lost := [s for s in reducing if s.put.operator == "="]:
         raise ScheduleError(f"{lost[0].put.buffer} is written again and again along {order[lost[0]]}")
     before, initial, after = _others(stages, order, reducing)
+    masked: Product | None = None
     if len(reducing) == 1 + len(ratios) and not shifts:
-        domain = domain_of(value, state, facts_for(kernel, (*around, *state.kept)))
+        factor, masked = _masked(value, state) if not ratios else (value, None)
+        domain = domain_of(factor, state, facts_for(kernel, (*around, *state.kept)))
     else:
         domain = Domain(state.reduced[0].lower, state.reduced[0].upper)
     if inner := sorted((domain.lower.symbols | domain.upper.symbols) & state.axes):
         raise ScheduleError(f"the bounds of {state.reduced[0].axis} change with {inner[0]}")
     shows_nan = bool(ratios) and name in temporaries and not any(_touches(s, name) for s in (*before, *after))
-    return Sweep(around, state, order, ratios, shifts, before, initial, after, domain, shows_nan)
+    return Sweep(around, state, order, ratios, shifts, before, initial, after, domain, masked, shows_nan)
+
+
+def _masked(value: Expr, state: Stage) -> tuple[Expr, Product | None]:
+    """The factor of what is summed that a condition makes 0, and the product of the others, which may be infinite or
+    NaN where it does. All that is summed, if there is no such factor."""
+    product = Product.of(value)
+    zero = next((f for f in product.above if has_conditions(f, constant(0, f.dtype))), None)
+    rest = product.where(lambda f: f is not zero)
+    if zero is None or state.put.operator != "+=" or not rest.factors or product.below:
+        return value, None
+    if not value.dtype.is_float:
+        return zero, None
+    along = state.reduced[0].axis
+    return (zero, rest) if any(along in f.symbols for f in rest.factors) else (value, None)
 
 
 def _temporaries(kernel: Kernel, block: Body) -> frozenset[str]:
