@@ -33,6 +33,7 @@ from intarsia.ir.schedule import Describe, Programs, Schedule
 from intarsia.ir.target import TARGETS
 from intarsia.options import Options
 from intarsia.passes.schedule.apply import apply, apply_step
+from intarsia.passes.schedule.programs import build_programs
 from intarsia.runtime import cuda
 
 pytest.importorskip("triton")
@@ -290,6 +291,15 @@ def test_large_products_are_walked_over_where_there_is_an_engine() -> None:
     assert "a_desc.load(" in launch.text and "b_desc.load(" in launch.text and "flatten=True" in launch.text
     for other in (product(4096, 1024, 4096, "gpu:sm_80"), product(1024, 1024, 1024), product(4096, 1023, 4096)):
         assert "tl.range" not in the_launch(other).text and "_desc" not in the_launch(other).text
+
+
+def test_whether_a_program_walks_is_a_choice() -> None:
+    (kernel,) = product(4096, 1024, 4096).kernels.kernels
+    target = TARGETS["gpu:sm_90"]
+    walks = build_programs(kernel, target, lambda _: None)
+    (name,) = walks.decisions
+    plain = build_programs(kernel, target, lambda _: None, {name: 1})
+    assert (walks.kernel.programs, plain.kernel.programs) == (132, 0)
 
 
 def test_files_bring_memory_for_descriptors() -> None:

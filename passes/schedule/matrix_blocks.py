@@ -101,6 +101,9 @@ def _walk(b: Builder, matrix: Matrix, sizes: tuple[int, int, int]) -> None:
     is_alone = 2 * DESCRIBED_STEPS * step > b.target.shared_memory
     if not matrix.factors or not is_alone or others or blocks <= b.target.cores:
         return
+    ways = ("as many as cores", "one for each block")
+    if b.choose(f"programs over {matrix.row} and {matrix.column}", ways) != ways[0]:
+        return
     results = sorted({p.buffer for p in puts_in((nest,)) if b.kernel.buffers()[p.buffer].memory == "global"})
     written = sum(rows * columns * b.kernel.buffers()[name].dtype.bytes for name in results)
     room = b.target.shared_memory - RESERVED - written

@@ -7,7 +7,7 @@ a simpler schedule is taken, down to loops inside one program, which any kernel 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeAlias
 
@@ -49,13 +49,15 @@ def chain_of_programs(kernel: Kernel, target: Target, writable: Writable) -> Bui
     return b if writable(b.kernel) is None else None
 
 
-def build_programs(kernel: Kernel, target: Target, writable: Writable) -> Builder:
-    """The default schedule of a kernel for a GPU, with its remarks."""
+def build_programs(
+    kernel: Kernel, target: Target, writable: Writable, choices: Mapping[str, int] | None = None
+) -> Builder:
+    """The default schedule of a kernel for a GPU, with its remarks. `choices`: see `Builder`."""
     problems: list[str] = []
     # Minima over everything come before a check; merged with them, what follows would be left to one program.
     has_checks = any(isinstance(s, Check) for s in kernel.body)
     for arrange in (_stages,) if has_checks else (_chain, _merged, _stages):
-        b = Builder(kernel, target)
+        b = Builder(kernel, target, choices)
         try:
             arrange(b, writable)
         except ScheduleError as error:
