@@ -317,10 +317,10 @@ def test_launches_bring_memory_for_descriptors(monkeypatch: pytest.MonkeyPatch, 
 
     class Driver:
         def __getattr__(self, name: str) -> Any:
-            return self.launch if name == "cuLaunchKernel" else lambda *arguments: 0
+            return self.launch if name == "cuLaunchKernelEx" else lambda *arguments: 0
 
         def launch(self, *arguments: Any) -> int:
-            hidden.extend(ctypes.cast(arguments[9][n], ctypes.POINTER(ctypes.c_int64))[0] for n in range(5))
+            hidden.extend(ctypes.cast(arguments[2][n], ctypes.POINTER(ctypes.c_int64))[0] for n in range(5))
             return 0
 
     def empty(size: int, **_: Any) -> Any:
@@ -331,7 +331,7 @@ def test_launches_bring_memory_for_descriptors(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
     monkeypatch.setattr(cuda, "require_torch", lambda: torch)
     start = cuda.CudaDevice(0, TARGETS["gpu:sm_90"], tmp_path).load(the_launch(product(4096, 1024, 4096)))
-    start((132, 1, 1), [64, 128, 192], 0)
+    start((132, 1, 1), [(0, 0), (0, 64), (1, 0)])([64, 192], 0)
     assert hidden == [64, 128, 192, 1 << 40, 0] and asked == [3 * 128 * 132]
 
 
