@@ -36,15 +36,9 @@ DOUBLE = "fn f(x: f32[N]) -> f32[N] { return 2.0 * x }"
 Run = Callable[..., "tuple[int, str, str]"]
 
 
-@pytest.fixture(scope="module")
-def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
-def ita(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache_folder: Path) -> Run:
+def ita(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Runs a command in a folder of its own; gives the exit status, standard output and standard error."""
-    monkeypatch.setenv("INTARSIA_CACHE_DIR", str(cache_folder))
     monkeypatch.chdir(tmp_path)
     Path("mlp.ita").write_text(MLP)
 

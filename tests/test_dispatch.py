@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,6 @@ ADD = "fn f(x: f32[N], y: f32[N]) -> f32[N] { return x + y }"
 TWO = "fn f(x: f32[N, M]) -> (f32[M], f32[N, M]) { return sum(x, axis=0), exp(x) @ transpose(x) @ x }"
 CHECKED = "fn f(x: f32[N], i: i64[M]) -> f32[M] { return tensor[k](x[i[k]]) }"
 WITH_CHECKS = intarsia.Options(checks=True)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("INTARSIA_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def repeated(text: str, *arguments: Any, options: intarsia.Options | None = None) -> intarsia.Function:

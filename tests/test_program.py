@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,12 @@ DOUBLE = "fn f(x: f32[N]) -> f32[N] { return 2.0 * x }"
 AXPY = "fn axpy(a: f64, x: f64[N], y: f64[N]) -> f64[N] { return a * x + y }"
 
 
-@pytest.fixture(autouse=True)
-def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("cache")
+@pytest.fixture
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that is empty at first."""
+    folder = tmp_path / "cache"
     monkeypatch.setenv("INTARSIA_CACHE_DIR", str(folder))
-    yield folder
+    return folder
 
 
 def data(*shape: int, seed: int = 0) -> Any:
@@ -96,8 +97,8 @@ def test_every_way_to_pass_arguments() -> None:
     assert code_of(lambda: f(x, y, x=x)) == "E0615"
     assert code_of(lambda: f(x, y, z=x)) == "E0610"
     assert code_of(lambda: f(x, "y")) == "E0603"
-    assert code_of(lambda: f(x, y.astype(np.float64))) in ("E0304", "E0601")
-    assert code_of(lambda: f(x, y[:2])).startswith("E03")
+    assert code_of(lambda: f(x, y.astype(np.float64))) == "E0304"
+    assert code_of(lambda: f(x, y[:2])) == "E0307"
     assert code_of(lambda: f(x, y, 1e300)) == "E0606"
 
 
@@ -511,7 +512,7 @@ def test_deep_expressions() -> None:
     np.testing.assert_array_equal(value("-" * 150 + "x"), [1, 1])
     np.testing.assert_array_equal(value("relu(" * 150 + "x" + ")" * 150), [1, 1])
     assert code_of(lambda: value("(" * 300 + "x" + ")" * 300)) == "E0110"
-    assert code_of(lambda: value("[" * 300)) in ("E0100", "E0105", "E0110")
+    assert code_of(lambda: value("[" * 300)) == "E0110"
 
 
 def test_a_call_takes_microseconds() -> None:
