@@ -117,6 +117,10 @@ class Fuse(Pass):
             if refused is not None:
                 text = f"{title(edge.user)} is not fused with {title(edge.value.node)}: {refused}"
                 refusals[text, edge.user.span or edge.value.node.span] = None
+        for value, first, last, refused in search.beside():
+            one, other = (operations(g.members) for g in (first, last))
+            text = f"{other} and {one} read {title(value.node)} in kernels of their own: {refused}"
+            refusals[text, last.nodes[-1].span] = None
         for text, span in refusals:
             self.remark(context, "fusion", text, span, done=False)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
+from collections import ChainMap, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 
 from intarsia.ir.graph import Node, Region, Structured, Value
 from intarsia.ir.ops import Argsort, Constant, Cumulative, Loop, Sort
@@ -14,11 +15,19 @@ from intarsia.passes.fuse.chains import ChainTest, may_chain, never
 from intarsia.passes.fuse.members import Member
 from intarsia.passes.fuse.order import GroupOrder
 from intarsia.passes.fuse.rows import CHAIN, CONTRACTIONS, Refusal, refusal, stages_of
-from intarsia.passes.fuse.siblings import STREAMS, WORTH, is_pointwise, run_side_by_side
+from intarsia.passes.fuse.siblings import STREAMS, WORTH, is_stream, run_side_by_side
 from intarsia.passes.lower.uses import CHEAP
+
+RIVALS = 4
+"""Groups that read a value, and that another one that reads it is tried with."""
 
 TYPICAL = 64
 """What an extent without a number counts as where savings are compared."""
+
+
+TILES = Refusal("tiles", "a matrix product or convolution goes through its operands in tiles")
+
+UPDATE = Refusal("update", "an update or a prefix sum is a kernel of its own")
 
 
 @dataclass(eq=False)
@@ -182,30 +191,63 @@ class Search:
 
     def _join_readers(self, value: Value) -> None:
         """Merge groups that read a value one beside the other, each with the last one before it that it fits."""
-        readers = dict.fromkeys(self.group_of[user] for user in self.users[value])
-        pointwise = [group for group in readers if group.members and is_pointwise(group.members)]
-        if not pointwise:
-            return
-        current, *others = sorted(pointwise, key=lambda g: self.position[g.nodes[0]])
-        for group in others:
-            first, last = self._order.in_order(current, group)
-            if self._fit_side_by_side(first, last, value) and not self._order.meets_elsewhere(first, last):
-                current = self._merge(first, last)
-            else:
-                current = group
+        before: deque[Group] = deque(maxlen=RIVALS)
+        for group in self._readers(value):
+            if not is_stream(group.members):
+                continue
+            other = next((g for g in reversed(before) if self._refuse_beside(g, group, value) is None), None)
+            if other is not None:
+                before.remove(other)
+                group = self._merge(*self._order.in_order(other, group))
+            before.append(group)
 
-    def _fit_side_by_side(self, first: Group, last: Group, value: Value) -> bool:
-        """May two groups that read a value become one kernel, and does it save enough?"""
+    def _readers(self, value: Value) -> list[Group]:
+        """The groups that read a value, in order."""
+        found = dict.fromkeys(self.group_of[user] for user in self.users[value])
+        return sorted((g for g in found if g.members), key=lambda g: self.position[g.nodes[0]])
+
+    def beside(self) -> Iterator[tuple[Value, Group, Group, Refusal]]:
+        """Groups that follow each other among those that read a value, and why they are not one, where that would save
+        enough to matter, or they are products. Of what one of them reads of the other, its edge tells."""
+        for value in self.users:
+            for first, last in pairwise(self._readers(value)):
+                if first in self._predecessors(last) or any(
+                    all(m.only_moves for m in g.members) for g in (first, last)
+                ):
+                    continue
+                refused = self._refuse_beside(first, last, value)
+                if refused is not None and (refused is CONTRACTIONS or self._saves_beside(first, last)):
+                    yield value, first, last, refused
+
+    def _saves_beside(self, first: Group, last: Group) -> bool:
+        """Would two groups as one move noticeably fewer bytes?"""
+        apart = [v for g in (first, last) for v in self._moved(g.nodes)]
+        together = self._moved([m.node for m in self._joined(first, last)])
+        before, after = (sum(map(self._bytes_of, values)) for values in (apart, together))
+        return WORTH * (before - after) >= before > 0
+
+    def _refuse_beside(self, first: Group, last: Group, value: Value) -> Refusal | None:
+        """Why two groups that read a value do not become one kernel, or None if they do."""
+        if first.has_contraction and last.has_contraction:
+            return CONTRACTIONS
+        for group in (first, last):
+            if not is_stream(group.members):
+                return TILES if group.has_contraction else UPDATE
+        first, last = self._order.in_order(first, last)
+        if self._order.meets_elsewhere(first, last):
+            return Refusal("cycle", "what lies between them would need the group and be needed by it")
         members = self._joined(first, last)
         if len(members) > self.max_ops:
-            return False
-        moved = [self._moved(g.nodes) for g in (first, last)]
-        together = self._moved([m.node for m in members])
-        before, after = (sum(map(self._bytes_of, values)) for values in ((*moved[0], *moved[1]), together))
-        if len(together) > STREAMS or WORTH * (before - after) < before:
-            return False
-        stages = stages_of(members, self.outputs([m.node for m in members]))
-        return run_side_by_side(stages, value) and refusal(members, stages) is None
+            return Refusal("max-ops", f"{len(members)} operations are more than {self.max_ops}")
+        nodes = [m.node for m in members]
+        if (streams := len(self._moved(nodes))) > STREAMS:
+            return Refusal("streams", f"{streams} arrays are more than a loop goes through well")
+        if not self._saves_beside(first, last):
+            return Refusal("small", "it would save little")
+        stages = stages_of(members, self.outputs(nodes))
+        if not run_side_by_side(stages, value):
+            return Refusal("different order", "they go through it in different orders, or over different ranges")
+        return refusal(members, stages)
 
     def _moved(self, nodes: Sequence[Node]) -> dict[Value, None]:
         """What a group reads from memory and writes to it."""

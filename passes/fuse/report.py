@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from intarsia.ir.graph import Module, Node, Region, Value
+from intarsia.ir.graph import Module, Node, Parameter, Region, Value
 from intarsia.ir.ops import Call, Cast, Constant, Fused, ListGet, Loop, Reshape
 from intarsia.ir.sizes import ZERO, Size
 from intarsia.ir.types import TensorType
@@ -124,6 +124,8 @@ def title(node: Node) -> str:
             return "scan" if stacked else "loop"
         case Cast(x, _, True):
             return title(x.node)
+        case Parameter(label=label):
+            return label
     member = Member.of(node)
     return member.title if member else node.name
 
