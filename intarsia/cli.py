@@ -24,6 +24,7 @@ VERBS = {
     "explain": "The page of an error code, or the decisions of the compiler about a program.",
     "fmt": "Format a program.",
     "test": "Run the test blocks of a program.",
+    "tune": "Search the schedules of a program's kernels for faster ones, and keep them.",
     "bench": "Time a program, beside NumPy or PyTorch if asked.",
     "reduce": "Find the smallest program that still shows a failure.",
     "cache": "Show or clear the cache of compiled programs.",

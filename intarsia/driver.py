@@ -35,6 +35,7 @@ from intarsia.passes.lower.checks import check_messages
 from intarsia.passes.pipeline import Context, Instrument, Pipeline, default_pipeline
 from intarsia.passes.plan_memory import ON_STACK, plan
 from intarsia.passes.specialize import Specialize
+from intarsia.tuning.known import known_schedules
 from intarsia.workers import map_in_workers
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class Compilation:
             unordered=self.options.unordered,
             pinned_schedule=self.options.schedule,
             predict=lambda kernel: estimate(kernel, target).seconds,
+            measured=known_schedules(target),
             writable=partial(_writable, self.source_module.graph.dimensions),
             each=map_in_workers,
         )

@@ -21,6 +21,7 @@ from intarsia.runtime.dispatch import Dispatcher, NativeCall, TensorGuard
 from intarsia.runtime.native import address_of, pointer_table
 from intarsia.signature import ParameterForm, SignatureForm, known_sizes
 from intarsia.tensors import Tensors, adapted, declared_types, kind_of, open_types, snapshot, split_arguments
+from intarsia.tuning.known import state_of_knowledge
 
 if TYPE_CHECKING:
     from intarsia.driver import Compilation
@@ -313,7 +314,8 @@ class Function:
         opened = open_types(self.form, types, sizes, options.dynamic)
         fixed = {n: v for n, v in dims.items() if n not in options.dynamic}
         settings = [dataclasses.asdict(options), dataclasses.asdict(options.resolve_target())]
-        parts = [self.name, _texts(opened), _plain(statics), sorted(fixed.items()), constants, *settings]
+        sizes_given = sorted(fixed.items())
+        parts = [self.name, _texts(opened), _plain(statics), sizes_given, constants, *settings, state_of_knowledge()]
         if sizes:
             self._prove(types, statics, dims)
         return ("program", json.dumps(parts)), sizes

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from intarsia.ir.errors import Remark, ScheduleError
+from intarsia.ir.errors import CompileError, Remark, ScheduleError
 from intarsia.ir.graph import Module, Region
 from intarsia.ir.kernel import For, Kernel
 from intarsia.ir.kernel_effort import loop_effort
@@ -80,6 +80,8 @@ def schedule_of(kernel: Kernel, context: Context, repeated: frozenset[str] = fro
     """A kernel with the schedule that nobody pins; `repeated` are the names of those that loops call. Pure: it may run
     in another process."""
     again = kernel.name in repeated
+    if (found := _measured(kernel, context)) is not None:
+        return found
     if (tried := context.tried.get(dataclasses.replace(kernel, name=""))) is not None:
         built = tried
     elif context.target.kind == "gpu":
@@ -89,6 +91,19 @@ def schedule_of(kernel: Kernel, context: Context, repeated: frozenset[str] = fro
     else:
         built = best_schedule(kernel, context.target, context.predict, again)
     return Scheduled(built.kernel, built.schedule, tuple(built.remarks))
+
+
+def _measured(kernel: Kernel, context: Context) -> Scheduled | None:
+    """A kernel with the fastest schedule that was measured; None if none was, or this version cannot take its steps."""
+    text = context.measured(kernel)
+    if text is None:
+        return None
+    try:
+        schedule = Schedule.parse(text)
+        scheduled = apply(kernel, schedule)
+    except (ScheduleError, CompileError):  # a step that is not legal, or that there is none of
+        return None
+    return Scheduled(scheduled, schedule, (Remark("schedule", "schedule", "the fastest schedule that was measured"),))
 
 
 def _effort(kernel: Kernel) -> float:

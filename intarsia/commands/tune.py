@@ -1,0 +1,142 @@
+"""`intarsia tune`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from intarsia.commands.binding import bind_types, type_options
+from intarsia.commands.interruption import interruptible
+from intarsia.commands.options import compile_options, open_program, options_of, program_argument
+from intarsia.costmodel.analytic import estimate
+from intarsia.deep_stack import with_deep_stack
+from intarsia.ir.errors import CompileError
+from intarsia.ir.kernel import Kernel
+from intarsia.ir.target import Target
+from intarsia.measurement import duration_text
+from intarsia.options import require_host
+from intarsia.program import Program
+from intarsia.tuning.database import Database
+from intarsia.tuning.isolation import is_measurable
+from intarsia.tuning.known import database_path
+from intarsia.tuning.measuring import WrongResult
+from intarsia.tuning.search import Budget, Result, search
+
+WRONG = 3
+"""The exit status where the compiler is wrong."""
+
+SMALL = 0.02
+"""The part of a program's time below which a kernel is left as it is."""
+
+
+@click.command("tune")
+@program_argument
+@type_options
+@compile_options
+@click.option("--seconds", default=30.0, show_default=True, help="How long to search, for all kernels together.")
+@click.option("--trials", default=1000, show_default=True, help="How many schedules of a kernel to measure at most.")
+@click.option("--db", "database", default=None, metavar="FILE", help="Where to keep them  [default: in the cache]")
+@click.option("--plot", default=None, metavar="FILE", help="Draw the best time so far (.svg, .png).")
+def command(
+    file: str | None,
+    text: str | None,
+    arguments: tuple[str, ...],
+    weights: tuple[str, ...],
+    seconds: float,
+    trials: int,
+    database: str | None,
+    plot: str | None,
+    **settings: Any,
+) -> int:
+    """Measure schedules of each kernel of a program on this machine, and keep what is found.
+
+    Every compilation after it takes the fastest schedule that was measured for a kernel. What is measured stays in the
+    database when a search is ended by Ctrl-C, and the next one goes on from there.
+    """
+    source, name = open_program(file, text)
+    options, use_cache, _ = options_of(settings)
+    require_host(options.resolve_target())
+    if plot is not None:
+        _pyplot()  # an error now, not after the search
+    function = Program(source, options, use_cache=use_cache).entry(name)
+    bound = bind_types(function, arguments, weights, settings["dims"], required=True)
+    compilation = function.compilation_of_types(bound.types, bound.statics, bound.dims)
+    kernels = with_deep_stack(lambda: compilation.kernels.kernels)
+    times = {k.name: estimate(k, compilation.target).seconds for k in compilation.scheduled.kernels}
+    shares = {k: times[k.name] / sum(times.values()) for k in kernels}
+    kept = Database(Path(database) if database else database_path())
+    results: list[Result] = []
+    for kernel in sorted(kernels, key=lambda k: -shares[k]):
+        if not is_measurable(kernel):
+            click.echo(f"kernel {kernel.name}: left as it is, since some of its sizes are open")
+        elif shares[kernel] < SMALL:
+            click.echo(f"kernel {kernel.name}: left as it is, {shares[kernel]:.1%} of the time")
+        else:
+            own = Budget(seconds * shares[kernel], trials)
+            try:
+                results.append(_tune(kernel, compilation.target, own, kept, source.text))
+            except WrongResult as error:
+                click.echo(f"a schedule of {kernel.name} computes something else; please report it:\n{error}", err=True)
+                return WRONG
+    if plot is not None:
+        _draw(results, plot)
+    return 0
+
+
+def _tune(kernel: Kernel, target: Target, budget: Budget, database: Database, source: str) -> Result:
+    """Search one kernel, with a line for each better schedule."""
+    best = math.inf
+
+    def show(result: Result) -> None:
+        nonlocal best
+        if not result.measured:
+            return
+        timing = result.best.timing
+        if timing is not None and timing.seconds < best:
+            first, best = best == math.inf, timing.seconds
+            what = f"about {result.size} schedules" if first else str(result.best.candidate)
+            count, after = len(result.trials), result.trials[-1].after
+            click.echo(f"  {after:5.1f} s {count:4} measured: {duration_text(best)}  {what}")
+
+    click.echo(f"kernel {kernel.name}, for {budget.seconds:.3g} s:")
+    predict = partial(_predict, target=target)
+    result = interruptible(lambda: search(kernel, target, predict, budget, database, source, show))
+    click.echo(f"  {result.gain:.2f} times as fast as before, {len(result.trials)} of about {result.size} measured")
+    return result
+
+
+def _predict(kernels: Sequence[Kernel], target: Target) -> list[float]:
+    return [math.log2(max(estimate(k, target).seconds, 1e-9)) for k in kernels]
+
+
+def _draw(results: Sequence[Result], path: str) -> None:
+    """The best time of each kernel so far, over the seconds of its search, as a part of the default one."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for result in results:
+        points = list(result.best_so_far())
+        default = points[0][1]
+        x, y = [p[0] for p in points], [p[1] / default for p in points]
+        axes.step(x, y, where="post", label=f"{result.kernel}: {result.gain:.2f}x")
+    axes.set_xlabel("seconds of search")
+    axes.set_ylabel("best time so far / default")
+    axes.legend()
+    try:
+        figure.savefig(path, bbox_inches="tight")
+    except (OSError, ValueError) as error:
+        raise CompileError("E0709", f"cannot write {path}: {error}") from None
+
+
+def _pyplot() -> Any:
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        message = "matplotlib draws plots, and is not installed"
+        raise CompileError("E1801", message, hint="pip install 'intarsia[plots]'") from None
+    pyplot.switch_backend("agg")
+    return pyplot

@@ -1,0 +1,1 @@
+"""Measuring schedules, searching among them, and keeping what was measured."""

@@ -1,0 +1,162 @@
+"""What was measured, in one SQLite file: a row for each problem, schedule, machine and compiler.
+
+Rows are only added or made better, so new candidates or another version of the compiler leave what is known as it is.
+Several processes may write at once: SQLite locks the file, and each row is a transaction of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import intarsia
+from intarsia.ir.target import Target
+from intarsia.tuning.measuring import Timing
+
+PATIENCE = 30.0
+"""Seconds that a write waits for those of other processes."""
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS problems (
+    key TEXT PRIMARY KEY, kind TEXT NOT NULL, source TEXT NOT NULL, kernel TEXT NOT NULL, cores INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS measurements (
+    problem TEXT NOT NULL, schedule TEXT NOT NULL, machine TEXT NOT NULL, compiler TEXT NOT NULL,
+    choices TEXT NOT NULL, seconds REAL NOT NULL, spread REAL NOT NULL, runs INTEGER NOT NULL,
+    PRIMARY KEY (problem, schedule, machine, compiler)
+);
+CREATE TABLE IF NOT EXISTS finished (
+    problem TEXT NOT NULL, machine TEXT NOT NULL, compiler TEXT NOT NULL, whole INTEGER NOT NULL,
+    PRIMARY KEY (problem, machine, compiler)
+);
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. choices: the decisions that lead to the schedule, by name."""
+
+    problem: str
+    schedule: str
+    choices: Mapping[str, int]
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class ProblemRow:
+    """A problem: the text of the naive kernel, and the program that it comes from. whole: was every candidate timed?"""
+
+    key: str
+    kind: str
+    source: str
+    kernel: str
+    cores: int
+    whole: bool = False
+
+
+def machine_name(target: Target) -> str:
+    """This kind of machine: its processor as LLVM knows it, vectors and caches. Cores belong to the problem."""
+    caches = "/".join(str(size >> 10) for size in target.caches)
+    return f"{target.cpu} {target.vector_bits} bits, caches {caches} KiB"
+
+
+@cache
+def compiler_name() -> str:
+    """What makes the code: this compiler and LLVM."""
+    return f"intarsia {intarsia.__version__}, llvmlite {version('llvmlite')}, Python {platform.python_version()}"
+
+
+class Database:
+    """Measurements in a file, which is made when something is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self.path, timeout=PATIENCE)
+        try:
+            with connection:
+                connection.executescript(_TABLES)
+                yield connection
+        finally:
+            connection.close()
+
+    def add(self, problem: ProblemRow, machine: str, rows: Iterable[Row]) -> None:
+        """Keep a problem and measurements of it; of two for one schedule, the better one."""
+        with self._open() as db:
+            values = (problem.key, problem.kind, problem.source, problem.kernel, problem.cores)
+            db.execute("INSERT OR IGNORE INTO problems VALUES (?, ?, ?, ?, ?)", values)
+            db.executemany(
+                "INSERT INTO measurements VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+                " seconds = excluded.seconds, spread = excluded.spread, runs = runs + excluded.runs"
+                " WHERE excluded.seconds < seconds",
+                [(*_identity(r, machine), json.dumps(dict(r.choices)), *_numbers(r.timing)) for r in rows],
+            )
+
+    def finish(self, key: str, machine: str, whole: bool) -> None:
+        """Note that a problem is done; `whole`: every candidate was timed."""
+        with self._open() as db:
+            values = (key, machine, compiler_name(), int(whole))
+            db.execute("INSERT OR REPLACE INTO finished VALUES (?, ?, ?, ?)", values)
+
+    def finished(self, machine: str) -> dict[str, bool]:
+        """The problems that are done on a machine, and whether every candidate of them was timed."""
+        if not self.path.exists():
+            return {}
+        with self._open() as db:
+            found = db.execute("SELECT problem, whole FROM finished WHERE machine = ?", (machine,))
+            return {key: bool(whole) for key, whole in found}
+
+    def problems(self) -> list[ProblemRow]:
+        """All problems, in the order in which they came."""
+        if not self.path.exists():
+            return []
+        with self._open() as db:
+            query = (
+                "SELECT key, kind, source, kernel, cores,"
+                " EXISTS (SELECT 1 FROM finished f WHERE f.problem = key AND whole) FROM problems ORDER BY rowid"
+            )
+            found = db.execute(query)
+            return [ProblemRow(key, kind, text, code, cores, bool(w)) for key, kind, text, code, cores, w in found]
+
+    def rows(self, problem: str, machine: str) -> list[Row]:
+        """What is known of a problem on a machine, the fastest first; of several compilers, the newest measurement."""
+        if not self.path.exists():
+            return []
+        with self._open() as db:
+            found = db.execute(
+                "SELECT schedule, choices, seconds, spread, runs FROM measurements"
+                " WHERE problem = ? AND machine = ? ORDER BY rowid",
+                (problem, machine),
+            )
+            latest = {s: Row(problem, s, json.loads(c), Timing(*timing)) for s, c, *timing in found}
+        return sorted(latest.values(), key=lambda row: row.timing.seconds)
+
+    def best(self, problem: str, machine: str) -> str | None:
+        """The schedule that was fastest; None if nothing is known."""
+        rows = self.rows(problem, machine)
+        return rows[0].schedule if rows else None
+
+    def machines(self) -> list[str]:
+        """The machines that something was measured on."""
+        if not self.path.exists():
+            return []
+        with self._open() as db:
+            return [name for (name,) in db.execute("SELECT DISTINCT machine FROM measurements ORDER BY machine")]
+
+
+def _identity(row: Row, machine: str) -> tuple[str, str, str, str]:
+    return row.problem, row.schedule, machine, compiler_name()
+
+
+def _numbers(timing: Timing) -> tuple[float, float, int]:
+    return timing.seconds, timing.spread, timing.runs

@@ -1,0 +1,68 @@
+"""A kernel by itself as a program: what it reads comes from outside, what it writes is the result."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+
+from intarsia.backends.cpu.pieces import ObjectStore, compile_pieces
+from intarsia.driver import executable_of
+from intarsia.executable import Executable
+from intarsia.ir.dtypes import Array
+from intarsia.ir.errors import Remarks
+from intarsia.ir.graph import Graph, Module, Parameter, Region
+from intarsia.ir.kernel import Kernel
+from intarsia.ir.kernel_text import print_kernel
+from intarsia.ir.ops import Call
+from intarsia.ir.target import Target
+from intarsia.ir.types import TensorType, Type
+from intarsia.passes.plan_memory import ON_STACK, plan
+
+
+def problem_key(kernel: Kernel, target: Target) -> str:
+    """What a naive kernel on so many cores is kept under, whatever its name."""
+    text = print_kernel(replace(kernel, name="kernel"))
+    return hashlib.sha256(f"{target.cores}\0{text}".encode()).hexdigest()[:16]
+
+
+def is_measurable(kernel: Kernel) -> bool:
+    """Can a kernel be run by itself? Sizes that stay open would have to be given."""
+    return not kernel.sizes and all(b.length is None for b in kernel.parameters)
+
+
+def program_of(kernel: Kernel) -> Module:
+    """A module that calls one kernel on its parameters."""
+    given = [b for b in kernel.parameters if b.role in ("in", "inout")]
+    parameters = tuple(Parameter(b.name, TensorType(b.dtype, b.shape), b.constant) for b in given)
+    types: tuple[Type, ...] = tuple(TensorType(b.dtype, b.shape) for b in kernel.parameters if b.role != "in")
+    call = Call(kernel.name, tuple(p.value for p in parameters), types)
+    return Module(Graph(kernel.name, Region(parameters, (call,), call.values)), (kernel,))
+
+
+def compile_alone(kernel: Kernel, target: Target, store: ObjectStore) -> Executable:
+    """Machine code for a scheduled kernel by itself."""
+    whole = plan(program_of(kernel), Remarks(), ON_STACK)
+    compiled = [compile_pieces(part, target, store) for part in whole.whole]
+    labels = [b.name for b in kernel.parameters if b.role in ("in", "inout")]
+    if (once := whole.preparation) is None:
+        return executable_of(whole, compiled[0], labels)
+    preparation = executable_of(once.plan, compiled[0], [labels[n] for n in once.inputs])
+    return replace(executable_of(whole, compiled[1], labels), preparation=preparation)
+
+
+def random_inputs(kernel: Kernel, seed: int = 0) -> list[Array]:
+    """Arrays for the parameters of a kernel. Integers are small enough to be subscripts of anything it reads."""
+    generator = np.random.default_rng(seed)
+    least = min((int(s) for b in kernel.parameters for s in b.shape), default=1)
+    found: list[Array] = []
+    for b in kernel.parameters:
+        if b.role in ("in", "inout"):
+            shape = tuple(map(int, b.shape))
+            if b.dtype.is_float:
+                found.append(generator.standard_normal(shape).astype(b.dtype.numpy))
+            else:
+                most = 2 if b.dtype.bits == 1 else min(least, 100)
+                found.append(generator.integers(0, max(1, most), shape).astype(b.dtype.numpy))
+    return found

@@ -1,0 +1,168 @@
+"""Times of schedules of one kernel: each is compiled, checked against the default one, and timed by turns with the
+others, so that a slow spell of the machine hits all."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from intarsia.executable import Executable
+from intarsia.ir.dtypes import Array
+from intarsia.ir.kernel import Kernel
+from intarsia.ir.target import Target
+from intarsia.passes.schedule.candidates import Candidate
+from intarsia.runtime.native import address_of
+from intarsia.tuning.isolation import compile_alone, random_inputs
+from intarsia.workers import map_in_workers
+
+ROUNDS = 3
+"""How often candidates take turns."""
+
+SAMPLES = 5
+"""Samples of a candidate in each round."""
+
+SAMPLE = 300e-6
+"""Seconds of a sample at least: shorter runs are repeated."""
+
+HOPELESS = 4.0
+"""What is so many times slower than the best one is not timed again."""
+
+QUIET = 0.15
+"""How far the median may lie above the least: beyond, the machine was busy, and the time is not kept."""
+
+TOLERANCE = {16: 3e-2, 32: 2e-3, 64: 1e-9}
+"""How far results may differ from those of the default schedule, in units of the largest one, by bits of a float: sums
+are added in another order."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one run: the median of all samples in the best round. spread: how far that is above the least, as a
+    part of it. runs: samples in all."""
+
+    seconds: float
+    spread: float
+    runs: int
+
+    @property
+    def is_quiet(self) -> bool:
+        return self.spread <= QUIET
+
+
+class WrongResult(Exception):
+    """A candidate computes something else than the default schedule: a fault of the compiler."""
+
+
+class _Nothing:
+    """A store that keeps nothing."""
+
+    def get(self, key: str) -> bytes | None:
+        return None
+
+    def put(self, key: str, code: bytes) -> None:
+        pass
+
+
+class Stopwatch:
+    """Times candidates for one kernel on this machine. What a run reads and writes stays the same for all."""
+
+    def __init__(self, kernel: Kernel, target: Target, seed: int = 0) -> None:
+        self._kernel = kernel
+        self._target = target
+        self._inputs = random_inputs(kernel, seed)
+        self._wanted: list[Array] | None = None
+
+    def time(
+        self, candidates: Sequence[Candidate], progress: Callable[[], object] = lambda: None
+    ) -> list[Timing | None]:
+        """Their times, in order; None for those that are hopeless or were disturbed. The first one is taken to be right
+        if none was timed before. Raises WrongResult."""
+        compiled = list(map_in_workers(partial(_compiled, target=self._target), [c.kernel for c in candidates]))
+        runs = [self._run_of(executable, candidate) for executable, candidate in zip(compiled, candidates)]
+        samples: list[list[list[float]]] = [[] for _ in runs]
+        with _on_one_core(self._target):
+            for round_ in range(ROUNDS):
+                for n in _by_turns(len(runs), round_):
+                    least = min((min(s) for own in samples for s in own), default=0.0)
+                    if not samples[n] or min(samples[n][0]) <= HOPELESS * least:
+                        samples[n].append(_samples(runs[n]))
+                    progress()
+        return [_timing(own) for own in samples]
+
+    def _run_of(self, executable: Executable, candidate: Candidate) -> Callable[[], object]:
+        prepared = executable.prepared(self._inputs, {})
+        results = executable.run(self._inputs, {}, prepared)
+        if self._wanted is None:
+            self._wanted = [np.array(r) for r in results]
+        for got, wanted in zip(results, self._wanted):
+            if not _is_close(got, wanted):
+                raise WrongResult(f"{candidate}\n{candidate.schedule}")
+        call = executable.prepare({})
+        addresses = [address_of(a) for a in (*self._inputs, *prepared)]
+        owners = (executable, prepared)
+        return lambda: (call(addresses), owners)
+
+
+def _compiled(kernel: Kernel, target: Target) -> Executable:
+    return compile_alone(kernel, target, _Nothing())
+
+
+def _by_turns(count: int, round_: int) -> Iterator[int]:
+    """All numbers, from another one on in each round."""
+    start = round_ * count // ROUNDS
+    return (n % count for n in range(start, start + count))
+
+
+def _samples(run: Callable[[], object]) -> list[float]:
+    start = time.perf_counter()
+    run()
+    once = time.perf_counter() - start
+    repeats = max(1, int(SAMPLE / max(once, 1e-7)))
+    found: list[float] = []
+    for _ in range(SAMPLES if once < 0.1 else 2):
+        start = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        found.append((time.perf_counter() - start) / repeats)
+    return found
+
+
+def _timing(rounds: Sequence[Sequence[float]]) -> Timing | None:
+    best = min(rounds, key=statistics.median)
+    median, least = statistics.median(best), min(min(r) for r in rounds)
+    return Timing(median, median / least - 1, sum(map(len, rounds)))
+
+
+def _is_close(got: Array, wanted: Array) -> bool:
+    """Are two results the same, but for the order of sums?"""
+    if got.dtype.kind not in "fV":
+        return bool(np.array_equal(got, wanted))
+    a, b = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
+    finite = np.isfinite(b)
+    largest = float(np.max(np.abs(b[finite]), initial=0.0))
+    tolerance = TOLERANCE[max(16, got.dtype.itemsize * 8)] * max(largest, 1e-30)
+    same = np.array_equal(a[~finite], b[~finite], equal_nan=True)
+    return bool(same and np.all(np.abs(a[finite] - b[finite]) <= tolerance))
+
+
+@contextmanager
+def _on_one_core(target: Target) -> Iterator[None]:
+    """Stay on one core while single-threaded code is timed, where the system can do that."""
+    if target.cores > 1 or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    with suppress(OSError):
+        os.sched_setaffinity(0, {max(before)})
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.sched_setaffinity(0, before)

@@ -1,0 +1,201 @@
+"""Searching for a fast schedule: candidates are predicted, the best few are measured, and that corrects the prediction.
+
+Each round makes new candidates from the best ones (one decision changed, or choices of two mixed) and from anywhere,
+measures those that look fastest and one that is drawn blindly, and then learns how every option of every decision
+moves the time away from what was predicted, by ridge regression on the choices. After the evolutionary search of
+Zheng et al., "Ansor", OSDI 2020, with a model that is refitted in a millisecond.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import TypeAlias
+
+import numpy as np
+
+from intarsia.ir.kernel import Kernel
+from intarsia.ir.kernel_text import print_kernel
+from intarsia.ir.target import Target
+from intarsia.passes.schedule.candidates import Candidate, Space
+from intarsia.tuning.database import Database, ProblemRow, Row, machine_name
+from intarsia.tuning.isolation import problem_key
+from intarsia.tuning.measuring import Stopwatch, Timing
+
+BATCH = 6
+"""Candidates that are measured together."""
+
+MADE = 24
+"""New candidates in each round, of which the most promising are measured."""
+
+PARENTS = 4
+"""The best ones, which others are made from."""
+
+RIDGE = 1.0
+"""How much evidence an option needs before it counts."""
+
+PATIENCE = 8
+"""Rounds without a better one, or without any new one, after which there is nothing left to find."""
+
+Predictor: TypeAlias = Callable[[Sequence[Kernel]], Sequence[float]]
+"""log2 seconds of scheduled kernels."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate that was measured, and when: seconds since the search began. timing: None if it was hopeless or
+    disturbed."""
+
+    candidate: Candidate
+    timing: Timing | None
+    after: float
+
+
+@dataclass
+class Result:
+    """What a search of one kernel found. size: about how many candidates there are."""
+
+    kernel: str
+    size: int
+    trials: list[Trial] = field(default_factory=list)
+
+    @property
+    def measured(self) -> list[Trial]:
+        """The trials that have a time, the fastest first."""
+        return sorted((t for t in self.trials if t.timing), key=lambda t: t.timing.seconds if t.timing else 0.0)
+
+    @property
+    def best(self) -> Trial:
+        return self.measured[0]
+
+    @property
+    def default(self) -> Trial:
+        """The default schedule, which is the first trial."""
+        return self.trials[0]
+
+    @property
+    def gain(self) -> float:
+        """The time of the default schedule over that of the best."""
+        default, best = self.default.timing, self.best.timing
+        return default.seconds / best.seconds if default and best else 1.0
+
+    def best_so_far(self) -> Iterator[tuple[float, float]]:
+        """(seconds since the start, seconds of the best so far) after each trial that has a time."""
+        best = float("inf")
+        for trial in self.trials:
+            if trial.timing:
+                best = min(best, trial.timing.seconds)
+                yield trial.after, best
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a search ends: after so many seconds or trials, whichever comes first."""
+
+    seconds: float = 30.0
+    trials: int = 1000
+
+
+def search(
+    kernel: Kernel,
+    target: Target,
+    predict: Predictor,
+    budget: Budget,
+    database: Database | None = None,
+    source: str = "",
+    progress: Callable[[Result], None] = lambda result: None,
+    seed: int = 0,
+) -> Result:
+    """Search the schedules of a naive kernel. Every measurement goes to the database.
+
+    The default schedule is measured first and always, so that what is found is never slower but for noise. Raises
+    WrongResult where a candidate computes something else.
+    """
+    start, random = time.monotonic(), Random(seed)
+    space, stopwatch = Space(kernel, target), Stopwatch(kernel, target)
+    key, machine = problem_key(kernel, target), machine_name(target)
+    problem = ProblemRow(key, "tuned", source, print_kernel(kernel), target.cores)
+    result = Result(kernel.name, space.size)
+    seen = {str(space.default.schedule)}
+    batch, idle = [space.default], 0
+    while batch:
+        best = result.best.timing if result.measured else None
+        timings = stopwatch.time(batch)
+        now = time.monotonic() - start
+        result.trials += [Trial(c, t, now) for c, t in zip(batch, timings)]
+        if database is not None:
+            database.add(
+                problem, machine, [Row(key, str(c.schedule), c.choices, t) for c, t in zip(batch, timings) if t]
+            )
+        progress(result)
+        better = best is None or (result.best.timing is not None and result.best.timing.seconds < best.seconds)
+        idle = 0 if better else idle + 1
+        left = budget.trials - len(result.trials)
+        if idle >= PATIENCE or left <= 0 or now >= budget.seconds:
+            break
+        batch = _next(space, result, seen, predict, random)[:left]
+    return result
+
+
+def _next(space: Space, result: Result, seen: set[str], predict: Predictor, random: Random) -> list[Candidate]:
+    """The candidates to measure next: those that look fastest, and one that anything could be said of."""
+    made: list[Candidate] = []
+    for candidate in _made(space, result, random):
+        if (text := str(candidate.schedule)) not in seen:
+            seen.add(text)
+            made.append(candidate)
+        if len(made) == MADE:
+            break
+    if len(made) <= BATCH:
+        return made
+    predicted = dict(zip(map(id, made), _corrected(made, result, predict)))
+    blind = made.pop()
+    ranked = sorted(made, key=lambda c: predicted[id(c)])
+    seen.difference_update(str(c.schedule) for c in ranked[BATCH - 1 :])  # they may be looked at again
+    return [*ranked[: BATCH - 1], blind]
+
+
+def _made(space: Space, result: Result, random: Random) -> Iterator[Candidate]:
+    """New candidates, perhaps known ones among them: from the best, and from anywhere."""
+    parents = [t.candidate for t in result.measured[:PARENTS]] or [space.default]
+    for n in range(4 * MADE):
+        match n % 4:
+            case 0 | 1:
+                yield space.mutate(random.choice(parents), random)
+            case 2 if len(parents) > 1:
+                yield space.cross(random.choice(parents), random.choice(parents), random)
+            case _:
+                yield space.draw(random)
+
+
+def _corrected(made: Sequence[Candidate], result: Result, predict: Predictor) -> list[float]:
+    """log2 seconds of candidates: the prediction, and by how much predictions were wrong for such choices."""
+    timed = [t for t in result.trials if t.timing]
+    predicted = np.array(predict([c.kernel for c in (*(t.candidate for t in timed), *made)]))
+    measured = np.log2([t.timing.seconds for t in timed if t.timing])
+    off = measured - predicted[: len(timed)]
+    options = _options([t.candidate for t in timed])
+    known, new = (_one_hot(c, options) for c in ([t.candidate for t in timed], made))
+    middle = off.mean()
+    weights = np.linalg.solve(known.T @ known + RIDGE * np.eye(len(options)), known.T @ (off - middle))
+    return list(predicted[len(timed) :] + middle + new @ weights)
+
+
+def _options(candidates: Sequence[Candidate]) -> Mapping[tuple[str, int], int]:
+    """A column for every option that was taken."""
+    taken = dict.fromkeys((n, c.choices.get(n, 0)) for c in candidates for n in c.decisions)
+    return {option: column for column, option in enumerate(taken)}
+
+
+def _one_hot(
+    candidates: Sequence[Candidate], options: Mapping[tuple[str, int], int]
+) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    found = np.zeros((len(candidates), len(options)))
+    for row, candidate in enumerate(candidates):
+        for name in candidate.decisions:
+            column = options.get((name, candidate.choices.get(name, 0)))
+            if column is not None:
+                found[row, column] = 1.0
+    return found

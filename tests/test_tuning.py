@@ -1,0 +1,168 @@
+"""Searching schedules: what is measured is kept, and what is kept is used."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import intarsia
+from intarsia.cli import intarsia as command_line
+from intarsia.cli import main
+from intarsia.driver import Compilation
+from intarsia.dsl.library import load
+from intarsia.ir.errors import Source
+from intarsia.ir.kernel import Kernel
+from intarsia.ir.schedule import Schedule
+from intarsia.options import Options, host_target
+from intarsia.passes.schedule.apply import apply
+from intarsia.passes.schedule.candidates import Candidate, Space
+from intarsia.tuning import known
+from intarsia.tuning.database import Database, ProblemRow, Row, machine_name
+from intarsia.tuning.isolation import compile_alone, is_measurable, problem_key, program_of, random_inputs
+from intarsia.tuning.measuring import Stopwatch, Timing, WrongResult
+from intarsia.tuning.search import Budget, search
+
+TRANSPOSE = "fn f(x: f32[96, 160]) -> f32[160, 96] { return transpose(x) }"
+TARGET = host_target()
+
+
+def kernel_of(text: str) -> Kernel:
+    compilation = Compilation(load(Source("p", text)).build("f"), {}, Options())
+    (kernel,) = compilation.kernels.kernels
+    return kernel
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("INTARSIA_CACHE_DIR", str(tmp_path))
+    return tmp_path
+
+
+def flat(kernels: Sequence[Kernel]) -> list[float]:
+    return [0.0] * len(kernels)
+
+
+def test_a_kernel_by_itself_is_a_program() -> None:
+    kernel = kernel_of("fn f(x: f32[20], i: i64[7]) -> f32[7] { return tensor[n](x[i[n]] * 2.0) }")
+    assert is_measurable(kernel) and program_of(kernel).kernels == (kernel,)
+
+    class Nothing:
+        def get(self, key: str) -> None: ...
+        def put(self, key: str, code: bytes) -> None: ...
+
+    inputs = random_inputs(kernel)
+    (result,) = compile_alone(Space(kernel, TARGET).default.kernel, TARGET, Nothing()).run(inputs, {})
+    given = {b.name: a for b, a in zip(kernel.inputs, inputs)}
+    np.testing.assert_array_equal(result, given["x"][given["i"]] * np.float32(2.0))
+
+
+def test_the_best_schedule_is_found_kept_and_used(empty_cache: Path) -> None:
+    kernel = kernel_of(TRANSPOSE)
+    database = Database(known.database_path())
+    before = known.state_of_knowledge()
+    result = search(kernel, TARGET, flat, Budget(seconds=60, trials=5), database)
+    assert 2 <= len(result.trials) <= 5 and str(result.default.candidate) == "default"
+    times = [seconds for _, seconds in result.best_so_far()]
+    assert times == sorted(times, reverse=True) and result.gain >= 1.0
+    assert before == 0 != known.state_of_knowledge()
+    rows = database.rows(problem_key(kernel, TARGET), machine_name(TARGET))
+    assert [r.timing.seconds for r in rows] == sorted(t.timing.seconds for t in result.trials if t.timing)
+    compilation = Compilation(load(Source("p", TRANSPOSE)).build("f"), {}, Options())
+    assert compilation.schedules == {compilation.kernels.kernels[0].name: rows[0].schedule}
+    assert any("fastest schedule that was measured" in r.message for r in compilation.remarks.items)
+
+
+def test_another_search_goes_on_from_what_is_known(empty_cache: Path) -> None:
+    kernel, key, machine = kernel_of(TRANSPOSE), "key", "machine"
+    database = Database(empty_cache / "db" / "file.sqlite")
+    assert database.best(key, machine) is None and database.problems() == [] and database.machines() == []
+    problem = ProblemRow(key, "tuned", TRANSPOSE, "text", 1)
+
+    def add(schedule: str, seconds: float) -> None:
+        database.add(problem, machine, [Row(key, schedule, {"a": 1}, Timing(seconds, 0.0, 3))])
+
+    add("split i 2", 3.0)
+    add("split i 4", 2.0)
+    add("split i 4", 5.0)
+    add("split i 2", 2.5)
+    found = database.rows(key, machine)
+    assert [(r.schedule, r.timing.seconds, r.choices) for r in found] == [
+        ("split i 4", 2.0, {"a": 1}),
+        ("split i 2", 2.5, {"a": 1}),
+    ]
+    assert database.best(key, machine) == "split i 4" and database.best(key, "another") is None
+    database.finish(key, machine, whole=True)
+    assert database.finished(machine) == {key: True} and database.problems() == [
+        ProblemRow(key, "tuned", TRANSPOSE, "text", 1, whole=True)
+    ]
+    assert kernel.name not in problem_key(kernel, TARGET)
+
+
+def test_schedules_that_do_not_fit_are_left_alone(empty_cache: Path) -> None:
+    kernel = kernel_of(TRANSPOSE)
+    key = problem_key(kernel, TARGET)
+    database = Database(known.database_path())
+    for text in ("split nothing 4", "conjure i 4"):
+        database.add(ProblemRow(key, "k", "", "", 1), machine_name(TARGET), [Row(key, text, {}, Timing(1e-9, 0.0, 1))])
+        compilation = Compilation(load(Source("p", TRANSPOSE)).build("f"), {}, Options())
+        assert text not in compilation.schedules.values() and compilation.schedules
+
+
+def test_the_cache_knows_that_something_was_measured(empty_cache: Path) -> None:
+    x = np.arange(96 * 160, dtype=np.float32).reshape(96, 160)
+    np.testing.assert_array_equal(intarsia.jit(TRANSPOSE)(x), x.T)
+    kernel = kernel_of(TRANSPOSE)
+    key = problem_key(kernel, TARGET)
+    slow = "reorder i1 i0"
+    assert apply(kernel, Schedule.parse(slow))
+    row = Row(key, slow, {}, Timing(1e-9, 0.0, 1))
+    Database(known.database_path()).add(ProblemRow(key, "k", "", "", 1), machine_name(TARGET), [row])
+    function = intarsia.jit(TRANSPOSE)
+    np.testing.assert_array_equal(function(x), x.T)
+    assert slow in function.lower(x).schedule.values()
+
+
+def test_a_wrong_schedule_is_noticed() -> None:
+    kernel = kernel_of(TRANSPOSE)
+    default = Space(kernel, TARGET).default
+    other = kernel_of("fn f(x: f32[96, 160]) -> f32[160, 96] { return transpose(x) * 1.01 }")
+    wrong = Candidate(Schedule(), Space(other, TARGET).default.kernel, {"what": ("a", "b")}, {"what": 1})
+    with pytest.raises(WrongResult, match="what: b"):
+        Stopwatch(kernel, TARGET).time([default, wrong])
+
+
+def test_the_command_line(empty_cache: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "plot.svg"
+    words = ["tune", "-e", TRANSPOSE, "--seconds", "30", "--trials", "3", "--plot", str(plot)]
+    found = CliRunner().invoke(command_line, words, catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    assert "kernel f_transpose, for 30 s:" in found.output and "times as fast as before, 3 of about" in found.output
+    assert "<svg" in plot.read_text()
+    with sqlite3.connect(known.database_path()) as database:
+        assert database.execute("SELECT count(*) FROM measurements").fetchone()[0] <= 3
+
+
+def test_pictures_need_matplotlib(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["tune", "-e", TRANSPOSE, "--plot", "p.svg"]) == 1
+    assert "error[E1801]: matplotlib draws plots, and is not installed" in capsys.readouterr().err
+
+
+def test_a_fault_of_the_compiler_has_a_status(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise WrongResult("tile: 8x2\nsplit i 8")
+
+    monkeypatch.setattr(Stopwatch, "time", fail)
+    assert main(["tune", "-e", TRANSPOSE]) == 3
+    assert "computes something else; please report it:\ntile: 8x2" in capsys.readouterr().err
