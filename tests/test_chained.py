@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from intarsia.ir.kernel_counts import count_operations
 from intarsia.ir.kernel_interpreter import run
 from intarsia.ir.kernel_verifier import unproved_accesses, verify_kernel
 from intarsia.ir.scalar import loads
+from intarsia.ir.target import TARGETS
+from intarsia.passes.schedule.default import build_schedule
 from intarsia.passes.schedule.tree import rewrite
 from intarsia.runtime.native import NativeFunction, native_symbols
 
@@ -105,6 +108,32 @@ def test_attention_is_one_kernel(shape: tuple[int, int, int], score: str) -> Non
     kernel = one_kernel(attention(*shape, text))
     inputs = draw(kernel)
     np.testing.assert_allclose(computed(kernel, inputs), expected(*inputs, reference), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["lengths", *(pytest.param(k, marks=pytest.mark.slow) for k in ("", "special"))])
+def test_few_queries_share_their_keys_in_parts(kind: str) -> None:
+    """Of 1024 keys, the last one shorter; some rows see no key of a part, one none at all."""
+    score = "where(j < n[i], DOT * 0.2, -inf)" if kind == "lengths" else "DOT * 0.2"
+    text = attention(5, 2100, 16, score, ", n: i64[5]" if kind == "lengths" else "", heads=1, shared=1)
+    (naive,) = compilation(text).kernels.kernels
+    b = build_schedule(naive, replace(TARGETS[TARGET], cores=4))
+    assert "parts t_max 1024" in str(b.schedule) and "parallel" in str(b.schedule)
+    verify_kernel(b.kernel)
+    assert not unproved_accesses(b.kernel)
+    random = np.random.default_rng(0)
+    q, k, v = (random.standard_normal((1, n, 16)).astype(np.float32) for n in (5, 2100, 2100))
+    lengths = np.array([0, 7, 1024, 2049, 2100])
+    if kind == "special":
+        k[0, 2099, 3], v[0, 1500, 2], v[0, 3, 5] = np.inf, np.nan, -np.inf
+
+    def scores(s: Array, i: Array, j: Array) -> Array:
+        return np.asarray(np.where(j < lengths[i], s * 0.2, -np.inf) if kind == "lengths" else s * 0.2)
+
+    with np.errstate(all="ignore"):
+        reference = expected(q, k, v, scores)
+    inputs = {"q": q, "k": k, "v": v, "n": lengths}
+    actual = computed(b.kernel, [inputs[x.name] for x in b.kernel.inputs])
+    np.testing.assert_allclose(actual, reference, rtol=1e-4, atol=1e-5)
 
 
 def test_odd_rows_keys_and_columns_mask_little_but_the_ends() -> None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from intarsia.ir.errors import ScheduleError
-from intarsia.ir.kernel import Alloc, For, Put
-from intarsia.ir.kernel_access import trips
+from intarsia.ir.kernel import Alloc, For, Put, Statement
+from intarsia.ir.kernel_access import accesses, trips
 from intarsia.ir.scalar import loads
 from intarsia.ir.schedule import (
     ROOT,
@@ -26,20 +26,24 @@ from intarsia.ir.schedule import (
     Online,
     Pack,
     Parallel,
+    Parts,
     Peel,
     Reorder,
     Reuse,
+    Tighten,
     Unmask,
     Unroll,
     Vectorize,
     Version,
 )
+from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, merge_rows
 from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
+from intarsia.passes.schedule.domains import is_masked
 from intarsia.passes.schedule.shape import count, effort, points, stride
 from intarsia.passes.schedule.stages import Stage, definitions_in, expand, spread, stages_in
 from intarsia.passes.schedule.sweeps import Sweep, find_sweep
 from intarsia.passes.schedule.tree import allocated_in, find_loop, loops_in, puts_in
-from intarsia.passes.schedule.vectors import keep_partial_results, vectorize_leaf
+from intarsia.passes.schedule.vectors import keep_partial_results, vectorize_leaf, vectorize_region
 
 ROWS = 64
 """Rows of a block, about; half as many where all that they share stays in the second cache: masks leave out more."""
@@ -58,6 +62,12 @@ WIDEST = 512
 
 SHORT = 128
 """Elements of a reduction that a program on a GPU makes at once, whatever it sweeps over."""
+
+PARTS = 16
+"""Parts of the keys that cores share. Their number depends on sizes alone, and so do the results."""
+
+LEAST = 1024
+"""Keys of a part at least: it is so many, or twice as many, and so on."""
 
 UNROLLED = 4
 """Steps of a reduction that are written out."""
@@ -232,9 +242,60 @@ class _Axes:
 def _schedule(b: Builder, name: str) -> None:
     _prepare(b, name)
     chain = find_chain(b, name)
+    if width := _width_of_parts(b, chain):
+        name = _cut(b, name, width)
+        chain = find_chain(b, name, alone=True)
+        _sweep(b, name, chain, cut=True)
+        _merge_parts(b)
+    else:
+        _sweep(b, name, chain)
+
+
+def _width_of_parts(b: Builder, chain: Chain) -> int:
+    """The keys of a part, where there are fewer blocks of rows than cores, and masks do not give rows different work;
+    0 for one sweep."""
+    own = chain.sweep.state
+    blocks = points(b.loop(r[own]) for r in chain.batch)
+    blocks *= -(-count(trips(b.loop(chain.row[own]))) // _rows_of_block(b, chain))
+    length = trips(own.reduced[0]).constant
+    if blocks >= b.target.cores or length is None or length < 2 * LEAST:
+        return 0
+    if is_masked(expand(own, definitions_in(chain.stages, allocated_in(b.kernel.body))), own):
+        return 0
+    width = max(LEAST, -(-length // PARTS))
+    width = -(-width // LEAST) * LEAST
+    name = own.put.buffer
+    return width if b.choose(f"keys of {name}", ("in parts", "whole"), looks=1) == "in parts" else 0
+
+
+def _cut(b: Builder, name: str, width: int) -> str:
+    """Cut the axis of a sweep into parts. Returns the name of the maximum of a part."""
+    operator = next(p.operator for p in puts_in(b.kernel.body) if p.buffer == name and p.operator != "=")
+    old = b.kernel.buffers()
+    b.take(Parts(name, width))
+    return next(p.buffer for p in puts_in(b.kernel.body) if p.operator == operator and p.buffer not in old)
+
+
+def _axes_of(statement: Statement) -> set[str]:
+    return {loop.axis for loop in loops_in((statement,))}
+
+
+def _merge_parts(b: Builder) -> None:
+    """Schedule what merges the parts."""
+    merge_rows(b)
+    localize_all(b)
+    accumulate_rows(b)
+    for loop in b.waiting():
+        vectorize_region(b, loop.axis)
+
+
+def _sweep(b: Builder, name: str, chain: Chain, cut: bool = False) -> None:
+    """Sweep through the keys of each block of rows; through those of a part, if they are `cut`."""
     lanes = b.target.lanes(max(32, chain.sweep.state.put.value.dtype.bits))
     panels = _panels_of_block(b, chain, VECTORS * lanes)
     top, axes = _block(b, chain, VECTORS * lanes)
+    for stage in chain.sweep.axes if cut else ():
+        b.attempt(Tighten(axes[stage].panel))  # nothing is looked at beyond the last key
     panel = axes[chain.sweep.state].panel
     if chain.scores is not None:
         mine = axes[chain.scores]
@@ -242,13 +303,15 @@ def _schedule(b: Builder, name: str) -> None:
         at = chain.batch[-1][chain.stages[0]] if chain.batch else ROOT
         _pack(b, at, columns[-1], (mine.panel, *(loop.axis for loop in chain.scores.reduced), *columns))
     around = frozenset().union(*(s.touched for s in (*chain.sweep.before, *chain.sweep.after)))
+    others = {a.buffer for s in b.kernel.body if top not in _axes_of(s) for a in accesses((s,))}
+    around -= others
     for buffer in (*(s.put.buffer for s in chain.sums), *sorted(around)):
         if b.kernel.buffers()[buffer].role == "temp" and allocated_in(b.kernel.body)[buffer].memory == "global":
             b.take(Localize(buffer, top, "cache"))
     sweep = b.fresh(panel)
     b.take(Online(name, panels, (sweep,)))
     for buffer, found in allocated_in(b.kernel.body).items():
-        if found.memory == "global":
+        if found.memory == "global" and buffer not in others:
             b.take(Localize(buffer, sweep, "cache"))
     if chain.scores is not None:
         _tile_scores(b, chain, chain.scores, axes, columns, lanes)
@@ -430,7 +493,8 @@ def _rows(b: Builder, sweep: str, panels: set[str]) -> None:
         first, *rest = free
         free = [axis for axis in rest if not _merge(b, sweep, first, axis)]
         _merge_neighbours(b, first)
-    for leaf in [x.axis for x in loops_in(b.kernel.body) if x.kind == "seq" and not loops_in(x.body)]:
+    end = next(n for n, s in enumerate(b.kernel.body) if sweep in _axes_of(s))
+    for leaf in [x.axis for x in loops_in(b.kernel.body[: end + 1]) if x.kind == "seq" and not loops_in(x.body)]:
         b.together(f"vectors along {leaf}", partial(_vectorize, b, leaf))
 
 
