@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_driver
@@ -44,6 +46,23 @@ def test_without_a_gpu_it_is_said_what_is_missing() -> None:
     assert caught.value.code == ("E1716" if find_spec("torch") else "E1703")
 
 
+class Cuda:
+    """Graphs of what was done on the interpreted device. As on a chip, what is captured is done when it is replayed."""
+
+    def __init__(self, device: InterpretedDevice) -> None:
+        self.device = device
+
+    def CUDAGraph(self) -> SimpleNamespace:
+        return SimpleNamespace(steps=[])
+
+    @contextmanager
+    def graph(self, graph: SimpleNamespace) -> Iterator[None]:
+        self.device.captured = graph.steps
+        yield
+        self.device.captured = None
+        graph.replay = lambda: [step() for step in graph.steps]
+
+
 class Torch:
     """PyTorch whose memory on a device is that of the host, poisoned, and known to the device."""
 
@@ -51,6 +70,7 @@ class Torch:
         self.torch = torch
         self.known = device
         self.repeated = 0
+        self.cuda = Cuda(device)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.torch, name)
@@ -189,6 +209,24 @@ def test_a_check_that_fails_is_an_error(calls: Torch) -> None:
             with pytest.raises(CompileError, match=f"subscript {wrong} is outside 0..5") as caught:
                 function(x, calls.torch.tensor([0, wrong, 7]))
             assert caught.value.code == "E0801"
+
+
+def test_graphs_are_started_again(calls: Torch) -> None:
+    """With scratch memory of their own, and run-time checks of each run."""
+    text = "fn f(x: f32[N], i: i64[M]) -> f32[M] { return tensor[a](x[i[a]] * 2.0) }"
+    function = intarsia.jit(text, Options(target=TARGET, checks=True), use_cache=False)
+    x, i = calls.torch.randn(5), calls.torch.tensor([0, 3, 4])
+    assert function.gpu is not None
+    call, tensors, _ = function.gpu.call_for((x, i), {})
+    start, (result,) = call.captured(call.addresses(tensors))
+    for wrong in (2, 9, 1):
+        i[1] = wrong
+        if wrong < 5:
+            start()
+            calls.torch.testing.assert_close(result, x[i] * 2)
+            continue
+        with pytest.raises(CompileError, match=r"subscript 9 is outside 0\.\.5"):
+            start()
 
 
 def test_a_second_shape_compiles_nothing(calls: Torch, monkeypatch: pytest.MonkeyPatch) -> None:

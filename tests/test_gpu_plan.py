@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -31,6 +31,7 @@ class InterpretedDevice:
     def __init__(self) -> None:
         self.arrays: list[Array] = []
         self.loaded: list[TritonKernel] = []
+        self.captured: list[Callable[[], None]] | None = None
         self.reads = 0
         self.clock = 0
 
@@ -89,6 +90,8 @@ class InterpretedDevice:
     def run(self, steps: Sequence[Step], addresses: Sequence[int], stream: int) -> None:
         for step in steps:
             step(addresses, stream)
+        if self.captured is not None:
+            self.captured.append(lambda: self.run(steps, addresses, stream))
 
     def read(self, address: int, size: int, stream: int) -> bytes:
         self.reads += 1
