@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from intarsia.cache import cache_directory
 from intarsia.deep_stack import with_deep_stack
 from intarsia.gpu_program import GpuCall, GpuPlace, GpuProgram
 from intarsia.ir.dtypes import of_numpy
 from intarsia.ir.errors import CompileError
-from intarsia.runtime.cuda import CudaDevice, require_torch
 from intarsia.runtime.gpu import Watch
 from intarsia.tensors import Tensors, declared_types, kind_of
 
@@ -44,12 +41,7 @@ class GpuCalls:
     @staticmethod
     def of(function: Function) -> GpuCalls:
         """For the current GPU. Raises CompileError E1703 or E1716 where there is none."""
-        torch = require_torch()
-        number = torch.cuda.current_device()
-        device = CudaDevice(number, function.program.options.resolve_target(), cache_directory() / "triton")
-        place = torch.device("cuda", number)
-
-        return GpuCalls(function, GpuPlace(torch, device, place, _stream_of(torch, place)))
+        return GpuCalls(function, GpuPlace.current(function.program.options.resolve_target()))
 
     def __call__(self, positional: Sequence[object], named: Mapping[str, object]) -> Any:
         """Run; results are tensors of PyTorch, or arrays where no argument is a tensor."""
@@ -246,13 +238,6 @@ def _bounded(known: dict[object, Any]) -> dict[object, Any]:
     if len(known) >= _KNOWN_CALLS:
         known.clear()
     return known
-
-
-def _stream_of(torch: Any, place: Any) -> Callable[[], int]:
-    """What gives the caller's stream. Triton asks the same, which takes a tenth of the time of making an object."""
-    if (raw := getattr(torch._C, "_cuda_getCurrentRawStream", None)) is not None:
-        return partial(raw, place.index)
-    return lambda: int(torch.cuda.current_stream(place).cuda_stream)
 
 
 def _numpy_type(name: str) -> np.dtype[Any]:

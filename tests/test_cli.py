@@ -569,7 +569,7 @@ test "wrong" {
 }
 test "ill" { assert ones(f32[2]) }
 """)
-    for target in ("cpu", "reference"):
+    for target in ("cpu", "reference", "triton-interpret"):
         status, out, err = ita("test", "t.ita", "--target", target)
         assert status == 1
         assert out.splitlines() == ["ok  right", "FAIL  wrong", "FAIL  ill", "1 passed, 2 failed"]
@@ -605,15 +605,16 @@ fn main(x: f32[N], y: f32[M]) -> f32[N] {
 def test_reduce_to_a_wrong_result(ita: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A compiler that gets exp wrong."""
     Path("big.ita").write_text("fn main(x: f32[N]) -> f32[N] {\n    a = x * 2.0\n    return exp(a + 1.0) + a\n}\n")
-    monkeypatch.setattr(reduce, "_is_wrong", lambda bound: "exp" in bound.function.program.source.text)
+    monkeypatch.setattr(reduce, "_is_wrong", lambda bound, target: "exp" in bound.function.program.source.text)
     status, out, _ = ita("reduce", "big.ita", "--while", "wrong", "--dim", "N=3", "-o", "small.ita")
     assert (status, out) == (0, "")
     assert Path("small.ita").read_text() == "fn main(x: f32[N]) -> f32[N] {\n    return exp(x)\n}\n"
 
 
 def test_reduce_with_nothing_to_find(ita: Run) -> None:
-    status, _, err = ita("reduce", "mlp.ita", "--while", "wrong", *SIZES)
-    assert status == 1 and "the outcome is right" in err
+    for target in ("cpu", "triton-interpret"):
+        status, _, err = ita("reduce", "mlp.ita", "--while", "wrong", *SIZES, "--target", target)
+        assert status == 1 and "the outcome is right" in err
 
 
 def test_cache(ita: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

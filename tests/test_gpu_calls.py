@@ -98,9 +98,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Torch:
     device = InterpretedDevice()
     shim = Torch(torch, device)
 
+    place = GpuPlace(shim, device, torch.device("cpu"), lambda: 7)
+
     def of(function: intarsia.Function) -> GpuCalls:
-        place = torch.device("cpu")
-        made = GpuCalls(function, GpuPlace(shim, device, place, lambda: 7))
+        made = GpuCalls(function, place)
         known, array = made._moved, made._of_array
         made._moved = lambda *a: shim.add(known(*a))  # type: ignore[method-assign]
         made._of_array = lambda a: shim.add(array(a))  # type: ignore[method-assign]
@@ -118,6 +119,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Torch:
 
     monkeypatch.setattr(RepeatedCall, "__call__", repeated)
     monkeypatch.setattr(GpuCalls, "of", staticmethod(of))
+    monkeypatch.setattr(GpuPlace, "current", staticmethod(lambda target: place))
     return shim
 
 
@@ -180,6 +182,19 @@ def test_the_command_runs_it(calls: Torch, tmp_path: Path, capsys: pytest.Captur
     assert status == 0, printed
     assert "note: the arguments are copied to the GPU, and the results back" in printed
     assert "result0: " in printed
+
+
+def test_other_commands_run_there_too(calls: Torch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from intarsia.cli import main
+
+    text = TEXT + 'test "right" { assert sum(ones(f32[3])) == 3.0 }\ntest "wrong" { assert sum(ones(f32[3])) == 4.0 }\n'
+    (tmp_path / "f.ita").write_text(text)
+    assert main(["test", str(tmp_path / "f.ita"), "--target", TARGET]) == 1
+    assert "1 passed, 1 failed" in capsys.readouterr().out
+    sizes = ["--dim", "N=3", "--dim", "K=4"]
+    assert main(["reduce", f"{tmp_path / 'f.ita'}:f", "--while", "wrong", *sizes, "--target", TARGET]) == 1
+    assert "the outcome is right" in capsys.readouterr().err
+    assert calls.known.loaded
 
 
 @pytest.mark.filterwarnings("ignore:.* is copied to the GPU")

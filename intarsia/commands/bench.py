@@ -10,7 +10,7 @@ from typing import Any
 import click
 import numpy as np
 
-from intarsia.commands.binding import Bound, argument_options, bind, on_gpu
+from intarsia.commands.binding import Bound, argument_options, bind, to_host
 from intarsia.commands.comparison import first_mismatch
 from intarsia.commands.interruption import interruptible
 from intarsia.commands.options import (
@@ -103,7 +103,5 @@ def _prepared(bound: Bound) -> tuple[Callable[[], list[Array]], Callable[[], flo
     if not bound.function.runs_on_gpu:
         call = bound.call()
         return call, partial(elapsed, call)
-    from intarsia.gpu_calls import as_array
-
-    placed = on_gpu(bound)
-    return lambda: [as_array(r) for r in placed()], placed.seconds
+    placed = bound.placed()
+    return to_host(placed), placed.seconds

@@ -74,20 +74,27 @@ class Bound:
         return [list(value) if isinstance(value, tuple) else value for value in found]
 
     def call(self) -> Callable[[], list[Array]]:
-        """A callable that runs the compiled program; compiling is done when this returns."""
+        """A callable that runs the compiled program; compiling is done when this returns. If the program runs on a GPU,
+        its arguments are there then, and its results are brought to the host."""
+        if self.function.runs_on_gpu:
+            return to_host(self.placed())
         executable, sizes = self.function.compiled(self.tensors, self.statics, self.dims)
         inputs = adapted(executable.inputs, self.tensors, sizes)
         _ = executable.native
         prepared = executable.prepared(inputs, sizes)
         return lambda: executable.run(inputs, sizes, prepared)
 
+    def placed(self, graph: bool = False) -> PlacedCall:
+        """A call of the program on the GPU, where its arguments are when this returns."""
+        assert self.function.gpu is not None
+        return self.function.gpu.repeated(self.tensors, self.statics, self.dims, graph=graph)
 
-def on_gpu(bound: Bound, graph: bool = False) -> PlacedCall:
-    """A call of the program on the GPU, where its arguments are when this returns."""
-    assert bound.function.gpu is not None
-    call = bound.function.gpu.repeated(bound.tensors, bound.statics, bound.dims, graph=graph)
-    click.echo("note: the arguments are copied to the GPU, and the results back", err=True)
-    return call
+
+def to_host(call: PlacedCall) -> Callable[[], list[Array]]:
+    """A callable that runs a program on the GPU and brings the results to the host."""
+    from intarsia.gpu_calls import as_array
+
+    return lambda: [as_array(r) for r in call()]
 
 
 def bind(

@@ -105,7 +105,7 @@ def options_of(settings: Mapping[str, Any]) -> tuple[Options, bool, str | None]:
         click.get_current_context().call_on_close(lambda: THREADS.set(None))
     target = settings["target"]
     options = Options(
-        target=INTERPRETED_GPU if target == "triton-interpret" else None if target in INTERPRETERS else target,
+        target=compiled_target(target),
         dynamic=tuple(name.strip() for names in settings["dynamic"] for name in names.split(",")),
         passes=settings["passes"],
         schedule=_schedule_text(settings["schedule"]),
@@ -113,6 +113,11 @@ def options_of(settings: Mapping[str, Any]) -> tuple[Options, bool, str | None]:
         unordered=settings["unordered"],
     )
     return options, not settings["no_cache"], target
+
+
+def compiled_target(target: str | None) -> str | None:
+    """The target that a program is compiled for where `--target` names it, or an interpreter."""
+    return INTERPRETED_GPU if target == "triton-interpret" else None if target in INTERPRETERS else target
 
 
 def _schedule_text(argument: str | None) -> str | None:

@@ -9,8 +9,16 @@ import click
 
 from intarsia.commands.binding import Bound, argument_options, bind
 from intarsia.commands.comparison import first_mismatch
+from intarsia.commands.interpreting import interpret
 from intarsia.commands.interruption import interruptible
-from intarsia.commands.options import compile_options, open_program, options_of, program_argument, write_output
+from intarsia.commands.options import (
+    INTERPRETERS,
+    compile_options,
+    open_program,
+    options_of,
+    program_argument,
+    write_output,
+)
 from intarsia.deep_stack import with_deep_stack
 from intarsia.ir.errors import CompileError, Source
 from intarsia.program import Program
@@ -42,7 +50,7 @@ def command(
     from intarsia.reduction import reduce_program
 
     source, name = open_program(file, text)
-    options, _, _ = options_of(settings)
+    options, _, target = options_of(settings)
 
     def outcome(candidate: Source) -> str:
         """`wrong`, the code of the error, or `right`."""
@@ -55,7 +63,7 @@ def command(
             own = [a for a in arguments if a.partition("=")[0] in known]
             dims = [d for d in settings["dims"] if d.partition("=")[0] in function.form.dimensions]
             bound = bind(function, own, weights, dims, True)
-            return "wrong" if _is_wrong(bound) else "right"
+            return "wrong" if _is_wrong(bound, target) else "right"
         except CompileError as error:
             return error.code
 
@@ -76,5 +84,6 @@ def command(
     return 0
 
 
-def _is_wrong(bound: Bound) -> bool:
-    return first_mismatch(bound, interruptible(bound.call())) is not None
+def _is_wrong(bound: Bound, target: str | None) -> bool:
+    results = interpret(bound, target) if target in INTERPRETERS else interruptible(bound.call())
+    return first_mismatch(bound, results) is not None

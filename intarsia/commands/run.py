@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from intarsia.arguments import format_array
-from intarsia.commands.binding import Bound, argument_options, bind, on_gpu
+from intarsia.commands.binding import Bound, argument_options, bind, to_host
 from intarsia.commands.interruption import interruptible
 from intarsia.commands.options import INTERPRETERS, compile_options, open_program, options_of, program_argument
 from intarsia.files import write_results
@@ -67,8 +67,9 @@ def command(
         return 0
     start = time.perf_counter()
     if function.runs_on_gpu and target not in INTERPRETERS:
-        placed = on_gpu(bound, cuda_graph)
-        call = _to_host(placed)
+        placed = bound.placed(cuda_graph)
+        call = to_host(placed)
+        click.echo("note: the arguments are copied to the GPU, and the results back", err=True)
     elif cuda_graph:
         raise click.UsageError("--cuda-graph needs --target gpu")
     else:
@@ -99,13 +100,6 @@ def _prepare(bound: Bound, target: str | None) -> Callable[[], list[Array]]:
 
         return lambda: interpret(bound, target)
     return bound.call()
-
-
-def _to_host(call: PlacedCall) -> Callable[[], list[Array]]:
-    """A callable that runs a program on the GPU and brings the results to the host."""
-    from intarsia.gpu_calls import as_array
-
-    return lambda: [as_array(r) for r in call()]
 
 
 def _report_time(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from intarsia.commands.options import INTERPRETERS, open_program, program_argument
+from intarsia.commands.options import INTERPRETERS, compiled_target, open_program, program_argument
 from intarsia.deep_stack import with_deep_stack
 from intarsia.dsl import ast
 from intarsia.ir.dtypes import Array
@@ -16,12 +16,17 @@ from intarsia.program import Program
 
 @click.command("test")
 @program_argument
-@click.option("--target", default=None, metavar="TARGET", help="cpu, cpu:x86-avx2, … or reference  [default: cpu]")
+@click.option(
+    "--target",
+    default=None,
+    metavar="TARGET",
+    help="cpu, gpu:sm_90, …, or an interpreter such as reference  [default: cpu]",
+)
 @click.option("-k", "pattern", default="", metavar="TEXT", help="Only tests whose name contains TEXT.")
 def command(file: str | None, text: str | None, target: str | None, pattern: str) -> int:
     """Run the `test` blocks of a program. Exit 1 if an assertion fails."""
     source, _ = open_program(file, text)
-    program = Program(source, Options(target=None if target in INTERPRETERS else target))
+    program = Program(source, Options(target=compiled_target(target)))
     blocks = [(i, t) for i, t in enumerate(program.library.tests) if pattern in t.name.value]
     failed = 0
     for index, block in blocks:
@@ -50,9 +55,18 @@ def _failures(program: Program, index: int, block: ast.Test, target: str | None)
 def _run(module: Module, program: Program, target: str | None) -> list[Array]:
     from intarsia.driver import Compilation
     from intarsia.ir.interpreter import evaluate
+    from intarsia.ir.plan_interpreter import run_plan
 
     compilation = Compilation(module, {}, program.options)
+    if target == "triton-interpret":
+        return list(run_plan(compilation.plan, [], {}, compilation.interpret_launches))
     if target in INTERPRETERS:
         return list(evaluate(module if target == "reference" else compilation.scheduled, [], checks=True))
+    if compilation.target.kind == "gpu":
+        from intarsia.gpu_calls import as_array
+        from intarsia.gpu_program import GpuPlace, GpuProgram
+
+        call = GpuProgram(compilation, GpuPlace.current(compilation.target)).call({})
+        return [as_array(r) for r in call(call.addresses([]))]
     require_host(compilation.target)
     return compilation.executable().run([], {})
