@@ -53,11 +53,11 @@ def estimate(kernel: Kernel, target: Target) -> Estimate:
     extents = Extents.of(kernel)
     cycles = dict.fromkeys(("arithmetic", "loads", "stores", "chains"), 0.0)
     for leaf, loops in extents.leaves(kernel.body):
-        for name, count in _instructions(leaf, loops, extents, target).items():
+        for name, count in instructions(leaf, loops, extents, target).items():
             cycles[name] += count
     resources = {name: count / target.rates.clock for name, count in cycles.items()}
-    resources |= _transfers(kernel, extents, target)
-    waking = _forks(kernel.body, extents) * target.rates.fork if target.cores > 1 else 0.0
+    resources |= transfers(kernel, extents, target)
+    waking = forks(kernel.body, extents) * target.rates.fork if target.cores > 1 else 0.0
     slowest = max(resources.values())
     rest = sum(resources.values()) - slowest
     return Estimate(slowest + (1 - HIDDEN) * rest + waking, {**resources, "threads": waking})
@@ -66,15 +66,15 @@ def estimate(kernel: Kernel, target: Target) -> Estimate:
 # ---------------------------------------------------------------------- instructions
 
 
-def _instructions(leaf: Statement, loops: tuple[For, ...], extents: Extents, target: Target) -> dict[str, float]:
+def instructions(leaf: Statement, loops: tuple[For, ...], extents: Extents, target: Target) -> dict[str, float]:
     """Cycles of one core for all executions of a leaf, by unit."""
     if isinstance(leaf, Call):
         length = max(2, extents.value(leaf.length))
-        return {"arithmetic": extents.points(loops) * length * math.log2(length) * 4 / _share(loops, extents, target)}
+        return {"arithmetic": extents.points(loops) * length * math.log2(length) * 4 / share_of(loops, extents, target)}
     if not isinstance(leaf, (Put, Check)):
         return {}
     rates = target.rates
-    share = _share(loops, extents, target)
+    share = share_of(loops, extents, target)
     values = list(expressions(leaf))
     width = max((e.dtype.bits for v in values for e in walk_expression(v)), default=32)
     lanes = extents.points([loop for loop in loops if loop.kind == "lane"])
@@ -83,7 +83,7 @@ def _instructions(leaf: Statement, loops: tuple[For, ...], extents: Extents, tar
     arithmetic = sum(map(_operations, values))
     stored = 0.0
     if isinstance(leaf, Put):
-        merges = leaf.operator != "=" and not (leaf.operator == "+=" and _is_product(leaf.value))
+        merges = leaf.operator != "=" and not (leaf.operator == "+=" and is_product(leaf.value))
         arithmetic += merges
         if extents.buffers[leaf.buffer].memory != "register":
             stored = times * _apart(leaf, loops, lanes / vectors, extents)
@@ -107,7 +107,7 @@ def _operations(value: Expr) -> float:
     return total
 
 
-def _is_product(value: Expr) -> bool:
+def is_product(value: Expr) -> bool:
     return isinstance(value, Apply) and value.function == "mul"
 
 
@@ -130,7 +130,7 @@ def _parts(name: str, indices: Sequence[object], loops: tuple[For, ...], extents
     total = 1.0
     for loop in loops:
         if loop.kind == "lane":
-            step = _stride(name, indices, loop.axis, extents)
+            step = stride_of(name, indices, loop.axis, extents)
             lanes = extents.trips[loop.axis]
             if step == 1:
                 total *= math.ceil(lanes * buffer.dtype.bits / target.vector_bits)
@@ -141,11 +141,11 @@ def _parts(name: str, indices: Sequence[object], loops: tuple[For, ...], extents
 
 def _apart(put: Put, loops: tuple[For, ...], lanes: float, extents: Extents) -> float:
     """How many instructions a stored vector takes: as many as it has lanes if they do not lie together."""
-    steps = [_stride(put.buffer, put.indices, loop.axis, extents) for loop in loops if loop.kind == "lane"]
+    steps = [stride_of(put.buffer, put.indices, loop.axis, extents) for loop in loops if loop.kind == "lane"]
     return 1.0 if not steps or 1 in steps else lanes
 
 
-def _stride(name: str, indices: Sequence[object], axis: str, extents: Extents) -> int | None:
+def stride_of(name: str, indices: Sequence[object], axis: str, extents: Extents) -> int | None:
     strides = row_major_strides(extents.buffers[name].shape)
     total = 0
     for index, step in zip(indices[len(indices) - len(strides) :], strides):
@@ -172,12 +172,12 @@ def _chain(put: Put, loops: tuple[For, ...], extents: Extents) -> float:
 # ---------------------------------------------------------------------- bytes
 
 
-def _transfers(kernel: Kernel, extents: Extents, target: Target) -> dict[str, float]:
+def transfers(kernel: Kernel, extents: Extents, target: Target) -> dict[str, float]:
     """Seconds for the bytes through each cache and from memory."""
     rates = target.rates
     written = {name for name, buffer in extents.buffers.items() if buffer.role != "in"}
     streamed = {s.buffer for s, _ in walk(kernel.body) if isinstance(s, Put) and s.nontemporal}
-    threads = _threads(kernel.body, extents, target)
+    threads = threads_of(kernel.body, extents, target)
     footprints = Footprints(extents, target.cache_line)
     found: dict[str, float] = {}
     for level, size in enumerate(target.caches):
@@ -194,7 +194,7 @@ def _transfers(kernel: Kernel, extents: Extents, target: Target) -> dict[str, fl
 # ---------------------------------------------------------------------- threads
 
 
-def _share(loops: Iterable[For], extents: Extents, target: Target) -> float:
+def share_of(loops: Iterable[For], extents: Extents, target: Target) -> float:
     """By how much threads divide the work inside of loops: all of them if the iterations come out even."""
     for loop in loops:
         if loop.kind == "parallel":
@@ -203,18 +203,18 @@ def _share(loops: Iterable[For], extents: Extents, target: Target) -> float:
     return 1.0
 
 
-def _threads(body: Sequence[Statement], extents: Extents, target: Target) -> float:
+def threads_of(body: Sequence[Statement], extents: Extents, target: Target) -> float:
     """The threads of a kernel: the largest share of its loops."""
-    return max((_share(loops, extents, target) for _, loops in extents.leaves(body)), default=1.0)
+    return max((share_of(loops, extents, target) for _, loops in extents.leaves(body)), default=1.0)
 
 
-def _forks(body: Sequence[Statement], extents: Extents) -> float:
+def forks(body: Sequence[Statement], extents: Extents) -> float:
     """How often threads are started."""
     total = 0.0
     for statement in extents.statements(body):
         if isinstance(statement, For):
             inner = (
-                1.0 if statement.kind == "parallel" else extents.trips[statement.axis] * _forks(statement.body, extents)
+                1.0 if statement.kind == "parallel" else extents.trips[statement.axis] * forks(statement.body, extents)
             )
             total += inner
     return total

@@ -25,6 +25,7 @@ VERBS = {
     "fmt": "Format a program.",
     "test": "Run the test blocks of a program.",
     "tune": "Search the schedules of a program's kernels for faster ones, and keep them.",
+    "costmodel": "Collect measurements of schedules, and fit the learned cost model.",
     "bench": "Time a program, beside NumPy or PyTorch if asked.",
     "reduce": "Find the smallest program that still shows a failure.",
     "cache": "Show or clear the cache of compiled programs.",

@@ -94,11 +94,8 @@ def _tune(kernel: Kernel, target: Target, budget: Budget, database: Database, so
 
     def show(result: Result) -> None:
         nonlocal best
-        if not result.measured:
-            return
-        timing = result.best.timing
-        if timing is not None and timing.seconds < best:
-            first, best = best == math.inf, timing.seconds
+        if result.best.timing.seconds < best:
+            first, best = best == math.inf, result.best.timing.seconds
             what = f"about {result.size} schedules" if first else str(result.best.candidate)
             count, after = len(result.trials), result.trials[-1].after
             click.echo(f"  {after:5.1f} s {count:4} measured: {duration_text(best)}  {what}")

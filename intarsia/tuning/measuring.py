@@ -79,11 +79,9 @@ class Stopwatch:
         self._inputs = random_inputs(kernel, seed)
         self._wanted: list[Array] | None = None
 
-    def time(
-        self, candidates: Sequence[Candidate], progress: Callable[[], object] = lambda: None
-    ) -> list[Timing | None]:
-        """Their times, in order; None for those that are hopeless or were disturbed. The first one is taken to be right
-        if none was timed before. Raises WrongResult."""
+    def time(self, candidates: Sequence[Candidate], progress: Callable[[], object] = lambda: None) -> list[Timing]:
+        """Their times, in order; of hopeless ones after one round. The first one is taken to be right if none was timed
+        before. Raises WrongResult."""
         compiled = list(map_in_workers(partial(_compiled, target=self._target), [c.kernel for c in candidates]))
         runs = [self._run_of(executable, candidate) for executable, candidate in zip(compiled, candidates)]
         samples: list[list[list[float]]] = [[] for _ in runs]
@@ -134,7 +132,7 @@ def _samples(run: Callable[[], object]) -> list[float]:
     return found
 
 
-def _timing(rounds: Sequence[Sequence[float]]) -> Timing | None:
+def _timing(rounds: Sequence[Sequence[float]]) -> Timing:
     best = min(rounds, key=statistics.median)
     median, least = statistics.median(best), min(min(r) for r in rounds)
     return Timing(median, median / least - 1, sum(map(len, rounds)))

@@ -45,11 +45,10 @@ Predictor: TypeAlias = Callable[[Sequence[Kernel]], Sequence[float]]
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate that was measured, and when: seconds since the search began. timing: None if it was hopeless or
-    disturbed."""
+    """A candidate that was measured, and when: seconds since the search began."""
 
     candidate: Candidate
-    timing: Timing | None
+    timing: Timing
     after: float
 
 
@@ -63,8 +62,8 @@ class Result:
 
     @property
     def measured(self) -> list[Trial]:
-        """The trials that have a time, the fastest first."""
-        return sorted((t for t in self.trials if t.timing), key=lambda t: t.timing.seconds if t.timing else 0.0)
+        """The trials, the fastest first."""
+        return sorted(self.trials, key=lambda t: t.timing.seconds)
 
     @property
     def best(self) -> Trial:
@@ -78,16 +77,14 @@ class Result:
     @property
     def gain(self) -> float:
         """The time of the default schedule over that of the best."""
-        default, best = self.default.timing, self.best.timing
-        return default.seconds / best.seconds if default and best else 1.0
+        return self.default.timing.seconds / self.best.timing.seconds
 
     def best_so_far(self) -> Iterator[tuple[float, float]]:
-        """(seconds since the start, seconds of the best so far) after each trial that has a time."""
+        """(seconds since the start, seconds of the best so far) after each trial."""
         best = float("inf")
         for trial in self.trials:
-            if trial.timing:
-                best = min(best, trial.timing.seconds)
-                yield trial.after, best
+            best = min(best, trial.timing.seconds)
+            yield trial.after, best
 
 
 @dataclass(frozen=True)
@@ -121,17 +118,14 @@ def search(
     seen = {str(space.default.schedule)}
     batch, idle = [space.default], 0
     while batch:
-        best = result.best.timing if result.measured else None
+        best = result.best.timing.seconds if result.trials else float("inf")
         timings = stopwatch.time(batch)
         now = time.monotonic() - start
         result.trials += [Trial(c, t, now) for c, t in zip(batch, timings)]
         if database is not None:
-            database.add(
-                problem, machine, [Row(key, str(c.schedule), c.choices, t) for c, t in zip(batch, timings) if t]
-            )
+            database.add(problem, machine, [Row(key, str(c.schedule), c.choices, t) for c, t in zip(batch, timings)])
         progress(result)
-        better = best is None or (result.best.timing is not None and result.best.timing.seconds < best.seconds)
-        idle = 0 if better else idle + 1
+        idle = 0 if result.best.timing.seconds < best else idle + 1
         left = budget.trials - len(result.trials)
         if idle >= PATIENCE or left <= 0 or now >= budget.seconds:
             break
@@ -159,7 +153,7 @@ def _next(space: Space, result: Result, seen: set[str], predict: Predictor, rand
 
 def _made(space: Space, result: Result, random: Random) -> Iterator[Candidate]:
     """New candidates, perhaps known ones among them: from the best, and from anywhere."""
-    parents = [t.candidate for t in result.measured[:PARENTS]] or [space.default]
+    parents = [t.candidate for t in result.measured[:PARENTS]]
     for n in range(4 * MADE):
         match n % 4:
             case 0 | 1:
@@ -172,9 +166,9 @@ def _made(space: Space, result: Result, random: Random) -> Iterator[Candidate]:
 
 def _corrected(made: Sequence[Candidate], result: Result, predict: Predictor) -> list[float]:
     """log2 seconds of candidates: the prediction, and by how much predictions were wrong for such choices."""
-    timed = [t for t in result.trials if t.timing]
+    timed = result.trials
     predicted = np.array(predict([c.kernel for c in (*(t.candidate for t in timed), *made)]))
-    measured = np.log2([t.timing.seconds for t in timed if t.timing])
+    measured = np.log2([t.timing.seconds for t in timed])
     off = measured - predicted[: len(timed)]
     options = _options([t.candidate for t in timed])
     known, new = (_one_hot(c, options) for c in ([t.candidate for t in timed], made))

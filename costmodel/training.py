@@ -1,0 +1,101 @@
+"""Fitting models with scikit-learn, and turning them into plain arrays. Compiling never imports this.
+
+All learn log2(measured / estimate of the analytic model). Every problem weighs about the same, however many of its
+schedules were timed, and schedules that are near the best one count more: it is among them that a choice is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.ensemble import ExtraTreesRegressor, HistGradientBoostingRegressor, RandomForestRegressor
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from intarsia.costmodel.dataset import Dataset
+from intarsia.costmodel.forest import Forest
+from intarsia.costmodel.learned import LearnedModel
+
+Floats = npt.NDArray[np.float32]
+
+NEAR = 1.0
+"""How steeply the weight of a row falls with log2 of its time over the best one of its problem."""
+
+QUANTILES = (0.1, 0.9)
+"""Of the residual: between them is the truth four times out of five."""
+
+
+def weights(data: Dataset) -> Floats:
+    """What each row counts: (n,), 1 in the mean."""
+    log = np.log2(data.seconds)
+    best = np.full(data.problems, np.inf)
+    np.minimum.at(best, data.problem, log)
+    count = np.bincount(data.problem, minlength=data.problems)
+    found = np.exp2(-NEAR * (log - best[data.problem])) / np.sqrt(count[data.problem])
+    scaled: Floats = (found / found.mean()).astype(np.float32)
+    return scaled
+
+
+TREES = 300
+"""Trees of a model that ships."""
+
+
+def boosting(
+    seed: int, loss: str = "squared_error", quantile: float | None = None, trees: int = TREES
+) -> HistGradientBoostingRegressor:
+    """Histogram gradient boosting, as it is fitted to about ten thousand rows."""
+    return HistGradientBoostingRegressor(
+        loss=loss, quantile=quantile, max_iter=trees, learning_rate=0.08, max_leaf_nodes=31, min_samples_leaf=8,
+        l2_regularization=1.0, max_features=0.5, random_state=seed,
+    )  # fmt: skip
+
+
+REGRESSORS: dict[str, Callable[[int], Any]] = {
+    "boosting": boosting,
+    "random forest": lambda seed: RandomForestRegressor(200, min_samples_leaf=2, max_features=0.4, random_state=seed),
+    "extra trees": lambda seed: ExtraTreesRegressor(200, min_samples_leaf=2, max_features=0.6, random_state=seed),
+    "ridge": lambda seed: make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 4, 13))),
+}
+"""Models by name, from a seed."""
+
+
+def fit(name: str, inputs: Floats, targets: Floats, weight: Floats, seed: int) -> Any:
+    """A fitted model of scikit-learn."""
+    model = REGRESSORS[name](seed)
+    if name == "ridge":
+        return model.fit(inputs, targets, ridgecv__sample_weight=weight)
+    return model.fit(inputs, targets, sample_weight=weight)
+
+
+def forest_of(model: HistGradientBoostingRegressor) -> Forest:
+    """A fitted gradient boosting model as plain arrays."""
+    tables = [predictor.nodes for (predictor,) in model._predictors]
+    starts = np.cumsum([0, *map(len, tables)])
+    nodes = np.concatenate(tables)
+    offset = np.repeat(starts[:-1], list(map(len, tables)))
+    leaf = nodes["is_leaf"].astype(bool)
+    own = np.arange(len(nodes))
+    return Forest(
+        base=float(np.ravel(model._baseline_prediction)[0]),
+        roots=starts[:-1].astype(np.int32),
+        feature=np.where(leaf, -1, nodes["feature_idx"]).astype(np.int32),
+        threshold=np.where(leaf, 0, nodes["num_threshold"]).astype(np.float32),
+        left=np.where(leaf, own, nodes["left"] + offset).astype(np.int32),
+        right=np.where(leaf, own, nodes["right"] + offset).astype(np.int32),
+        value=np.where(leaf, nodes["value"], 0).astype(np.float32),
+        depth=int(nodes["depth"].max()),
+    )
+
+
+def train(data: Dataset, seed: int = 0, trees: int = TREES) -> LearnedModel:
+    """The model that ships: boosting for the residual and for its quantiles, with the range of what it has seen."""
+    x, y, w = data.features, data.residual, weights(data)
+    losses: tuple[tuple[str, float | None], ...] = (("squared_error", None), *(("quantile", q) for q in QUANTILES))
+    middle, low, high = (
+        forest_of(boosting(seed, loss, quantile, trees).fit(x, y, sample_weight=w)) for loss, quantile in losses
+    )
+    return LearnedModel(middle, low, high, x.min(axis=0), x.max(axis=0), data.names, data.machine)

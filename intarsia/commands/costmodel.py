@@ -1,0 +1,120 @@
+"""`intarsia costmodel collect`, `train` and `show`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from intarsia.costmodel.dataset import Dataset, load_file
+from intarsia.costmodel.features import FEATURES
+from intarsia.costmodel.problems import KINDS, problems
+from intarsia.ir.errors import CompileError
+from intarsia.measurement import size_text
+from intarsia.options import host_target
+from intarsia.runtime.threads import THREADS
+from intarsia.tuning.collecting import Collected, collect
+from intarsia.tuning.database import Database, machine_name
+from intarsia.tuning.exporting import dataset_of
+
+WRONG = 3
+"""The exit status where the compiler is wrong."""
+
+
+@click.group("costmodel")
+def command() -> None:
+    """Collect measurements of schedules, fit the learned cost model to them, and look at both."""
+
+
+@command.command("collect")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--problems", "count", default=400, show_default=True, help="How many programs to draw.")
+@click.option("--samples", default=24, show_default=True, help="Schedules of a kernel that has many.")
+@click.option("--exhaustive", default=60, show_default=True, help="Time all schedules where there are so few.")
+@click.option("--seed", default=0, show_default=True, help="Another one draws other programs.")
+@click.option("--threads", default=1, show_default=True, help="Cores that the kernels use.")
+def collect_command(file: Path, count: int, samples: int, exhaustive: int, seed: int, threads: int) -> int:
+    """Time schedules of many kernels, and keep them in the database FILE.
+
+    Each is checked against the default schedule. What is finished stays when this is ended by Ctrl-C, and is left out
+    when it is started again.
+    """
+    from intarsia.tuning.measuring import WrongResult
+
+    database, target = Database(file), replace(host_target(), cores=threads)
+    rows, start = 0, time.monotonic()
+    THREADS.set(threads)
+    try:
+        for n, found in enumerate(collect(problems(seed, count), database, target, samples, exhaustive), start=1):
+            rows += found.kept
+            click.echo(f"{time.monotonic() - start:7.0f} s {n:5} kernels {rows:6} rows  {_text(found)}")
+    except WrongResult as error:
+        click.echo(f"a schedule computes something else; please report it:\n{error}", err=True)
+        return WRONG
+    finally:
+        THREADS.set(None)
+    return 0
+
+
+def _text(found: Collected) -> str:
+    every = "all" if found.problem.whole else "some"
+    left = f", {found.dropped} dropped" if found.dropped else ""
+    return f"{found.problem.kind}: {every} {found.kept} schedules{left}, the best {found.gain:.2f} times the default"
+
+
+@command.command("export")
+@click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="A .npz file.")
+def export_command(file: Path, output: Path) -> None:
+    """Write what the database FILE holds of this kind of machine as columns, with features made anew."""
+    database, target = Database(file), host_target()
+    machine = machine_name(target)
+    if machine not in database.machines():
+        others = ", ".join(database.machines()) or "none"
+        raise CompileError(
+            "E1803", f"{file} holds nothing of this machine, {machine}", hint=f"machines in it: {others}"
+        )
+
+    def progress(done: int, total: int) -> None:
+        click.echo(f"  {done} of {total} problems", err=True)
+
+    data = dataset_of(database, machine, target, progress)
+    data.save(output)
+    click.echo(f"{output}: {_size(data)}, {size_text(output.stat().st_size)}")
+
+
+@command.command("train")
+@click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="A .npz file.")
+@click.option("--seed", default=0, show_default=True)
+def train_command(file: Path, output: Path, seed: int) -> None:
+    """Fit the model to exported columns."""
+    from intarsia.costmodel.training import train
+
+    data = load_file(file)
+    train(data, seed).save(output)
+    click.echo(f"{output}: fitted to {_size(data)}, {size_text(output.stat().st_size)}")
+
+
+@command.command("show")
+@click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path), required=False)
+def show_command(file: Path | None) -> None:
+    """The features with their meaning; with FILE, what exported columns hold."""
+    if file is None:
+        width = max(map(len, FEATURES))
+        for name, meaning in FEATURES.items():
+            click.echo(f"{name:{width}}  {meaning}")
+        return
+    data = load_file(file)
+    click.echo(f"{data.machine}: {_size(data)}")
+    for kind in KINDS:
+        own = [n for n, k in enumerate(data.kind.tolist()) if k == kind]
+        if own:
+            whole = int(data.whole[own].sum())
+            click.echo(f"  {kind:20} {len(own):4} problems, {whole:4} of them whole, {len(data.rows_of(own)):6} rows")
+
+
+def _size(data: Dataset) -> str:
+    return f"{len(data)} rows of {data.problems} problems"
