@@ -321,7 +321,11 @@ class Writes(Products):
         (along,) = reduced
         new = self.named(self._elements(put, value, reduced, list(put.mask)), put.buffer)
         scanned = self._scanned(put.operator, new, along)
-        total = self._reduced(put.operator, new, along)
+        total, is_used = new, self._is_used_after(put.buffer, along)
+        if is_used and len(new.axes) > 1:
+            scanned = self.named(scanned, put.buffer)
+            total = self._last(put.operator, scanned, along)
+        total = self._reduced(put.operator, total, along)
         if self._neutral(put.operator, tile) is not None:
             del self.pending[put.buffer]
         else:
@@ -339,10 +343,20 @@ class Writes(Products):
             blocks=(*(self.blocks[a] for a in lanes), *tile.blocks[len(tile.lanes) :]),
         )
         self.assign(running, (*lanes, *axes[len(tile.lanes) :]), scanned)
-        if self._is_used_after(put.buffer, along):
+        if is_used:
             self.assign(tile, axes, total)
         self.totals[along][put.buffer] = tile
         self.tiles[put.buffer] = running
+
+    def _last(self, operator: PutOperator, scanned: Value, axis: str) -> Value:
+        """The last prefix, and the neutral element in its other places. The sum of a block as it was loaded would do
+        too, but for Triton's pass that lets threads add up such sums of several dimensions by themselves, where nothing
+        else needs them in between: 3.6 fails on others."""
+        dtype = scanned.dtype
+        neutral = COMBINERS[_COMBINER[operator]].neutral(dtype)
+        other = literal(-0.0 if operator == "+=" and dtype.is_float else neutral, dtype)
+        mask = self.mask((Size.of(axis) - (self.extents[axis] - 2),), self.order)
+        return scanned if mask is None else self.call("tl.where", self.order, dtype, mask, scanned, other)
 
     def _is_used_after(self, buffer: str, axis: str) -> bool:
         """Is a running value needed when its scan is done, or by the next step of a loop around it?"""

@@ -93,7 +93,7 @@ def width_of_parts(b: Builder, chain: Chain) -> int:
     where masks give rows different work."""
     rows, keys = block_of_chain(b, chain)
     own, most = chain.sweep.state, MERGED // power_of_two(width_of_sums(chain))
-    if is_masked(expand(own, definitions_in(chain.stages, allocated_in(b.kernel.body))), own):
+    if chain.sweep.masked or is_masked(expand(own, definitions_in(chain.stages, allocated_in(b.kernel.body))), own):
         return 0
     programs = math.prod(max(1, count(trips(b.loop(r[own])))) for r in chain.batch)
     if chain.row:
@@ -109,6 +109,8 @@ def schedule_chain_in_parts(b: Builder, chain: Chain, width: int) -> None:
     """Let each program sweep over a part of the keys of a block of rows; others merge what they find. Raises
     ScheduleError where that is not legal."""
     name, old = chain.sweep.state.put.buffer, b.kernel.buffers()
+    if chain.sweep.state.put.operator != "max=":
+        raise ScheduleError("only what is relative to a maximum is swept in parts")
     b.take(Parts(name, width))
     state = next(p.buffer for p in puts_in(b.kernel.body) if p.operator == "max=" and p.buffer not in old)
     schedule_chain_of_blocks(b, find_chain(b, state, alone=True))
