@@ -225,9 +225,9 @@ def test_digest_of_the_real_package_is_quick_when_known(tmp_path: Path, monkeypa
     monkeypatch.setattr(cache_module.Path, "read_bytes", _only_entries(Path.read_bytes))
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         assert compiler_digest(cache) == first
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     assert min(times) < 0.02
 
 
