@@ -14,7 +14,7 @@ from intarsia.ir.dtypes import F32
 from intarsia.ir.errors import Source
 from intarsia.ir.graph import Parameter
 from intarsia.ir.ops import Reshape
-from intarsia.ir.proofs import Facts, ranges, simplify
+from intarsia.ir.proofs import Facts, _prove, _Search, ranges, simplify
 from intarsia.ir.scalar import Load
 from intarsia.ir.scalar_text import ScalarReader
 from intarsia.ir.sizes import ONE, ZERO, Size, maximum, minimum, product, row_major_strides
@@ -214,6 +214,15 @@ def test_a_quotient_of_what_is_not_negative_is_not_negative() -> None:
     facts = Facts(DIMENSIONS.nonnegative, DIMENSIONS.names | {"i"}).within("i", 0, (N + 249) // 250)
     facts = facts.within("j", block // 4 * 4, block)
     assert facts.proves(size("250 * i + j")) and facts.proves_below(size("250 * i + j"), N)
+
+
+def test_a_search_tries_nothing_twice() -> None:
+    """The height of an image under a window of open height: what takes the one away brings the other back."""
+    rows, columns = size("H - R + 2 * (R // 2)"), size("W + 2 * (R // 2) - 3")
+    facts = ranges({"i": (0, rows + 1), "j": (0, columns + 1)}, Facts((rows, columns), frozenset("HRW")))
+    search = _Search()
+    assert not _prove(size("1 - R"), facts, search, 0)
+    assert search.budget > 350
 
 
 @pytest.mark.parametrize("expression", ["i - 1", "N - i - 2", "i - j", "N // 2 - i"])
