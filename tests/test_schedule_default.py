@@ -411,9 +411,12 @@ def test_transpositions_go_by_long_pieces_of_rows() -> None:
     kernel = large(PROGRAMS["transpose"][0], N=4096, M=4096)
     blocks = [loop for loop, _ in walk(kernel.body) if isinstance(loop, For)][:4]
     assert [trips(loop).constant for loop in blocks] == [4096 // 128, 4096 // 64, 8, 4]
-    small = large(PROGRAMS["transpose"][0], N=4096, M=80)
-    found = [trips(loop).constant for loop, _ in walk(small.body) if isinstance(loop, For)][:4]
-    assert found == [4096 // 128, 2, 8, 3]  # 80 are five squares: three in each block
+    narrow = large(PROGRAMS["transpose"][0], N=1 << 16, M=80)
+    found = [trips(loop).constant for loop, _ in walk(narrow.body) if isinstance(loop, For)][:4]
+    assert found == [(1 << 16) // 128, 2, 8, 3]  # 80 are five squares: three in each block
+    cached = large(PROGRAMS["transpose"][0], N=4096, M=80)
+    found = [trips(loop).constant for loop, _ in walk(cached.body) if isinstance(loop, For)][:4]
+    assert found == [4096 // 128, 5, 8, 1]  # single lines of what stays in the caches
 
 
 def test_transpositions_go_through_registers_in_every_width() -> None:
