@@ -35,8 +35,6 @@ def parts(kernel: Kernel, step: Parts) -> Kernel:
     whole = sweep.state.reduced[0]
     for stage, axis in sweep.axes.items():
         (own,) = (loop for loop in stage.loops if loop.axis == axis)
-        if (own.lower, own.upper) != (whole.lower, whole.upper):
-            raise ScheduleError(f"{own.axis} and {whole.axis} have other bounds")
         if own.kind != "seq" or own.step != 1 or own.upper.opaques or own.lower.opaques:
             raise ScheduleError(f"{own.axis} is no plain loop that could have parts")
         if any(loop.kind == "grid" for loop in stage.loops):

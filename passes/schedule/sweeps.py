@@ -141,6 +141,10 @@ def find_sweep(kernel: Kernel, name: str, block: Body, around: tuple[For, ...]) 
     order = {s: axes[s] for s in stages if s in axes}
     if len(order) == 1:
         raise alone or ScheduleError(f"nothing beside {name} runs along its axis")
+    base = state.reduced[0]
+    for own in (loop for stage, axis in order.items() for loop in stage.loops if loop.axis == axis):
+        if (own.lower, own.upper, own.step) != (base.lower, base.upper, base.step):
+            raise ScheduleError(f"{own.axis} and {base.axis} have other bounds")
     _require_partial(stages, order, ratios, shifts, state)
     reducing = [s for s in order if order[s] in {loop.axis for loop in s.reduced}]
     if moved := [s for s in order if any(x.buffer == s.put.buffer and x.indices != s.put.indices for x in s.reads)]:
