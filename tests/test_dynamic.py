@@ -183,8 +183,8 @@ CASES: dict[str, tuple[str, str, Callable[[int], Callable[[Random], list[Array]]
 }
 
 
-COVERED = {"attention-S", "attention-T", "product-M", "product-N", "product-K"}
-"""Cases of which another one opens every dimension."""
+COVERED = {"attention-S", "attention-T", "attention-both", "product-M", "product-N", "product-K"}
+"""Dear cases; others open the same dimensions of products and of attention."""
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in COVERED else n for n in CASES])

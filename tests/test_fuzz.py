@@ -33,7 +33,8 @@ def test_chains_of_products(first: int) -> None:
         require_agreement(generate_chain(seed))
 
 
-@pytest.mark.parametrize("seed", (pytest.param(300015, marks=pytest.mark.slow), 300152))
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", (300015, 300152))
 def test_a_few_chains_of_products(seed: int) -> None:
     require_agreement(generate_chain(seed), ("scheduled", "cpu"))
 

@@ -46,7 +46,10 @@ def prepared() -> Sequence[Prepared]:
     return with_deep_stack(lambda: prepare([e for e in corpus(random_programs=0) if e.name in EXAMPLES]))
 
 
-@pytest.mark.parametrize("path, line, change", MUTANTS, ids=[m[0] for m in MUTANTS])
+@pytest.mark.parametrize(
+    "path, line, change",
+    [pytest.param(*m, marks=pytest.mark.slow if n % 2 else (), id=m[0]) for n, m in enumerate(MUTANTS)],
+)
 def test_a_broken_pass_is_found_and_blamed(path: str, line: str, change: str, prepared: Sequence[Prepared]) -> None:
     mutant = _mutant(path, line, change)
     outcome = with_deep_stack(lambda: outcome_of(mutant, prepared))

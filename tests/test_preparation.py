@@ -84,7 +84,10 @@ def exact(text: str, x: Any, w: Any) -> Any:
     return run_program(text.replace("f32", "f64"), x.astype(np.float64), w.astype(np.float64))
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+LARGE = ("few rows, transposed", "several blocks", "in a loop of loops, and outside", "transposed")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in PROGRAMS])
 def test_bound_constants(name: str, preparations: list[Executable]) -> None:
     text, *shapes = PROGRAMS[name]
     x, w = data(*shapes[0]), data(*shapes[1], seed=1)

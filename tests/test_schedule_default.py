@@ -268,7 +268,18 @@ def test_programs_keep_their_meaning(name: str) -> None:
         check(kernel, sizes)
 
 
-@pytest.mark.parametrize("name", sorted(PROGRAMS))
+ALIKE = {
+    "batched", "blur_along_diagonals", "blur_of_sums", "conv2d_few", "conv2d_groups", "conv2d_last_few",
+    "conv2d_strided", "depthwise_dilated", "depthwise_last", "depthwise_strided", "longest_paths_deep",
+    "matmul_across_deep", "matmul_few_crowded", "matmul_narrow_weighted", "matmul_outer", "matmul_weighted",
+    "rows_in_batches", "shortest_paths_across", "sum_of_few",
+}  # fmt: skip
+"""Programs that are scheduled as others are where sizes are not known."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in sorted(PROGRAMS)]
+)
 def test_programs_of_unknown_sizes_keep_their_meaning(name: str) -> None:
     for kernel, sizes in kernels(name, dynamic=True):
         check(kernel, sizes)
