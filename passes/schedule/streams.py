@@ -16,6 +16,9 @@ AHEAD = (8192, 0, 2048, 4096, 16384)
 """Bytes that a single pass over memory fetches ahead: two pages are likeliest; the machine itself stops at the end of
 one."""
 
+REST = 16
+"""A row of which at most one part in so many stands apart, as what fills no vector does, is one piece with the next."""
+
 DENSE = 12
 """Operations of one element from which on a pass leaves the machine's own prefetchers too little room."""
 
@@ -100,8 +103,9 @@ def _run(b: Builder, one: _Pass) -> int:
     run = buffer.dtype.bytes
     for loop in reversed(one.around):
         step = stride(buffer, one.load.indices, loop.axis)
-        if step and step * loop.step * buffer.dtype.bytes == run:
-            run *= count(trips(loop))
+        apart = (step or 0) * loop.step * buffer.dtype.bytes
+        if run <= apart <= run + run // REST:
+            run = apart * count(trips(loop))
         elif loop.kind != "unroll":
             break
     return run
