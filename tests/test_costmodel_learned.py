@@ -103,6 +103,7 @@ def test_a_forest_says_what_scikit_learn_says(tmp_path: Path) -> None:
         np.testing.assert_array_equal(Forest.of(found, "x").predict(other), forest.predict(other))
 
 
+@pytest.mark.slow
 def test_a_model_learns_and_knows_what_it_has_not_seen(tmp_path: Path) -> None:
     data = made_up()
     model = train(data, trees=25)

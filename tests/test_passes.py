@@ -402,7 +402,9 @@ BOTH_WAYS = {
 }
 
 
-@pytest.mark.parametrize("losses", BOTH_WAYS)
+@pytest.mark.parametrize(
+    "losses", [pytest.param(n, marks=() if n == "rows and columns" else pytest.mark.slow) for n in BOTH_WAYS]
+)
 def test_a_product_that_is_too_large_is_computed_for_each_direction(losses: str) -> None:
     """Where it does not fit the caches, each direction is one sweep; where it does, it is stored."""
     text = f"""fn f(a: f32[40, 8], b: f32[40, 8]) -> f32 {{
