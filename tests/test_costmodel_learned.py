@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 
 from intarsia.costmodel.analytic import estimate
+from intarsia.costmodel.correction import corrected
 from intarsia.costmodel.dataset import Dataset, load_file
 from intarsia.costmodel.evaluation import analytic, at_random, by_kind, by_shape, default, judge, judgements, summary
+from intarsia.costmodel.experiments import MODELS, run
 from intarsia.costmodel.features import FEATURES, NAMES, features
 from intarsia.costmodel.forest import Forest
 from intarsia.costmodel.learned import load_model, rank
@@ -25,6 +29,7 @@ from intarsia.ir.kernel import Kernel
 from intarsia.ir.target import TARGETS
 from intarsia.options import Options
 from intarsia.passes.schedule.candidates import Space
+from intarsia.tuning.report import write_report
 
 TARGET = TARGETS["cpu:x86-avx512"]
 
@@ -159,3 +164,32 @@ def test_splits_never_share_a_problem() -> None:
     for baseline in (analytic, default, at_random):
         assert len(judgements(data, rows, baseline(data, rows, rows, 0))) == data.problems
     assert all(j.gain == 1.0 for j in judgements(data, rows, default(data, rows, rows, 0)))
+
+
+def test_measuring_some_corrects_the_others() -> None:
+    effects = {("a", 1): 1.0, ("b", 1): -2.0, ("b", 2): 0.5}
+    choices = [{"a": a, "b": b} for a in (0, 1) for b in (0, 1, 2)]
+    choices = [{n: o for n, o in c.items() if o} for c in choices]
+    truth = np.array([sum(effects[c] for c in own.items()) for own in choices])
+    predicted = np.zeros(6)
+    known = [0, 1, 3, 4]
+    found = corrected([choices[i] for i in known], truth[known], choices, predicted)
+    assert found.argmin() == truth.argmin() == 1
+    assert found[5] > found[4] and found[2] == pytest.approx(truth[known].mean(), abs=0.5)
+
+
+@pytest.mark.slow
+def test_a_report_of_everything(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    data = made_up(12, 6)
+    texts = np.array([json.dumps({"a": n % 6} if n % 6 else {}) for n in range(len(data))], dtype=object)
+    data = replace(data, choices=texts, kind=np.array(["matmul", "softmax"] * 6, dtype=object))
+    found = run(data, 2)
+    write_report(data, found, tmp_path)
+    kept = json.loads((tmp_path / "report.json").read_text())
+    assert kept["unseen_shapes"]["top1_regret"]["median"] >= 0 and kept["gemm"]["rows"] == 36
+    assert set(kept["unseen_ops"]["models"]) == set(MODELS)
+    assert kept["best so far"]["random"][-1] == pytest.approx(0.0)
+    page = (tmp_path / "report.md").read_text()
+    assert "| analytic |" in page and "## Unseen kinds of op" in page
+    assert all((tmp_path / f"{name}.png").stat().st_size > 1000 for name in ("search", "times", "features"))

@@ -1,4 +1,4 @@
-"""`intarsia costmodel collect`, `train` and `show`."""
+"""`intarsia costmodel collect`, `export`, `train`, `evaluate` and `show`."""
 
 from __future__ import annotations
 
@@ -96,6 +96,23 @@ def train_command(file: Path, output: Path, seed: int) -> None:
     data = load_file(file)
     train(data, seed).save(output)
     click.echo(f"{output}: fitted to {_size(data)}, {size_text(output.stat().st_size)}")
+
+
+@command.command("evaluate")
+@click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="A folder.")
+@click.option("--seeds", default=5, show_default=True, help="How often the main models are fitted anew.")
+def evaluate_command(file: Path, output: Path, seeds: int) -> None:
+    """Judge models on kernels and kinds of kernels that they were not fitted to; write a report with pictures."""
+    from intarsia.costmodel.experiments import run
+    from intarsia.plotting import pyplot
+    from intarsia.tuning.report import write_report
+
+    pyplot()  # an error now, not after the experiments
+    data = load_file(file)
+    found = run(data, seeds, lambda what: click.echo(f"  {what}", err=True))
+    write_report(data, found, output)
+    click.echo(f"{output / 'report.md'}: {_size(data)}")
 
 
 @command.command("show")

@@ -20,6 +20,7 @@ from intarsia.ir.kernel import Kernel
 from intarsia.ir.target import Target
 from intarsia.measurement import duration_text
 from intarsia.options import require_host
+from intarsia.plotting import pyplot
 from intarsia.program import Program
 from intarsia.tuning.database import Database
 from intarsia.tuning.isolation import is_measurable
@@ -62,7 +63,7 @@ def command(
     options, use_cache, _ = options_of(settings)
     require_host(options.resolve_target())
     if plot is not None:
-        _pyplot()  # an error now, not after the search
+        pyplot()  # an error now, not after the search
     function = Program(source, options, use_cache=use_cache).entry(name)
     bound = bind_types(function, arguments, weights, settings["dims"], required=True)
     compilation = function.compilation_of_types(bound.types, bound.statics, bound.dims)
@@ -113,8 +114,7 @@ def _predict(kernels: Sequence[Kernel], target: Target) -> list[float]:
 
 def _draw(results: Sequence[Result], path: str) -> None:
     """The best time of each kernel so far, over the seconds of its search, as a part of the default one."""
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(7, 4))
+    figure, axes = pyplot().subplots(figsize=(7, 4))
     for result in results:
         points = list(result.best_so_far())
         default = points[0][1]
@@ -127,13 +127,3 @@ def _draw(results: Sequence[Result], path: str) -> None:
         figure.savefig(path, bbox_inches="tight")
     except (OSError, ValueError) as error:
         raise CompileError("E0709", f"cannot write {path}: {error}") from None
-
-
-def _pyplot() -> Any:
-    try:
-        from matplotlib import pyplot
-    except ImportError:
-        message = "matplotlib draws plots, and is not installed"
-        raise CompileError("E1801", message, hint="pip install 'intarsia[plots]'") from None
-    pyplot.switch_backend("agg")
-    return pyplot

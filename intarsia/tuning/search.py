@@ -9,13 +9,14 @@ Zheng et al., "Ansor", OSDI 2020, with a model that is refitted in a millisecond
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import TypeAlias
 
 import numpy as np
 
+from intarsia.costmodel.correction import corrected
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.kernel_text import print_kernel
 from intarsia.ir.target import Target
@@ -32,9 +33,6 @@ MADE = 24
 
 PARENTS = 4
 """The best ones, which others are made from."""
-
-RIDGE = 1.0
-"""How much evidence an option needs before it counts."""
 
 PATIENCE = 8
 """Rounds without a better one, or without any new one, after which there is nothing left to find."""
@@ -164,32 +162,10 @@ def _made(space: Space, result: Result, random: Random) -> Iterator[Candidate]:
                 yield space.draw(random)
 
 
-def _corrected(made: Sequence[Candidate], result: Result, predict: Predictor) -> list[float]:
+def _corrected(made: Sequence[Candidate], result: Result, predict: Predictor) -> Sequence[float]:
     """log2 seconds of candidates: the prediction, and by how much predictions were wrong for such choices."""
-    timed = result.trials
-    predicted = np.array(predict([c.kernel for c in (*(t.candidate for t in timed), *made)]))
-    measured = np.log2([t.timing.seconds for t in timed])
-    off = measured - predicted[: len(timed)]
-    options = _options([t.candidate for t in timed])
-    known, new = (_one_hot(c, options) for c in ([t.candidate for t in timed], made))
-    middle = off.mean()
-    weights = np.linalg.solve(known.T @ known + RIDGE * np.eye(len(options)), known.T @ (off - middle))
-    return list(predicted[len(timed) :] + middle + new @ weights)
-
-
-def _options(candidates: Sequence[Candidate]) -> Mapping[tuple[str, int], int]:
-    """A column for every option that was taken."""
-    taken = dict.fromkeys((n, c.choices.get(n, 0)) for c in candidates for n in c.decisions)
-    return {option: column for column, option in enumerate(taken)}
-
-
-def _one_hot(
-    candidates: Sequence[Candidate], options: Mapping[tuple[str, int], int]
-) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    found = np.zeros((len(candidates), len(options)))
-    for row, candidate in enumerate(candidates):
-        for name in candidate.decisions:
-            column = options.get((name, candidate.choices.get(name, 0)))
-            if column is not None:
-                found[row, column] = 1.0
-    return found
+    timed = [t.candidate for t in result.trials]
+    predicted = np.array(predict([c.kernel for c in (*timed, *made)]))
+    off = np.log2([t.timing.seconds for t in result.trials]) - predicted[: len(timed)]
+    found = corrected([c.choices for c in timed], off, [c.choices for c in made], predicted[len(timed) :])
+    return list(map(float, found))

@@ -19,7 +19,8 @@ from intarsia.passes.fuse.members import Member
 from intarsia.passes.lower.kernel import GroupLowering
 from intarsia.passes.pipeline import Context
 from intarsia.passes.schedule.builder import Builder
-from intarsia.passes.schedule.chained import is_chain, schedule_chain
+from intarsia.passes.schedule.chain import is_chain
+from intarsia.passes.schedule.chained import schedule_chain
 from intarsia.passes.schedule.programs import chain_of_programs
 from intarsia.passes.skip_rounding import without_roundings
 

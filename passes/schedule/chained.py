@@ -8,18 +8,15 @@ rows of a product, need memory for one block only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
-from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, For, Put, Statement
 from intarsia.ir.kernel_access import accesses, trips
 from intarsia.ir.scalar import loads
 from intarsia.ir.schedule import (
     ROOT,
     Accumulate,
-    Factor,
-    Inline,
     Localize,
     Merge,
     Move,
@@ -38,10 +35,10 @@ from intarsia.ir.schedule import (
 )
 from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, merge_rows
 from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
+from intarsia.passes.schedule.chain import Chain, find_chain, prepare, state_of_chain
 from intarsia.passes.schedule.domains import is_masked
 from intarsia.passes.schedule.shape import count, effort, points, stride
-from intarsia.passes.schedule.stages import Stage, definitions_in, expand, spread, stages_in
-from intarsia.passes.schedule.sweeps import Sweep, find_sweep
+from intarsia.passes.schedule.stages import Stage, definitions_in, expand
 from intarsia.passes.schedule.tree import allocated_in, find_loop, loops_in, puts_in
 from intarsia.passes.schedule.vectors import keep_partial_results, vectorize_leaf, vectorize_region
 
@@ -57,12 +54,6 @@ VECTORS = 2
 HEIGHT = 8
 """Rows of a tile."""
 
-WIDEST = 512
-"""Elements of a row of sums, beyond which a block of them does not stay in the nearest cache."""
-
-SHORT = 128
-"""Elements of a reduction that a program on a GPU makes at once, whatever it sweeps over."""
-
 PARTS = 16
 """Parts of the keys that cores share. Their number depends on sizes alone, and so do the results."""
 
@@ -73,161 +64,12 @@ UNROLLED = 4
 """Steps of a reduction that are written out."""
 
 
-@dataclass(frozen=True)
-class Chain:
-    """A sweep in a naive kernel, with the axes of its stages: for each stage those of the `batch`, the `row` that is
-    made blocks of. `stages` are all, in the order of the text; `scores` is the product that
-    the sweep begins with, if it does with one. `is_shared`: rows read what others read; on a GPU they need not, and
-    there may be none."""
-
-    sweep: Sweep
-    stages: tuple[Stage, ...]
-    scores: Stage | None
-    batch: tuple[dict[Stage, str], ...]
-    row: dict[Stage, str]
-    is_shared: bool
-
-    @property
-    def sums(self) -> tuple[Stage, ...]:
-        """What the sweep reduces."""
-        return tuple(s for s, axis in self.sweep.axes.items() if axis in {loop.axis for loop in s.reduced})
-
-
 def schedule_chain(b: Builder) -> bool:
     """Schedule a kernel that is one chain of reductions. Returns whether it is, and every step was legal."""
-    name = _state(b)
+    name = state_of_chain(b)
     if name is None or b.choose(f"reductions with {name}", ("in one sweep", "one by one")) == "one by one":
         return False
     return b.together(f"sweep over the rows of {name}", partial(_schedule, b, name))
-
-
-def is_chain(b: Builder, rescaled: bool = False) -> bool:
-    """Is a naive kernel one chain of reductions; with `rescaled`, one that could be no single loop without that?"""
-    return _state(b, rescaled) is not None
-
-
-def _state(b: Builder, rescaled: bool = False) -> str | None:
-    """The reduction with which a sweep of the kernel is found."""
-    for name in _states(b):
-        trial = Builder(b.kernel, b.target)
-        try:
-            _prepare(trial, name)
-            chain = find_chain(trial, name)
-        except ScheduleError:
-            continue
-        if chain.sweep.ratios or not rescaled:
-            return name
-    return None
-
-
-def _states(b: Builder) -> list[str]:
-    """The reductions that a sweep could be about: maxima, which others may need, first."""
-    stages = stages_in(b.kernel.body)
-    if not isinstance(stages, tuple):
-        return []
-    reductions = [s for s in stages if s.put.operator != "=" and s.reduced]
-    return [s.put.buffer for s in sorted(reductions, key=lambda s: s.put.operator != "max=")]
-
-
-def chain_of(b: Builder) -> Chain | None:
-    """The chain that a kernel is, brought into the form that `online` wants; None if it is none."""
-    name = _state(b)
-    if name is None:
-        return None
-    _prepare(b, name)
-    return find_chain(b, name)
-
-
-# ---------------------------------------------------------------------- recognizing
-
-
-def _prepare(b: Builder, name: str) -> None:
-    """Bring sums into the form that `online` wants: what depends on finished sums is taken out of other sums."""
-    stages = _stages(b)
-    definitions = definitions_in(stages, allocated_in(b.kernel.body))
-    sums = {
-        s.put.buffer
-        for s in stages
-        if s.put.operator == "+=" and any(x.buffer == name for x in loads(expand(s, definitions)))
-    }
-    for buffer, stage in definitions.items():
-        users = [s for s in stages if s is not stage and any(x.buffer == buffer for x in s.reads)]
-        if any(x.buffer in sums for x in stage.reads) and any(u.put.operator == "+=" for u in users):
-            b.take(Inline(buffer))
-    for stage in _stages(b):
-        if stage.put.operator == "+=" and any(x.buffer in sums for x in stage.reads):
-            b.take(Factor(stage.put.buffer))
-
-
-def _stages(b: Builder) -> tuple[Stage, ...]:
-    stages = stages_in(b.kernel.body)
-    if not isinstance(stages, tuple):
-        raise ScheduleError("it is not made of stages")
-    return stages
-
-
-def find_chain(b: Builder, name: str, alone: bool = False) -> Chain:
-    """The chain of which one reduction is `name`; `alone`, with no stages around it but those that read its sums.
-    Raises ScheduleError where there is none."""
-    sweep = find_sweep(b.kernel, name, b.kernel.body, ())
-    if alone:
-        own = {s.put.buffer for s, axis in sweep.axes.items() if axis in {loop.axis for loop in s.reduced}}
-        sweep = replace(sweep, before=(), after=tuple(s for s in sweep.after if own & s.touched))
-    kept = {s: axis in {loop.axis for loop in s.kept} for s, axis in sweep.axes.items()}
-    if sweep.shifts:
-        raise ScheduleError("what follows a mean is no part of a chain")
-    products = [s for s in sweep.axes if s.put.operator == "+=" and kept[s] and s.reduced]
-    sums = [s for s in sweep.axes if not kept[s]]
-    if len(products) > 1:
-        raise ScheduleError("there are several products")
-    if not sweep.ratios and any(b.kernel.buffers()[s.put.buffer].role == "out" for s in sweep.axes if kept[s]):
-        raise ScheduleError("what it is about is stored as a whole anyway")
-    length = max(points(sweep.state.reduced), SHORT + 1 if b.target.kind == "gpu" else 0)
-    if longer := [s.put.buffer for s in (*sweep.before, *sweep.after) if s.reduced and points(s.reduced) >= length]:
-        raise ScheduleError(f"{longer[0]} goes through rows as long as those of the sweep, and is no part of it")
-    passing = allocated_in(b.kernel.body).keys() & frozenset().union(*(s.touched for s in sweep.axes)) - {
-        s.put.buffer for s in sums
-    }
-    if used := sorted(x for s in (*sweep.before, *sweep.after) for x in s.touched & passing):
-        raise ScheduleError(f"{used[0]} is used outside the sweep")
-    rows = _rows_of(b, sweep)
-    shared = [
-        (s, x)
-        for s, axis in sweep.axes.items()
-        for x in s.reads
-        if axis in x.symbols and b.kernel.buffers()[x.buffer].role == "in"
-    ]
-    usable = [r for r in rows if any(r[s] not in x.symbols for s, x in shared)]
-    reusing = {*products, *(sweep.ratios or sums)}
-    usable = [r for r in usable if all(r[s] not in x.symbols for s, x in shared if s in reusing)]
-    is_shared = bool(usable)
-    if b.target.kind == "gpu" and sweep.ratios:
-        usable = usable or rows[-1:] or [{}]
-    if not usable or not (products or any(r.rest.factors for r in sweep.ratios.values())):
-        raise ScheduleError("no row reads what others read")
-    for stage in sums:
-        wide = [loop for loop in stage.kept if not any(r[stage] == loop.axis for r in rows)]
-        if points(wide) > WIDEST:
-            raise ScheduleError(f"the rows of {stage.put.buffer} are too wide to be kept for a block")
-    row = max(usable, key=lambda r: count(trips(b.loop(r[sweep.state]))) if r else 1)
-    stages = tuple(s for x in b.kernel.body for s in sweep.stages if s.statement is x)
-    batch = tuple(r for r in rows if r is not row)
-    return Chain(sweep, stages, products[0] if products else None, batch, row, is_shared)
-
-
-def _rows_of(b: Builder, sweep: Sweep) -> list[dict[Stage, str]]:
-    """The axes that number the rows, each by its names in the stages."""
-    written = {x.name for x in b.kernel.buffers().values() if x.role != "in"}
-    rows = []
-    for loop in sweep.state.kept:
-        axes = {sweep.state: loop.axis}
-        spread(sweep.stages, axes, written)
-        if len(axes) == len(sweep.stages):
-            rows.append(axes)
-    return rows
-
-
-# ---------------------------------------------------------------------- scheduling
 
 
 @dataclass(frozen=True)
@@ -240,7 +82,7 @@ class _Axes:
 
 
 def _schedule(b: Builder, name: str) -> None:
-    _prepare(b, name)
+    prepare(b, name)
     chain = find_chain(b, name)
     if width := _width_of_parts(b, chain):
         name = _cut(b, name, width)

@@ -26,7 +26,7 @@ from intarsia.ir.sizes import Size
 from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, merge_rows
 from intarsia.passes.schedule.block_lanes import lanes
 from intarsia.passes.schedule.builder import Builder
-from intarsia.passes.schedule.chained import Chain, chain_of, find_chain
+from intarsia.passes.schedule.chain import Chain, chain_of, find_chain
 from intarsia.passes.schedule.domains import is_masked
 from intarsia.passes.schedule.shape import count, points, power_of_two
 from intarsia.passes.schedule.stages import definitions_in, expand

@@ -1,0 +1,245 @@
+"""The experiments that a report is made of: every model on problems and on kinds that it was not fitted to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from intarsia.costmodel.correction import corrected
+from intarsia.costmodel.dataset import Dataset
+from intarsia.costmodel.evaluation import (
+    TOPS,
+    Floats,
+    Predictor,
+    analytic,
+    at_random,
+    by_kind,
+    by_shape,
+    default,
+    judgements,
+    summary,
+)
+from intarsia.costmodel.training import QUANTILES, boosting, fit, weights
+
+Rows = npt.NDArray[Any]
+
+CACHES = ("share cache", "share memory", "cache ", "memory traffic", "footprint", "crowding", "streams", "short runs")
+"""How the names of features about caches begin."""
+
+ROOFLINE = ("estimate", "share ")
+"""How the names of what the analytic model says begin."""
+
+MEASURED = 24
+"""Schedules that a search measures at most."""
+
+
+def learned(
+    name: str = "boosting", without: Sequence[str] = (), part: float = 1.0, text: bool = False, absolute: bool = False
+) -> Predictor:
+    """A model fitted to the residual. without: features that it does not see, by how their names begin. part: of the
+    problems that it is fitted to. text: it sees the tokens alone. absolute: it learns the time and not the residual."""
+
+    def predict(data: Dataset, fitted: Rows, judged: Rows, seed: int) -> Floats:
+        if part < 1.0:
+            every = np.unique(data.problem[fitted])
+            few = np.random.default_rng(seed).permutation(every)[: max(2, round(part * len(every)))]
+            fitted = fitted[np.isin(data.problem[fitted], few)]
+        columns = [n for n, f in enumerate(data.names) if not f.startswith(tuple(without))] if without else slice(None)
+        x = data.tokens if text else data.features[:, columns]
+        base = np.zeros_like(data.estimate) if absolute else data.estimate
+        y = np.log2(data.seconds) - base
+        model = fit(name, x[fitted], y[fitted], weights(data)[fitted], seed)
+        found: Floats = base[judged] + model.predict(x[judged]).astype(np.float32)
+        return found
+
+    return predict
+
+
+def pairwise(data: Dataset, fitted: Rows, judged: Rows, seed: int) -> Floats:
+    """A ranker: boosting on the differences of features of two schedules of one problem says by how much one is slower;
+    a schedule scores its mean over the others."""
+    generator = np.random.default_rng(seed)
+    x, y = data.features, np.log2(data.seconds)
+    pairs = []
+    for problem in np.unique(data.problem[fitted]):
+        own = fitted[data.problem[fitted] == problem]
+        pairs.append(generator.choice(own, (4 * len(own), 2)))
+    one, other = np.concatenate(pairs).T
+    model = boosting(seed).fit(x[one] - x[other], np.clip(y[one] - y[other], -2, 2))
+    found = np.zeros(len(judged), np.float32)
+    for problem in np.unique(data.problem[judged]):
+        places = np.flatnonzero(data.problem[judged] == problem)
+        own = x[judged[places]]
+        against = own[generator.permutation(len(own))[:16]]
+        differences = (own[:, None, :] - against[None, :, :]).reshape(-1, own.shape[1])
+        found[places] = model.predict(differences).reshape(len(own), -1).mean(axis=1)
+    return found
+
+
+MODELS: dict[str, Predictor] = {
+    "default schedule": default,
+    "random": at_random,
+    "analytic": analytic,
+    "boosting": learned(),
+    "random forest": learned("random forest"),
+    "extra trees": learned("extra trees"),
+    "ridge": learned("ridge"),
+    "pairwise ranker": pairwise,
+    "text": learned(text=True),
+    "text alone": learned(text=True, absolute=True),
+    "without the estimate": learned(without=ROOFLINE, absolute=True),
+    "without caches": learned(without=CACHES),
+    "10 % of the data": learned(part=0.1),
+    "30 % of the data": learned(part=0.3),
+}
+"""Baselines, models, and models that lack something."""
+
+SEEDED = ("boosting", "extra trees")
+"""What is fitted with several seeds."""
+
+
+def run(data: Dataset, seeds: int, progress: Callable[[str], object] = lambda what: None) -> dict[str, Any]:
+    """All figures of a report. Regrets are of problems of which every candidate was timed."""
+    found: dict[str, Any] = {
+        "machine": data.machine,
+        "rows": len(data),
+        "problems": data.problems,
+        "whole problems": int(data.whole.sum()),
+        "spread": {"median": float(np.median(data.spread)), "p90": float(np.quantile(data.spread, 0.9))},
+        "best over default": _gain_of_best(data),
+    }
+    for split, name in ((by_shape, "unseen_shapes"), (lambda d, seed: by_kind(d), "unseen_ops")):
+        models: dict[str, Any] = {}
+        for model, predictor in MODELS.items():
+            progress(f"{name}: {model}")
+            count = seeds if model in SEEDED else 1
+            each = [_judged(data, partial(split, data), predictor, seed) for seed in range(count)]
+            models[model] = _joined(each)
+        found[name] = {**models["boosting"], "models": models}
+    progress("gemm")
+    found["gemm"] = _times(data, np.char.find(data.kind.astype(str), "matmul") >= 0)
+    found["all kinds"] = _times(data, np.ones(data.problems, bool))
+    progress("searches")
+    found["best so far"] = _searches(data)
+    return found
+
+
+def _judged(
+    data: Dataset, split: Callable[[int], Iterator[tuple[Rows, Rows]]], predictor: Predictor, seed: int
+) -> dict[str, Any]:
+    """The summary over all folds of a split, each problem judged once."""
+    whole = []
+    for fitted, judged in split(seed):
+        predicted = predictor(data, fitted, judged, seed)
+        kept = data.whole[data.problem[judged]]
+        whole += judgements(data, judged[kept], predicted[kept])
+    return summary(whole)
+
+
+def _joined(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over seeds, and how far from them 95 of 100 repetitions of the first numbers would lie."""
+    first = each[0]
+    found: dict[str, Any] = {}
+    for name, value in first.items():
+        if isinstance(value, Mapping):
+            found[name] = {key: float(np.mean([e[name][key] for e in each])) for key in value}
+        else:
+            found[name] = float(np.mean([e[name] for e in each]))
+    if len(each) > 1:
+        asked = {"top1_regret": [e["top1_regret"]["median"] for e in each]}
+        asked["pairwise_accuracy"] = [e["pairwise_accuracy"] for e in each]
+        found["95 %"] = {k: float(1.96 * np.std(v, ddof=1) / np.sqrt(len(v))) for k, v in asked.items()}
+    return found
+
+
+def _gain_of_best(data: Dataset) -> float:
+    """The time of the default schedule over that of the best one, geometric mean over problems."""
+    gains = []
+    for problem in range(data.problems):
+        own = data.rows_of([problem])
+        defaults = own[data.is_default[own]]
+        if len(defaults):
+            gains.append(float(data.seconds[defaults[0]] / data.seconds[own].min()))
+    return float(np.exp(np.mean(np.log(gains))))
+
+
+def _times(data: Dataset, of: npt.NDArray[np.bool_]) -> dict[str, float]:
+    """How well times are predicted on unseen shapes: R2 of log time, mean error, and the bounds that hold."""
+    truth, middle, inside = [], [], []
+    for fitted, judged in by_shape(data, 0):
+        judged = judged[of[data.problem[judged]]]
+        if not len(judged):
+            continue
+        middle.append(learned()(data, fitted, judged, 0))
+        truth.append(np.log2(data.seconds[judged]))
+        bounds = []
+        for quantile in QUANTILES:
+            model = boosting(0, "quantile", quantile)
+            model.fit(data.features[fitted], data.residual[fitted], sample_weight=weights(data)[fitted])
+            bounds.append(data.estimate[judged] + model.predict(data.features[judged]))
+        inside.append((bounds[0] <= truth[-1]) & (truth[-1] <= bounds[1]))
+    y, p = np.concatenate(truth), np.concatenate(middle)
+    return {
+        "r2": float(1 - np.mean((y - p) ** 2) / np.var(y)),
+        "mean_error": float(np.mean(np.abs(np.exp2(p - y) - 1))),
+        "rmse_log2": float(np.sqrt(np.mean((y - p) ** 2))),
+        "coverage": float(np.mean(np.concatenate(inside))),
+        "rows": len(y),
+    }
+
+
+def _searches(data: Dataset) -> dict[str, list[float]]:
+    """The mean regret after 1, 2, … measurements of unseen shapes: in a random order, in that of the analytic and that
+    of the learned model, and with the learned one corrected by what was measured."""
+    names = ("random", "analytic", "learned", "learned + measured")
+    curves: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in names}
+    for fitted, judged in by_shape(data, 0):
+        predicted = learned()(data, fitted, judged, 0)
+        for problem in np.unique(data.problem[judged]):
+            if not data.whole[problem]:
+                continue
+            own = data.problem[judged] == problem
+            rows = judged[own]
+            seconds = data.seconds[rows]
+            shuffled = np.random.default_rng(int(problem)).permutation(len(rows))
+            choices = [json.loads(text) for text in data.choices[rows]]
+            orders = {
+                "random": shuffled,
+                "analytic": np.argsort(data.estimate[rows], kind="stable"),
+                "learned": np.argsort(predicted[own], kind="stable"),
+                "learned + measured": _searched(predicted[own], seconds, choices),
+            }
+            for name, order in orders.items():
+                best = np.minimum.accumulate(seconds[order]) / seconds.min() - 1
+                curves[name].append(np.pad(best, (0, max(0, MEASURED - len(best))))[:MEASURED])
+    return {name: np.mean(found, axis=0).tolist() for name, found in curves.items() if found}
+
+
+def _searched(predicted: Floats, seconds: Floats, choices: Sequence[Mapping[str, int]]) -> npt.NDArray[np.intp]:
+    """The order in which a search that corrects itself after every measurement would go."""
+    order: list[int] = []
+    left = list(range(len(seconds)))
+    guess = predicted.astype(np.float64)
+    while left and len(order) < MEASURED:
+        n = min(left, key=lambda i: guess[i])
+        order.append(n)
+        left.remove(n)
+        if left:
+            off = np.log2(seconds[order]) - predicted[order]
+            guess[left] = corrected([choices[i] for i in order], off, [choices[i] for i in left], predicted[left])
+    return np.array([*order, *left])
+
+
+def table(found: Mapping[str, Any], split: str) -> list[tuple[str, ...]]:
+    """The rows of a report about one split: a model, its regrets (median and p90), and what else is asked of it."""
+    rows = []
+    for name, values in found[split]["models"].items():
+        regrets = [f"{values[f'top{k}_regret']['median']:.1%} / {values[f'top{k}_regret']['p90']:.1%}" for k in TOPS]
+        others = [f"{values[key]:.2f}" for key in ("recall@5", "spearman", "kendall", "pairwise_accuracy")]
+        rows.append((name, *regrets, *others, f"{values['gain_over_default']:.3f}"))
+    return rows

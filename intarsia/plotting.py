@@ -1,0 +1,18 @@
+"""Pictures, where matplotlib is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from intarsia.ir.errors import CompileError
+
+
+def pyplot() -> Any:
+    """matplotlib's pyplot, drawing into files. Raises CompileError E1801 where it is not installed."""
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        message = "matplotlib draws plots, and is not installed"
+        raise CompileError("E1801", message, hint="pip install 'intarsia[plots]'") from None
+    pyplot.switch_backend("agg")
+    return pyplot

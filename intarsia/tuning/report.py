@@ -1,0 +1,121 @@
+"""The report about the learned model: a page, its pictures, and every figure as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from intarsia.costmodel.dataset import Dataset
+from intarsia.costmodel.evaluation import TOPS, by_shape
+from intarsia.costmodel.experiments import learned, table
+from intarsia.plotting import pyplot
+
+COLUMNS = (
+    "model",
+    *(f"top-{k} regret, median / p90" for k in TOPS),
+    "recall@5",
+    "Spearman",
+    "Kendall",
+    "pairs",
+    "over default",
+)
+
+
+def write_report(data: Dataset, found: Mapping[str, Any], folder: Path) -> None:
+    """Write `report.json`, `report.md` and its pictures into a folder. Raises CompileError E1801 without matplotlib."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(found, indent=1) + "\n")
+    _draw_search(found, folder / "search.png")
+    _draw_times(data, folder / "times.png")
+    _draw_importance(data, folder / "features.png")
+    (folder / "report.md").write_text(_page(found))
+
+
+PREFACE = """\
+# The learned cost model, evaluated
+
+Made by `intarsia costmodel evaluate`; every figure is in [report.json](report.json).
+
+{rows} schedules of {problems} kernels, of {whole} kernels all that there are, measured on {machine}. The median of a
+measurement was {median:.1%} above its least sample (p90 {p90:.1%}). The best measured schedule was {best:.2f} times as
+fast as the default one in the geometric mean.
+
+*Regret* is how much slower the choice is than the best of a kernel, if so many schedules that look fastest are measured
+and the best of them is taken. Only kernels of which every schedule was timed are judged. *Pairs*: of pairs of schedules
+that differ by more than 2 %, the share in the right order. *Over default*: the time of the default schedule over that
+of the first choice, geometric mean.
+"""
+
+
+def _page(found: Mapping[str, Any]) -> str:
+    """The report as Markdown."""
+    whole, best = found["whole problems"], found["best over default"]
+    lines = [PREFACE.format(**found, **found["spread"], whole=whole, best=best)]
+    for split, title in (("unseen_shapes", "Unseen shapes"), ("unseen_ops", "Unseen kinds of op")):
+        lines += ["", f"## {title}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+        lines += [f"| {' | '.join(row)} |" for row in table(found, split)]
+    lines += [
+        "",
+        "## Times",
+        "",
+        "| of | R² of log time | mean error | coverage of the 80 % interval | rows |",
+        "|---" * 5 + "|",
+    ]
+    for name in ("gemm", "all kinds"):
+        own = found[name]
+        cells = (name, f"{own['r2']:.3f}", f"{own['mean_error']:.1%}", f"{own['coverage']:.1%}", str(own["rows"]))
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "![predicted against measured](times.png)", "", "## Searches", "", "![best so far](search.png)"]
+    lines += ["", "## Features", "", "![importance](features.png)", ""]
+    return "\n".join(lines)
+
+
+def _draw_search(found: Mapping[str, Any], path: Path) -> None:
+    """Mean regret over the number of measurements."""
+    figure, axes = pyplot().subplots(figsize=(6, 4))
+    for name, curve in found["best so far"].items():
+        axes.plot(range(1, len(curve) + 1), [100 * value for value in curve], label=name)
+    axes.set_xlabel("schedules measured")
+    axes.set_ylabel("mean regret of the best so far, %")
+    axes.set_yscale("symlog", linthresh=1)
+    axes.legend()
+    figure.savefig(path, dpi=100, bbox_inches="tight")
+
+
+def _draw_times(data: Dataset, path: Path) -> None:
+    """Predicted against measured times of unseen shapes."""
+    figure, axes = pyplot().subplots(figsize=(5, 5))
+    for fitted, judged in by_shape(data, 0):
+        predicted = learned()(data, fitted, judged, 0)
+        axes.plot(data.seconds[judged] * 1e6, np.exp2(predicted) * 1e6, ".", markersize=2, color="C0", alpha=0.5)
+    limits = [float(data.seconds.min() * 1e6), float(data.seconds.max() * 1e6)]
+    axes.plot(limits, limits, color="black", linewidth=0.5)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("measured, us")
+    axes.set_ylabel("predicted, us")
+    figure.savefig(path, dpi=100, bbox_inches="tight")
+
+
+def _draw_importance(data: Dataset, path: Path) -> None:
+    """How much worse the prediction gets on unseen shapes when a feature is shuffled among all rows."""
+    from intarsia.costmodel.training import fit, weights
+
+    fitted, judged = next(iter(by_shape(data, 0)))
+    model = fit("boosting", data.features[fitted], data.residual[fitted], weights(data)[fitted], 0)
+    generator = np.random.default_rng(0)
+    base = float(np.mean(np.abs(model.predict(data.features[judged]) - data.residual[judged])))
+    worse = []
+    for column in range(data.features.shape[1]):
+        x = data.features[judged].copy()
+        x[:, column] = generator.permutation(x[:, column])
+        worse.append(float(np.mean(np.abs(model.predict(x) - data.residual[judged]))) - base)
+    order = np.argsort(worse)[-20:]
+    figure, axes = pyplot().subplots(figsize=(6, 5))
+    axes.barh([data.names[n] for n in order], [worse[n] for n in order])
+    axes.set_xlabel("error of log2 time that is added when the feature is shuffled")
+    figure.savefig(path, dpi=100, bbox_inches="tight")
