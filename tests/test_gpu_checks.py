@@ -81,7 +81,7 @@ def test_errors_are_those_of_a_cpu(name: str, dynamic: bool) -> None:
         assert here == there and here[0].startswith("E08")
 
 
-@pytest.mark.parametrize("name", ["gather i32", "gather_from_nothing", "updates_in_group"])
+@pytest.mark.parametrize("name", ["gather i32", "gather_from_nothing", "updates_in_group", "layers"])
 def test_errors_of_ops_are_those_of_the_reference(name: str) -> None:
     case = PROGRAMS[name]()
     with pytest.raises(CompileError) as expected:

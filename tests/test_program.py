@@ -293,6 +293,22 @@ def test_options() -> None:
     assert code_of(lambda: intarsia.jit(gather, intarsia.Options(checks=True))(x, ids)) == "E0801"
 
 
+def test_a_layer_that_is_not_there_is_noticed_under_checks() -> None:
+    text = """struct P(N) { w: f32[N, N] }
+    fn one(l: P(4)[3], x: f32[2, 4], k: i32) -> f32[2, 4] { return x @ l[k - 1].w }
+    fn steps(l: P(4)[3], x: f32[2, 4], k: i32[2]) -> f32[2, 4] {
+        return loop (y = x) for t < 2 { yield y @ l[k[t]].w }
+    }"""
+    layers = [{"w": np.full((4, 4), n, np.float32)} for n in range(3)]
+    x = np.ones((2, 4), np.float32)
+    plain, checked = (intarsia.compile(text, intarsia.Options(checks=c)) for c in (False, True))
+    assert plain.one(layers, x, np.int32(9))[0, 0] == checked.one(layers, x, np.int32(3))[0, 0] == 8.0
+    assert checked.steps(layers, x, np.array([1, 2], np.int32))[0, 0] == 32.0
+    for k in (0, 4):
+        assert code_of(lambda k=k: checked.one(layers, x, np.int32(k))) == "E0801"
+    assert code_of(lambda: checked.steps(layers, x, np.array([1, 3], np.int32))) == "E0801"
+
+
 @pytest.mark.parametrize("name", [n for n, t in TARGETS.items() if t.kind == "cpu"])
 def test_code_for_other_machines_can_be_looked_at(name: str) -> None:
     f = intarsia.jit(DOUBLE, intarsia.Options(target=name))

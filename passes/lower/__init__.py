@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from intarsia.ir.dtypes import I64
 from intarsia.ir.graph import Module, Node, Parameter, Region, Structured, Value
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.ops import ArgReduce, Argsort, Call, Constant, Cumulative, Fused, ListGet, Loop, Reshape, Sort, Update
@@ -24,7 +25,7 @@ from intarsia.ir.scalar import Expr, Load, as_size, transform
 from intarsia.ir.sizes import Size, maximum, minimum
 from intarsia.ir.space import operand, operand_position
 from intarsia.ir.types import ListType
-from intarsia.passes.lower.checks import Checks
+from intarsia.passes.lower.checks import Checks, checked_position
 from intarsia.passes.lower.kernel import GroupLowering, LoweredGroup, literal_of, unwrapped
 from intarsia.passes.lower.loops import lower_pointwise_loop, members_of, runs_inside
 from intarsia.passes.lower.names import kernel_label
@@ -188,6 +189,12 @@ class _Block:
                 self._pointwise_loop(node)
             case Loop():
                 self._plan_loop(node)
+            case ListGet(source, old) if self.lowering.checks is not None and old.opaques:
+                positions, picked = checked_position(node)
+                self._group((positions, picked), picked.values, node)
+                own = (self.value(picked.value),)
+                here = Size.opaque(Load(operand(0), (), I64))
+                self._append(node, replace(node, index=here, scalars=own, source=self.value(source)))
             case ListGet(source, old):
                 (index,), scalars = self._scalars((old,), node.scalars)
                 if old.opaques and not index.opaques and isinstance(source.type, ListType):  # data that is a literal

@@ -23,11 +23,12 @@ from intarsia.ir.dtypes import I32, I64
 from intarsia.ir.errors import Span
 from intarsia.ir.graph import Node, Value
 from intarsia.ir.kernel import Check, Kernel, Statement, walk
-from intarsia.ir.ops import Update
+from intarsia.ir.ops import Compute, ListGet, Update
 from intarsia.ir.ops.elementwise import axes_for
 from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, apply, constant, where
 from intarsia.ir.sizes import ZERO, Size, row_major_strides
-from intarsia.ir.space import Axis, Space, operand_position
+from intarsia.ir.space import Axis, Space, operand, operand_position, rename_size_buffers
+from intarsia.ir.types import ListType
 from intarsia.passes.lower.names import value_extents
 from intarsia.passes.lower.stages import Scope, subscripts
 
@@ -73,6 +74,17 @@ def check_space(group: GroupLowering, node: Node, space: Space, checks: Checks) 
         for bound in (axis.lower, axis.upper):
             _write(group, node, space.all_axes[:position], reader.size(bound, ()), checks)
     _write(group, node, space.all_axes, reader.expression(space.body, ()), checks)
+
+
+def checked_position(node: ListGet) -> tuple[Compute, Compute]:
+    """The subscript of a list that depends on data as a value: what it picks from all positions. Reading there is
+    checked like any other reading."""
+    assert isinstance(node.source.type, ListType)
+    every = Axis("i", ZERO, node.source.type.length)
+    positions = Compute((), Space((every,), Index(Size.of("i")), I64), span=node.span)
+    names = {operand(n): operand(n + 1) for n in range(len(node.scalars))}
+    place = Load(operand(0), (rename_size_buffers(node.index, names),), I64)
+    return positions, Compute((positions.value, *node.scalars), Space((), place, I64), span=node.span)
 
 
 def check_update(group: GroupLowering, node: Update, checks: Checks) -> None:
