@@ -189,6 +189,7 @@ def test_a_gpu_that_is_not_there(ita: Run) -> None:
     assert status == 2 and "--cuda-graph needs --target gpu" in err
 
 
+@pytest.mark.slow
 def test_time_and_profile(ita: Run) -> None:
     status, _, err = ita(
         "run", "mlp.ita", *SIZES, "--random", "--time", "--profile", "--threads", "1", "--out", "y.npy"

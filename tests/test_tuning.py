@@ -137,6 +137,7 @@ def test_a_wrong_schedule_is_noticed() -> None:
         Stopwatch(kernel, TARGET).time([default, wrong])
 
 
+@pytest.mark.slow
 def test_the_command_line(empty_cache: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     plot = tmp_path / "plot.svg"
