@@ -114,6 +114,15 @@ def test_schedules_that_do_not_fit_are_left_alone(empty_cache: Path) -> None:
         assert text not in compilation.schedules.values() and compilation.schedules
 
 
+def test_a_damaged_database_stops_no_compilation(empty_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known.database_path().write_text("this is no database")
+    x = np.ones((96, 160), np.float32)
+    with pytest.warns(RuntimeWarning, match="cannot use the database"):
+        np.testing.assert_array_equal(intarsia.jit(TRANSPOSE)(x), x.T)
+    assert main(["tune", "-e", TRANSPOSE, "--db", str(known.database_path()), "--trials", "1"]) == 1
+    assert "error[E0709]: cannot use the database" in capsys.readouterr().err
+
+
 def test_the_cache_knows_that_something_was_measured(empty_cache: Path) -> None:
     x = np.arange(96 * 160, dtype=np.float32).reshape(96, 160)
     np.testing.assert_array_equal(intarsia.jit(TRANSPOSE)(x), x.T)

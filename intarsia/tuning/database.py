@@ -10,13 +10,14 @@ import json
 import platform
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 import intarsia
+from intarsia.ir.errors import CompileError
 from intarsia.ir.target import Target
 from intarsia.tuning.measuring import Timing
 
@@ -74,21 +75,22 @@ def compiler_name() -> str:
 
 
 class Database:
-    """Measurements in a file, which is made when something is written."""
+    """Measurements in a file, which is made when something is written. Raises CompileError E0709 where it is damaged,
+    is no database, or cannot be reached."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self.path, timeout=PATIENCE)
         try:
-            with connection:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self.path, timeout=PATIENCE)) as connection, connection:
                 connection.executescript(_TABLES)
                 yield connection
-        finally:
-            connection.close()
+        except (OSError, sqlite3.Error) as error:
+            hint = "if it is damaged, delete it: what was measured is lost then, and nothing else"
+            raise CompileError("E0709", f"cannot use the database {self.path}: {error}", hint=hint) from None
 
     def add(self, problem: ProblemRow, machine: str, rows: Iterable[Row]) -> None:
         """Keep a problem and measurements of it; of two for one schedule, the better one."""

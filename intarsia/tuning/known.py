@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from intarsia.cache import cache_directory
+from intarsia.ir.errors import CompileError
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.target import Target
 
@@ -36,4 +38,8 @@ def _best(kernel: Kernel, target: Target) -> str | None:
     from intarsia.tuning.database import Database, machine_name  # SQLite, only where there is a file
     from intarsia.tuning.isolation import problem_key
 
-    return Database(database_path()).best(problem_key(kernel, target), machine_name(target))
+    try:
+        return Database(database_path()).best(problem_key(kernel, target), machine_name(target))
+    except CompileError as error:  # a program compiles without what was measured, too
+        warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+        return None
