@@ -20,7 +20,7 @@ from intarsia.ir.kernel_access import expressions
 from intarsia.ir.preparation import split_preparation
 from intarsia.ir.scalar import Apply, Cast, Expr, Load, loads
 from intarsia.ir.scalar import walk as walk_expression
-from intarsia.ir.sizes import row_major_strides
+from intarsia.ir.sizes import Size, row_major_strides
 from intarsia.ir.target import Target
 
 SLOW = {"div": 8, "sqrt": 10, "rsqrt": 12, "floordiv": 12, "mod": 12, "pow": 30}
@@ -53,10 +53,10 @@ def estimate(kernel: Kernel, target: Target) -> Estimate:
     extents = Extents.of(kernel)
     cycles = dict.fromkeys(("arithmetic", "loads", "stores", "chains"), 0.0)
     for leaf, loops in extents.leaves(kernel.body):
-        for name, count in instructions(leaf, loops, extents, target).items():
+        for name, count in _instructions(leaf, loops, extents, target).items():
             cycles[name] += count
     resources = {name: count / target.rates.clock for name, count in cycles.items()}
-    resources |= transfers(kernel, extents, target)
+    resources |= _transfers(kernel, extents, target)
     waking = forks(kernel.body, extents) * target.rates.fork if target.cores > 1 else 0.0
     slowest = max(resources.values())
     rest = sum(resources.values()) - slowest
@@ -66,7 +66,7 @@ def estimate(kernel: Kernel, target: Target) -> Estimate:
 # ---------------------------------------------------------------------- instructions
 
 
-def instructions(leaf: Statement, loops: tuple[For, ...], extents: Extents, target: Target) -> dict[str, float]:
+def _instructions(leaf: Statement, loops: tuple[For, ...], extents: Extents, target: Target) -> dict[str, float]:
     """Cycles of one core for all executions of a leaf, by unit."""
     if isinstance(leaf, Call):
         length = max(2, extents.value(leaf.length))
@@ -124,7 +124,7 @@ def _loads(load: Load, loops: tuple[For, ...], extents: Extents, target: Target)
     return times * extents.points(written_out) * _parts(buffer.name, load.indices, loops, extents, target)
 
 
-def _parts(name: str, indices: Sequence[object], loops: tuple[For, ...], extents: Extents, target: Target) -> float:
+def _parts(name: str, indices: Sequence[Size], loops: tuple[For, ...], extents: Extents, target: Target) -> float:
     """Instructions for one access over all lanes: vectors where they lie together, else one a lane."""
     buffer = extents.buffers[name]
     total = 1.0
@@ -145,11 +145,11 @@ def _apart(put: Put, loops: tuple[For, ...], lanes: float, extents: Extents) -> 
     return 1.0 if not steps or 1 in steps else lanes
 
 
-def stride_of(name: str, indices: Sequence[object], axis: str, extents: Extents) -> int | None:
+def stride_of(name: str, indices: Sequence[Size], axis: str, extents: Extents) -> int | None:
     strides = row_major_strides(extents.buffers[name].shape)
     total = 0
     for index, step in zip(indices[len(indices) - len(strides) :], strides):
-        coefficient = index.coefficient(axis)  # type: ignore[attr-defined]
+        coefficient = index.coefficient(axis)
         if coefficient is None:
             return None
         total += coefficient * extents.value(step)
@@ -172,12 +172,12 @@ def _chain(put: Put, loops: tuple[For, ...], extents: Extents) -> float:
 # ---------------------------------------------------------------------- bytes
 
 
-def transfers(kernel: Kernel, extents: Extents, target: Target) -> dict[str, float]:
+def _transfers(kernel: Kernel, extents: Extents, target: Target) -> dict[str, float]:
     """Seconds for the bytes through each cache and from memory."""
     rates = target.rates
     written = {name for name, buffer in extents.buffers.items() if buffer.role != "in"}
     streamed = {s.buffer for s, _ in walk(kernel.body) if isinstance(s, Put) and s.nontemporal}
-    threads = threads_of(kernel.body, extents, target)
+    threads = _threads(kernel.body, extents, target)
     footprints = Footprints(extents, target.cache_line)
     found: dict[str, float] = {}
     for level, size in enumerate(target.caches):
@@ -203,7 +203,7 @@ def share_of(loops: Iterable[For], extents: Extents, target: Target) -> float:
     return 1.0
 
 
-def threads_of(body: Sequence[Statement], extents: Extents, target: Target) -> float:
+def _threads(body: Sequence[Statement], extents: Extents, target: Target) -> float:
     """The threads of a kernel: the largest share of its loops."""
     return max((share_of(loops, extents, target) for _, loops in extents.leaves(body)), default=1.0)
 

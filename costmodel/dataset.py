@@ -21,9 +21,6 @@ Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int32]
 Texts = npt.NDArray[np.object_]
 
-DATA = Path(__file__).parent / "data"
-"""The measurements that ship."""
-
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -111,9 +108,3 @@ def load_file(path: Path) -> Dataset:
                 values[f.name] = array.astype(np.float32) if array.dtype == np.float16 else array
     values["machine"] = values["machine"][0]
     return Dataset(**values)
-
-
-def shipped() -> Dataset:
-    """The measurements that ship, of this version's machine."""
-    (path,) = DATA.glob("*.npz")
-    return load_file(path)

@@ -17,12 +17,12 @@ import numpy.typing as npt
 from intarsia.costmodel.analytic import SLOW, estimate, forks, is_product, share_of, stride_of
 from intarsia.costmodel.extents import Extents, Footprints, traffic
 from intarsia.ir.functions import FUNCTIONS
-from intarsia.ir.kernel import Alloc, Buffer, For, If, Kernel, Prefetch, Put, walk
+from intarsia.ir.kernel import Alloc, Buffer, For, If, Kernel, Prefetch, Put, Statement, walk
 from intarsia.ir.kernel_access import expressions
 from intarsia.ir.preparation import split_preparation
-from intarsia.ir.scalar import Apply, Cast, Load, loads
+from intarsia.ir.scalar import Apply, Cast, Expr, Load, loads
 from intarsia.ir.scalar import walk as walk_expression
-from intarsia.ir.sizes import product
+from intarsia.ir.sizes import Size, product
 from intarsia.ir.target import Target
 
 FEATURES: dict[str, str] = {
@@ -236,8 +236,8 @@ def _count(
     sums.add("inner trips", runs * vectors * (extents.trips[place] if place else 1.0))
 
 
-def _count_operations(value: object, points: float, sums: _Sums) -> None:
-    for e in walk_expression(value):  # type: ignore[arg-type]
+def _count_operations(value: Expr, points: float, sums: _Sums) -> None:
+    for e in walk_expression(value):
         match e:
             case Apply(function):
                 count = SLOW.get(function, FUNCTIONS[function].operations)
@@ -277,9 +277,9 @@ def _count_load(load: Load, lanes: Sequence[For], points: float, times: float, e
     sums.add(kind, points)
 
 
-def _step(name: str, indices: Sequence[object], loop: For, extents: Extents) -> int | None:
+def _step(name: str, indices: Sequence[Size], loop: For, extents: Extents) -> int | None:
     """Elements between neighbouring iterations of a loop; None where that is not one number."""
-    if any(loop.axis in o.symbols for i in indices for o in i.opaques):  # type: ignore[attr-defined]
+    if any(loop.axis in o.symbols for i in indices for o in i.opaques):
         return None
     return stride_of(name, indices, loop.axis, extents)
 
@@ -300,8 +300,8 @@ def _registers(extents: Extents, target: Target) -> dict[str, float]:
 def _iterations(extents: Extents) -> float:
     """Iterations of all loops that run."""
 
-    def count(body: Sequence[object], times: float) -> Iterator[float]:
-        for statement in extents.statements(body):  # type: ignore[arg-type]
+    def count(body: Sequence[Statement], times: float) -> Iterator[float]:
+        for statement in extents.statements(body):
             if isinstance(statement, For):
                 inside = times * extents.trips[statement.axis]
                 if statement.kind not in ("lane", "unroll"):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,6 @@ from intarsia.ir.kernel import Kernel
 from intarsia.ir.target import Target
 
 Floats = npt.NDArray[np.float32]
-
-MODEL = Path(__file__).parent / "data" / "model.npz"
-"""The model that ships."""
 
 MARGIN = 0.15
 """How far outside of what was seen a feature may lie, as a part of the range."""
@@ -87,7 +83,7 @@ class LearnedModel:
         np.savez_compressed(path, least=self.least, most=self.most, **arrays)
 
 
-def load_model(path: Path = MODEL) -> LearnedModel | None:
+def load_model(path: Path) -> LearnedModel | None:
     """The model of a file; None where there is none, or it was made for other features."""
     if not path.exists():
         return None
@@ -98,12 +94,6 @@ def load_model(path: Path = MODEL) -> LearnedModel | None:
         return None
     middle, low, high = (Forest.of(arrays, name) for name in ("middle", "low", "high"))
     return LearnedModel(middle, low, high, arrays["least"], arrays["most"], names, str(arrays["machine"]))
-
-
-@cache
-def shipped_model() -> LearnedModel | None:
-    """The model that ships, read once."""
-    return load_model()
 
 
 def rank(model: LearnedModel, rows: Sequence[Floats]) -> list[int]:

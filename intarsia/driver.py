@@ -23,6 +23,7 @@ from intarsia.ir.errors import CompileError, Remarks, ScheduleError
 from intarsia.ir.graph import Module
 from intarsia.ir.kernel import Alloc
 from intarsia.ir.kernel_interpreter import CheckFailed
+from intarsia.ir.mapping import Mapper
 from intarsia.ir.plan import Plan, Repeat
 from intarsia.ir.plan_alignment import unaligned_parameters
 from intarsia.ir.plan_text import print_plan
@@ -216,16 +217,9 @@ class Compilation:
 
     def executable(self, store: ObjectStore | None = None) -> Executable:
         """The compiled program, ready to call or to keep. Kernels that `store` has are not compiled again."""
-        from intarsia.backends.cpu.pieces import compile_pieces
-
-        plan = self.plan
+        plan, labels = self.plan, [p.label for p in self.source_module.graph.parameters]
         with self._timed("code"):
-            compiled = [compile_pieces(p, self.target, store or _Nothing(), map_in_workers) for p in plan.whole]
-        labels = [p.label for p in self.source_module.graph.parameters]
-        if (once := plan.preparation) is None:
-            return executable_of(plan, compiled[0], labels)
-        preparation = executable_of(once.plan, compiled[0], [labels[n] for n in once.inputs])
-        return replace(executable_of(plan, compiled[1], labels), preparation=preparation)
+            return executable_for(plan, self.target, labels, store, map_in_workers)
 
     def text(self, stage: str, debug_info: bool = False) -> str:
         """The text of one of `STAGES`."""
@@ -294,6 +288,20 @@ class _Nothing:
 
     def put(self, key: str, code: bytes) -> None:
         pass
+
+
+def executable_for(
+    plan: Plan, target: Target, labels: Sequence[str], store: ObjectStore | None = None, each: Mapper = map
+) -> Executable:
+    """A plan compiled, with what prepares its constants. labels: those of the program's inputs, in order. Kernels that
+    `store` has are not compiled again; `each` is how the others are."""
+    from intarsia.backends.cpu.pieces import compile_pieces
+
+    compiled = [compile_pieces(part, target, store or _Nothing(), each) for part in plan.whole]
+    if (once := plan.preparation) is None:
+        return executable_of(plan, compiled[0], labels)
+    preparation = executable_of(once.plan, compiled[0], [labels[n] for n in once.inputs])
+    return replace(executable_of(plan, compiled[1], labels), preparation=preparation)
 
 
 def executable_of(plan: Plan, pieces: tuple[bytes, ...], parameters: Sequence[str]) -> Executable:

@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from intarsia.backends.cpu.pieces import ObjectStore, compile_pieces
-from intarsia.driver import executable_of
+from intarsia.driver import executable_for
 from intarsia.executable import Executable
 from intarsia.ir.dtypes import Array
 from intarsia.ir.errors import Remarks
@@ -41,15 +40,10 @@ def program_of(kernel: Kernel) -> Module:
     return Module(Graph(kernel.name, Region(parameters, (call,), call.values)), (kernel,))
 
 
-def compile_alone(kernel: Kernel, target: Target, store: ObjectStore) -> Executable:
+def compile_alone(kernel: Kernel, target: Target) -> Executable:
     """Machine code for a scheduled kernel by itself."""
-    whole = plan(program_of(kernel), Remarks(), ON_STACK)
-    compiled = [compile_pieces(part, target, store) for part in whole.whole]
     labels = [b.name for b in kernel.parameters if b.role in ("in", "inout")]
-    if (once := whole.preparation) is None:
-        return executable_of(whole, compiled[0], labels)
-    preparation = executable_of(once.plan, compiled[0], [labels[n] for n in once.inputs])
-    return replace(executable_of(whole, compiled[1], labels), preparation=preparation)
+    return executable_for(plan(program_of(kernel), Remarks(), ON_STACK), target, labels)
 
 
 def random_inputs(kernel: Kernel, seed: int = 0) -> list[Array]:

@@ -60,16 +60,6 @@ class WrongResult(Exception):
     """A candidate computes something else than the default schedule: a fault of the compiler."""
 
 
-class _Nothing:
-    """A store that keeps nothing."""
-
-    def get(self, key: str) -> bytes | None:
-        return None
-
-    def put(self, key: str, code: bytes) -> None:
-        pass
-
-
 class Stopwatch:
     """Times candidates for one kernel on this machine. What a run reads and writes stays the same for all."""
 
@@ -82,7 +72,7 @@ class Stopwatch:
     def time(self, candidates: Sequence[Candidate], progress: Callable[[], object] = lambda: None) -> list[Timing]:
         """Their times, in order; of hopeless ones after one round. The first one is taken to be right if none was timed
         before. Raises WrongResult."""
-        compiled = list(map_in_workers(partial(_compiled, target=self._target), [c.kernel for c in candidates]))
+        compiled = list(map_in_workers(partial(compile_alone, target=self._target), [c.kernel for c in candidates]))
         runs = [self._run_of(executable, candidate) for executable, candidate in zip(compiled, candidates)]
         samples: list[list[list[float]]] = [[] for _ in runs]
         with _on_one_core(self._target):
@@ -106,10 +96,6 @@ class Stopwatch:
         addresses = [address_of(a) for a in (*self._inputs, *prepared)]
         owners = (executable, prepared)
         return lambda: (call(addresses), owners)
-
-
-def _compiled(kernel: Kernel, target: Target) -> Executable:
-    return compile_alone(kernel, target, _Nothing())
 
 
 def _by_turns(count: int, round_: int) -> Iterator[int]:
