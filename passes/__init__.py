@@ -13,6 +13,7 @@ MODULES: tuple[str, ...] = (
     "legalize_dtype",
     "sample",
     "contract",
+    "hoist",
     "fuse",
     "skip_rounding",
     "lower",

@@ -152,7 +152,7 @@ class Pipeline:
 
 
 DEFAULT = (
-    "canonicalize,cse,dce,expand-sorts,legalize-dtype,canonicalize,cse,sample,dce,contract,fuse,skip-rounding,dce,"
+    "canonicalize,cse,dce,expand-sorts,legalize-dtype,canonicalize,cse,sample,dce,contract,hoist,fuse,skip-rounding,dce,"
     "lower,schedule"
 )
 
