@@ -21,6 +21,10 @@ Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int32]
 Texts = npt.NDArray[np.object_]
 
+COUNTS = ("instructions", "spills", "live")
+"""What is counted in the code of a schedule: instructions of its LLVM IR, vector registers that are moved to the stack
+and back, and vector registers that are live at once."""
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -29,7 +33,8 @@ class Dataset:
     features: (n, number of features), tokens: (n, columns of token counts). seconds: (n,); spread: (n,) how far the
     median of a row was above its least sample. problem: (n,) row to problem. is_default: (n,) is it the default
     schedule? kind, source, kernel: (p,) texts; cores: (p,); whole: (p,) was every candidate timed?
-    schedule, choices: (n,) texts. names: those of the features.
+    schedule, choices: (n,) texts. counts: (n, len(COUNTS)), NaN where nothing was counted. names: those of the
+    features.
     """
 
     features: Floats
@@ -45,6 +50,7 @@ class Dataset:
     kernel: Texts
     cores: Integers
     whole: npt.NDArray[np.bool_]
+    counts: Floats
     names: tuple[str, ...] = NAMES
     machine: str = ""
 
@@ -90,7 +96,7 @@ class Dataset:
         np.savez_compressed(path, **arrays)
 
 
-_BY_ROW = ("features", "tokens", "seconds", "spread", "problem", "is_default", "schedule", "choices")
+_BY_ROW = ("features", "tokens", "seconds", "spread", "problem", "is_default", "schedule", "choices", "counts")
 _HALF = ("tokens", "spread")
 _TEXTS = ("schedule", "choices", "kind", "source", "kernel", "names", "machine")
 
@@ -100,6 +106,9 @@ def load_file(path: Path) -> Dataset:
     with np.load(path, allow_pickle=False) as found:
         values: dict[str, Any] = {}
         for f in fields(Dataset):
+            if f.name == "counts" and f.name not in found:  # a file from before anything was counted
+                values[f.name] = np.full((len(found["seconds"]), len(COUNTS)), np.nan, np.float32)
+                continue
             array = found[f.name]
             if f.name in _TEXTS:
                 texts = json.loads(array.tobytes())

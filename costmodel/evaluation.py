@@ -50,11 +50,16 @@ def judge(predicted: Floats, seconds: Floats, default: int | None) -> Judgement:
     return Judgement(
         {k: float(seconds[order[:k]].min() / best - 1) for k in TOPS},
         {k: len(set(order[:k].tolist()) & set(truth[:k].tolist())) / min(k, len(seconds)) for k in TOPS},
-        _correlation(_ranks(predicted), _ranks(seconds)),
+        spearman(predicted, seconds),
         2 * right - 1,
         right,
         float(seconds[default] / seconds[order[0]]) if default is not None else float("nan"),
     )
+
+
+def spearman(a: Floats, b: Floats) -> float:
+    """The rank correlation of two rows of numbers."""
+    return _correlation(_ranks(a), _ranks(b))
 
 
 def _ranks(values: Floats) -> Floats:

@@ -24,6 +24,7 @@ from intarsia.costmodel.evaluation import (
     judgements,
     summary,
 )
+from intarsia.costmodel.targets import targets
 from intarsia.costmodel.training import QUANTILES, boosting, fit, weights
 
 Rows = npt.NDArray[Any]
@@ -124,6 +125,8 @@ def run(data: Dataset, seeds: int, progress: Callable[[str], object] = lambda wh
     progress("gemm")
     found["gemm"] = _times(data, np.char.find(data.kind.astype(str), "matmul") >= 0)
     found["all kinds"] = _times(data, np.ones(data.problems, bool))
+    progress("counts")
+    found["targets"] = targets(data)
     progress("searches")
     found["best so far"] = _searches(data)
     return found

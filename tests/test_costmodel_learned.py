@@ -13,7 +13,7 @@ import pytest
 
 from intarsia.costmodel.analytic import estimate
 from intarsia.costmodel.correction import corrected
-from intarsia.costmodel.dataset import Dataset, load_file
+from intarsia.costmodel.dataset import COUNTS, Dataset, load_file
 from intarsia.costmodel.evaluation import analytic, at_random, by_kind, by_shape, default, judge, judgements, summary
 from intarsia.costmodel.experiments import MODELS, run
 from intarsia.costmodel.features import FEATURES, NAMES, features
@@ -87,13 +87,15 @@ def made_up(problem_count: int = 18, each: int = 12, seed: int = 0) -> Dataset:
     problem = np.repeat(np.arange(problem_count), each).astype(np.int32)
     x[:, 0] = -14 + problem % 5
     seconds = np.exp2(x[:, 0] + np.maximum(x[:, 3], 0) + 0.5 * np.abs(x[:, 7])).astype(np.float32)
+    counts = np.exp2(np.stack([5 + np.abs(x[:, 4]), np.abs(x[:, 5]), 4 + x[:, 6] / 4], axis=1)).astype(np.float32)
+    counts[n // 2 :: 7] = np.nan
     texts = np.array([f"s{n}" for n in range(n)], dtype=object)
     names = np.array([f"p{n}" for n in range(problem_count)], dtype=object)
     kinds = np.array([("a", "b", "c")[n % 3] for n in range(problem_count)], dtype=object)
     return Dataset(
         x, random.integers(0, 3, (n, 8)).astype(np.float32), seconds, np.zeros(n, np.float32), problem,
         np.arange(n) % each == 0, texts, texts, kinds, names, names, np.ones(problem_count, np.int32),
-        np.ones(problem_count, bool), machine="some machine",
+        np.ones(problem_count, bool), counts, machine="some machine",
     )  # fmt: skip
 
 
@@ -135,7 +137,17 @@ def test_a_dataset_reads_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(same.features, data.features)
     assert same.kind.tolist() == data.kind.tolist() and same.names == NAMES and same.machine == data.machine
     few = same.select(same.rows_of([1, 2]))
+    np.testing.assert_array_equal(same.counts, data.counts)
     assert len(few) == 24 and few.problems == data.problems and set(few.problem.tolist()) == {1, 2}
+    assert few.counts.shape == (24, 3)
+
+
+def test_columns_without_counts_are_read(tmp_path: Path) -> None:
+    made_up().save(tmp_path / "new.npz")
+    with np.load(tmp_path / "new.npz") as found:
+        np.savez(tmp_path / "old.npz", **{name: found[name] for name in found.files if name != "counts"})
+    counts = load_file(tmp_path / "old.npz").counts
+    assert counts.shape == (len(made_up()), 3) and np.isnan(counts).all()
 
 
 def test_judging_choices() -> None:
@@ -192,4 +204,8 @@ def test_a_report_of_everything(tmp_path: Path) -> None:
     assert kept["best so far"]["random"][-1] == pytest.approx(0.0)
     page = (tmp_path / "report.md").read_text()
     assert "| analytic |" in page and "## Unseen kinds of op" in page
+    assert "| instructions | 5" in page
+    for count in COUNTS:
+        own = kept["targets"][count]["models"]
+        assert own["features"]["r2"] > 0.3 > own["text"]["r2"] and own["features"]["spearman"] > own["text"]["spearman"]
     assert all((tmp_path / f"{name}.png").stat().st_size > 1000 for name in ("search", "times", "features"))

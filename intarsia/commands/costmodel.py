@@ -1,4 +1,4 @@
-"""`intarsia costmodel collect`, `export`, `train`, `evaluate` and `show`."""
+"""`intarsia costmodel collect`, `count`, `export`, `train`, `evaluate` and `show`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from intarsia.costmodel.dataset import Dataset, load_file
 from intarsia.costmodel.features import FEATURES
 from intarsia.costmodel.problems import KINDS, problems
 from intarsia.ir.errors import CompileError
+from intarsia.ir.target import Target
 from intarsia.measurement import size_text
 from intarsia.options import host_target
 from intarsia.runtime.threads import THREADS
@@ -64,18 +65,44 @@ def _text(found: Collected) -> str:
     return f"{found.problem.kind}: {every} {found.kept} schedules{left}, the best {found.gain:.2f} times the default"
 
 
+@command.command("count")
+@click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
+def count_command(file: Path) -> None:
+    """Count instructions, spilled vector registers and live vectors of what the database FILE holds of this machine.
+
+    Schedules are compiled and not run. What is counted stays when this is ended by Ctrl-C, and is left out when it is
+    started again.
+    """
+    from intarsia.tuning.counting import count_all
+
+    database, target = Database(file), host_target()
+    _require_measured(database, target)
+    rows, start = 0, time.monotonic()
+    for n, found in enumerate(count_all(database, target), start=1):
+        rows += found.counted
+        left = f", {found.left} no longer legal" if found.left else ""
+        clock = f"{time.monotonic() - start:7.0f} s"
+        click.echo(f"{clock} {n:5} kernels {rows:6} rows  {found.kind}: {found.counted} schedules{left}")
+
+
+def _require_measured(database: Database, target: Target) -> str:
+    """The name of this kind of machine. Raises CompileError E1803 where a database holds nothing of it."""
+    machine = machine_name(target)
+    if machine not in database.machines():
+        others = ", ".join(database.machines()) or "none"
+        raise CompileError(
+            "E1803", f"{database.path} holds nothing of this machine, {machine}", hint=f"machines in it: {others}"
+        )
+    return machine
+
+
 @command.command("export")
 @click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="A .npz file.")
 def export_command(file: Path, output: Path) -> None:
     """Write what the database FILE holds of this kind of machine as columns, with features made anew."""
     database, target = Database(file), host_target()
-    machine = machine_name(target)
-    if machine not in database.machines():
-        others = ", ".join(database.machines()) or "none"
-        raise CompileError(
-            "E1803", f"{file} holds nothing of this machine, {machine}", hint=f"machines in it: {others}"
-        )
+    machine = _require_measured(database, target)
 
     def progress(done: int, total: int) -> None:
         click.echo(f"  {done} of {total} problems", err=True)

@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import intarsia
+from intarsia.backends.cpu.counting import Counts
 from intarsia.ir.errors import CompileError
 from intarsia.ir.target import Target
 from intarsia.tuning.measuring import Timing
@@ -36,6 +37,11 @@ CREATE TABLE IF NOT EXISTS measurements (
 CREATE TABLE IF NOT EXISTS finished (
     problem TEXT NOT NULL, machine TEXT NOT NULL, compiler TEXT NOT NULL, whole INTEGER NOT NULL,
     PRIMARY KEY (problem, machine, compiler)
+);
+CREATE TABLE IF NOT EXISTS counts (
+    problem TEXT NOT NULL, schedule TEXT NOT NULL, machine TEXT NOT NULL, compiler TEXT NOT NULL,
+    instructions INTEGER NOT NULL, spills INTEGER NOT NULL, live INTEGER NOT NULL,
+    PRIMARY KEY (problem, schedule, machine, compiler)
 );
 """
 
@@ -147,6 +153,37 @@ class Database:
         """The schedule that was fastest; None if nothing is known."""
         rows = self.rows(problem, machine)
         return rows[0].schedule if rows else None
+
+    def add_counts(self, problem: str, machine: str, counts: Mapping[str, Counts]) -> None:
+        """Keep what was counted in the code of some schedules of a problem."""
+        with self._open() as db:
+            db.executemany(
+                "INSERT OR REPLACE INTO counts VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [(problem, s, machine, compiler_name(), c.instructions, c.spills, c.live) for s, c in counts.items()],
+            )
+
+    def counts(self, problem: str, machine: str) -> dict[str, Counts]:
+        """What was counted of a problem's schedules for a machine; of several compilers, the last one that counted."""
+        if not self.path.exists():
+            return {}
+        with self._open() as db:
+            query = (
+                "SELECT schedule, instructions, spills, live FROM counts"
+                " WHERE problem = ? AND machine = ? ORDER BY rowid"
+            )
+            return {schedule: Counts(*numbers) for schedule, *numbers in db.execute(query, (problem, machine))}
+
+    def uncounted(self, problem: str, machine: str) -> list[str]:
+        """The schedules of a problem that were measured on a machine, and not counted as this compiler makes them."""
+        if not self.path.exists():
+            return []
+        with self._open() as db:
+            query = (
+                "SELECT DISTINCT m.schedule FROM measurements m WHERE m.problem = ? AND m.machine = ? AND NOT EXISTS"
+                " (SELECT 1 FROM counts c WHERE c.problem = m.problem AND c.machine = m.machine"
+                " AND c.schedule = m.schedule AND c.compiler = ?)"
+            )
+            return [schedule for (schedule,) in db.execute(query, (problem, machine, compiler_name()))]
 
     def machines(self) -> list[str]:
         """The machines that something was measured on."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from intarsia.costmodel.dataset import Dataset, Floats
+from intarsia.backends.cpu.counting import Counts
+from intarsia.costmodel.dataset import COUNTS, Dataset, Floats
 from intarsia.costmodel.features import features
 from intarsia.costmodel.tokens import token_features
 from intarsia.ir.errors import Source
@@ -38,7 +39,7 @@ def dataset_of(
     for start in range(0, len(found), step):
         columns += map_in_workers(partial(_columns, target=target), found[start : start + step])
         progress(min(start + step, len(found)), len(found))
-    counts = [len(rows) for _, rows in found]
+    lengths = [len(rows) for _, rows in found]
     every = [row for _, rows in found for row in rows]
     problems = [problem for problem, _ in found]
 
@@ -50,7 +51,7 @@ def dataset_of(
         tokens=np.concatenate([t for _, t in columns]),
         seconds=np.array([r.timing.seconds for r in every], np.float32),
         spread=np.array([r.timing.spread for r in every], np.float32),
-        problem=np.repeat(np.arange(len(found)), counts).astype(np.int32),
+        problem=np.repeat(np.arange(len(found)), lengths).astype(np.int32),
         is_default=np.array([not r.choices for r in every]),
         schedule=texts([r.schedule for r in every]),
         choices=texts([json.dumps(dict(r.choices)) for r in every]),
@@ -59,8 +60,16 @@ def dataset_of(
         kernel=texts([p.kernel for p in problems]),
         cores=np.array([p.cores for p in problems], np.int32),
         whole=np.array([p.whole for p in problems]),
+        counts=np.concatenate([_counts(database.counts(p.key, machine), rows) for p, rows in found]),
         machine=machine,
     )
+
+
+def _counts(known: Mapping[str, Counts], rows: Sequence[Row]) -> Floats:
+    """What was counted in the code of some schedules: (rows, COUNTS), NaN where nothing was."""
+    nothing = (np.nan,) * len(COUNTS)
+    found = [[getattr(known[r.schedule], n) for n in COUNTS] if r.schedule in known else nothing for r in rows]
+    return np.array(found, np.float32)
 
 
 def _columns(found: tuple[ProblemRow, list[Row]], target: Target) -> tuple[Floats, Floats]:
