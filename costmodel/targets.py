@@ -64,7 +64,7 @@ def _weights(data: Dataset, rows: npt.NDArray[np.intp]) -> Floats:
 
 def target_table(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The rows of a report: a count, its median, what it is predicted from, and how well."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in COUNTS if found else ():
         median = f"{found[name]['median']:g}"
         for model, own in found[name]["models"].items():
