@@ -617,6 +617,23 @@ def test_a_fetch_goes_on_in_the_next_block() -> None:
     assert [i.evaluate(here) for i in fetched.indices] == [0, 4096 // trips(block).constant]
 
 
+@pytest.mark.parametrize(
+    ("sizes", "wanted"),
+    [
+        ({"M": 2048, "N": 2048, "K": 2048}, {("a", 2), ("y", 1)}),  # rows come from the last cache, and sums twice
+        ({"M": 2048, "N": 2048, "K": 512}, {("a", 2)}),  # the reduction has one part
+        ({"M": 128, "N": 3072, "K": 768}, {("b", 2)}),  # rows stay in the second cache, columns are used 16 times
+        ({"M": 256, "N": 256, "K": 256}, set()),  # all of it stays there
+    ],
+)
+def test_tiles_fetch_what_later_ones_read_from_beyond_the_second_cache(
+    sizes: dict[str, int], wanted: set[tuple[str, int]]
+) -> None:
+    kernel = large(PROGRAMS["matmul"][0], **sizes)
+    found = [s for s, loops in walk(kernel.body) if isinstance(s, Prefetch) and loops[-1].kind != "lane"]
+    assert {(s.buffer, s.level) for s in found} == wanted
+
+
 def test_what_is_only_reduced_is_fetched_ahead_along_what_lies_together() -> None:
     def ahead(text: str, **sizes: int) -> set[int]:
         """Bytes by which what is fetched lies behind what is read, in each fetch."""

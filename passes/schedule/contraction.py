@@ -36,9 +36,11 @@ from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
 from intarsia.passes.schedule.nests import Contraction, Nest, find_contraction, flattened, result_step
 from intarsia.passes.schedule.shape import count, effort, lanes_for, points, stride
 from intarsia.passes.schedule.tiling import (
+    Early,
     Extents,
     Tiling,
     choose_tiling,
+    fetched_early,
     other_blocks,
     other_packings,
     other_parts,
@@ -224,6 +226,7 @@ def _split(b: Builder, nest: Nest, t: Tiling, repeated: tuple[int, ...]) -> _Til
 
 def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
     """Tiles in registers, lanes along the columns."""
+    early = fetched_early(extents(b, c), t, b.target)
     repeated = tuple(n for n, a in enumerate(c.main.batch) if t.inside and a not in c.right.symbols)
     is_across = result_step(b, c.put, c.main, c.epilogues, c.main.row) == 1
     main = _split(b, c.main, t, repeated)
@@ -277,12 +280,26 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
     if copied:
         b.take(Sink(copied, reduced[-1]))
     unrolled = unroll_reduction(b, reduced[-1])
-    if t.few and part and unrolled:
-        b.attempt(Fetch(packed, part, unrolled))
+    _fetch(b, c, t, main, early, packed if once or t.few else c.right.buffer, part, unrolled)
     if copied:
         b.take(Partition(main.tiles[-1]))
     b.attempt(Version(main.tiles[-1]))
     share(b, main.blocks or main.tiles[:1])
+
+
+def _fetch(
+    b: Builder, c: Contraction, t: Tiling, main: _Tiled, early: Early, right: str, part: str, steps: str
+) -> None:
+    """Let tiles fetch what later ones read from beyond the second cache, as no prefetcher foresees where rows begin:
+    `right` for the next part of the reduction or block, the left operand of the next rows, sums of the next tile."""
+    if not steps:
+        return
+    if early.columns and (part or main.blocks):
+        b.attempt(Fetch(right, part or main.blocks[-1], steps))
+    left = _left(b, c, main.inner[0])
+    if early.rows and left is not None:
+        b.attempt(Fetch(left.buffer, main.tiles[-2], steps))
+        b.attempt(Fetch(c.put.buffer, main.panels, steps, 1))
 
 
 def _is_dot(b: Builder, c: Contraction) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from intarsia.ir.target import Target
 from intarsia.passes.schedule.builder import SHARES
+from intarsia.passes.schedule.shape import UNKNOWN
 
 FEW = 32
 """Up to so many rows the columns' operand is read once, in wide pieces, and never packed."""
@@ -27,6 +28,9 @@ it in memory. Of a constant, which lies together, or of a copy, a panel takes a 
 
 COPIED_COLUMNS = 256
 """Columns of a block where a tile copies what it reads: rows of more steps come between its first and last one."""
+
+FETCHED = 256
+"""Rows up to which reading the columns' operand takes long enough beside the arithmetic to be fetched ahead."""
 
 WAY = 4096
 """Bytes after which addresses fall into the same sets of the first cache."""
@@ -135,6 +139,30 @@ def choose_tiling(e: Extents, target: Target) -> Tiling | None:
         share = max(BLOCK_ROWS, -(-e.rows // -(-wanted * columns // e.columns)))
         block = 0 if share >= e.rows else -(-share // rows) * rows
     return Tiling(rows, vectors, e.lanes, block, columns, part, packed, inside, False)
+
+
+@dataclass(frozen=True)
+class Early:
+    """What tiles fetch for those that come later. columns: what the next part of the reduction or block reads of the
+    columns' operand. rows: what the next rows read of theirs."""
+
+    columns: bool
+    rows: bool
+
+
+def fetched_early(e: Extents, t: Tiling, target: Target) -> Early:
+    """What it pays to fetch, since it comes from beyond the second cache: most columns, if few rows use them; rows, if
+    those of a whole block and its columns do not fit there."""
+    if t.few:
+        return Early(columns=bool(t.part), rows=False)
+    second = target.caches[min(1, len(target.caches) - 1)]
+    steps, columns = t.part or e.depth, e.columns or UNKNOWN
+    rows = t.block_rows or (e.rows or UNKNOWN) * (e.repeats if t.inside else 1)
+    block = (rows + min(columns, t.block_columns or columns)) * steps * e.bytes
+    return Early(
+        columns=rows <= FETCHED and columns * e.depth * e.bytes > second // 2,
+        rows=block > second,
+    )
 
 
 SHAPES = ((6, 4), (4, 4), (8, 2), (4, 6), (12, 2), (8, 1), (3, 8))
