@@ -31,6 +31,19 @@ FILES = {
     return tensor[i < M](x[i * i % 7] + y[i])
 }
 """,
+    "measurements.txt": """intarsia measurements 1
+problem 3f0c5a1be2d94c07
+  kind tuned
+  cores 2
+  source
+    | fn f(x: f32[64]) -> f32[64] { return exp(x) }
+  kernel
+    | kernel f_exp(x: f32[64], out y: f32[64]) { … }
+  machine znver5 512 bits, caches 48/1024/32768 KiB
+  compiler intarsia 0.1.0, llvmlite 0.50.0, Python 3.11.7
+  schedule split i0 16; vectorize i0.1
+    timed 73.8 us, spread 0.012, 15 runs, choices {}
+""",
     "mlp.ir": """intarsia.ir 1
 func @mlp[B, K, N](%x: f32[B, K], %w: f32[K, N]) {
   %0 = matmul %x, %w : f32[B, N]

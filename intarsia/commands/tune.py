@@ -12,7 +12,14 @@ import click
 
 from intarsia.commands.binding import bind_types, type_options
 from intarsia.commands.interruption import interruptible
-from intarsia.commands.options import compile_options, open_program, options_of, program_argument
+from intarsia.commands.options import (
+    compile_options,
+    open_program,
+    options_of,
+    program_argument,
+    read_text,
+    write_output,
+)
 from intarsia.costmodel.analytic import estimate
 from intarsia.deep_stack import with_deep_stack
 from intarsia.ir.errors import CompileError
@@ -22,7 +29,8 @@ from intarsia.measurement import duration_text
 from intarsia.options import require_host
 from intarsia.plotting import pyplot
 from intarsia.program import Program
-from intarsia.tuning.database import Database
+from intarsia.tuning.database import Database, Entry
+from intarsia.tuning.database_text import print_entries, read_entries
 from intarsia.tuning.isolation import is_measurable
 from intarsia.tuning.known import database_path
 from intarsia.tuning.measuring import WrongResult
@@ -43,6 +51,8 @@ SMALL = 0.02
 @click.option("--trials", default=1000, show_default=True, help="How many schedules of a kernel to measure at most.")
 @click.option("--db", "database", default=None, metavar="FILE", help="Where to keep them  [default: in the cache]")
 @click.option("--plot", default=None, metavar="FILE", help="Draw the best time so far (.svg, .png).")
+@click.option("--export", "exported", default=None, metavar="FILE", help="Write what was measured as text, and end.")
+@click.option("--import", "imported", default=None, metavar="FILE", help="Add what such a text says, and end.")
 def command(
     file: str | None,
     text: str | None,
@@ -52,6 +62,8 @@ def command(
     trials: int,
     database: str | None,
     plot: str | None,
+    exported: str | None,
+    imported: str | None,
     **settings: Any,
 ) -> int:
     """Measure schedules of each kernel of a program on this machine, and keep what is found.
@@ -59,6 +71,12 @@ def command(
     Every compilation after it takes the fastest schedule that was measured for a kernel. What is measured stays in the
     database when a search is ended by Ctrl-C, and the next one goes on from there.
     """
+    kept = Database(Path(database) if database else database_path())
+    if exported is not None or imported is not None:
+        if (file, text) != (None, None) or None not in (exported, imported):
+            raise click.UsageError("--export and --import go without a program, and without each other")
+        _import(kept, imported) if imported is not None else _export(kept, exported or "")
+        return 0
     source, name = open_program(file, text)
     options, use_cache, _ = options_of(settings)
     require_host(options.resolve_target())
@@ -70,7 +88,6 @@ def command(
     kernels = with_deep_stack(lambda: compilation.kernels.kernels)
     times = {k.name: estimate(k, compilation.target).seconds for k in compilation.scheduled.kernels}
     shares = {k: times[k.name] / sum(times.values()) for k in kernels}
-    kept = Database(Path(database) if database else database_path())
     results: list[Result] = []
     for kernel in sorted(kernels, key=lambda k: -shares[k]):
         if not is_measurable(kernel):
@@ -87,6 +104,25 @@ def command(
     if plot is not None:
         _draw(results, plot)
     return 0
+
+
+def _export(database: Database, output: str) -> None:
+    """Write everything in a database as text."""
+    entries = database.entries()
+    write_output(output, print_entries(entries))
+    click.echo(f"{output}: {_size(entries)}", err=output == "-")
+
+
+def _import(database: Database, name: str) -> None:
+    """Add to a database what a text says."""
+    entries = read_entries(read_text(name))
+    changed = database.merge(entries)
+    click.echo(f"{database.path}: {changed} of {_size(entries)} new or faster")
+
+
+def _size(entries: Sequence[Entry]) -> str:
+    count = sum(known.timing is not None for entry in entries for known in entry.known)
+    return f"{count} measurements of {len(entries)} kernels"
 
 
 def _tune(kernel: Kernel, target: Target, budget: Budget, database: Database, source: str) -> Result:

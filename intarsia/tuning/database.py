@@ -68,6 +68,27 @@ class ProblemRow:
     whole: bool = False
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of a schedule that one compiler made for one machine: a measurement, what was counted, or both."""
+
+    machine: str
+    compiler: str
+    schedule: str
+    choices: Mapping[str, int]
+    timing: Timing | None
+    counts: Counts | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """All that is known of a problem. finished: by machine and compiler, was every candidate timed?"""
+
+    problem: ProblemRow
+    known: tuple[Known, ...]
+    finished: Mapping[tuple[str, str], bool]
+
+
 def machine_name(target: Target) -> str:
     """This kind of machine: its processor as LLVM knows it, vectors and caches. Cores belong to the problem."""
     caches = "/".join(str(size >> 10) for size in target.caches)
@@ -185,6 +206,23 @@ class Database:
             )
             return [schedule for (schedule,) in db.execute(query, (problem, machine, compiler_name()))]
 
+    def entries(self) -> list[Entry]:
+        """Everything in the database, in the order in which it came."""
+        problems = self.problems()
+        if not problems:
+            return []
+        with self._open() as db:
+            return [Entry(p, tuple(_known(db, p.key)), _finished(db, p.key)) for p in problems]
+
+    def merge(self, entries: Iterable[Entry]) -> int:
+        """Add what is known elsewhere, all of it or, after an error, nothing; of two measurements the better one stays.
+        Databases can be merged in any order, and more than once. Returns how many measurements were new or better."""
+        changed = 0
+        with self._open() as db:
+            for entry in entries:
+                changed += _merge(db, entry)
+        return changed
+
     def machines(self) -> list[str]:
         """The machines that something was measured on."""
         if not self.path.exists():
@@ -199,3 +237,57 @@ def _identity(row: Row, machine: str) -> tuple[str, str, str, str]:
 
 def _numbers(timing: Timing) -> tuple[float, float, int]:
     return timing.seconds, timing.spread, timing.runs
+
+
+def _known(db: sqlite3.Connection, key: str) -> Iterator[Known]:
+    """What is known of the schedules of a problem, in the order in which it came; what was only counted comes last."""
+    same = "c.problem = m.problem AND c.schedule = m.schedule AND c.machine = m.machine AND c.compiler = m.compiler"
+    query = (
+        "SELECT m.machine, m.compiler, m.schedule, choices, seconds, spread, runs, instructions, spills, live"
+        f" FROM measurements m LEFT JOIN counts c ON {same} WHERE m.problem = ? ORDER BY m.rowid"
+    )
+    for machine, compiler, schedule, choices, *numbers in db.execute(query, (key,)):
+        counts = None if numbers[3] is None else Counts(*numbers[3:])
+        yield Known(machine, compiler, schedule, json.loads(choices), Timing(*numbers[:3]), counts)
+    query = (
+        "SELECT machine, compiler, schedule, instructions, spills, live FROM counts c WHERE problem = ?"
+        f" AND NOT EXISTS (SELECT 1 FROM measurements m WHERE {same}) ORDER BY rowid"
+    )
+    for machine, compiler, schedule, *numbers in db.execute(query, (key,)):
+        yield Known(machine, compiler, schedule, {}, None, Counts(*numbers))
+
+
+def _finished(db: sqlite3.Connection, key: str) -> dict[tuple[str, str], bool]:
+    query = "SELECT machine, compiler, whole FROM finished WHERE problem = ? ORDER BY rowid"
+    return {(machine, compiler): bool(whole) for machine, compiler, whole in db.execute(query, (key,))}
+
+
+def _merge(db: sqlite3.Connection, entry: Entry) -> int:
+    """Add one entry; how many of its measurements were new or better."""
+    p, key = entry.problem, entry.problem.key
+    db.execute("INSERT OR IGNORE INTO problems VALUES (?, ?, ?, ?, ?)", (key, p.kind, p.source, p.kernel, p.cores))
+    changed = db.executemany(
+        "INSERT INTO measurements VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET choices = excluded.choices,"
+        " seconds = excluded.seconds, spread = excluded.spread, runs = excluded.runs WHERE (excluded.seconds,"
+        " excluded.spread, excluded.runs, excluded.choices) < (seconds, spread, runs, choices)",
+        [
+            (key, k.schedule, k.machine, k.compiler, json.dumps(dict(k.choices)), *_numbers(k.timing))
+            for k in entry.known
+            if k.timing is not None
+        ],
+    ).rowcount
+    db.executemany(
+        "INSERT INTO counts VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+        " instructions = excluded.instructions, spills = excluded.spills, live = excluded.live"
+        " WHERE (excluded.instructions, excluded.spills, excluded.live) < (instructions, spills, live)",
+        [
+            (key, k.schedule, k.machine, k.compiler, c.instructions, c.spills, c.live)
+            for k in entry.known
+            if (c := k.counts) is not None
+        ],
+    )
+    db.executemany(
+        "INSERT INTO finished VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET whole = max(whole, excluded.whole)",
+        [(key, machine, compiler, int(whole)) for (machine, compiler), whole in entry.finished.items()],
+    )
+    return max(0, changed)
