@@ -26,6 +26,7 @@ from intarsia.ir.schedule_masks import Restrict as Restrict
 from intarsia.ir.schedule_masks import Tighten as Tighten
 from intarsia.ir.schedule_masks import Unmask as Unmask
 from intarsia.ir.schedule_masks import Version as Version
+from intarsia.ir.schedule_masks import Widen as Widen
 from intarsia.ir.schedule_order import Distribute as Distribute
 from intarsia.ir.schedule_order import Merge as Merge
 from intarsia.ir.schedule_order import Move as Move
@@ -138,7 +139,8 @@ class Collapse(Step):
 
 @dataclass(frozen=True)
 class Peel(Step):
-    """Run the iterations in which all masks hold without them, then the others: `peel i.0`.
+    """Run the iterations in which all masks hold without them, then the others: `peel i.0`. Those before them come
+    first where masks only begin to hold.
 
        for i.0 in 0..(N + 15) // 16 { for i.1 in 0..16 { y[16 * i.0 + i.1] = … where 16 * i.0 + i.1 < N } }
     -> for i.0 in 0..N // 16 { for i.1 in 0..16 { y[16 * i.0 + i.1] = … } }

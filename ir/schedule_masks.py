@@ -43,7 +43,7 @@ class Unmask(Step):
 
 @dataclass(frozen=True)
 class Tighten(Step):
-    """End a loop where the masks of all that it does can no longer hold: `tighten k`.
+    """Begin and end a loop where the masks of all that it does can first and last hold: `tighten k`.
 
     for k in 0..N { s[i] += … where k < i + 1 }   ->   for k in 0..min(N, i + 1) { s[i] += … where k < i + 1 }
     """
@@ -53,6 +53,23 @@ class Tighten(Step):
     @classmethod
     def read(cls, words: Words) -> Step:
         return Tighten(words.name())
+
+    def rest(self) -> str:
+        return self.axis
+
+
+@dataclass(frozen=True)
+class Widen(Step):
+    """Make the bounds of a loop such that they need no axis around it, and masks of what they were: `widen k`.
+
+    for i in 0..N { for k in i + 1..N { s[i] += … } }   ->   for i in 0..N { for k in 1..N { s[i] += … where i < k } }
+    """
+
+    axis: str
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return Widen(words.name())
 
     def rest(self) -> str:
         return self.axis

@@ -97,6 +97,15 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
         {"B": 3, "M": 40, "N": 50, "K": 33},
     ),
     "matmul_deep": ("fn f(a: f32[M, K], b: f32[K, N]) -> f32[M, N] { return a @ b }", {"M": 40, "N": 40, "K": 1700}),
+    "matmul_triangular": (
+        "fn f(a: f32[K, M], b: f32[K, N], c: f32[M, N]) -> f32[M, N] {"
+        " return tensor[i, j](c[i, j] + sum[k in i+1..K](a[k, i] * b[k, j])) }",
+        {"M": 61, "N": 50, "K": 63},
+    ),
+    "matmul_triangular_columns": (
+        "fn f(a: f32[M, K], b: f32[K, N]) -> f32[M, N] { return tensor[i, j](sum[k in 0..j+1](a[i, k] * b[k, j])) }",
+        {"M": 45, "N": 70, "K": 71},
+    ),
     "batched": (
         "fn f(a: f32[B, M, K], b: f32[B, K, N]) -> f32[B, M, N] { return a @ b }",
         {"B": 3, "M": 40, "N": 50, "K": 33},

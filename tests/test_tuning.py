@@ -23,6 +23,7 @@ from intarsia.options import Options, host_target
 from intarsia.passes.schedule.apply import apply
 from intarsia.passes.schedule.candidates import Candidate, Space
 from intarsia.tuning import known
+from intarsia.tuning.calls import calls_of
 from intarsia.tuning.database import Database, ProblemRow, Row, machine_name
 from intarsia.tuning.isolation import compile_alone, is_measurable, problem_key, program_of, random_inputs
 from intarsia.tuning.measuring import Stopwatch, Timing, WrongResult
@@ -56,6 +57,29 @@ def test_a_kernel_by_itself_is_a_program() -> None:
     (result,) = compile_alone(Space(kernel, TARGET).default.kernel, TARGET).run(inputs, {})
     given = {b.name: a for b, a in zip(kernel.inputs, inputs)}
     np.testing.assert_array_equal(result, given["x"][given["i"]] * np.float32(2.0))
+
+
+SUBSTITUTION = """
+fn f(l: f64[40, 40], b: f64[40]) -> f64[40] {
+    return loop (x = b) for i < 40 { yield update x[i] = (x[i] - sum[j < i](l[i, j] * x[j])) / l[i, i] }
+}
+"""
+
+
+def test_kernels_in_loops_are_measured_all_over_the_range_of_their_sizes() -> None:
+    module = Compilation(load(Source("p", SUBSTITUTION)).build("f"), {}, Options()).kernels
+    (kernel,) = module.kernels
+    calls = calls_of(module)[kernel.name]
+    sizes = [i for (i,) in calls.runs]
+    assert calls.count == 40 and calls.is_repeated and sizes == sorted(sizes) and (sizes[0], sizes[-1]) == (0, 39)
+    assert is_measurable(kernel, calls.runs) and not is_measurable(kernel)
+
+    low, b = random_inputs(kernel)
+    (result,) = compile_alone(Space(kernel, TARGET).default.kernel, TARGET, calls.runs).run([low, b], {})
+    wanted = b.copy()
+    for i in sizes:
+        wanted[i] = (wanted[i] - low[i, :i] @ wanted[:i]) / low[i, i]
+    np.testing.assert_allclose(result, wanted, rtol=1e-6)
 
 
 def test_the_best_schedule_is_found_kept_and_used(empty_cache: Path) -> None:

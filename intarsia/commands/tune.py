@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from intarsia.measurement import duration_text
 from intarsia.options import require_host
 from intarsia.plotting import pyplot
 from intarsia.program import Program
+from intarsia.tuning.calls import Calls, calls_of
 from intarsia.tuning.database import Database, Entry
 from intarsia.tuning.database_text import print_entries, read_entries
 from intarsia.tuning.isolation import is_measurable
@@ -86,18 +88,21 @@ def command(
     bound = bind_types(function, arguments, weights, settings["dims"], required=True)
     compilation = function.compilation_of_types(bound.types, bound.statics, bound.dims)
     kernels = with_deep_stack(lambda: compilation.kernels.kernels)
-    times = {k.name: estimate(k, compilation.target).seconds for k in compilation.scheduled.kernels}
+    calls = defaultdict(Calls, calls_of(compilation.kernels))
+    times = {
+        k.name: estimate(k, compilation.target).seconds * calls[k.name].count for k in compilation.scheduled.kernels
+    }
     shares = {k: times[k.name] / sum(times.values()) for k in kernels}
     results: list[Result] = []
     for kernel in sorted(kernels, key=lambda k: -shares[k]):
-        if not is_measurable(kernel):
+        if not is_measurable(kernel, calls[kernel.name].runs):
             click.echo(f"kernel {kernel.name}: left as it is, since some of its sizes are open")
         elif shares[kernel] < SMALL:
             click.echo(f"kernel {kernel.name}: left as it is, {shares[kernel]:.1%} of the time")
         else:
             own = Budget(seconds * shares[kernel], trials)
             try:
-                results.append(_tune(kernel, compilation.target, own, kept, source.text))
+                results.append(_tune(kernel, compilation.target, own, kept, source.text, calls[kernel.name]))
             except WrongResult as error:
                 click.echo(f"a schedule of {kernel.name} computes something else; please report it:\n{error}", err=True)
                 return WRONG
@@ -125,7 +130,7 @@ def _size(entries: Sequence[Entry]) -> str:
     return f"{count} measurements of {len(entries)} kernels"
 
 
-def _tune(kernel: Kernel, target: Target, budget: Budget, database: Database, source: str) -> Result:
+def _tune(kernel: Kernel, target: Target, budget: Budget, database: Database, source: str, calls: Calls) -> Result:
     """Search one kernel, with a line for each better schedule."""
     best = math.inf
 
@@ -139,7 +144,7 @@ def _tune(kernel: Kernel, target: Target, budget: Budget, database: Database, so
 
     click.echo(f"kernel {kernel.name}, for {budget.seconds:.3g} s:")
     predict = partial(_predict, target=target)
-    result = interruptible(lambda: search(kernel, target, predict, budget, database, source, show))
+    result = interruptible(lambda: search(kernel, target, predict, budget, database, source, show, calls=calls))
     click.echo(f"  {result.gain:.2f} times as fast as before, {len(result.trials)} of about {result.size} measured")
     return result
 

@@ -15,9 +15,11 @@ from intarsia.ir.graph import Graph, Module, Parameter, Region
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.kernel_text import print_kernel
 from intarsia.ir.ops import Call
+from intarsia.ir.sizes import Size
 from intarsia.ir.target import Target
 from intarsia.ir.types import TensorType, Type
 from intarsia.passes.plan_memory import ON_STACK, plan
+from intarsia.tuning.calls import ONCE, Runs
 
 
 def problem_key(kernel: Kernel, target: Target) -> str:
@@ -26,24 +28,31 @@ def problem_key(kernel: Kernel, target: Target) -> str:
     return hashlib.sha256(f"{target.cores}\0{text}".encode()).hexdigest()[:16]
 
 
-def is_measurable(kernel: Kernel) -> bool:
+def is_measurable(kernel: Kernel, runs: Runs = ONCE) -> bool:
     """Can a kernel be run by itself? Sizes that stay open would have to be given."""
-    return not kernel.sizes and all(b.length is None for b in kernel.parameters)
+    is_known = all(s.constant is not None for b in kernel.parameters for s in b.shape)
+    return len(kernel.sizes) == len(runs[0]) and is_known and all(b.length is None for b in kernel.parameters)
 
 
-def program_of(kernel: Kernel) -> Module:
-    """A module that calls one kernel on its parameters."""
+def program_of(kernel: Kernel, runs: Runs = ONCE) -> Module:
+    """A module that calls one kernel on its parameters, several times with these values of its sizes. What one run
+    changes in place is what the next one gets: the copy that a program makes of its arguments happens once."""
     given = [b for b in kernel.parameters if b.role in ("in", "inout")]
     parameters = tuple(Parameter(b.name, TensorType(b.dtype, b.shape), b.constant) for b in given)
     types: tuple[Type, ...] = tuple(TensorType(b.dtype, b.shape) for b in kernel.parameters if b.role != "in")
-    call = Call(kernel.name, tuple(p.value for p in parameters), types)
-    return Module(Graph(kernel.name, Region(parameters, (call,), call.values)), (kernel,))
+    changed = [b.name for b in kernel.parameters if b.role != "in"]
+    values = {b.name: p.value for b, p in zip(given, parameters)}
+    calls: list[Call] = []
+    for sizes in runs:
+        calls.append(Call(kernel.name, tuple(values[b.name] for b in given), types, tuple(map(Size.of, sizes))))
+        values.update((name, value) for name, value in zip(changed, calls[-1].values) if name in values)
+    return Module(Graph(kernel.name, Region(parameters, tuple(calls), calls[-1].values)), (kernel,))
 
 
-def compile_alone(kernel: Kernel, target: Target) -> Executable:
+def compile_alone(kernel: Kernel, target: Target, runs: Runs = ONCE) -> Executable:
     """Machine code for a scheduled kernel by itself."""
     labels = [b.name for b in kernel.parameters if b.role in ("in", "inout")]
-    return executable_for(plan(program_of(kernel), Remarks(), ON_STACK), target, labels)
+    return executable_for(plan(program_of(kernel, runs), Remarks(), ON_STACK), target, labels)
 
 
 def random_inputs(kernel: Kernel, seed: int = 0) -> list[Array]:

@@ -19,6 +19,7 @@ from intarsia.ir.kernel import Kernel
 from intarsia.ir.target import Target
 from intarsia.passes.schedule.candidates import Candidate
 from intarsia.runtime.native import address_of
+from intarsia.tuning.calls import ONCE, Runs
 from intarsia.tuning.isolation import compile_alone, random_inputs
 from intarsia.workers import map_in_workers
 
@@ -61,18 +62,21 @@ class WrongResult(Exception):
 
 
 class Stopwatch:
-    """Times candidates for one kernel on this machine. What a run reads and writes stays the same for all."""
+    """Times candidates for one kernel on this machine. What a run reads and writes stays the same for all. Its time is
+    the mean of several `runs` with other sizes, where the kernel has sizes."""
 
-    def __init__(self, kernel: Kernel, target: Target, seed: int = 0) -> None:
+    def __init__(self, kernel: Kernel, target: Target, seed: int = 0, runs: Runs = ONCE) -> None:
         self._kernel = kernel
         self._target = target
+        self._sizes = runs
         self._inputs = random_inputs(kernel, seed)
         self._wanted: list[Array] | None = None
 
     def time(self, candidates: Sequence[Candidate], progress: Callable[[], object] = lambda: None) -> list[Timing]:
         """Their times, in order; of hopeless ones after one round. The first one is taken to be right if none was timed
         before. Raises WrongResult."""
-        compiled = list(map_in_workers(partial(compile_alone, target=self._target), [c.kernel for c in candidates]))
+        work = partial(compile_alone, target=self._target, runs=self._sizes)
+        compiled = list(map_in_workers(work, [c.kernel for c in candidates]))
         runs = [self._run_of(executable, candidate) for executable, candidate in zip(compiled, candidates)]
         samples: list[list[list[float]]] = [[] for _ in runs]
         with _on_one_core(self._target):
@@ -82,7 +86,7 @@ class Stopwatch:
                     if not samples[n] or min(samples[n][0]) <= HOPELESS * least:
                         samples[n].append(_samples(runs[n]))
                     progress()
-        return [_timing(own) for own in samples]
+        return [_timing(own, len(self._sizes)) for own in samples]
 
     def _run_of(self, executable: Executable, candidate: Candidate) -> Callable[[], object]:
         prepared = executable.prepared(self._inputs, {})
@@ -118,10 +122,10 @@ def _samples(run: Callable[[], object]) -> list[float]:
     return found
 
 
-def _timing(rounds: Sequence[Sequence[float]]) -> Timing:
+def _timing(rounds: Sequence[Sequence[float]], runs: int) -> Timing:
     best = min(rounds, key=statistics.median)
     median, least = statistics.median(best), min(min(r) for r in rounds)
-    return Timing(median, median / least - 1, sum(map(len, rounds)))
+    return Timing(median / runs, median / least - 1, sum(map(len, rounds)))
 
 
 def _is_close(got: Array, wanted: Array) -> bool:

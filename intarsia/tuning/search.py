@@ -21,6 +21,7 @@ from intarsia.ir.kernel import Kernel
 from intarsia.ir.kernel_text import print_kernel
 from intarsia.ir.target import Target
 from intarsia.passes.schedule.candidates import Candidate, Space
+from intarsia.tuning.calls import SINGLE, Calls
 from intarsia.tuning.database import Database, ProblemRow, Row, machine_name
 from intarsia.tuning.isolation import problem_key
 from intarsia.tuning.measuring import Stopwatch, Timing
@@ -102,14 +103,15 @@ def search(
     source: str = "",
     progress: Callable[[Result], None] = lambda result: None,
     seed: int = 0,
+    calls: Calls = SINGLE,
 ) -> Result:
-    """Search the schedules of a naive kernel. Every measurement goes to the database.
+    """Search the schedules of a naive kernel that is called so. Every measurement goes to the database.
 
     The default schedule is measured first and always, so that what is found is never slower but for noise. Raises
     WrongResult where a candidate computes something else.
     """
     start, random = time.monotonic(), Random(seed)
-    space, stopwatch = Space(kernel, target), Stopwatch(kernel, target)
+    space, stopwatch = Space(kernel, target, calls.is_repeated), Stopwatch(kernel, target, runs=calls.runs)
     key, machine = problem_key(kernel, target), machine_name(target)
     problem = ProblemRow(key, "tuned", source, print_kernel(kernel), target.cores)
     result = Result(kernel.name, space.size)

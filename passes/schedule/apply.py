@@ -18,7 +18,7 @@ from intarsia.passes.schedule.hints import fetch, nontemporal, prefetch
 from intarsia.passes.schedule.kinds import grid, parallel, unroll, vectorize
 from intarsia.passes.schedule.launch import describe, programs, stages, warps
 from intarsia.passes.schedule.loops import collapse, merge, move, reorder, skew, split
-from intarsia.passes.schedule.masks import peel, restrict, tighten, unmask, version
+from intarsia.passes.schedule.masks import peel, restrict, tighten, unmask, version, widen
 from intarsia.passes.schedule.online import online
 from intarsia.passes.schedule.partition import partition
 from intarsia.passes.schedule.parts import parts
@@ -63,6 +63,7 @@ _APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
     steps.Version: version,
     steps.Unmask: unmask,
     steps.Tighten: tighten,
+    steps.Widen: widen,
     steps.Restrict: restrict,
     steps.Fetch: fetch,
     steps.Prefetch: prefetch,

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
+from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import For
 from intarsia.ir.kernel_access import trips
 from intarsia.ir.scalar import Load, loads
@@ -28,9 +29,11 @@ from intarsia.ir.schedule import (
     Prefetch,
     Reorder,
     Sink,
+    Tighten,
     Unroll,
     Vectorize,
     Version,
+    Widen,
 )
 from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
 from intarsia.passes.schedule.nests import Contraction, Nest, find_contraction, flattened, result_step
@@ -46,7 +49,7 @@ from intarsia.passes.schedule.tiling import (
     other_parts,
     other_tiles,
 )
-from intarsia.passes.schedule.tree import blocks, loops_in, puts_in
+from intarsia.passes.schedule.tree import blocks, loops_in, perfect_nest, puts_in
 
 SQUARE = 4
 """Dot products along each side of a tile of them."""
@@ -110,6 +113,8 @@ def schedule_contraction(b: Builder, loop: For) -> bool:
     c = find_contraction(b, loop := flattened(b, loop))
     if c is None:
         return False
+    if c.is_ragged:
+        return b.together(f"tiles of {c.put.buffer}", lambda: _schedule_ragged(b, loop))
     size = extents(b, c)
     likeliest = choose_tiling(size, b.target)
     if likeliest is None:
@@ -122,6 +127,19 @@ def schedule_contraction(b: Builder, loop: For) -> bool:
     if tiling.few and not size.constant and _is_dot(b, c):
         return b.together(f"tiles of dot products of {c.put.buffer}", lambda: _tile_dots(b, c, tiling))
     return b.together(f"tiles of {c.put.buffer}", lambda: _tile(b, c, tiling))
+
+
+def _schedule_ragged(b: Builder, loop: For) -> None:
+    """Schedule a contraction whose elements sum over different ranges, such as a product with a triangular matrix: the
+    ranges become masks, by which the loop over the steps of a tile begins and ends, and few of its steps need them."""
+    place = b.outermost().index(loop)
+    for inner in perfect_nest(loop)[0]:
+        b.attempt(Widen(inner.axis))
+    c = find_contraction(b, b.outermost()[place])
+    tiling = None if c is None else choose_tiling(extents(b, c), b.target)
+    if c is None or tiling is None or tiling.few or not all(m.symbols & {*c.main.reduced} for m in c.put.mask):
+        raise ScheduleError("no product of many rows and columns")
+    _tile(b, c, _choose_sizes(b, c, extents(b, c), tiling))
 
 
 def _choose_sizes(b: Builder, c: Contraction, e: Extents, t: Tiling) -> Tiling:
@@ -279,11 +297,15 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
         b.attempt(Localize(c.put.buffer, main.tiles[-1], "register"))
     if copied:
         b.take(Sink(copied, reduced[-1]))
+    if c.is_ragged:
+        for axis in reduced:
+            b.attempt(Tighten(axis))
+        b.attempt(Peel(reduced[-1]))
     unrolled = unroll_reduction(b, reduced[-1])
     _fetch(b, c, t, main, early, packed if once or t.few else c.right.buffer, part, unrolled)
     if copied:
         b.take(Partition(main.tiles[-1]))
-    b.attempt(Version(main.tiles[-1]))
+    b.attempt(Version(main.tiles[-1], _steps(b, main.tiles[-1], reduced) if c.is_ragged else ()))
     share(b, main.blocks or main.tiles[:1])
 
 
@@ -300,6 +322,12 @@ def _fetch(
     if early.rows and left is not None:
         b.attempt(Fetch(left.buffer, main.tiles[-2], steps))
         b.attempt(Fetch(c.put.buffer, main.panels, steps, 1))
+
+
+def _steps(b: Builder, tiles: str, reduced: tuple[str, ...]) -> tuple[str, ...]:
+    """The loops inside that over tiles which walk along what is reduced."""
+    names = [loop.axis for loop in loops_in(b.loop(tiles).body)]
+    return tuple(n for n in names if any(n == axis or n.startswith(f"{axis}.") for axis in reduced))
 
 
 def _is_dot(b: Builder, c: Contraction) -> bool:

@@ -50,10 +50,10 @@ def split(kernel: Kernel, step: Split) -> Kernel:
     extent, factor = loop.upper - loop.lower, step.factor
     exact = all(c % factor == 0 for _, c in extent.terms)
     if step.tail == "peel" and not exact:
-        if not facts_for(kernel, around).proves(extent):
-            extent = maximum(0, extent)
-        middle = loop.lower + extent // factor * factor
-        (rest,) = copy_body(kernel, (replace(loop, lower=middle),), names)
+        middle = end = loop.lower + extent // factor * factor
+        if not facts_for(kernel, around).proves(extent):  # no tile runs then
+            end = loop.lower + maximum(0, extent) // factor * factor
+        (rest,) = copy_body(kernel, (replace(loop, lower=end),), names)
         main = _two_loops(replace(loop, upper=middle), factor, outer, inner, "mask")
         return replace_loop(kernel, step.axis, lambda _: (main, rest))
     tail = "mask" if exact and step.tail in ("peel", "min") else step.tail

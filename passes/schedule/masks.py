@@ -25,7 +25,7 @@ from intarsia.ir.kernel import (
 from intarsia.ir.kernel_access import Access, accesses
 from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, Mask, apply, as_size, constant, mask_text, transform
 from intarsia.ir.scalar import walk as walk_expression
-from intarsia.ir.schedule import Peel, Restrict, Tighten, Unmask, Version
+from intarsia.ir.schedule import Peel, Restrict, Tighten, Unmask, Version, Widen
 from intarsia.ir.sizes import ZERO, Size, maximum, minimum
 from intarsia.passes.schedule.tree import (
     Body,
@@ -157,16 +157,30 @@ def require_numbers(loop: For, bound: Size) -> None:
 def peel(kernel: Kernel, step: Peel) -> Kernel:
     """See `Peel`."""
     loop, around = find_loop(kernel, step.axis)
+    starts: dict[Size, Size] = {}
     limits: dict[Size, Size] = {}
     inner = loops_in(loop.body)
     for condition in masks_in(loop.body):
         worst = extreme(condition, inner, greatest=False)
         slope = worst.coefficient(loop.axis) if worst is not None and not worst.opaques else None
-        if worst is not None and slope is not None and slope < 0 and loop.step == 1:
-            # rest - |slope| * axis >= 1 holds below this axis
-            limits[condition] = (worst - Size.of(loop.axis) * slope - 1) // -slope + 1
-    if not limits:
-        raise ScheduleError("no mask ends with the axis")
+        if worst is not None and slope and loop.step == 1:
+            # rest - |slope| * axis >= 1 holds below this axis, rest + slope * axis >= 1 from this axis on
+            (limits if slope < 0 else starts)[condition] = _last(worst, loop.axis, slope)
+    if limits:
+        return _peel_end(kernel, loop, around, limits)
+    if starts:
+        return _peel_start(kernel, loop, around, starts)
+    raise ScheduleError("no mask begins or ends with the axis")
+
+
+def _last(condition: Size, axis: str, slope: int) -> Size:
+    """From where on an axis a condition with this slope no longer holds; or holds, if it rises."""
+    rest = condition - Size.of(axis) * slope - 1
+    return rest // -slope + 1 if slope < 0 else -(rest // slope)
+
+
+def _peel_end(kernel: Kernel, loop: For, around: tuple[For, ...], limits: dict[Size, Size]) -> Kernel:
+    """The iterations before these limits without masks, then the others."""
     facts = facts_for(kernel, around)
     middle = loop.upper
     for limit in dict.fromkeys(limits.values()):
@@ -178,7 +192,22 @@ def peel(kernel: Kernel, step: Peel) -> Kernel:
     once = (loop.upper - middle).constant == 1
     (rest,) = copy_body(kernel, (replace(loop, lower=middle, kind="seq" if once else loop.kind),))
     two = (*(() if (middle - loop.lower).constant == 0 else (main,)), rest)
-    return replace_loop(kernel, step.axis, lambda _: two)
+    return replace_loop(kernel, loop.axis, lambda _: two)
+
+
+def _peel_start(kernel: Kernel, loop: For, around: tuple[For, ...], starts: dict[Size, Size]) -> Kernel:
+    """The iterations before these starts, then the others without masks."""
+    facts = facts_for(kernel, around)
+    middle = loop.lower
+    for start in dict.fromkeys(starts.values()):
+        middle = start if facts.proves(start - middle) else maximum(middle, start)
+    require_numbers(loop, middle)
+    main = replace(loop, lower=middle, body=drop_masks(loop.body, frozenset(starts)))
+    if not facts.proves(loop.upper - middle):
+        middle = minimum(loop.upper, middle)  # no iteration is left for the second loop then
+    once = (middle - loop.lower).constant == 1
+    (first,) = copy_body(kernel, (replace(loop, upper=middle, kind="seq" if once else loop.kind),))
+    return replace_loop(kernel, loop.axis, lambda _: (first, main))
 
 
 def version(kernel: Kernel, step: Version) -> Kernel:
@@ -255,22 +284,27 @@ def tighten(kernel: Kernel, step: Tighten) -> Kernel:
     """See `Tighten`."""
     loop, _ = find_loop(kernel, step.axis)
     inner = loops_in(loop.body)
-    ends: dict[Size, None] = {}
+    starts: list[Size | None] = []
+    ends: list[Size | None] = []
     local = allocated_in(loop.body)
     for statement, _ in walk(loop.body):
         if isinstance(statement, (Check, Call)):
             raise ScheduleError("it holds a check or call")
         if isinstance(statement, Put):
-            end = _end(statement.mask, loop, inner)
-            if end is None and statement.buffer not in local:
-                raise ScheduleError(f"the write of {statement.buffer} does not end with it")
-            if end is not None:
-                ends[end] = None
-    if not ends:
+            start, end = _start(statement.mask, loop, inner), _end(statement.mask, loop, inner)
+            if start is None and end is None and statement.buffer not in local:
+                raise ScheduleError(f"the write of {statement.buffer} does not begin or end with it")
+            if statement.buffer not in local:
+                starts.append(start)
+                ends.append(end)
+    first, last = [s for s in starts if s is not None], [e for e in ends if e is not None]
+    lower = maximum(loop.lower, minimum(*first)) if starts and len(first) == len(starts) else loop.lower
+    upper = minimum(loop.upper, maximum(*last)) if ends and len(last) == len(ends) else loop.upper
+    if (lower, upper) == (loop.lower, loop.upper):
         raise ScheduleError("nothing in it is masked")
-    upper = minimum(loop.upper, maximum(*ends))
+    require_numbers(loop, lower)
     require_numbers(loop, upper)
-    return replace_loop(kernel, step.axis, lambda found: replace(found, upper=upper))
+    return replace_loop(kernel, step.axis, lambda found: replace(found, lower=lower, upper=upper))
 
 
 def _end(mask: Mask, loop: For, inner: Sequence[For]) -> Size | None:
@@ -279,8 +313,65 @@ def _end(mask: Mask, loop: For, inner: Sequence[For]) -> Size | None:
         best = extreme(condition, inner, greatest=True)
         slope = best.coefficient(loop.axis) if best is not None and not best.opaques else None
         if best is not None and slope is not None and slope < 0:
-            return (best - Size.of(loop.axis) * slope - 1) // -slope + 1
+            return _last(best, loop.axis, slope)
     return None
+
+
+def _start(mask: Mask, loop: For, inner: Sequence[For]) -> Size | None:
+    """Where on the axis of `loop` the mask can first hold."""
+    for condition in mask if loop.step == 1 else ():
+        best = extreme(condition, inner, greatest=True)
+        slope = best.coefficient(loop.axis) if best is not None and not best.opaques else None
+        if best is not None and slope is not None and slope > 0:
+            return _last(best, loop.axis, slope)
+    return None
+
+
+def widen(kernel: Kernel, step: Widen) -> Kernel:
+    """See `Widen`."""
+    loop, around = find_loop(kernel, step.axis)
+    needed = [outer for outer in around if outer.axis in loop.lower.symbols | loop.upper.symbols]
+    if not needed:
+        raise ScheduleError("its bounds need no axis around it")
+    lower, upper = extreme(loop.lower, around, greatest=False), extreme(loop.upper, around, greatest=True)
+    if lower is None or upper is None or any(isinstance(s, (Check, Call)) for s, _ in walk(loop.body)):
+        raise ScheduleError("its least and greatest bounds are not known, or it holds a check or call")
+    mask = tuple(
+        condition
+        for condition, changed in (
+            (Size.of(step.axis) - loop.lower + 1, lower != loop.lower),
+            (loop.upper - step.axis, upper != loop.upper),
+        )
+        if changed
+    )
+    wide = replace(loop, lower=lower, upper=upper)
+    body = _without_needless(kernel, guard(loop.body, step.axis, mask), (*around, wide), mask)
+    return replace_loop(kernel, step.axis, lambda _: replace(wide, body=body))
+
+
+def _without_needless(kernel: Kernel, body: Body, around: tuple[For, ...], mask: Mask) -> Body:
+    """Statements under a mask, of which loads that are within their buffers anyway need none of it."""
+    buffers = kernel.buffers()
+
+    def change(statement: Statement, loops: tuple[For, ...]) -> Statement:
+        if not isinstance(statement, Put):
+            return statement
+        facts = facts_for(kernel, (*around, *loops))
+
+        def load(e: Expr) -> Expr | None:
+            if not isinstance(e, Load) or not set(e.mask) & set(mask):
+                return None
+            own = tuple(m for m in e.mask if m not in mask)
+            inside = all(
+                facts.proves(i) and facts.proves_below(i, extent)
+                for i, extent in zip(e.indices, buffers[e.buffer].shape)
+            )
+            return replace(e, mask=own) if inside and len(e.indices) == len(buffers[e.buffer].shape) else None
+
+        return replace(statement, value=transform(statement.value, rule=load))
+
+    found = {id(s): change(s, loops) for s, loops in walk(body)}
+    return rewrite(body, lambda s: found.get(id(s)) if isinstance(s, Put) else None)
 
 
 def restrict(kernel: Kernel, step: Restrict) -> Kernel:

@@ -32,13 +32,15 @@ class Nest:
 @dataclass(frozen=True)
 class Contraction:
     """A stage `y[…] += left * right`, or another operation of both and another reduction, with the stages that come
-    before and after it: the initial value, and what is done to each element of the result."""
+    before and after it: the initial value, and what is done to each element of the result. is_ragged: do different
+    elements sum over different ranges?"""
 
     put: Put
     right: Load
     main: Nest
     initial: Nest | None
     epilogues: tuple[Nest, ...]
+    is_ragged: bool = False
 
 
 # ---------------------------------------------------------------------- recognizing
@@ -50,7 +52,7 @@ def find_contraction(b: Builder, loop: For, across: str = "", longest: bool = Fa
     Columns are those along which the result lies in memory; or `across`, and then those are the rows, unless the
     `longest` are asked for.
     """
-    found = reducing_nest(loop)
+    found = reducing_nest(loop, ragged=True)
     if found is None:
         return None
     put, axes = found
@@ -75,7 +77,8 @@ def find_contraction(b: Builder, loop: For, across: str = "", longest: bool = Fa
     )
     main = Nest(row, column, tuple(a for a in kept if a not in (row, column)), _by_step(b, left, reduced))
     before, after = neighbours(b, put, main, loop)
-    return Contraction(put, right[0], main, before, after)
+    is_ragged = bool(put.mask) or any(axes.keys() & (x.lower.symbols | x.upper.symbols) for x in axes.values())
+    return Contraction(put, right[0], main, before, after, is_ragged)
 
 
 def _by_step(b: Builder, read: list[Load], axes: tuple[str, ...]) -> tuple[str, ...]:
@@ -89,16 +92,18 @@ def _by_step(b: Builder, read: list[Load], axes: tuple[str, ...]) -> tuple[str, 
     return tuple(sorted(axes, key=step, reverse=True))
 
 
-def reducing_nest(loop: For) -> tuple[Put, dict[str, For]] | None:
-    """The statement of a nest over a box that reduces into elements named by axes alone, and its loops by axis."""
+def reducing_nest(loop: For, ragged: bool = False) -> tuple[Put, dict[str, For]] | None:
+    """The statement of a nest over a box that reduces into elements named by axes alone, and its loops by axis. With
+    `ragged`, only the results need to be a box: what is reduced may differ between them, by bounds or masks."""
     nest, body = perfect_nest(loop)
-    if len(body) != 1 or not isinstance(put := body[0], Put) or put.operator not in FOLDS or put.mask:
+    if len(body) != 1 or not isinstance(put := body[0], Put) or put.operator not in FOLDS or (put.mask and not ragged):
         return None
     axes = {inner.axis: inner for inner in nest}
     names = [index.as_name for index in put.indices if index.constant is None]
     is_plain = all(n in axes for n in names) and len(set(names)) == len(names)
-    is_box = not any(axes.keys() & (x.lower.symbols | x.upper.symbols) or x.step != 1 for x in nest)
-    return (put, axes) if is_plain and is_box else None
+    boxes = [x for x in nest if not ragged or x.axis in names]
+    is_box = not any(axes.keys() & (x.lower.symbols | x.upper.symbols) for x in boxes)
+    return (put, axes) if is_plain and is_box and all(x.step == 1 for x in nest) else None
 
 
 def neighbours(b: Builder, put: Put, main: Nest, loop: For) -> tuple[Nest | None, tuple[Nest, ...]]:
