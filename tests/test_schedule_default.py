@@ -570,6 +570,27 @@ def test_the_last_tile_of_a_row_of_pixels_has_as_many_as_there_are(width: int) -
     assert any(loop.lower.constant and trips(loop).constant == 1 for loop in masked[0])
 
 
+@pytest.mark.parametrize(("width", "pixels"), [(56, 8), (60, 6), (59, 6), (25, 5), (20, 7), (13, 7)])
+def test_no_tile_of_pixels_is_much_shorter_than_the_others(width: int, pixels: int) -> None:
+    """Weights come from the second cache: a tile of few pixels takes as long as one of six."""
+    text = "fn f(x: f32[1, 16, 9, W + 2], w: f32[64, 16, 3, 3]) -> f32[1, 64, 7, W] { return conv2d(x, w) }"
+    kernel = large(text, W=width)
+    whole, *last = [s for s, _ in walk(kernel.body) if isinstance(s, Put) and s.operator == "+="]
+    tiles = [kernel.buffers()[s.buffer].shape[0].constant for s in (whole, *last)]
+    assert tiles == [pixels] * len(tiles) and bool(last) == (width % pixels > 0)
+
+
+def test_few_pixels_fetch_the_next_weights() -> None:
+    """Where weights are used for 49 pixels alone, reading them takes as long as a tenth of the multiply-adds."""
+    text = "fn f(x: f32[1, 64, W + 2, W + 2], const w: f32[64, 64, 3, 3]) -> f32[1, 64, W, W] { return conv2d(x, w) }"
+
+    def fetched(width: int) -> list[tuple[str, int]]:
+        body = large(text, W=width).body
+        return [(s.buffer, s.level) for s, around in walk(body) if isinstance(s, Prefetch) and around[-1].kind == "seq"]
+
+    assert fetched(7) == [("w.0", 2)] and not fetched(56)
+
+
 def test_lanes_are_along_channels_where_they_fill_as_much_as_pixels_and_their_tiles_do() -> None:
     """61 channels fill as much of four vectors as of eight tiles of rows; 40 are whole tiles of eight rows."""
     text = "fn f(x: f32[1, 16, 9, 50], w: f32[O, 16, 3, 3]) -> f32[1, O, 7, 48] { return conv2d(x, w) }"

@@ -13,18 +13,22 @@ from dataclasses import dataclass
 
 from intarsia.ir.kernel import For
 from intarsia.ir.kernel_access import is_injective, trips
-from intarsia.ir.schedule import ROOT, Accumulate, Collapse, Localize, Merge, Pack, Peel, Reorder, Version
+from intarsia.ir.schedule import ROOT, Accumulate, Collapse, Fetch, Localize, Merge, Pack, Peel, Reorder, Version
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.contraction import around, load_along, share, transpose_copy, unroll_reduction, write_out
 from intarsia.passes.schedule.nests import Contraction, Nest, find_contraction
-from intarsia.passes.schedule.shape import count, lanes_for, stride
+from intarsia.passes.schedule.shape import count, lanes_for, points, stride
+from intarsia.passes.schedule.tiling import FETCHED
 from intarsia.passes.schedule.tree import loops_in
 
 ROWS = 8
 """Pixels of a tile at most."""
 
-BRIEF = 4
-"""Pixels for which a tile takes as long as for one: additions wait for each other."""
+BRIEF = 6
+"""Pixels for which a tile takes as long as for one: additions wait for each other, and weights for the second cache."""
+
+FEWEST = 5
+"""Pixels of a tile at least, where a row has more."""
 
 VECTORS = 2
 """Vectors of channels of a tile: with eight pixels ten loads for sixteen multiply-adds."""
@@ -91,7 +95,7 @@ def _rows(b: Builder, c: Contraction) -> int:
             -rows,
         )  # a tile is begun and written in the time of half a pixel
 
-    return min(range(BRIEF + 1, ROWS + 1), key=cost)
+    return min(range(FEWEST, ROWS + 1), key=cost)
 
 
 def _vectors(b: Builder, c: Contraction, lanes: int) -> int:
@@ -148,6 +152,7 @@ def _tile(b: Builder, c: Contraction) -> None:
     rows = b.choose(f"pixels of {c.put.buffer}", (rows, *_other_rows(b, c)))
     vectors = b.choose(f"channels of {c.put.buffer}", (vectors, *_other_vectors(b, c, rows, lanes)))
     grouped = [axis in c.right.symbols for axis in c.main.batch]
+    pixels = points(b.loop(a) for a in (*c.main.batch, c.main.row) if a not in c.right.symbols)
     main = _split(b, c.main, grouped, rows, vectors, lanes)
     reduced = c.main.reduced
     b.take(Reorder((*main.outer, *reduced, main.pixel, *main.channels)))
@@ -160,7 +165,7 @@ def _tile(b: Builder, c: Contraction) -> None:
         for ours, theirs in zip(main.outer, own.outer):
             b.take(Merge((ours, theirs)))
         write_out(b, (*own.channels, own.pixel))
-    _pack(b, c, main)
+    packed = _pack(b, c, main)
     tile = b.fresh(c.put.buffer)
     b.take(Accumulate(c.put.buffer, reduced[0], tile, "register", "load" if c.initial is None else "set"))
     before, after = around(b, main.tiles, reduced[0])
@@ -171,21 +176,24 @@ def _tile(b: Builder, c: Contraction) -> None:
     write_out(b, (*channels, pixel))
     if c.epilogues and b.kernel.buffers()[c.put.buffer].role == "temp":
         b.attempt(Localize(c.put.buffer, main.tiles, "register"))
-    unroll_reduction(b, reduced[-1])
+    steps = unroll_reduction(b, reduced[-1]) or "".join(reduced[-2:-1])
+    if steps and pixels <= FETCHED:
+        b.attempt(Fetch(packed, main.panels, steps))
     # The last tile of a row by itself has only the pixels that there are: known lengths leave nothing of its masks.
     if trips(b.loop(main.tiles)).constant is None or not b.attempt(Peel(main.tiles)):
         b.attempt(Version(main.tiles))
     share(b, main.outer[:-1])
 
 
-def _pack(b: Builder, c: Contraction, main: _Tiled) -> None:
+def _pack(b: Builder, c: Contraction, main: _Tiled) -> str:
     """Copy the weights of a panel, or once of all panels, so that its channels lie together for each step of the
-    reduction."""
+    reduction. Returns the copy."""
     layout = _used(b, c, (*main.groups, main.panels, *c.main.reduced, *main.channels))
     memory, inside = b.copy_memory(c.right, ROOT), layout[layout.index(main.panels) + 1 :]
     before = set(b.axes())
     at, axes = (ROOT, layout) if memory == "prepared" else (main.panels, inside)
-    b.take(Pack(c.right.buffer, at, b.fresh(c.right.buffer), axes, memory))
+    packed = b.fresh(c.right.buffer)
+    b.take(Pack(c.right.buffer, at, packed, axes, memory))
     copied = [axis for axis in b.axes() if axis not in before][-len(inside) :]
     steps, channels = copied[: -len(main.channels)], copied[-len(main.channels) :]
     while len(steps) > 1 and b.attempt(Collapse(steps[0], steps[1], (step := b.fresh(steps[0]),))):
@@ -194,6 +202,7 @@ def _pack(b: Builder, c: Contraction, main: _Tiled) -> None:
         transpose_copy(b, c.right.buffer, (*steps, *channels), steps[0], channels[-1])
     else:
         write_out(b, tuple(channels))
+    return packed
 
 
 def _used(b: Builder, c: Contraction, axes: Sequence[str]) -> tuple[str, ...]:
