@@ -101,7 +101,7 @@ def test_the_best_schedule_is_found_kept_and_used(empty_cache: Path) -> None:
 def test_another_search_goes_on_from_what_is_known(empty_cache: Path) -> None:
     kernel, key, machine = kernel_of(TRANSPOSE), "key", "machine"
     database = Database(empty_cache / "db" / "file.sqlite")
-    assert database.best(key, machine) is None and database.problems() == [] and database.machines() == []
+    assert database.best(machine) == {} and database.problems() == [] and database.machines() == []
     problem = ProblemRow(key, "tuned", TRANSPOSE, "text", 1)
 
     def add(schedule: str, seconds: float) -> None:
@@ -116,7 +116,7 @@ def test_another_search_goes_on_from_what_is_known(empty_cache: Path) -> None:
         ("split i 4", 2.0, {"a": 1}),
         ("split i 2", 2.5, {"a": 1}),
     ]
-    assert database.best(key, machine) == "split i 4" and database.best(key, "another") is None
+    assert database.best(machine) == {key: "split i 4"} and database.best("another") == {}
     database.finish(key, machine, whole=True)
     assert database.finished(machine) == {key: True} and database.problems() == [
         ProblemRow(key, "tuned", TRANSPOSE, "text", 1, whole=True)
@@ -139,6 +139,10 @@ def test_a_damaged_database_stops_no_compilation(empty_cache: Path, capsys: pyte
     x = np.ones((96, 160), np.float32)
     with pytest.warns(RuntimeWarning, match="cannot use the database"):
         np.testing.assert_array_equal(intarsia.jit(TRANSPOSE)(x), x.T)
+    several = "fn f(x: f32[96, 160]) -> (f32[160, 96], f32[96], f32[96, 160]) { return transpose(x), x[:, 0], sort(x) }"
+    assert main(["explain", "-e", several, "--about", "schedule"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.count("warning: cannot use the database") == 1 and printed.out.count("\nkernel ") >= 2
     assert main(["tune", "-e", TRANSPOSE, "--db", str(known.database_path()), "--trials", "1"]) == 1
     assert "error[E0709]: cannot use the database" in capsys.readouterr().err
 

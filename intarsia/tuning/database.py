@@ -170,10 +170,18 @@ class Database:
             latest = {s: Row(problem, s, json.loads(c), Timing(*timing)) for s, c, *timing in found}
         return sorted(latest.values(), key=lambda row: row.timing.seconds)
 
-    def best(self, problem: str, machine: str) -> str | None:
-        """The schedule that was fastest; None if nothing is known."""
-        rows = self.rows(problem, machine)
-        return rows[0].schedule if rows else None
+    def best(self, machine: str) -> dict[str, str]:
+        """The schedule that was fastest on a machine for each problem of which something is known. As in `rows`, of
+        several compilers the newest measurement of a schedule counts."""
+        if not self.path.exists():
+            return {}
+        with self._open() as db:  # beside max() and min(), SQLite gives the columns of the row that has it
+            latest = (
+                "SELECT problem, schedule, seconds, max(rowid) FROM measurements WHERE machine = ?"
+                " GROUP BY problem, schedule"
+            )
+            query = f"SELECT problem, schedule, min(seconds) FROM ({latest}) GROUP BY problem"
+            return {problem: schedule for problem, schedule, _ in db.execute(query, (machine,))}
 
     def add_counts(self, problem: str, machine: str, counts: Mapping[str, Counts]) -> None:
         """Keep what was counted in the code of some schedules of a problem."""

@@ -40,8 +40,13 @@ class Candidate:
         made = {name: n for name in builder.decisions if (n := builder.choices.get(name, 0))}
         return Candidate(builder.schedule, builder.kernel, dict(builder.decisions), made)
 
+    def taken(self, name: str) -> str:
+        """The option that a decision took; the first one where the choice names none of them, as `Builder.choose`."""
+        options, place = self.decisions[name], self.choices.get(name, 0)
+        return options[place if place < len(options) else 0]
+
     def __str__(self) -> str:
-        return "; ".join(f"{name}: {self.decisions[name][n]}" for name, n in self.choices.items()) or "default"
+        return "; ".join(f"{name}: {self.taken(name)}" for name in self.choices) or "default"
 
 
 class Space:

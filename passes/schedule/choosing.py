@@ -21,15 +21,24 @@ WORTH = 0.95
 sharper."""
 
 
-def best_schedule(kernel: Kernel, target: Target, predict: Predictor, repeated: bool = False) -> Builder:
-    """The schedule that a predictor likes best: from the default one on, each decision is changed in turn."""
+def best_schedule(
+    kernel: Kernel,
+    target: Target,
+    predict: Predictor,
+    repeated: bool = False,
+    look: Callable[[Builder], object] = lambda builder: None,
+) -> Builder:
+    """The schedule that a predictor likes best: from the default one on, each decision is changed in turn. `look` is
+    called with all that are looked at."""
     best = build_schedule(kernel, target, repeated)
+    look(best)
     likeliest = expected = predict(best.kernel) if any(best.looks.values()) else 0.0
     if expected < LONG_ENOUGH:
         return best
     for name, looks in tuple(best.looks.items()):
         for option in range(1, 1 + looks):
             other = build_schedule(kernel, target, repeated, {**best.choices, name: option})
+            look(other)
             predicted = predict(other.kernel)
             if predicted < WORTH * expected:
                 best, expected = other, predicted
