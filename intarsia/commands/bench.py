@@ -15,6 +15,7 @@ from intarsia.commands.comparison import first_mismatch
 from intarsia.commands.interruption import interruptible
 from intarsia.commands.options import (
     INTERPRETERS,
+    WRONG,
     compile_options,
     open_program,
     options_of,
@@ -73,7 +74,7 @@ def command(
     call, timed = _prepared(bound)
     if (wrong := first_mismatch(bound, interruptible(call))) is not None:
         click.echo(f"WRONG: {wrong}", err=True)
-        return 3
+        return WRONG
     calls: dict[str, Callable[[], float]] = {"intarsia": timed}
     if peers:
         compilation = with_deep_stack(bound.compilation)

@@ -12,7 +12,7 @@ import click
 import numpy as np
 
 from intarsia.commands.binding import Bound
-from intarsia.commands.options import option_words
+from intarsia.commands.options import WRONG, option_words
 from intarsia.deep_stack import with_deep_stack
 from intarsia.files import write_results
 from intarsia.ir.dtypes import Array
@@ -78,7 +78,7 @@ def result_name(index: int, count: int) -> str:
 def report_comparison(
     bound: Bound, results: Sequence[Array], settings: Mapping[str, Any], statics: Sequence[str]
 ) -> int:
-    """Compare with the reference. Returns 3 where a result is wrong, after writing a reproducer; else 0.
+    """Compare with the reference. Returns WRONG where a result is wrong, after writing a reproducer; else 0.
 
     settings: the options of the command; statics: its `--arg` words of static parameters.
     """
@@ -89,7 +89,7 @@ def report_comparison(
         return 0
     command = write_reproducer(bound, settings, statics)
     click.echo(f"This is a bug in Intarsia. To see it again: {command}", err=True)
-    return 3
+    return WRONG
 
 
 def write_reproducer(bound: Bound, settings: Mapping[str, Any], statics: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from intarsia.commands.options import WRONG
 from intarsia.costmodel.dataset import Dataset, load_file
 from intarsia.costmodel.features import FEATURES
 from intarsia.costmodel.problems import KINDS, problems
@@ -19,9 +20,6 @@ from intarsia.runtime.threads import THREADS
 from intarsia.tuning.collecting import Collected, collect
 from intarsia.tuning.database import Database, machine_name
 from intarsia.tuning.exporting import dataset_of
-
-WRONG = 3
-"""The exit status where the compiler is wrong."""
 
 
 @click.group("costmodel")

@@ -76,22 +76,21 @@ def command(
 def _show_schedules(compilation: Compilation) -> None:
     """What the analytic model says of each kernel, its schedule beside others that there are, and its steps; for a GPU,
     the steps and what its launches take of the chip."""
-    from intarsia.commands.schedules import Comparison
+    from intarsia.commands.schedules import comparisons
     from intarsia.costmodel.analytic import estimate
 
     if compilation.target.kind == "gpu":
         _show_launches(compilation)
         return
-    naive = {k.name: k for k in compilation.kernels.kernels}
+    compared = with_deep_stack(lambda: comparisons(compilation))
     for kernel in compilation.scheduled.kernels:
         steps = compilation.schedules.get(kernel.name, "")
         found = estimate(kernel, compilation.target)
         parts = sorted(((s, n) for n, s in found.resources.items() if s > found.seconds / 100), reverse=True)
         shown = ", ".join(f"{name} {duration_text(seconds)}" for seconds, name in parts)
         click.echo(f"kernel {kernel.name}: predicted {duration_text(found.seconds)} a run ({shown})")
-        if kernel.name in naive:
-            for line in with_deep_stack(lambda k=kernel: list(Comparison(naive[k.name], k, compilation).lines())):
-                click.echo(f"  {line}")
+        for line in compared.get(kernel.name, ()):
+            click.echo(f"  {line}")
         for step in filter(None, steps.split("; ")):
             click.echo(f"  {step}")
         for one in scratch(kernel):

@@ -6,7 +6,7 @@ from typing import Literal
 
 import click
 
-from intarsia.commands.options import read_text, write_output
+from intarsia.commands.options import WRONG, read_text, write_output
 from intarsia.deep_stack import with_deep_stack
 from intarsia.ir.errors import CompileError, Remarks, Source
 
@@ -113,7 +113,7 @@ def command(
             mistakes.append(error)
         except PassError as error:
             note(str(error))
-            return 3
+            return WRONG
     text = f"{SEPARATOR}\n".join(results)
     write_output(output, text)
     if mistakes:

@@ -20,6 +20,9 @@ INTERPRETERS = ("reference", "kernels", "plan", "triton-interpret")
 INTERPRETED_GPU = "gpu:sm_90"
 """The GPU whose code `--target triton-interpret` runs."""
 
+WRONG = 3
+"""The exit status where the compiler is wrong: a result, a schedule or a pass that changes a program."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -17,7 +17,14 @@ FASTEST = 3
 """Schedules that were measured of which the decisions are found out."""
 
 
-class Comparison:
+def comparisons(compilation: Compilation) -> dict[str, list[str]]:
+    """Lines about each kernel of a compilation, by its name."""
+    scheduled = {k.name: k for k in compilation.scheduled.kernels}
+    kernels = [k for k in compilation.kernels.kernels if k.name in scheduled]
+    return {k.name: list(_Comparison(k, scheduled[k.name], compilation).lines()) for k in kernels}
+
+
+class _Comparison:
     """What there is to say of one kernel, naive and scheduled, of a compilation."""
 
     def __init__(self, kernel: Kernel, scheduled: Kernel, compilation: Compilation) -> None:

@@ -14,6 +14,7 @@ import click
 from intarsia.commands.binding import bind_types, type_options
 from intarsia.commands.interruption import interruptible
 from intarsia.commands.options import (
+    WRONG,
     compile_options,
     open_program,
     options_of,
@@ -37,9 +38,6 @@ from intarsia.tuning.isolation import is_measurable
 from intarsia.tuning.known import database_path
 from intarsia.tuning.measuring import WrongResult
 from intarsia.tuning.search import Budget, Result, search
-
-WRONG = 3
-"""The exit status where the compiler is wrong."""
 
 SMALL = 0.02
 """The part of a program's time below which a kernel is left as it is."""
