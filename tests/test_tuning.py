@@ -14,6 +14,7 @@ from click.testing import CliRunner
 import intarsia
 from intarsia.cli import intarsia as command_line
 from intarsia.cli import main
+from intarsia.commands.progress import ProgressLine
 from intarsia.driver import Compilation
 from intarsia.dsl.library import load
 from intarsia.ir.errors import Source
@@ -190,6 +191,15 @@ def test_pictures_need_matplotlib(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["tune", "-e", TRANSPOSE, "--plot", "p.svg"]) == 1
     assert "error[E1801]: matplotlib draws plots, and is not installed" in capsys.readouterr().err
+
+
+def test_progress_is_a_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for is_terminal, wanted in ((True, "\r\r10 of 20\r        \r9 of 20\r       \r"), (False, "")):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda is_terminal=is_terminal: is_terminal)
+        line = ProgressLine()
+        for text in ("10 of 20", "9 of 20", ""):
+            line.show(text)
+        assert capsys.readouterr().err == wanted
 
 
 def test_a_fault_of_the_compiler_has_a_status(

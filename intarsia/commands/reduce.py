@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
@@ -19,6 +18,7 @@ from intarsia.commands.options import (
     program_argument,
     write_output,
 )
+from intarsia.commands.progress import ProgressLine
 from intarsia.deep_stack import with_deep_stack
 from intarsia.ir.errors import CompileError, Source
 from intarsia.program import Program
@@ -71,15 +71,13 @@ def command(
     if found != condition:
         click.echo(f"{source.name}: the outcome is {found}, not {condition}: nothing to reduce", err=True)
         return 1
-    show = sys.stderr.isatty()
+    line = ProgressLine()
 
     def progress(length: int) -> None:
-        if show:
-            click.echo(f"\r{length} characters  ", nl=False, err=True)
+        line.show(f"{length} characters")
 
     reduced = with_deep_stack(lambda: reduce_program(source, lambda s: outcome(s) == condition, progress))
-    if show:
-        click.echo(err=True)
+    line.show()
     write_output(output, reduced.text if reduced.text.endswith("\n") else reduced.text + "\n")
     return 0
 

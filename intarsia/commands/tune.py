@@ -22,6 +22,7 @@ from intarsia.commands.options import (
     read_text,
     write_output,
 )
+from intarsia.commands.progress import ProgressLine
 from intarsia.costmodel.analytic import estimate
 from intarsia.deep_stack import with_deep_stack
 from intarsia.ir.errors import CompileError
@@ -130,19 +131,25 @@ def _size(entries: Sequence[Entry]) -> str:
 
 def _tune(kernel: Kernel, target: Target, budget: Budget, database: Database, source: str, calls: Calls) -> Result:
     """Search one kernel, with a line for each better schedule."""
-    best = math.inf
+    best, line = math.inf, ProgressLine()
 
     def show(result: Result) -> None:
         nonlocal best
+        count, after = len(result.trials), result.trials[-1].after
+        clock = f"  {after:5.1f} s {count:4} measured"
         if result.best.timing.seconds < best:
             first, best = best == math.inf, result.best.timing.seconds
             what = f"about {result.size} schedules" if first else str(result.best.candidate)
-            count, after = len(result.trials), result.trials[-1].after
-            click.echo(f"  {after:5.1f} s {count:4} measured: {duration_text(best)}  {what}")
+            line.show()
+            click.echo(f"{clock}: {duration_text(best)}  {what}")
+        line.show(clock)
 
     click.echo(f"kernel {kernel.name}, for {budget.seconds:.3g} s:")
     predict = partial(_predict, target=target)
-    result = interruptible(lambda: search(kernel, target, predict, budget, database, source, show, calls=calls))
+    try:
+        result = interruptible(lambda: search(kernel, target, predict, budget, database, source, show, calls=calls))
+    finally:
+        line.show()
     click.echo(f"  {result.gain:.2f} times as fast as before, {len(result.trials)} of about {result.size} measured")
     return result
 
