@@ -22,7 +22,8 @@ TOPS = (1, 3, 5, 10)
 """Numbers of candidates that are measured before one is chosen."""
 
 TIE = 0.02
-"""Times closer than this part of each other are not told apart by measuring, so pairs of them count for nothing."""
+"""Times closer than this part of each other, or than both of them are uncertain, are not told apart by measuring, so
+pairs of them count for nothing."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,14 @@ class Judgement:
     gain: float
 
 
-def judge(predicted: Floats, seconds: Floats, default: int | None) -> Judgement:
-    """Judge predictions for the candidates of one problem; lower predictions are to be faster."""
+def judge(predicted: Floats, seconds: Floats, spread: Floats, default: int | None) -> Judgement:
+    """Judge predictions for the candidates of one problem; lower predictions are to be faster. spread: by which part
+    of it a time is uncertain."""
     order = np.argsort(predicted, kind="stable")
     best = seconds.min()
     truth = np.argsort(seconds, kind="stable")
     gap = np.log2(seconds[:, None] / seconds[None, :])
-    told = np.triu(np.abs(gap) > np.log2(1 + TIE), 1)
+    told = np.triu(np.abs(gap) > np.log2(1 + np.maximum(TIE, spread[:, None] + spread[None, :])), 1)
     agree = np.sign(predicted[:, None] - predicted[None, :]) == np.sign(gap)
     right = float(agree[told].mean()) if told.any() else 1.0
     return Judgement(
@@ -82,7 +84,8 @@ def judgements(data: Dataset, rows: npt.NDArray[Any], predicted: Floats) -> list
         own = data.problem[rows] == problem
         places = rows[own]
         defaults = np.flatnonzero(data.is_default[places])
-        found.append(judge(predicted[own], data.seconds[places], int(defaults[0]) if len(defaults) else None))
+        first = int(defaults[0]) if len(defaults) else None
+        found.append(judge(predicted[own], data.seconds[places], data.spread[places], first))
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from intarsia.costmodel.evaluation import (
     summary,
 )
 from intarsia.costmodel.targets import targets
-from intarsia.costmodel.training import QUANTILES, boosting, fit, weights
+from intarsia.costmodel.training import QUANTILES, boosting, fit, ratios, weights
 
 Rows = npt.NDArray[Any]
 
@@ -40,10 +40,15 @@ MEASURED = 24
 
 
 def learned(
-    name: str = "boosting", without: Sequence[str] = (), part: float = 1.0, text: bool = False, absolute: bool = False
+    name: str = "boosting",
+    without: Sequence[str] = (),
+    part: float = 1.0,
+    text: bool = False,
+    target: Literal["ratio", "residual", "time"] = "ratio",
 ) -> Predictor:
-    """A model fitted to the residual. without: features that it does not see, by how their names begin. part: of the
-    problems that it is fitted to. text: it sees the tokens alone. absolute: it learns the time and not the residual."""
+    """A fitted model. without: features that it does not see, by how their names begin. part: of the problems that it
+    is fitted to. text: it sees the tokens alone. target: what it learns: the time over that of the default schedule,
+    that over the analytic estimate, or the time itself."""
 
     def predict(data: Dataset, fitted: Rows, judged: Rows, seed: int) -> Floats:
         if part < 1.0:
@@ -52,8 +57,11 @@ def learned(
             fitted = fitted[np.isin(data.problem[fitted], few)]
         columns = [n for n, f in enumerate(data.names) if not f.startswith(tuple(without))] if without else slice(None)
         x = data.tokens if text else data.features[:, columns]
-        base = np.zeros_like(data.estimate) if absolute else data.estimate
-        y = np.log2(data.seconds) - base
+        if target == "ratio":
+            base, (x, y) = np.zeros_like(data.estimate), ratios(data, x)
+        else:
+            base = data.estimate if target == "residual" else np.zeros_like(data.estimate)
+            y = np.log2(data.seconds) - base
         model = fit(name, x[fitted], y[fitted], weights(data)[fitted], seed)
         found: Floats = base[judged] + model.predict(x[judged]).astype(np.float32)
         return found
@@ -82,25 +90,30 @@ def pairwise(data: Dataset, fitted: Rows, judged: Rows, seed: int) -> Floats:
     return found
 
 
-MODELS: dict[str, Predictor] = {
+BASELINES: dict[str, Predictor] = {
     "default schedule": default,
     "random": at_random,
     "analytic": analytic,
-    "boosting": learned(),
+    "learned": learned(),
+}
+"""What every choice is compared with, and the model that ships."""
+
+OTHERS: dict[str, Predictor] = {
     "random forest": learned("random forest"),
     "extra trees": learned("extra trees"),
     "ridge": learned("ridge"),
     "pairwise ranker": pairwise,
-    "text": learned(text=True),
-    "text alone": learned(text=True, absolute=True),
-    "without the estimate": learned(without=ROOFLINE, absolute=True),
+    "residual": learned(target="residual"),
+    "text": learned(text=True, target="residual"),
+    "text alone": learned(text=True, target="time"),
+    "without the estimate": learned(without=ROOFLINE),
     "without caches": learned(without=CACHES),
     "10 % of the data": learned(part=0.1),
     "30 % of the data": learned(part=0.3),
 }
-"""Baselines, models, and models that lack something."""
+"""Other models, and models that lack something: judged on unseen shapes."""
 
-SEEDED = ("boosting", "extra trees")
+SEEDED = "learned"
 """What is fitted with several seeds."""
 
 
@@ -114,14 +127,15 @@ def run(data: Dataset, seeds: int, progress: Callable[[str], object] = lambda wh
         "spread": {"median": float(np.median(data.spread)), "p90": float(np.quantile(data.spread, 0.9))},
         "best over default": _gain_of_best(data),
     }
-    for split, name in ((by_shape, "unseen_shapes"), (lambda d, seed: by_kind(d), "unseen_ops")):
+    splits = {"unseen_shapes": (by_shape, BASELINES | OTHERS), "unseen_ops": (lambda d, seed: by_kind(d), BASELINES)}
+    for name, (split, predictors) in splits.items():
         models: dict[str, Any] = {}
-        for model, predictor in MODELS.items():
+        for model, predictor in predictors.items():
             progress(f"{name}: {model}")
-            count = seeds if model in SEEDED else 1
+            count = seeds if model == SEEDED else 1
             each = [_judged(data, partial(split, data), predictor, seed) for seed in range(count)]
             models[model] = _joined(each)
-        found[name] = {**models["boosting"], "models": models}
+        found[name] = {**models[SEEDED], "models": models}
     progress("gemm")
     found["gemm"] = _times(data, np.char.find(data.kind.astype(str), "matmul") >= 0)
     found["all kinds"] = _times(data, np.ones(data.problems, bool))
@@ -153,9 +167,10 @@ def _joined(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             found[name] = {key: float(np.mean([e[name][key] for e in each])) for key in value}
         else:
             found[name] = float(np.mean([e[name] for e in each]))
+    asked = {"top1_regret": [e["top1_regret"]["median"] for e in each]}
+    asked["pairwise_accuracy"] = [e["pairwise_accuracy"] for e in each]
+    found["by seed"] = asked
     if len(each) > 1:
-        asked = {"top1_regret": [e["top1_regret"]["median"] for e in each]}
-        asked["pairwise_accuracy"] = [e["pairwise_accuracy"] for e in each]
         found["95 %"] = {k: float(1.96 * np.std(v, ddof=1) / np.sqrt(len(v))) for k, v in asked.items()}
     return found
 
@@ -178,7 +193,7 @@ def _times(data: Dataset, of: npt.NDArray[np.bool_]) -> dict[str, float]:
         judged = judged[of[data.problem[judged]]]
         if not len(judged):
             continue
-        middle.append(learned()(data, fitted, judged, 0))
+        middle.append(learned(target="residual")(data, fitted, judged, 0))
         truth.append(np.log2(data.seconds[judged]))
         bounds = []
         for quantile in QUANTILES:

@@ -1,4 +1,4 @@
-"""The learned model: what the analytic one is wrong by, from features of the kernel.
+"""The learned model: what the analytic one is wrong by, and how schedules of a kernel compare, from their features.
 
 It says how sure it is, and where it has seen nothing like a kernel it leaves the analytic estimate as it is.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,10 @@ STRANGE = 3
 """Features outside from which on a kernel is unlike anything that was seen."""
 
 
+FORESTS = ("middle", "low", "high", "ratio")
+"""The names under which a file keeps the parts of a model."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """Seconds of a kernel, and between which it is four times out of five. is_known: was something like it measured?
@@ -39,12 +44,17 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class LearnedModel:
-    """Forests for log2(measured / estimate) and for two quantiles of it; least, most: (features,) the range of what
-    they were fitted to."""
+    """Forests for log2(measured / estimate), for two quantiles of it, and for log2 of the time of a schedule over that
+    of the default one; least, most: (features,) the range of what they were fitted to.
+
+    Two schedules of one kernel have much in common that a time depends on, so their ratio is predicted more sharply
+    than either time.
+    """
 
     middle: Forest
     low: Forest
     high: Forest
+    ratio: Forest
     least: Floats
     most: Floats
     names: tuple[str, ...] = NAMES
@@ -62,9 +72,11 @@ class LearnedModel:
         estimate = rows[:, self.names.index("estimate")]
         return np.where(self.known(rows), estimate + self.middle.predict(rows), estimate)
 
-    def predict(self, kernel: Kernel, target: Target) -> Prediction:
-        """The time of one scheduled kernel."""
-        return self.predictions(features(kernel, target)[None])[0]
+    def log_ratios(self, default: Floats, rows: Floats) -> Floats:
+        """log2 of the times of schedules over that of the default one: (features,), (n, features) to (n,)."""
+        estimate = rows[:, self.names.index("estimate")] - default[self.names.index("estimate")]
+        known = self.known(rows) & self.known(default[None])
+        return np.where(known, self.ratio.predict(beside(default, rows)), estimate)
 
     def predictions(self, rows: Floats) -> list[Prediction]:
         """Times with bounds, for rows of features."""
@@ -76,10 +88,19 @@ class LearnedModel:
             for m, a, b, known in zip(middle.tolist(), low.tolist(), high.tolist(), self.known(rows).tolist())
         ]
 
+    def seconds(self, kernels: Sequence[Kernel], target: Target) -> list[float]:
+        """The times of schedules of one kernel, of which the first is the default one."""
+        rows = np.stack([features(k, target) for k in kernels])
+        first = self.log_seconds(rows[:1])
+        others = first + self.log_ratios(rows[0], rows[1:]) if len(rows) > 1 else rows[:0, 0]
+        found: list[float] = np.exp2(np.concatenate([first, others]).astype(np.float64)).tolist()
+        return found
+
     def save(self, path: Path) -> None:
         """Write a file that `load_model` reads."""
-        arrays = {**self.middle.arrays("middle"), **self.low.arrays("low"), **self.high.arrays("high")}
-        arrays |= {"names": np.array(self.names), "machine": np.array(self.machine)}
+        arrays: dict[str, Any] = {"names": np.array(self.names), "machine": np.array(self.machine)}
+        for name in FORESTS:
+            arrays |= getattr(self, name).arrays(name)
         np.savez_compressed(path, least=self.least, most=self.most, **arrays)
 
 
@@ -92,11 +113,13 @@ def load_model(path: Path) -> LearnedModel | None:
     names = tuple(arrays["names"].tolist())
     if names != NAMES:
         return None
-    middle, low, high = (Forest.of(arrays, name) for name in ("middle", "low", "high"))
-    return LearnedModel(middle, low, high, arrays["least"], arrays["most"], names, str(arrays["machine"]))
+    forests = {name: Forest.of(arrays, name) for name in FORESTS}
+    return LearnedModel(
+        **forests, least=arrays["least"], most=arrays["most"], names=names, machine=str(arrays["machine"])
+    )
 
 
-def rank(model: LearnedModel, rows: Sequence[Floats]) -> list[int]:
-    """The places of candidates, the one that is predicted to be fastest first."""
-    order: list[int] = np.argsort(model.log_seconds(np.stack(rows)), kind="stable").tolist()
-    return order
+def beside(default: Floats, rows: Floats) -> Floats:
+    """What a ratio is predicted from: the features of the default schedule, and by how much those of others differ.
+    default: (features,) or one for each row; rows: (n, features). (n, 2 * features)."""
+    return np.concatenate([np.broadcast_to(default, rows.shape), rows - default], axis=1)

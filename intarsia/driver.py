@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from intarsia.costmodel.analytic import estimate
+from intarsia.costmodel.predictor import predict
 from intarsia.effort import effort_of
 from intarsia.executable import CheckText, Executable, TensorLayout
 from intarsia.ir.conditions import Condition
@@ -102,7 +102,7 @@ class Compilation:
             checks=self.options.checks,
             unordered=self.options.unordered,
             pinned_schedule=self.options.schedule,
-            predict=lambda kernel: estimate(kernel, target).seconds,
+            predict=partial(predict, target=target),
             measured=known_schedules(target),
             writable=partial(_writable, self.source_module.graph.dimensions),
             each=map_in_workers,

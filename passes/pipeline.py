@@ -39,11 +39,11 @@ class Context:
 
     dynamic: dimension names that stay run-time values. checks: subscripts and divisors are checked at run time.
     unordered: float atomics are allowed. pinned_schedule: the text of schedules that the user pins. predict: seconds of
-    a scheduled kernel on the target; without it, every decision is the likeliest one. measured: the text of the fastest
-    schedule that is known of a naive kernel, None if none is. writable: why the back end of a
-    GPU cannot write a scheduled kernel, None if it can. schedules: the one that each
-    kernel got, filled in by `schedule`. tried: naive kernels without their names that were scheduled on the way.
-    each: how work that is the same for many kernels is done.
+    schedules of one kernel on the target, the default one first; without it, every decision is the likeliest one.
+    measured: the text of the fastest schedule that is known of a naive kernel, None if none is. writable: why the back
+    end of a GPU cannot write a scheduled kernel, None if it can. schedules: the one that each kernel got, filled in by
+    `schedule`. tried: naive kernels without their names that were scheduled on the way. each: how work that is the same
+    for many kernels is done.
     """
 
     target: Target
@@ -52,7 +52,7 @@ class Context:
     checks: bool = False
     unordered: bool = False
     pinned_schedule: str | None = None
-    predict: Callable[[Kernel], float] | None = None
+    predict: Callable[[Sequence[Kernel]], Sequence[float]] | None = None
     measured: Callable[[Kernel], str | None] = lambda kernel: None
     writable: Callable[[Kernel], str | None] = lambda kernel: None
     schedules: dict[str, Schedule] = field(default_factory=dict)

@@ -14,11 +14,21 @@ import pytest
 from intarsia.costmodel.analytic import estimate
 from intarsia.costmodel.correction import corrected
 from intarsia.costmodel.dataset import COUNTS, Dataset, load_file
-from intarsia.costmodel.evaluation import analytic, at_random, by_kind, by_shape, default, judge, judgements, summary
-from intarsia.costmodel.experiments import MODELS, run
+from intarsia.costmodel.evaluation import (
+    analytic,
+    at_random,
+    by_kind,
+    by_shape,
+    default,
+    judge,
+    judgements,
+    spearman,
+    summary,
+)
+from intarsia.costmodel.experiments import BASELINES, OTHERS, run
 from intarsia.costmodel.features import FEATURES, NAMES, features
 from intarsia.costmodel.forest import Forest
-from intarsia.costmodel.learned import load_model, rank
+from intarsia.costmodel.learned import load_model
 from intarsia.costmodel.problems import KINDS, problems
 from intarsia.costmodel.tokens import COLUMNS, token_features, tokens
 from intarsia.costmodel.training import boosting, forest_of, train, weights
@@ -126,8 +136,10 @@ def test_a_model_learns_and_knows_what_it_has_not_seen(tmp_path: Path) -> None:
     strange = rows[:1] + 100
     (prediction,) = same.predictions(strange)
     assert not prediction.is_known and prediction.seconds == pytest.approx(2.0 ** float(strange[0, 0]), rel=1e-4)
-    best = rank(same, list(rows[:12]))
-    assert best[0] == int(np.argmin(same.log_seconds(rows[:12])))
+    ratios = same.log_ratios(data.features[0], data.features[1:12])
+    assert spearman(ratios, np.log2(data.seconds[1:12])) > 0.8
+    far = same.log_ratios(strange[0], rows[1:12])
+    np.testing.assert_allclose(far, rows[1:12, 0] - strange[0, 0], rtol=1e-4)
 
 
 def test_a_dataset_reads_back(tmp_path: Path) -> None:
@@ -152,13 +164,16 @@ def test_columns_without_counts_are_read(tmp_path: Path) -> None:
 
 def test_judging_choices() -> None:
     seconds = np.array([2.0, 1.0, 4.0, 1.001], np.float32)
-    perfect = judge(np.log2(seconds), seconds, default=0)
+    sure = np.zeros(4, np.float32)
+    perfect = judge(np.log2(seconds), seconds, sure, default=0)
     assert (
         perfect.regret[1] == 0 and perfect.pairs == perfect.spearman == perfect.kendall == 1.0 and perfect.gain == 2.0
     )
-    worst = judge(-seconds, seconds, default=0)
+    worst = judge(-seconds, seconds, sure, default=0)
     assert worst.regret == {1: 3.0, 3: pytest.approx(0.001, rel=1e-3), 5: 0.0, 10: 0.0}
     assert worst.pairs == 0.0 and worst.kendall == -1.0 and worst.recall[1] == 0.0 and worst.recall[5] == 1.0
+    unsure = judge(-seconds, seconds, sure + 0.6, default=0)
+    assert unsure.pairs == 0.0 and judge(-seconds, seconds, sure + 3.0, default=0).pairs == 1.0
     found = summary([perfect, worst])
     assert found["top1_regret"]["worst"] == 3.0 and found["problems"] == 2
     assert found["gain_over_default"] == pytest.approx(math.sqrt(2.0 * 0.5))
@@ -200,7 +215,8 @@ def test_a_report_of_everything(tmp_path: Path) -> None:
     write_report(data, found, tmp_path)
     kept = json.loads((tmp_path / "report.json").read_text())
     assert kept["unseen_shapes"]["top1_regret"]["median"] >= 0 and kept["gemm"]["rows"] == 36
-    assert set(kept["unseen_ops"]["models"]) == set(MODELS)
+    assert set(kept["unseen_ops"]["models"]) == set(BASELINES)
+    assert set(kept["unseen_shapes"]["models"]) == set(BASELINES | OTHERS)
     assert kept["best so far"]["random"][-1] == pytest.approx(0.0)
     page = (tmp_path / "report.md").read_text()
     assert "| analytic |" in page and "## Unseen kinds of op" in page

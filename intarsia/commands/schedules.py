@@ -77,8 +77,11 @@ class _Comparison:
         return (False, measured) if measured is not None else (True, self._predicted(text) or 0.0)
 
     def _predicted(self, text: str) -> float | None:
-        predict = self._compilation.context.predict
-        return None if predict is None else predict(self._kernels[text])
+        predict, default = self._compilation.context.predict, self._space.default
+        if predict is None:
+            return None
+        others = [] if text == str(default.schedule) else [self._kernels[text]]
+        return predict([default.kernel, *others])[-1]
 
     def _times(self, text: str) -> str:
         times = (("predicted", self._predicted(text)), ("measured", self._measured.get(text)))

@@ -24,6 +24,7 @@ from intarsia.commands.options import (
 )
 from intarsia.commands.progress import ProgressLine
 from intarsia.costmodel.analytic import estimate
+from intarsia.costmodel.predictor import predict
 from intarsia.deep_stack import with_deep_stack
 from intarsia.ir.errors import CompileError
 from intarsia.ir.kernel import Kernel
@@ -145,17 +146,13 @@ def _tune(kernel: Kernel, target: Target, budget: Budget, database: Database, so
         line.show(clock)
 
     click.echo(f"kernel {kernel.name}, for {budget.seconds:.3g} s:")
-    predict = partial(_predict, target=target)
+    predictor = partial(predict, target=target)
     try:
-        result = interruptible(lambda: search(kernel, target, predict, budget, database, source, show, calls=calls))
+        result = interruptible(lambda: search(kernel, target, predictor, budget, database, source, show, calls=calls))
     finally:
         line.show()
     click.echo(f"  {result.gain:.2f} times as fast as before, {len(result.trials)} of about {result.size} measured")
     return result
-
-
-def _predict(kernels: Sequence[Kernel], target: Target) -> list[float]:
-    return [math.log2(max(estimate(k, target).seconds, 1e-9)) for k in kernels]
 
 
 def _draw(results: Sequence[Result], path: str) -> None:

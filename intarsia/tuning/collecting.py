@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -20,10 +20,16 @@ from intarsia.options import Options
 from intarsia.passes.schedule.candidates import Candidate, Space
 from intarsia.tuning.database import Database, ProblemRow, Row, machine_name
 from intarsia.tuning.isolation import is_measurable, problem_key
-from intarsia.tuning.measuring import Stopwatch
+from intarsia.tuning.measuring import Rounds, Stopwatch
 
 EXHAUSTIVE = 500
 """Candidates of a space of which all can be timed."""
+
+ROUNDS = Rounds(5, 15)
+"""More than where tuning is in a hurry: what is learned from should be right."""
+
+UNSURE = 1.2
+"""What is dropped might have been the best schedule if it came so near to it; then the best one is not known."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,6 @@ def collect(
     target: Target,
     samples: int,
     exhaustive: int,
-    progress: Callable[[str, int, int], None] = lambda kind, done, total: None,
 ) -> Iterator[Collected]:
     """Time `samples` schedules of each kernel, or all of them where there are at most `exhaustive`; what is finished
     already is left out. Raises WrongResult where a schedule computes something else."""
@@ -62,20 +67,14 @@ def collect(
             if key in finished:
                 continue
             candidates, whole = _choose(Space(kernel, target), samples, min(exhaustive, EXHAUSTIVE), key)
+            timings = Stopwatch(kernel, target, rounds=ROUNDS).time(candidates)
+            best = min(t.seconds for t in timings)
+            whole &= all(t.is_quiet or t.seconds > UNSURE * best for t in timings)
             row = ProblemRow(key, problem.kind, problem.text, print_kernel(kernel), target.cores, whole)
-            done = 0
-
-            def tick(kind: str = problem.kind, total: int = 3 * len(candidates)) -> None:
-                nonlocal done
-                done += 1
-                progress(kind, done, total)
-
-            timings = Stopwatch(kernel, target).time(candidates, tick)
             rows = [Row(key, str(c.schedule), c.choices, t) for c, t in zip(candidates, timings) if t.is_quiet]
             database.add(row, machine, rows)
             database.finish(key, machine, whole)
             finished[key] = whole
-            best = min(t.seconds for t in timings)
             yield Collected(row, len(rows), len(candidates) - len(rows), timings[0].seconds / best)
 
 

@@ -23,8 +23,17 @@ from intarsia.tuning.calls import ONCE, Runs
 from intarsia.tuning.isolation import compile_alone, random_inputs
 from intarsia.workers import map_in_workers
 
-ROUNDS = 3
-"""How often candidates take turns."""
+
+@dataclass(frozen=True)
+class Rounds:
+    """How often candidates take turns, and how often at most one whose best rounds still differ."""
+
+    least: int = 3
+    most: int = 6
+
+
+TURNS = 3
+"""After so many rounds, a round begins with the same candidate again."""
 
 SAMPLES = 5
 """Samples of a candidate in each round."""
@@ -33,10 +42,10 @@ SAMPLE = 300e-6
 """Seconds of a sample at least: shorter runs are repeated."""
 
 HOPELESS = 4.0
-"""What is so many times slower than the best one is not timed again."""
+"""What was so many times slower than the best one in two rounds is not timed again."""
 
-QUIET = 0.15
-"""How far the median may lie above the least: beyond, the machine was busy, and the time is not kept."""
+QUIET = 0.08
+"""How far the second best round may lie above the best one: beyond, nobody knows the time, and it is not kept."""
 
 TOLERANCE = {16: 3e-2, 32: 2e-3, 64: 1e-9}
 """How far results may differ from those of the default schedule, in units of the largest one, by bits of a float: sums
@@ -45,8 +54,8 @@ are added in another order."""
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one run: the median of all samples in the best round. spread: how far that is above the least, as a
-    part of it. runs: samples in all."""
+    """Seconds of one run: the median of all samples in the best round. spread: how far the second best round was above
+    that, as a part of it; of a single round, how far its median was above its least sample. runs: samples in all."""
 
     seconds: float
     spread: float
@@ -65,28 +74,38 @@ class Stopwatch:
     """Times candidates for one kernel on this machine. What a run reads and writes stays the same for all. Its time is
     the mean of several `runs` with other sizes, where the kernel has sizes."""
 
-    def __init__(self, kernel: Kernel, target: Target, seed: int = 0, runs: Runs = ONCE) -> None:
+    def __init__(
+        self, kernel: Kernel, target: Target, seed: int = 0, runs: Runs = ONCE, rounds: Rounds = Rounds()
+    ) -> None:
         self._kernel = kernel
         self._target = target
         self._sizes = runs
+        self._rounds = rounds
         self._inputs = random_inputs(kernel, seed)
         self._wanted: list[Array] | None = None
 
     def time(self, candidates: Sequence[Candidate], progress: Callable[[], object] = lambda: None) -> list[Timing]:
-        """Their times, in order; of hopeless ones after one round. The first one is taken to be right if none was timed
-        before. Raises WrongResult."""
+        """Their times, in order: of hopeless ones after two rounds, of unsteady ones after more than of others. The
+        first one is taken to be right if none was timed before. Raises WrongResult."""
         work = partial(compile_alone, target=self._target, runs=self._sizes)
         compiled = list(map_in_workers(work, [c.kernel for c in candidates]))
         runs = [self._run_of(executable, candidate) for executable, candidate in zip(compiled, candidates)]
         samples: list[list[list[float]]] = [[] for _ in runs]
         with _on_one_core(self._target):
-            for round_ in range(ROUNDS):
+            for round_ in range(self._rounds.most):
                 for n in _by_turns(len(runs), round_):
                     least = min((min(s) for own in samples for s in own), default=0.0)
-                    if not samples[n] or min(samples[n][0]) <= HOPELESS * least:
+                    hopeless = round_ > 1 and min(map(min, samples[n])) > HOPELESS * least
+                    if not hopeless and (round_ < self._rounds.least or not self._timing(samples[n]).is_quiet):
                         samples[n].append(_samples(runs[n]))
-                    progress()
-        return [_timing(own, len(self._sizes)) for own in samples]
+                progress()
+        return [self._timing(own) for own in samples]
+
+    def _timing(self, rounds: Sequence[Sequence[float]]) -> Timing:
+        """One round whose median is near the best one says that this was no accident."""
+        medians = sorted(map(statistics.median, rounds))
+        next_best = medians[1] / medians[0] if len(rounds) > 1 else medians[0] / min(rounds[0])
+        return Timing(medians[0] / len(self._sizes), next_best - 1, sum(map(len, rounds)))
 
     def _run_of(self, executable: Executable, candidate: Candidate) -> Callable[[], object]:
         prepared = executable.prepared(self._inputs, {})
@@ -104,11 +123,12 @@ class Stopwatch:
 
 def _by_turns(count: int, round_: int) -> Iterator[int]:
     """All numbers, from another one on in each round."""
-    start = round_ * count // ROUNDS
+    start = round_ * count // TURNS
     return (n % count for n in range(start, start + count))
 
 
 def _samples(run: Callable[[], object]) -> list[float]:
+    run()
     start = time.perf_counter()
     run()
     once = time.perf_counter() - start
@@ -120,12 +140,6 @@ def _samples(run: Callable[[], object]) -> list[float]:
             run()
         found.append((time.perf_counter() - start) / repeats)
     return found
-
-
-def _timing(rounds: Sequence[Sequence[float]], runs: int) -> Timing:
-    best = min(rounds, key=statistics.median)
-    median, least = statistics.median(best), min(min(r) for r in rounds)
-    return Timing(median / runs, median / least - 1, sum(map(len, rounds)))
 
 
 def _is_close(got: Array, wanted: Array) -> bool:

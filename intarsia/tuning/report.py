@@ -119,7 +119,7 @@ def _draw_times(data: Dataset, path: Path) -> None:
     """Predicted against measured times of unseen shapes."""
     figure, axes = pyplot().subplots(figsize=(5, 5))
     for fitted, judged in by_shape(data, 0):
-        predicted = learned()(data, fitted, judged, 0)
+        predicted = learned(target="residual")(data, fitted, judged, 0)
         axes.plot(data.seconds[judged] * 1e6, np.exp2(predicted) * 1e6, ".", markersize=2, color="C0", alpha=0.5)
     limits = [float(data.seconds.min() * 1e6), float(data.seconds.max() * 1e6)]
     axes.plot(limits, limits, color="black", linewidth=0.5)

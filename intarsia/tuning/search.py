@@ -38,8 +38,11 @@ PARENTS = 4
 PATIENCE = 8
 """Rounds without a better one, or without any new one, after which there is nothing left to find."""
 
+LEAST = 1e-9
+"""Seconds: nothing is predicted to take less."""
+
 Predictor: TypeAlias = Callable[[Sequence[Kernel]], Sequence[float]]
-"""log2 seconds of scheduled kernels."""
+"""Seconds of schedules of one kernel, the default one first."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ def _made(space: Space, result: Result, random: Random) -> Iterator[Candidate]:
 def _corrected(made: Sequence[Candidate], result: Result, predict: Predictor) -> Sequence[float]:
     """log2 seconds of candidates: the prediction, and by how much predictions were wrong for such choices."""
     timed = [t.candidate for t in result.trials]
-    predicted = np.array(predict([c.kernel for c in (*timed, *made)]))
+    predicted = np.log2(np.maximum(predict([c.kernel for c in (*timed, *made)]), LEAST))
     off = np.log2([t.timing.seconds for t in result.trials]) - predicted[: len(timed)]
     found = corrected([c.choices for c in timed], off, [c.choices for c in made], predicted[len(timed) :])
     return list(map(float, found))

@@ -10,11 +10,12 @@ from intarsia.ir.errors import Span
 from intarsia.ir.graph import Module, Node, Region, Value
 from intarsia.ir.ops import Call, Constant, Fused, ListGet, Loop, Reshape
 from intarsia.ir.sizes import Size
-from intarsia.passes.fuse.chains import Chains, ChainTest, never
+from intarsia.passes.fuse.chains import Chains, ChainTest, is_near, never
 from intarsia.passes.fuse.copies import with_copies
 from intarsia.passes.fuse.groups import Group, Search, estimated_bytes, sink_views
 from intarsia.passes.fuse.members import Member
 from intarsia.passes.fuse.report import bytes_text, operations, saving, title
+from intarsia.passes.fuse.weighing import SURE, Weighing, against
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.regions import change_regions
 
@@ -78,11 +79,14 @@ class Fuse(Pass):
         left = _products(other, large)
         if len(left) >= len(stored):
             return found
+        weighing = Weighing(context, names)
+        once, again = weighing.seconds(found[2]), weighing.seconds(other[2])
+        predicted = "" if once is None or again is None else f"; {against(again, once)}"
         places = {v.node.span for v in left}
         for value in (v for v in stored if v.node.span not in places):
             size = bytes_text(Size.of(estimated_bytes(value)))
             text = f"{title(value.node)} is computed for each direction in which it is reduced: {size} less memory"
-            self.remark(context, "fusion", text, value.node.span)
+            self.remark(context, "fusion", text + predicted, value.node.span)
         return other
 
     def _search(
@@ -100,9 +104,32 @@ class Fuse(Pass):
             return run(never)
         chains = Chains(context, names)
         found = run(chains.looks_right)
-        bodies = [n.body for n in found[2].nodes if isinstance(n, Fused)]
-        made = [([m for n in b.nodes if (m := Member.of(n))], frozenset(b.results)) for b in bodies]
-        return found if all(chains.works(*g) for g in made if chains.looks_right(*g)) else run(chains.works)
+        made = [
+            (b, _members(b), frozenset(b.results)) for n in found[2].nodes if isinstance(n, Fused) for b in [n.body]
+        ]
+        chained = [(body, members) for body, members, results in made if chains.looks_right(members, results)]
+        if not all(chains.works(members, frozenset(body.results)) for body, members in chained):
+            return run(chains.works)
+        near = [body for body, members in chained if is_near(members, context.target.kind)]
+        kept = {n for body in near if self._is_slow(body, Weighing(context, names)) for n in body.nodes}
+        return (
+            run(lambda members, outputs: chains.works(members, outputs) and kept.isdisjoint(m.node for m in members))
+            if kept
+            else found
+        )
+
+    def _is_slow(self, chain: Region, weighing: Weighing) -> bool:
+        """Is a chain predicted to take longer as one kernel than as several?"""
+        search = Search(chain.nodes, chain.results, self.max_ops, kind=weighing.context.target.kind)
+        together = Region((), (Fused(chain),), ())
+        one, several = weighing.seconds(together), weighing.seconds(_emit(chain, search.run(), search, {}))
+        if one is None or several is None:
+            return False
+        slow = one > SURE * several
+        text = f"{operations(_members(chain))} {'are several kernels' if slow else 'are one kernel'}: "
+        text += against(several, one) if slow else against(one, several)
+        self.remark(weighing.context, "fusion", text, chain.nodes[-1].span)
+        return slow
 
     def _explain(self, search: Search, groups: Sequence[Group], context: Context) -> None:
         """Remarks: what each group saves, and why other edges stay."""
@@ -123,6 +150,10 @@ class Fuse(Pass):
             refusals[text, last.nodes[-1].span] = None
         for text, span in refusals:
             self.remark(context, "fusion", text, span, done=False)
+
+
+def _members(region: Region) -> list[Member]:
+    return [member for node in region.nodes if (member := Member.of(node))]
 
 
 def _products(found: tuple[Search, list[Group], Region], size: int) -> list[Value]:

@@ -28,6 +28,9 @@ FEW = {"cpu": 192, "gpu": 384}
 """Multiply-adds for each element of a product, in all, up to which it is dear to keep; matrix units do twice as many
 while memory moves an element."""
 
+NEAR = 0.75
+"""From this part of FEW on, whether a product is kept is weighed: see `weighing.py`."""
+
 LARGE = 1 << 18
 """Elements of a product from which on it leaves the second cache."""
 
@@ -49,10 +52,16 @@ def may_chain(members: Sequence[Member], kind: str) -> bool:
     return any(m.is_reduced and m.space.combiner == "max" for m in members) or _is_dear_to_keep(members, kind)
 
 
-def _is_dear_to_keep(members: Sequence[Member], kind: str) -> bool:
+def is_near(members: Sequence[Member], kind: str) -> bool:
+    """Is the largest product of a chain hardly dear enough to keep for being computed in blocks?"""
+    reduced = any(m.is_reduced and m.space.combiner == "max" for m in members)
+    return not reduced and not _is_dear_to_keep(members, kind, NEAR)
+
+
+def _is_dear_to_keep(members: Sequence[Member], kind: str, part: float = 1.0) -> bool:
     reduced = [m for m in members if m.is_reduced]
     largest = max((_points(m.space.axes) for m in reduced if _is_product(m)), default=0)
-    return largest >= LARGE and sum(_points(m.space.all_axes) for m in reduced) <= FEW[kind] * largest
+    return largest >= LARGE and sum(_points(m.space.all_axes) for m in reduced) <= part * FEW[kind] * largest
 
 
 def _is_product(member: Member) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from intarsia.ir.kernel import Kernel
@@ -10,8 +10,8 @@ from intarsia.ir.target import Target
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.default import build_schedule
 
-Predictor: TypeAlias = Callable[[Kernel], float]
-"""Seconds that a scheduled kernel takes on the target."""
+Predictor: TypeAlias = Callable[[Sequence[Kernel]], Sequence[float]]
+"""Seconds that schedules of one kernel take on the target; the first of them is the default one."""
 
 LONG_ENOUGH = 50e-6
 """Seconds from which on other decisions are looked at: each takes the compiler some 10 ms."""
@@ -30,16 +30,16 @@ def best_schedule(
 ) -> Builder:
     """The schedule that a predictor likes best: from the default one on, each decision is changed in turn. `look` is
     called with all that are looked at."""
-    best = build_schedule(kernel, target, repeated)
+    default = best = build_schedule(kernel, target, repeated)
     look(best)
-    likeliest = expected = predict(best.kernel) if any(best.looks.values()) else 0.0
+    likeliest = expected = predict([best.kernel])[0] if any(best.looks.values()) else 0.0
     if expected < LONG_ENOUGH:
         return best
     for name, looks in tuple(best.looks.items()):
-        for option in range(1, 1 + looks):
-            other = build_schedule(kernel, target, repeated, {**best.choices, name: option})
+        options = [{**best.choices, name: option} for option in range(1, 1 + looks)]
+        others = [build_schedule(kernel, target, repeated, choices) for choices in options]
+        for other, predicted in zip(others, predict([default.kernel, *(o.kernel for o in others)])[1:]):
             look(other)
-            predicted = predict(other.kernel)
             if predicted < WORTH * expected:
                 best, expected = other, predicted
     if best.choices:
