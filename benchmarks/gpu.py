@@ -49,6 +49,7 @@ PROGRAMS = {
     "decode attention, 8 heads for each key": ("grouped", dict(H=4, G=8, T=32768, D=128)),
     "cross entropy 256x50304, d 1024": ("cross_entropy", dict(N=256, D=1024, V=50304)),
     "gemv 4096": ("gemv", dict(N=4096, M=4096)),
+    "gru 64x512, 256 to 256": ("gru", dict(T=512, B=64, I=256, H=256)),
     "transformer block 8x1024, d 2048": ("block", dict(B=8, S=1024, D=2048, F=8192)),
 }  # fmt: skip
 

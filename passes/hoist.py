@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from intarsia.ir.graph import Module, Node, Region, Structured, Value
 from intarsia.ir.ops import Compute, Constant, Loop, Slice
-from intarsia.ir.scalar import Expr, Load, transform
+from intarsia.ir.scalar import Cast, Expr, Load, transform
 from intarsia.ir.sizes import ONE, ZERO, Size
 from intarsia.ir.space import Axis, Space, operand_position
 from intarsia.passes.dce import prune
@@ -124,8 +124,15 @@ def _is_worth(node: Node, free: set[Node]) -> bool:
     assert isinstance(node, Structured)
     if node.space.reduced:
         return True
-    moves = isinstance(node.space.body, Load)
-    return not moves and _has_reduction(node, free)
+    return not _moves(node.space.body) and _has_reduction(node, free)
+
+
+def _moves(body: Expr) -> bool:
+    """Does a body only take what is there, in a wider type perhaps? Then it is as well done in each step."""
+    match body:
+        case Cast(dtype, Load() as load):
+            return dtype.bits >= load.dtype.bits
+    return isinstance(body, Load)
 
 
 def _has_reduction(node: Node, free: set[Node]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from intarsia.ir.kernel import LANES, Buffer, For, If, Put, Statement, walk
@@ -39,7 +39,7 @@ def lanes_of(body: Sequence[Statement], buffers: dict[str, Buffer]) -> dict[str,
     loops = {s.axis: (s, around) for s, around in walk(tuple(body)) if isinstance(s, For) and s.kind in LANES}
     extents = {a: (loop.upper - loop.lower).constant or 0 for a, (loop, _) in loops.items()}
     outer = {a: _outer_of(loop, around, extents[a], single) for a, (loop, around) in loops.items()}
-    same = _same_dimensions(body, loops, buffers, single)
+    same = _same_dimensions(body, extents, buffers, single)
     names: dict[str, str] = {}
     kinds: dict[str, tuple[int, Size]] = {}
     members: dict[str, list[str]] = {}
@@ -83,18 +83,19 @@ def _outer_of(loop: For, around: Iterable[For], extent: int, single: dict[str, S
 
 
 def _same_dimensions(
-    body: Sequence[Statement], loops: Iterable[str], buffers: dict[str, Buffer], single: dict[str, Size]
+    body: Sequence[Statement], extents: Mapping[str, int], buffers: dict[str, Buffer], single: dict[str, Size]
 ) -> list[tuple[str, str]]:
-    """Pairs of lanes that subscript one dimension of a temporary."""
-    first: dict[tuple[str, int], str] = {}
+    """Pairs of lanes, as many of both, that subscript one dimension of a temporary. `extents` are those of all lanes.
+    A temporary in memory may be gone through in blocks of several sizes."""
+    first: dict[tuple[str, int, int], str] = {}
     pairs = []
     for access in accesses(tuple(body)):
         if buffers[access.buffer].role != "temp":
             continue
         for n, index in enumerate(access.indices):
             axis = index.substitute(single).as_name
-            if axis is not None and axis in loops:
-                pairs.append((first.setdefault((access.buffer, n), axis), axis))
+            if axis is not None and axis in extents:
+                pairs.append((first.setdefault((access.buffer, n, extents[axis]), axis), axis))
     return pairs
 
 

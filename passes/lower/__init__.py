@@ -13,8 +13,10 @@ values in memory, and the order of its nodes is the order of execution. See docs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
 
 from intarsia.ir.dtypes import I64
 from intarsia.ir.graph import Module, Node, Parameter, Region, Structured, Value
@@ -32,7 +34,10 @@ from intarsia.passes.lower.names import kernel_label
 from intarsia.passes.lower.order import readers_first
 from intarsia.passes.lower.recurrences import recurrence
 from intarsia.passes.lower.stages import Names, rename_buffers
+from intarsia.passes.lower.whole_loops import whole_loop
 from intarsia.passes.pipeline import Context, Pass
+from intarsia.passes.schedule.programs_of_loops import loop_of_programs
+from intarsia.passes.schedule.step_costs import step_costs
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,11 @@ class Lower(Pass):
     """Groups become kernels. Needs a graph after `fuse`; leaves naive kernels, those that are equal shared.
 
     `pointwise_loops`: loops that work on each element by itself become kernels too (see `lower/loops.py`).
+    `whole_loops`: so do those whose steps are several kernels (see `lower/whole_loops.py`); `auto`: where a GPU gains.
     """
 
     pointwise_loops: bool = True
+    whole_loops: Literal["auto", "always", "never"] = "auto"
     name = "lower"
     exact = False  # the order of a sum is that of the loops
 
@@ -52,10 +59,30 @@ class Lower(Pass):
         scope = _Scope(graph.dimensions, Facts(names=frozenset(graph.dimensions)))
         checks = Checks(outside=context.target.kind == "gpu") if context.checks else None
         loops_inside = self.pointwise_loops and checks is None
-        lowering = _RegionLowering(kernels, frozenset(graph.body.parameters), checks, loops_inside)
+        whole = partial(self._is_whole, context)
+        lowering = _RegionLowering(kernels, frozenset(graph.body.parameters), checks, loops_inside, whole)
         body = lowering.region(graph.body, scope, {})
         called = frozenset(kernels_called(body))
         return replace(module.with_body(body), kernels=tuple(k for k in kernels.in_order if k.name in called))
+
+    def _is_whole(self, context: Context, kernel: Kernel, launches: int) -> bool:
+        """Is a kernel that does all steps of a loop worth it? `launches`: how many kernels a step is otherwise."""
+        if self.whole_loops != "auto" or context.checks:
+            return self.whole_loops == "always" and not context.checks
+        if context.target.kind != "gpu":
+            return False
+        made = loop_of_programs(kernel, context.target, context.writable)
+        if made is None:
+            self.remark(
+                context, "schedule", "steps of the loop are launches: no program can do all of them", kernel.span, False
+            )
+            return False
+        built, steps = made
+        costs = step_costs(built.kernel, steps, launches, context.target)
+        what = "all steps of the loop are one kernel" if costs.is_one_better else "steps of the loop are launches"
+        text = f"{what}: about {costs.one} cycles a step in one kernel, {costs.launches} in {launches} launches"
+        self.remark(context, "schedule", text, kernel.span, costs.is_one_better)
+        return costs.is_one_better
 
 
 def kernels_called(region: Region) -> Iterator[str]:
@@ -141,6 +168,7 @@ class _RegionLowering:
     fixed: frozenset[Node]
     checks: Checks | None
     loops_inside: bool
+    is_whole: Callable[[Kernel, int], bool]
 
     def region(self, region: Region, scope: _Scope, outer: Mapping[Value, Value]) -> Region:
         """The lowered region; `outer` gives the lowered values of the regions around it."""
@@ -227,7 +255,10 @@ class _Block:
 
     def _plan_loop(self, old: Loop) -> None:
         """A loop of the plan, or the kernel that does all its steps if each of them changes single elements."""
-        new = self._loop(old)
+        inner = self._steps(old)
+        if self._whole_loop(old, inner):
+            return
+        new = replace(inner, initial=tuple(map(self.value, old.initial)))
         called = {k.name: k for k in self.lowering.kernels.in_order}
         scope = self.scope
         inside = scope.inside(new).facts
@@ -242,6 +273,18 @@ class _Block:
         call = Call(kernel.name, made.arguments, made.types, sizes, span=old.span, more_spans=old.more_spans)
         self.nodes.append(call)
         self.values.update((v, call.values[made.results[n]]) for n, v in enumerate(old.values))
+
+    def _whole_loop(self, old: Loop, inner: Loop) -> bool:
+        """Make one kernel of a loop, whose body is lowered, if that is possible and worth it."""
+        kernels = {k.name: k for k in self.lowering.kernels.in_order}
+        initial = [literal_of(v) or self.values.get(v, v) for v in old.initial]
+        made = whole_loop(inner, initial, kernels, self.scope.names, self.scope.facts)
+        launches = len(inner.body.nodes) + inner.stacked
+        if made is None or not self.lowering.is_whole(made.kernel, launches):
+            return False
+        made = replace(made, results=old.values)
+        self._call(made, f"loop_{old.counter}", old)
+        return True
 
     def _call(self, lowered: LoweredGroup, label: str, node: Node) -> None:
         """Call a kernel; its results stand for what the group computes."""
@@ -261,7 +304,8 @@ class _Block:
         self.nodes.append(call)
         self.values.update(zip(lowered.results, call.values))
 
-    def _loop(self, loop: Loop) -> Loop:
+    def _steps(self, loop: Loop) -> Loop:
+        """The loop with its bounds and regions lowered."""
         (lower, upper), scalars = self._scalars((loop.lower, loop.upper), loop.scalars)
         scope = self.scope.inside(replace(loop, lower=lower, upper=upper, scalars=scalars))
         return replace(
@@ -269,7 +313,6 @@ class _Block:
             lower=lower,
             upper=upper,
             scalars=scalars,
-            initial=tuple(map(self.value, loop.initial)),
             body=self.lowering.region(loop.body, scope, self.values),
             condition=loop.condition and self.lowering.region(loop.condition, scope, self.values),
         )

@@ -89,9 +89,9 @@ def _hoist_initial(b: Builder, name: str) -> None:
             b.attempt(Move(statement.buffer, first.axis))
 
 
-def localize_all(b: Builder) -> None:
+def localize_all(b: Builder, scalars_only: bool = False) -> None:
     """Shrink each temporary to what one iteration of the innermost loop around its uses touches: a scalar goes into a
-    register, more into the cache."""
+    register, more into the cache, or stays where it is with `scalars_only`."""
     for name, buffer in allocated_in(b.kernel.body).items():
         if buffer.memory != "global":
             continue
@@ -101,7 +101,8 @@ def localize_all(b: Builder) -> None:
             if b.attempt(Localize(name, axis, "register")):
                 if b.kernel.buffers()[name].shape:
                     b.undo()
-                    b.take(Localize(name, axis, "cache"))
+                    if not scalars_only:
+                        b.take(Localize(name, axis, "cache"))
                 break
 
 

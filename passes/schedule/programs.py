@@ -28,6 +28,7 @@ from intarsia.passes.schedule.programs_of_chains import (
     schedule_chain_of_blocks,
     width_of_parts,
 )
+from intarsia.passes.schedule.programs_of_loops import schedule_steps
 from intarsia.passes.schedule.reductions import reduce_in_parts
 from intarsia.passes.schedule.shape import count, points
 from intarsia.passes.schedule.tree import allocated_in, perfect_nest
@@ -56,7 +57,7 @@ def build_programs(
     problems: list[str] = []
     # Minima over everything come before a check; merged with them, what follows would be left to one program.
     has_checks = any(isinstance(s, Check) for s in kernel.body)
-    for arrange in (_stages,) if has_checks else (_chain, _merged, _stages):
+    for arrange in (_stages,) if has_checks else (_steps, _chain, _merged, _stages):
         b = Builder(kernel, target, choices)
         try:
             arrange(b, writable)
@@ -70,6 +71,11 @@ def build_programs(
     for problem in problems:
         b.remark(f"no blocks: {problem}", done=False)
     return b
+
+
+def _steps(b: Builder, writable: Writable) -> None:
+    """All steps of a loop in one launch."""
+    schedule_steps(b)
 
 
 def _chain(b: Builder, writable: Writable) -> None:

@@ -52,7 +52,8 @@ def localize(kernel: Kernel, step: Localize) -> Kernel:
     outside = next(loops for s, loops in walk(kernel.body) if isinstance(s, Alloc) and s.buffer.name == name)
     if len(outside) > len(around) + 1:
         raise ScheduleError(f"it lives inside {outside[-1].axis}")
-    _require_local(kernel, str(step), inside, (*around, loop), len(outside))
+    if not _is_set_first(loop.body, inside):
+        _require_local(kernel, str(step), inside, (*around, loop), len(outside))
     tile = box_of(kernel, buffer, inside, len(around) + 1)
     shape = tuple(map(most, tile.shape))
 
@@ -72,6 +73,19 @@ def localize(kernel: Kernel, step: Localize) -> Kernel:
     kernel = kernel.with_body(rewrite(change_loads(kernel.body, load), change))
     alloc = Alloc(replace(buffer, shape=shape, memory=step.memory))
     return replace_loop(kernel, step.axis, lambda found: replace(found, body=(alloc, *found.body)))
+
+
+def _is_set_first(body: Body, inside: Sequence[Access]) -> bool:
+    """Does each iteration of a loop use one element only, which it sets before anything else? Then nothing is left of
+    what iterations before it, of whatever loop, wrote."""
+    name = inside[0].buffer
+    first = next((s for s in body if any(a.buffer == name for a in accesses((s,)))), None)
+    if not isinstance(first, Put) or first.operator != "=" or first.mask:
+        return False
+    same = all(a.indices == first.indices for a in inside) and not any(i.opaques for i in first.indices)
+    axes = {s.axis for s, _ in walk(body) if isinstance(s, For)}
+    is_read = any(load.buffer == name for load in loads(first.value))
+    return same and not is_read and not any(i.symbols & axes for i in first.indices)
 
 
 def _require_local(kernel: Kernel, what: str, inside: list[Access], loops: tuple[For, ...], outside: int) -> None:

@@ -266,7 +266,9 @@ def sequential(c: Chain) -> bool:
     """A loop whose steps change one row, one element or everything."""
     v, rows, columns = c.current
     t, state, result = c.fresh("t"), c.fresh("s"), c.fresh()
-    kind = c.random.choice(("rows", "solve", "element", "relax", "prefix", "recurrent"))
+    kind = c.random.choice(("rows", "solve", "element", "relax", "prefix", "recurrent", "network"))
+    if kind == "network":
+        return network(c)
     steps = rows
     if kind == "rows":
         step = f"update {state}[{t}] = tanh({v}[{t}] + 0.5 * {state}[0])"
@@ -287,6 +289,26 @@ def sequential(c: Chain) -> bool:
     next_ = c.fresh("n")
     c.lines.append(f"    {result} = loop ({state} = {v}) for {t} < {steps} {{")
     c.lines += [f"        {next_} = {step}", f"        yield {next_}", "    }"]
+    c.matrices.append((result, rows, columns))
+    return True
+
+
+def network(c: Chain) -> bool:
+    """A recurrent network, of which a matrix is the sequence, for one sequence or for several."""
+    v, rows, columns = c.current
+    w, u = c.parameter(columns, columns), c.parameter(columns, columns)
+    t, state, given, next_, states, result = (c.fresh(name) for name in ("t", "s", "g", "n", "e", "v"))
+    batch = c.random.choice(("", "2, ", "19, "))
+    start = f"zeros({c.dtype}[{batch}{columns}])"
+    c.lines += [
+        f"    _, {states} = scan ({state} = {start}) for {t} < {rows} {{",
+        f"        {given} = {v}[{t}] @ {w} * 0.2",
+        f"        {next_} = tanh({given} + 0.2 * ({state} @ {u})) * 0.5 + 0.5 * {state}",
+        f"        yield {next_}",
+        f"        emit {next_}",
+        "    }",
+        f"    {result} = {f'sum({states}, axis=1) * 0.1' if batch else states}",
+    ]
     c.matrices.append((result, rows, columns))
     return True
 
