@@ -124,3 +124,10 @@ def test_a_tile_fills_registers_and_spills_beyond_them() -> None:
     assert 4 <= small.live < 16 <= medium.live < 32 and large.live >= 64
     assert small.spills == medium.spills == 0 < large.spills
     assert small.instructions < medium.instructions < large.instructions
+
+
+def test_masked_tiles_stay_in_registers() -> None:
+    """Rows beyond the last one are masked in the outermost tiles, by conditions that the loops around these decide."""
+    text = "fn f(a: f32[121, 121], b: f32[121, 121]) -> f32[121, 121] { return a @ b }"
+    (kernel,) = Compilation(load(Source("p", text)).build("f"), {}, Options(target=TARGET.name)).scheduled.kernels
+    assert count(compile_kernel(kernel, TARGET)).spills == 0

@@ -250,7 +250,22 @@ class Memory(Indices):
         number = other.text if other.dtype != BOOL else str(int(other.text == "true"))
         elements = ", ".join([f"{stored} {number}"] * lanes)
         instead = self.function.module.constant("other", f"[{lanes} x {stored}] [{elements}]")
-        return self.function.op(f"select i1 {condition.uniform}, ptr {pointer}, ptr {instead}")
+        function, chosen = self.function, condition.uniform
+        if function.depth_of(chosen) < function.depth_of(pointer):
+            return self._masked_pointer(pointer, chosen, instead)
+        return function.op(f"select i1 {chosen}, ptr {pointer}, ptr {instead}")
+
+    def _masked_pointer(self, pointer: str, chosen: str, instead: str) -> str:
+        """The same for a condition that a loop around decides: there it becomes a mask of bits.
+
+        A `select` would compare again for each address, and code generation puts all loads that one comparison decides
+        beside each other, so that what they give fills the registers and is spilled.
+        """
+        op = self.function.op
+        mask, base = op(f"sext i1 {chosen} to i64"), op(f"ptrtoint ptr {instead} to i64")
+        away = op(f"sub i64 {op(f'ptrtoint ptr {pointer} to i64')}, {base}")
+        kept = op(f"and i64 {away}, {mask}")
+        return op(f"inttoptr i64 {op(f'add i64 {kept}, {base}')} to ptr")
 
     def _pointers(self, address: Address, stored: str) -> str:
         index = address.index or self._steps(address.stride)
