@@ -14,10 +14,10 @@ import math
 from collections.abc import Callable, Sequence
 
 from intarsia.ir.errors import ScheduleError
-from intarsia.ir.kernel import For, Kernel, Put, walk
+from intarsia.ir.kernel import LANES, For, Kernel, Put, walk
 from intarsia.ir.kernel_access import accesses, trips
 from intarsia.ir.scalar import loads
-from intarsia.ir.schedule import Grid, Merge, Reorder, Warps
+from intarsia.ir.schedule import Grid, Merge, Reorder, Stages, Warps
 from intarsia.ir.target import Target
 from intarsia.passes.schedule.arrange import accumulate_rows, localize_all
 from intarsia.passes.schedule.block_lanes import lanes, set_lanes
@@ -25,7 +25,7 @@ from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.dependence import carried_dependence
 from intarsia.passes.schedule.matrix_blocks import sides_of
 from intarsia.passes.schedule.shape import count, power_of_two
-from intarsia.passes.schedule.tree import find_loop, perfect_nest, puts_in
+from intarsia.passes.schedule.tree import find_loop, loops_in, perfect_nest, puts_in
 
 ROWS = (16, 32, 64)
 """Rows of a block: as few as a matrix unit takes, more where there are more blocks than cores."""
@@ -84,6 +84,9 @@ def schedule_steps(b: Builder) -> str:
     if counters:
         b.take(Grid(tuple(counters)))
     b.take(Warps(8))
+    inner = loops_in(b.loop(steps.axis).body)
+    if all(x.kind in LANES or trips(x).constant == 1 for x in inner):
+        b.take(Stages(1))  # no step reads anything before the one before it is done
     return steps.axis
 
 
