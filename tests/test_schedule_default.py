@@ -36,6 +36,11 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
         {"I": 19, "A": 11, "B": 3, "K": 37},
     ),
     "softmax": ("fn f(x: f32[N, M]) -> f32[N, M] { return softmax(x) }", {"N": 9, "M": 137}),
+    "log_softmax_short": ("fn f(x: f32[N, M]) -> f32[N, M] { return log_softmax(x) }", {"N": 70, "M": 9}),
+    "layer_norm_short": (
+        "fn f(x: f32[B, N, M], g: f32[M]) -> f32[B, N, M] { return layer_norm(x, g, g) }",
+        {"B": 2, "N": 33, "M": 19},
+    ),
     "softmax_down": ("fn f(x: f32[N, M]) -> f32[N, M] { return softmax(x, axis=0) }", {"N": 40, "M": 37}),
     "layer_norm": (
         "fn f(x: f32[N, M], g: f32[M], b: f32[M]) -> f32[N, M] { return layer_norm(x, g, b) }",
@@ -398,6 +403,26 @@ def prefetches(kernel: Kernel) -> list[tuple[str, str, int]]:
     """What is fetched early: the buffer, the innermost loop that steps, the cache."""
     found = [(s, loops) for s, loops in walk(kernel.body) if isinstance(s, Prefetch)]
     return [(s.buffer, [x.axis for x in loops if x.kind in ("seq", "parallel")][-1], s.level) for s, loops in found]
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes", "rows"),
+    [
+        ("log_softmax(x)", {"N": 1000, "M": 64}, 32),
+        ("log_softmax(x)", {"N": 40, "M": 64}, 16),
+        ("rms_norm(x, x[0])", {"N": 1000, "M": 64}, 32),
+        ("rms_norm(x, x[0])", {"N": 1000, "M": 128}, 0),  # a root is little beside so long a row
+        ("rms_norm(x, x[0])", {"N": 100000, "M": 64}, 0),  # rows come from memory
+        ("softmax(x)", {"N": 1000, "M": 64}, 0),  # nothing is computed once for each row
+        ("log_softmax(x)", {"N": 1000, "M": 3}, 0),  # lanes run across rows
+    ],
+)
+def test_stages_share_blocks_of_short_rows(text: str, sizes: dict[str, int], rows: int) -> None:
+    """What there is one of for each row is a vector in a block of them."""
+    kernel = large(f"fn f(x: f32[N, M]) -> f32[N, M] {{ return {text} }}", **sizes)
+    lanes = [loops[-1] for s, loops in walk(kernel.body) if isinstance(s, Put) and s.buffer in ("t_log", "t_rsqrt")]
+    blocks = [trips(loop).constant for loop in lanes if loop.kind == "lane" and len(kernel.body) == 1]
+    assert set(blocks) == ({rows} if rows else set())
 
 
 def test_the_second_pass_over_a_row_fetches_the_next_one() -> None:

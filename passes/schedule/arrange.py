@@ -1,4 +1,5 @@
-"""The first part of a default schedule: stages that share rows become one loop, temporaries shrink to one row."""
+"""The first part of a default schedule: stages that share rows become one loop, temporaries shrink to one row; or to a
+block of them."""
 
 from __future__ import annotations
 
@@ -11,8 +12,11 @@ from intarsia.ir.scalar import Const
 from intarsia.ir.schedule import Accumulate, Localize, Merge, Move, Partition
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.dependence import carried_dependence
-from intarsia.passes.schedule.shape import count
+from intarsia.passes.schedule.shape import count, is_contiguous, lanes_for, operations, points
+from intarsia.passes.schedule.stages import Stage
+from intarsia.passes.schedule.streams import bypassing
 from intarsia.passes.schedule.tree import Body, allocated_in, blocks, find_loop, loops_in, puts_in
+from intarsia.passes.schedule.vectors import SHORT
 
 MOST = 4
 """Copies of a statement up to which parts of loops are made."""
@@ -45,6 +49,37 @@ def merge_rows(b: Builder, outermost: bool = True, apart: Collection[str] = ()) 
             first, *rest = axes
             is_parallel = not name and _is_parallel(b.kernel, first)
             axes = [axis for axis in rest if not _merge(b, first, axis, is_parallel)]
+
+
+def cut_rows(b: Builder) -> tuple[str, tuple[str, ...]]:
+    """Cut the rows of all stages into blocks of one or two vectors: of what there is one of for each row, the logarithm
+    of a sum say, which would be a scalar if stages shared single rows. Returns the axis of the blocks, and those of the
+    rows in them, which are to stand apart.
+
+    Nothing is done if that is little beside the rest of a row, or if a block would not stay in half of the first cache,
+    where each stage finds it again. Of very short rows, and of columns, lanes run across all stages anyway.
+    """
+    stages = [stage for loop in b.waiting() if (stage := Stage.of(loop))]
+    depth = min((len(stage.loops) for stage in stages), default=0)
+    along = [stage for stage in stages if len(stage.loops) > depth]
+    single = [stage.put for stage in stages if len(stage.loops) == depth]
+    shared = {tuple(trips(loop) for loop in stage.loops[:depth]) for stage in stages}
+    if not along or len(stages) < len(b.waiting()) or len(shared) > 1:
+        return "", ()
+    row, length = max(points(stage.loops[depth:]) for stage in along), trips(stages[0].loops[depth - 1]).constant or 0
+    lanes, size = lanes_for(single, b.target), max(stage.put.value.dtype.bytes for stage in along)
+    most = b.target.caches[0] // 2 // (row * size)
+    rows = next((n for n in (2 * lanes, lanes) if n <= most and (length >= 2 * n or length == n)), 0)
+    saved = lanes * sum(operations(put.value) for put in single)
+    is_little = saved < row * (2 if bypassing(b) else 1)
+    if not rows or is_little or row <= SHORT or not all(_lies_along_rows(b, stage) for stage in along):
+        return "", ()
+    pairs = [b.split(stage.loops[depth - 1].axis, rows) for stage in stages]
+    return pairs[0][0], tuple(inner for _, inner in pairs)
+
+
+def _lies_along_rows(b: Builder, stage: Stage) -> bool:
+    return is_contiguous(b.kernel, stage.put, stage.loops[-1].axis)
 
 
 def _axes(b: Builder, name: str) -> list[str]:

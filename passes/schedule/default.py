@@ -6,14 +6,20 @@ vectors, outer loops go to threads. A step that is refused is left out; what was
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from intarsia.ir.kernel import For, Kernel
 from intarsia.ir.kernel_access import trips
 from intarsia.ir.kernel_effort import loop_effort
-from intarsia.ir.schedule import Parallel, Reorder, Schedule
+from intarsia.ir.schedule import Parallel, Reorder, Schedule, Version
 from intarsia.ir.target import Target
-from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, make_parts, merge_rows
+from intarsia.passes.schedule.arrange import (
+    accumulate_rows,
+    cut_rows,
+    localize_all,
+    make_parts,
+    merge_rows,
+)
 from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
 from intarsia.passes.schedule.chained import schedule_chain
 from intarsia.passes.schedule.columns import copy_columns
@@ -53,8 +59,7 @@ def build_schedule(
     copy_columns(b)
     for loop in b.waiting():
         sum_columns(b, reduce_in_parts(b, loop.axis))
-    if len(b.waiting()) < 2 or b.choose("stages", ("together", "apart")) == "together":
-        merge_rows(b, apart=apart or ())
+    blocks = arrange_stages(b, apart or ())
     localize_all(b)
     accumulate_rows(b)
     for loop in b.waiting():
@@ -62,10 +67,29 @@ def build_schedule(
     for loop in b.waiting():
         vectorize_region(b, loop.axis)
     fetch_early(b)
+    if blocks:
+        b.attempt(Version(blocks))
     for loop in b.outermost():
         parallelize(b, loop.axis)
     bypass_caches(b, repeated)
     return b
+
+
+def arrange_stages(b: Builder, apart: Collection[str]) -> str:
+    """Let stages share rows, or blocks of short ones. Returns the axis of the blocks, "" if there are none."""
+    if len(b.waiting()) < 2:
+        merge_rows(b, apart=apart)
+        return ""
+    ways = ("together", "apart")
+    blocks, rows = ("", ()) if apart else cut_rows(b)
+    way = b.choose("stages", ("in blocks", *ways) if blocks else ways)
+    if blocks and way != "in blocks":
+        for _ in rows:
+            b.undo()
+        blocks, rows = "", ()
+    if way != "apart":
+        merge_rows(b, apart=(*apart, *rows))
+    return blocks
 
 
 def schedule_product(b: Builder, loop: For) -> bool:
