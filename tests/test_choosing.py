@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 import pytest
@@ -48,8 +49,8 @@ def test_the_predictor_decides() -> None:
     name, looks = next(iter(build_schedule(kernel, TARGET).looks.items()))
     wanted = print_kernel(build_schedule(kernel, TARGET, choices={name: looks}).kernel)
 
-    def predict(found: Kernel) -> float:
-        return 1.0 if print_kernel(found) == wanted else 2.0
+    def predict(found: Sequence[Kernel]) -> list[float]:
+        return [1.0 if print_kernel(kernel) == wanted else 2.0 for kernel in found]
 
     best = best_schedule(kernel, TARGET, predict)
     assert best.choices == {name: looks}
@@ -61,9 +62,9 @@ def test_nothing_changes_for_no_gain_or_in_short_kernels(seconds: float) -> None
     kernel = product(256, 64, 512)
     asked: list[Kernel] = []
 
-    def predict(found: Kernel) -> float:
-        asked.append(found)
-        return seconds * (1.0 if len(asked) == 1 else 0.99)
+    def predict(found: Sequence[Kernel]) -> list[float]:
+        asked.append(found[-1])
+        return [seconds * (1.0 if n == 0 else 0.99) for n in range(len(found))]
 
     assert best_schedule(kernel, TARGET, predict).choices == {}
     assert (len(asked) == 1) == (seconds < LONG_ENOUGH)
