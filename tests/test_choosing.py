@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 
 import pytest
@@ -15,8 +15,9 @@ from intarsia.ir.kernel_text import print_kernel
 from intarsia.ir.kernel_verifier import verify_kernel
 from intarsia.ir.target import TARGETS
 from intarsia.passes.pipeline import Context, default_pipeline
+from intarsia.passes.schedule.builder import Applied
 from intarsia.passes.schedule.candidates import Space
-from intarsia.passes.schedule.choosing import LONG_ENOUGH, best_schedule
+from intarsia.passes.schedule.choosing import LONG_ENOUGH, Predictor, best_schedule
 from intarsia.passes.schedule.default import build_schedule
 
 TARGET = TARGETS["cpu:x86-avx512"]
@@ -44,17 +45,30 @@ def test_every_option_is_a_sound_schedule() -> None:
     assert len(seen) > len(decisions)
 
 
+def seconds_of(times: Mapping[str, float], otherwise: float) -> Predictor:
+    """A predictor that knows the times of some kernels, by their texts."""
+    return lambda kernels: [times.get(print_kernel(k), otherwise) for k in kernels]
+
+
 def test_the_predictor_decides() -> None:
     kernel = product(256, 64, 512)
-    name, looks = next(iter(build_schedule(kernel, TARGET).looks.items()))
-    wanted = print_kernel(build_schedule(kernel, TARGET, choices={name: looks}).kernel)
+    looks = {name: n for name, n in build_schedule(kernel, TARGET).looks.items() if n}
+    assert len(looks) > 1
 
-    def predict(found: Sequence[Kernel]) -> list[float]:
-        return [1.0 if print_kernel(kernel) == wanted else 2.0 for kernel in found]
+    def text(choices: Mapping[str, int]) -> str:
+        return print_kernel(build_schedule(kernel, TARGET, choices=choices).kernel)
 
-    best = best_schedule(kernel, TARGET, predict)
-    assert best.choices == {name: looks}
-    assert best.remarks[-1].message.endswith("predicted 1e+06 us against 2e+06 us")
+    name, most = next(iter(looks.items()))
+    best = best_schedule(kernel, TARGET, seconds_of({text({name: most}): 1.0}, 2.0))
+    assert best.choices == {name: most}
+    assert best.remarks[-1].message.startswith(
+        f"{name}: {best.decisions[name][most]}: predicted 1e+06 us against 2e+06"
+    )
+    one, other = list(looks)[:2]
+    singles = {text({one: 1}): 1.5, text({other: 1}): 1.2}
+    assert best_schedule(kernel, TARGET, seconds_of(singles, 2.0)).choices == {other: 1}
+    both = singles | {text({one: 1, other: 1}): 1.0}
+    assert best_schedule(kernel, TARGET, seconds_of(both, 2.0)).choices == {one: 1, other: 1}
 
 
 @pytest.mark.parametrize("seconds", (LONG_ENOUGH / 2, 1.0))
@@ -63,11 +77,24 @@ def test_nothing_changes_for_no_gain_or_in_short_kernels(seconds: float) -> None
     asked: list[Kernel] = []
 
     def predict(found: Sequence[Kernel]) -> list[float]:
-        asked.append(found[-1])
-        return [seconds * (1.0 if n == 0 else 0.99) for n in range(len(found))]
+        asked.extend(found)
+        return [seconds, *(0.99 * seconds for _ in found[1:])]
 
     assert best_schedule(kernel, TARGET, predict).choices == {}
     assert (len(asked) == 1) == (seconds < LONG_ENOUGH)
+
+
+def test_steps_that_schedules_share_are_taken_once() -> None:
+    kernel = product(256, 64, 512)
+    applied: Applied = {}
+    first = build_schedule(kernel, TARGET, applied=applied)
+    count = len(applied)
+    again = build_schedule(kernel, TARGET, applied=applied)
+    assert len(applied) == count and again.kernel is first.kernel
+    last = list(first.decisions)[-1]
+    other = build_schedule(kernel, TARGET, choices={last: 1}, applied=applied)
+    assert count < len(applied) < count + len(other.steps)
+    assert print_kernel(other.kernel) == print_kernel(build_schedule(kernel, TARGET, choices={last: 1}).kernel)
 
 
 @pytest.mark.slow

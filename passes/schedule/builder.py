@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from intarsia.ir.errors import Remark, ScheduleError
 from intarsia.ir.kernel import LANES, For, Kernel, Memory
@@ -22,17 +22,26 @@ SHARES = 4
 """Iterations of a parallel loop that are wanted for each core, so that unequal ones even out."""
 
 
+Applied: TypeAlias = dict[tuple[int, Step], tuple[Kernel, Kernel]]
+"""Kernels before and after steps, by the identity of the former: builders that share them do what they have in common
+once."""
+
+
 class Builder:
     """Applies steps to a kernel and remembers them.
 
     `take` wants a step, `attempt` may do without it and leaves a remark that says why not. `choose` takes the first of
-    some options, unless `choices` names another by its place; `decisions` tells what options each choice had.
+    some options, unless `choices` names another by its place; `decisions` tells what options each choice had. Builders
+    of one kernel may share what they have `applied`.
     """
 
-    def __init__(self, kernel: Kernel, target: Target, choices: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, kernel: Kernel, target: Target, choices: Mapping[str, int] | None = None, applied: Applied | None = None
+    ) -> None:
         self.kernel = kernel
         self.target = target
         self.choices = choices or {}
+        self._applied: Applied = {} if applied is None else applied
         self.decisions: dict[str, tuple[str, ...]] = {}
         self.looks: dict[str, int] = {}
         self.steps: list[Step] = []
@@ -46,7 +55,10 @@ class Builder:
     def take(self, step: Step | str) -> None:
         """Apply a step. Raises ScheduleError where it is not legal."""
         step = parse_step(step) if isinstance(step, str) else step
-        new = apply_step(self.kernel, step)
+        key = (id(self.kernel), step)
+        if key not in self._applied:
+            self._applied[key] = self.kernel, apply_step(self.kernel, step)
+        _, new = self._applied[key]
         self._before.append(self.kernel)
         self.steps.append(step)
         self.kernel = new

@@ -1,19 +1,21 @@
-"""Choosing among schedules: a predictor of time looks at the decisions of the default schedule one by one."""
+"""Choosing among schedules: a predictor of time looks at the decisions of the default schedule, each by itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.target import Target
-from intarsia.passes.schedule.builder import Builder
+from intarsia.passes.schedule.builder import Applied, Builder
+from intarsia.passes.schedule.candidates import Candidate
 from intarsia.passes.schedule.default import build_schedule
 
 Predictor: TypeAlias = Callable[[Sequence[Kernel]], Sequence[float]]
 """Seconds that schedules of one kernel take on the target; the first of them is the default one."""
 
-LONG_ENOUGH = 50e-6
+LONG_ENOUGH = 20e-6
 """Seconds from which on other decisions are looked at: each takes the compiler some 10 ms."""
 
 WORTH = 0.95
@@ -28,21 +30,27 @@ def best_schedule(
     repeated: bool = False,
     look: Callable[[Builder], object] = lambda builder: None,
 ) -> Builder:
-    """The schedule that a predictor likes best: from the default one on, each decision is changed in turn. `look` is
-    called with all that are looked at."""
-    default = best = build_schedule(kernel, target, repeated)
-    look(best)
-    likeliest = expected = predict([best.kernel])[0] if any(best.looks.values()) else 0.0
-    if expected < LONG_ENOUGH:
-        return best
-    for name, looks in tuple(best.looks.items()):
-        options = [{**best.choices, name: option} for option in range(1, 1 + looks)]
-        others = [build_schedule(kernel, target, repeated, choices) for choices in options]
-        for other, predicted in zip(others, predict([default.kernel, *(o.kernel for o in others)])[1:]):
-            look(other)
-            if predicted < WORTH * expected:
-                best, expected = other, predicted
-    if best.choices:
-        chosen = ", ".join(f"{name}, option {option}" for name, option in best.choices.items())
-        best.remark(f"{chosen}: predicted {1e6 * expected:.3g} us against {1e6 * likeliest:.3g} us")
+    """The schedule that a predictor likes best: the default one with another option of one decision, or with all the
+    changes that are predicted to gain something by themselves. `look` is called with all that are looked at."""
+    applied: Applied = {}
+
+    def built(choices: Mapping[str, int]) -> Builder:
+        builder = build_schedule(kernel, target, repeated, choices, applied)
+        look(builder)
+        return builder
+
+    default = built({})
+    if not any(default.looks.values()) or (likeliest := predict([default.kernel])[0]) < LONG_ENOUGH:
+        return default
+    others = [built({name: option}) for name, looks in default.looks.items() for option in range(1, 1 + looks)]
+    times = dict(zip(others, predict([default.kernel, *(other.kernel for other in others)])[1:]))
+    better = sorted((other for other in others if times[other] < WORTH * likeliest), key=lambda other: times[other])
+    if not better:
+        return default
+    best, together = better[0], ChainMap(*(dict(other.choices) for other in better))  # of one decision, the best option
+    if len(together) > 1:
+        both = built(dict(together))
+        times[both] = predict([default.kernel, both.kernel])[1]
+        best = min(best, both, key=lambda other: times[other])
+    best.remark(f"{Candidate.of(best)}: predicted {1e6 * times[best]:.3g} us against {1e6 * likeliest:.3g} us")
     return best

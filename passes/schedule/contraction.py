@@ -145,9 +145,9 @@ def _schedule_ragged(b: Builder, loop: For) -> None:
 def _choose_sizes(b: Builder, c: Contraction, e: Extents, t: Tiling) -> Tiling:
     """The sizes of a tiling, one after the other."""
     result = c.put.buffer
-    t = b.choose(f"tile of {result}", (t, *other_tiles(t, e, b.target)), looks=0 if t.few else 2)
-    t = b.choose(f"packing of {result}", (t, *other_packings(t, e)), looks=0 if t.few else 1)
-    t = b.choose(f"steps of {result}", (t, *other_parts(t, e)))
+    t = b.choose(f"tile of {result}", (t, *other_tiles(t, e, b.target)), looks=0 if t.few else 1)
+    t = b.choose(f"packing of {result}", (t, *other_packings(t, e)))
+    t = b.choose(f"steps of {result}", (t, *other_parts(t, e)), looks=0 if t.few else 1)
     return b.choose(f"blocks of {result}", (t, *other_blocks(t, e)))
 
 
@@ -377,7 +377,7 @@ def unroll_reduction(b: Builder, axis: str) -> str:
     if length is not None and length <= 2 * UNROLLED[0]:
         b.take(Unroll((axis,)))
         return ""
-    together = b.choose("steps written out", UNROLLED)
+    together = b.choose("steps written out", UNROLLED, looks=1)
     if together == 1:
         return axis
     steps, inside = b.split(axis, together, "peel")

@@ -20,7 +20,7 @@ from intarsia.passes.schedule.arrange import (
     make_parts,
     merge_rows,
 )
-from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
+from intarsia.passes.schedule.builder import SHARES, SMALL, Applied, Builder
 from intarsia.passes.schedule.chained import schedule_chain
 from intarsia.passes.schedule.columns import copy_columns
 from intarsia.passes.schedule.contraction import schedule_contraction
@@ -43,11 +43,16 @@ def schedule_kernel(kernel: Kernel, target: Target) -> tuple[Schedule, Kernel]:
 
 
 def build_schedule(
-    kernel: Kernel, target: Target, repeated: bool = False, choices: Mapping[str, int] | None = None
+    kernel: Kernel,
+    target: Target,
+    repeated: bool = False,
+    choices: Mapping[str, int] | None = None,
+    applied: Applied | None = None,
 ) -> Builder:
     """The same, with the remarks. `repeated`: the kernel runs in a loop, whose next step may want what it writes.
-    `choices`: the place of an option, by the name of the decision, where it is not the likeliest one."""
-    b = Builder(kernel, target, choices)
+    `choices`: the place of an option, by the name of the decision, where it is not the likeliest one. `applied`: steps
+    that other schedules of this kernel share."""
+    b = Builder(kernel, target, choices, applied)
     if schedule_chain(b):
         return b
     if (apart := share_long_rows(b)) is None:
@@ -82,7 +87,7 @@ def arrange_stages(b: Builder, apart: Collection[str]) -> str:
         return ""
     ways = ("together", "apart")
     blocks, rows = ("", ()) if apart else cut_rows(b)
-    way = b.choose("stages", ("in blocks", *ways) if blocks else ways)
+    way = b.choose("stages", ("in blocks", *ways) if blocks else ways, looks=1)
     if blocks and way != "in blocks":
         for _ in rows:
             b.undo()
