@@ -57,7 +57,7 @@ def build_programs(
     problems: list[str] = []
     # Minima over everything come before a check; merged with them, what follows would be left to one program.
     has_checks = any(isinstance(s, Check) for s in kernel.body)
-    for arrange in (_stages,) if has_checks else (_steps, _chain, _merged, _stages):
+    for arrange in (_stages,) if has_checks else (partial(_steps, in_registers=True), _steps, _chain, _merged, _stages):
         b = Builder(kernel, target, choices)
         try:
             arrange(b, writable)
@@ -73,9 +73,9 @@ def build_programs(
     return b
 
 
-def _steps(b: Builder, writable: Writable) -> None:
+def _steps(b: Builder, writable: Writable, in_registers: bool = False) -> None:
     """All steps of a loop in one launch."""
-    schedule_steps(b)
+    schedule_steps(b, in_registers)
 
 
 def _chain(b: Builder, writable: Writable) -> None:

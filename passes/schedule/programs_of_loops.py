@@ -17,7 +17,7 @@ from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import LANES, For, Kernel, Put, walk
 from intarsia.ir.kernel_access import accesses, trips
 from intarsia.ir.scalar import loads
-from intarsia.ir.schedule import Grid, Merge, Reorder, Stages, Warps
+from intarsia.ir.schedule import Grid, Localize, Merge, Reorder, Stages, Warps
 from intarsia.ir.target import Target
 from intarsia.passes.schedule.arrange import accumulate_rows, localize_all
 from intarsia.passes.schedule.block_lanes import lanes, set_lanes
@@ -25,7 +25,7 @@ from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.dependence import carried_dependence
 from intarsia.passes.schedule.matrix_blocks import sides_of
 from intarsia.passes.schedule.shape import count, power_of_two
-from intarsia.passes.schedule.tree import find_loop, loops_in, perfect_nest, puts_in
+from intarsia.passes.schedule.tree import allocated_in, find_loop, loops_in, perfect_nest, puts_in
 
 ROWS = (16, 32, 64)
 """Rows of a block: as few as a matrix unit takes, more where there are more blocks than cores."""
@@ -48,12 +48,15 @@ def loop_of_programs(
 ) -> tuple[Builder, str] | None:
     """The schedule of a kernel that is a loop of steps, and the axis of these; None if it is none, or cannot be
     written."""
-    b = Builder(kernel, target)
-    try:
-        steps = schedule_steps(b)
-    except ScheduleError:
-        return None
-    return (b, steps) if writable(b.kernel) is None else None
+    for in_registers in (True, False):
+        b = Builder(kernel, target)
+        try:
+            steps = schedule_steps(b, in_registers)
+        except ScheduleError:
+            continue
+        if writable(b.kernel) is None:
+            return b, steps
+    return None
 
 
 def steps_of(b: Builder) -> For | None:
@@ -66,8 +69,9 @@ def _is_ordered(b: Builder, loop: For) -> bool:
     return carried_dependence(b.kernel, loop, (), reductions=True) is not None
 
 
-def schedule_steps(b: Builder) -> str:
-    """Let each program walk all steps of a block of rows; the axis of the steps. Raises ScheduleError where that is not
+def schedule_steps(b: Builder, in_registers: bool) -> str:
+    """Let each program walk all steps of a block of rows; the axis of the steps. With `in_registers`, what passes
+    between the stages of a step stays there, where it is no wider than a block. Raises ScheduleError where that is not
     legal."""
     steps = steps_of(b)
     if steps is None:
@@ -76,6 +80,8 @@ def schedule_steps(b: Builder) -> str:
     _merge_stages(b, steps.axis)
     localize_all(b, scalars_only=True)
     accumulate_rows(b)
+    if in_registers:
+        _keep_in_registers(b, steps.axis, ROWS[0] if rows else 1)
     counters, row = _cut_rows(b, rows)
     for loop in _nests(b, steps.axis):
         _block(b, loop, row)
@@ -146,6 +152,18 @@ def _kept(loop: For) -> list[str]:
     nest, _ = perfect_nest(loop)
     used = frozenset().union(*(i.symbols for p in puts_in((loop,)) for i in p.indices))
     return [x.axis for x in nest if x.axis in used]
+
+
+def _keep_in_registers(b: Builder, steps: str, rows: int) -> None:
+    """Make tiles of what one stage of a step sets as a whole, and others read element by element."""
+    for name in allocated_in(b.kernel.body):
+        found = [a for a in accesses(b.kernel.body) if a.buffer == name]
+        plain = all(isinstance(a.statement, Put) and a.statement.operator == "=" for a in found)
+        whole = all(i.as_name is not None for a in found for i in a.indices)
+        if plain and whole and b.attempt(Localize(name, steps, "register")):
+            elements = math.prod(power_of_two(count(n)) for n in b.kernel.buffers()[name].shape)
+            if rows * elements > ELEMENTS:
+                b.undo()
 
 
 def _cut_rows(b: Builder, rows: Sequence[str]) -> tuple[list[str], str]:

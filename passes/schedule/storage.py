@@ -52,7 +52,7 @@ def localize(kernel: Kernel, step: Localize) -> Kernel:
     outside = next(loops for s, loops in walk(kernel.body) if isinstance(s, Alloc) and s.buffer.name == name)
     if len(outside) > len(around) + 1:
         raise ScheduleError(f"it lives inside {outside[-1].axis}")
-    if not _is_set_first(loop.body, inside):
+    if not _is_set_first(loop.body, inside, buffer.shape):
         _require_local(kernel, str(step), inside, (*around, loop), len(outside))
     tile = box_of(kernel, buffer, inside, len(around) + 1)
     shape = tuple(map(most, tile.shape))
@@ -75,17 +75,25 @@ def localize(kernel: Kernel, step: Localize) -> Kernel:
     return replace_loop(kernel, step.axis, lambda found: replace(found, body=(alloc, *found.body)))
 
 
-def _is_set_first(body: Body, inside: Sequence[Access]) -> bool:
-    """Does each iteration of a loop use one element only, which it sets before anything else? Then nothing is left of
-    what iterations before it, of whatever loop, wrote."""
-    name = inside[0].buffer
-    first = next((s for s in body if any(a.buffer == name for a in accesses((s,)))), None)
-    if not isinstance(first, Put) or first.operator != "=" or first.mask:
+def _is_set_first(body: Body, inside: Sequence[Access], shape: Sequence[Size]) -> bool:
+    """Does each iteration of a loop set all of a buffer that it uses before it reads any of it? Then nothing is left of
+    what iterations before it, of whatever loop, wrote: one element, or all along some dimensions."""
+    put = inside[0].statement
+    first = next(s for s in body if any(a.buffer == inside[0].buffer for a in accesses((s,))))
+    nest, block = perfect_nest(first) if isinstance(first, For) else ((), (first,))
+    if not isinstance(put, Put) or put not in block or put.operator != "=" or put.mask or not inside[0].writes:
         return False
-    same = all(a.indices == first.indices for a in inside) and not any(i.opaques for i in first.indices)
-    axes = {s.axis for s, _ in walk(body) if isinstance(s, For)}
-    is_read = any(load.buffer == name for load in loads(first.value))
-    return same and not is_read and not any(i.symbols & axes for i in first.indices)
+    own = {x.axis: x for x in nest}
+    same = [a for a in inside if any(x in a.loops for x in nest)]
+    if any(a.indices != put.indices for a in same):
+        return False
+    for dimension, (index, extent) in enumerate(zip(put.indices, shape)):
+        if (loop := own.pop(str(index.as_name), None)) is not None:
+            if (loop.lower, loop.upper, loop.step) != (ZERO, extent, 1):
+                return False
+        elif index.opaques or any(a.indices[dimension] != index for a in inside):
+            return False
+    return not own
 
 
 def _require_local(kernel: Kernel, what: str, inside: list[Access], loops: tuple[For, ...], outside: int) -> None:
