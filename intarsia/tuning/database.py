@@ -7,6 +7,7 @@ Several processes may write at once: SQLite locks the file, and each row is a tr
 from __future__ import annotations
 
 import json
+import math
 import platform
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +22,9 @@ from intarsia.backends.cpu.counting import Counts
 from intarsia.ir.errors import CompileError
 from intarsia.ir.target import Target
 from intarsia.tuning.measuring import Timing
+
+WORTH = 0.98
+"""A schedule is taken in place of the default one if it takes at most this part of its time."""
 
 PATIENCE = 30.0
 """Seconds that a write waits for those of other processes."""
@@ -171,17 +175,23 @@ class Database:
         return sorted(latest.values(), key=lambda row: row.timing.seconds)
 
     def best(self, machine: str) -> dict[str, str]:
-        """The schedule that was fastest on a machine for each problem of which something is known. As in `rows`, of
-        several compilers the newest measurement of a schedule counts."""
+        """The schedule that was fastest on a machine for each problem of which something is known; none where that is
+        hardly faster than the default one. As in `rows`, of several compilers the newest measurement of a schedule
+        counts."""
         if not self.path.exists():
             return {}
-        with self._open() as db:  # beside max() and min(), SQLite gives the columns of the row that has it
-            latest = (
-                "SELECT problem, schedule, seconds, max(rowid) FROM measurements WHERE machine = ?"
+        fastest: dict[str, tuple[float, str]] = {}
+        default: dict[str, float] = {}
+        with self._open() as db:  # beside max(), SQLite gives the columns of the row that has it
+            query = (
+                "SELECT problem, schedule, seconds, choices, max(rowid) FROM measurements WHERE machine = ?"
                 " GROUP BY problem, schedule"
             )
-            query = f"SELECT problem, schedule, min(seconds) FROM ({latest}) GROUP BY problem"
-            return {problem: schedule for problem, schedule, _ in db.execute(query, (machine,))}
+            for problem, schedule, seconds, choices, _ in db.execute(query, (machine,)):
+                fastest[problem] = min(fastest.get(problem, (math.inf, "")), (seconds, schedule))
+                if not json.loads(choices):
+                    default[problem] = min(default.get(problem, math.inf), seconds)
+        return {p: schedule for p, (t, schedule) in fastest.items() if t < WORTH * default.get(p, math.inf)}
 
     def add_counts(self, problem: str, machine: str, counts: Mapping[str, Counts]) -> None:
         """Keep what was counted in the code of some schedules of a problem."""

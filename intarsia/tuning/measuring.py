@@ -83,13 +83,16 @@ class Stopwatch:
         self._rounds = rounds
         self._inputs = random_inputs(kernel, seed)
         self._wanted: list[Array] | None = None
+        self._runs: dict[str, Callable[[], object]] = {}
 
     def time(self, candidates: Sequence[Candidate], progress: Callable[[], object] = lambda: None) -> list[Timing]:
         """Their times, in order: of hopeless ones after two rounds, of unsteady ones after more than of others. The
         first one is taken to be right if none was timed before. Raises WrongResult."""
         work = partial(compile_alone, target=self._target, runs=self._sizes)
-        compiled = list(map_in_workers(work, [c.kernel for c in candidates]))
-        runs = [self._run_of(executable, candidate) for executable, candidate in zip(compiled, candidates)]
+        new = [c for c in candidates if str(c.schedule) not in self._runs]
+        for candidate, executable in zip(new, map_in_workers(work, [c.kernel for c in new])):
+            self._runs[str(candidate.schedule)] = self._run_of(executable, candidate)
+        runs = [self._runs[str(c.schedule)] for c in candidates]
         samples: list[list[list[float]]] = [[] for _ in runs]
         with _on_one_core(self._target):
             for round_ in range(self._rounds.most):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TypeAlias
 
@@ -62,6 +62,16 @@ class Result:
     size: int
     trials: list[Trial] = field(default_factory=list)
 
+    def add(self, candidates: Sequence[Candidate], timings: Sequence[Timing], after: float) -> None:
+        """What was measured `after` so many seconds: new candidates, and known ones, whose better time counts."""
+        known = {id(trial.candidate): n for n, trial in enumerate(self.trials)}
+        for candidate, timing in zip(candidates, timings):
+            place = known.get(id(candidate))
+            if place is None:
+                self.trials.append(Trial(candidate, timing, after))
+            elif timing.seconds < self.trials[place].timing.seconds:
+                self.trials[place] = replace(self.trials[place], timing=timing)
+
     @property
     def measured(self) -> list[Trial]:
         """The trials, the fastest first."""
@@ -110,8 +120,8 @@ def search(
 ) -> Result:
     """Search the schedules of a naive kernel that is called so. Every measurement goes to the database.
 
-    The default schedule is measured first and always, so that what is found is never slower but for noise. Raises
-    WrongResult where a candidate computes something else.
+    The default schedule and the best one take part in every round, so that what is found is not what a slow spell of
+    the machine spared. Raises WrongResult where a candidate computes something else.
     """
     start, random = time.monotonic(), Random(seed)
     space, stopwatch = Space(kernel, target, calls.is_repeated), Stopwatch(kernel, target, runs=calls.runs)
@@ -122,11 +132,13 @@ def search(
     batch, idle = [space.default], 0
     while batch:
         best = result.best.timing.seconds if result.trials else float("inf")
-        timings = stopwatch.time(batch)
+        again = list(dict.fromkeys(t.candidate for t in (result.default, result.best))) if result.trials else []
+        timings = stopwatch.time([*again, *batch])
         now = time.monotonic() - start
-        result.trials += [Trial(c, t, now) for c, t in zip(batch, timings)]
+        result.add([*again, *batch], timings, now)
         if database is not None:
-            database.add(problem, machine, [Row(key, str(c.schedule), c.choices, t) for c, t in zip(batch, timings)])
+            rows = [Row(key, str(c.schedule), c.choices, t) for c, t in zip([*again, *batch], timings)]
+            database.add(problem, machine, rows)
         progress(result)
         idle = 0 if result.best.timing.seconds < best else idle + 1
         left = budget.trials - len(result.trials)
