@@ -17,6 +17,7 @@ MODULES: tuple[str, ...] = (
     "fuse",
     "skip_rounding",
     "lower",
+    "join",
     "schedule.scheduling",
 )
 """Every module that defines passes; importing it registers them."""

@@ -153,7 +153,7 @@ class Pipeline:
 
 DEFAULT = (
     "canonicalize,cse,dce,expand-sorts,legalize-dtype,canonicalize,cse,sample,dce,contract,hoist,fuse,skip-rounding,dce,"
-    "lower,schedule"
+    "lower,join,schedule"
 )
 
 

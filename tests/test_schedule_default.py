@@ -231,6 +231,11 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
         " yield update a[i, j in i..M] max= a[i, i - 1] + a[i - 1, j] } }",
         {"N": 21, "M": 200},
     ),
+    "rows_that_shrink": (
+        "fn f(a: f64[40, 60], x: f64[40], y: f64[60]) -> f64[40, 60] {"
+        " return loop (a = a) for k < 60 { yield update a[i in 0..40, j in k+1..60] -= x[i] * y[j] } }",
+        {},
+    ),
     "a_factor_of_the_columns": (
         "fn f(x: f32[N, M], y: f32[M], z: f32[N]) -> f32[N, N] { a[i, l] = max[j](x[i, j] * z[l] * y[j]); return a }",
         {"N": 40, "M": 30},
@@ -377,6 +382,11 @@ def writes_past_caches(text: str, **dims: int) -> bool:
     module = load(Source("f.ita", text)).build(None, None, dims)
     found = default_pipeline(dims).run(module, Context(TARGET)).kernels
     return any(isinstance(s, Put) and s.nontemporal for k in found for s, _ in walk(k.body))
+
+
+def test_rows_that_shrink_are_vectors() -> None:
+    ((kernel, _),) = kernels("rows_that_shrink")
+    assert "vectorize j" in str(schedule_kernel(kernel, TARGET)[0])
 
 
 def test_what_the_next_step_reads_stays_in_the_caches() -> None:

@@ -28,6 +28,7 @@ from intarsia.passes.schedule.convolution import find_convolution, schedule_conv
 from intarsia.passes.schedule.diagonals import walk_diagonals
 from intarsia.passes.schedule.long_rows import share_long_rows, sweep_long_rows
 from intarsia.passes.schedule.nests import find_contraction
+from intarsia.passes.schedule.one_pass import go_through_once
 from intarsia.passes.schedule.reductions import reduce_in_parts, sum_columns
 from intarsia.passes.schedule.shape import count, effort
 from intarsia.passes.schedule.streams import bypass_caches, fetch_early
@@ -55,6 +56,7 @@ def build_schedule(
     b = Builder(kernel, target, choices, applied)
     if schedule_chain(b):
         return b
+    go_through_once(b)
     if (apart := share_long_rows(b)) is None:
         sweep_long_rows(b)
     for loop in b.outermost():

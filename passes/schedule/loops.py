@@ -345,8 +345,10 @@ def move(kernel: Kernel, step: Move) -> Kernel:
         passed = block[here + 1 : target]
         new = (*block[:here], *passed, moved, *block[target:])
     else:
-        passed = block[target:here]
-        new = (*block[:target], moved, *passed, *block[here + 1 :])
+        used = {a.buffer for a in accesses((moved,))}
+        temporaries = tuple(s for s in block[target:here] if isinstance(s, Alloc) and s.buffer.name in used)
+        passed = tuple(s for s in block[target:here] if s not in temporaries)
+        new = (*block[:target], *temporaries, moved, *passed, *block[here + 1 :])
     own = allocated_in(s for s in passed if isinstance(s, Alloc))
     if any(a.buffer in own for a in accesses((moved,))):
         raise ScheduleError(f"it needs {', '.join(own)}")
