@@ -200,7 +200,8 @@ def unproved_accesses(kernel: Kernel, facts: Facts | None = None) -> tuple[str, 
     found: dict[str, None] = {}
     buffers = kernel.buffers()
     facts = facts or Facts()
-    facts = Facts(facts.nonnegative, facts.names | frozenset(kernel.sizes))
+    sizes = tuple(map(Size.of, kernel.sizes))  # as facts of their own they count as known before all axes
+    facts = Facts((*sizes, *facts.nonnegative), facts.names | frozenset(kernel.sizes))
     for statement, known in _with_facts(kernel.body, facts):
         own = known.given(*(m - 1 for m in statement.mask)) if isinstance(statement, Put) else known
         places: list[tuple[str, tuple[Size, ...], Facts]] = []
