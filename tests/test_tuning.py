@@ -72,7 +72,7 @@ def test_kernels_in_loops_are_measured_all_over_the_range_of_their_sizes() -> No
     (kernel,) = module.kernels
     calls = calls_of(module)[kernel.name]
     sizes = [i for (i,) in calls.runs]
-    assert calls.count == 40 and calls.is_repeated and sizes == sorted(sizes) and (sizes[0], sizes[-1]) == (0, 39)
+    assert calls.count == 40 and calls.is_read_again and sizes == sorted(sizes) and (sizes[0], sizes[-1]) == (0, 39)
     assert is_measurable(kernel, calls.runs) and not is_measurable(kernel)
 
     low, b = random_inputs(kernel)

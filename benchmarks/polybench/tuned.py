@@ -5,7 +5,7 @@
 
 `--only tune` searches and keeps what it finds in a folder, `--only time` compares with what is there: the first may run
 beside other work, the second wants a machine at rest. Every kernel has a process of its own for each number of threads.
-Both versions get the same inputs, their results are compared, and they take turns; medians of their calls count.
+Both versions get the same inputs, their results are compared, and they take turns; the fastest call counts.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def turn(call: Callable[[], object]) -> list[float]:
 
 
 def measure(name: str, dataset: str, folder: Path, rounds: int, compile_only: bool) -> dict[str, Any]:
-    """The median seconds of both versions, by turns."""
+    """The least seconds of both versions, by turns."""
     kernel = KERNELS[name]
     given = kernel.make(Random(), **kernel.at(dataset))
     calls = {version: caller(kernel, given, folder / version) for version in VERSIONS}
@@ -77,7 +77,7 @@ def measure(name: str, dataset: str, folder: Path, rounds: int, compile_only: bo
     for n in range(rounds):
         for version in VERSIONS if n % 2 else VERSIONS[::-1]:
             samples[version] += turn(calls[version])
-    return {"seconds": {v: statistics.median(s) for v, s in samples.items()}, "error": error}
+    return {"seconds": {v: min(s) for v, s in samples.items()}, "error": error}
 
 
 def arguments_text(kernel: Kernel, dataset: str) -> list[str]:

@@ -27,12 +27,12 @@ UNKNOWN = 100
 
 @dataclass(frozen=True)
 class Calls:
-    """How often a kernel is called, the sizes of some of its calls, spread over all of them, and whether a loop calls
-    it."""
+    """How often a kernel is called, the sizes of some of its calls, spread over all of them, and whether what it makes
+    is read again: by another kernel, or by the next step of a loop."""
 
     count: float = 1.0
     runs: Runs = ONCE
-    is_repeated: bool = False
+    is_read_again: bool = False
 
 
 SINGLE = Calls()
@@ -56,12 +56,13 @@ def _collect(
     found: dict[str, Calls],
 ) -> None:
     """`samples` are values of the counters around a region, from all over their ranges."""
+    read = {value for node in region.nodes for value in node.operands}
     for node in region.nodes:
         if isinstance(node, Call) and all(s.symbols <= samples[0].keys() and not s.opaques for s in node.sizes):
             is_changing = bool(node.sizes) or any(b.role == "inout" for b in kernels[node.kernel].parameters)
             runs = tuple(tuple(s.evaluate(own) for s in node.sizes) for own in samples[: None if is_changing else 1])
             before = found[node.kernel].count if node.kernel in found else 0.0
-            found[node.kernel] = Calls(before + count, runs, depth > 0)
+            found[node.kernel] = Calls(before + count, runs, depth > 0 or not read.isdisjoint(node.values))
         elif isinstance(node, Loop):
             bounds = [(_number(node.lower, own, 0), _number(node.upper, own, UNKNOWN)) for own in samples]
             steps = statistics.fmean(max(0, upper - lower) for lower, upper in bounds)

@@ -124,7 +124,7 @@ def search(
     the machine spared. Raises WrongResult where a candidate computes something else.
     """
     start, random = time.monotonic(), Random(seed)
-    space, stopwatch = Space(kernel, target, calls.is_repeated), Stopwatch(kernel, target, runs=calls.runs)
+    space, stopwatch = Space(kernel, target, calls.is_read_again), Stopwatch(kernel, target, runs=calls.runs)
     key, machine = problem_key(kernel, target), machine_name(target)
     problem = ProblemRow(key, "tuned", source, print_kernel(kernel), target.cores)
     result = Result(kernel.name, space.size)
