@@ -10,7 +10,7 @@ from intarsia.ir.kernel_access import accesses, expressions, trips
 from intarsia.ir.kernel_effort import SORTED
 from intarsia.ir.kernel_effort import operations as operations
 from intarsia.ir.scalar import Apply, Expr, Index
-from intarsia.ir.sizes import ZERO, Size, row_major_strides
+from intarsia.ir.sizes import ZERO, Extremum, Quotient, Size, row_major_strides
 from intarsia.ir.target import Target
 
 UNKNOWN = 1000
@@ -23,15 +23,24 @@ RAGGED = 16
 
 def count(size: Size) -> int:
     """An extent as a number; `UNKNOWN` for each name in it, `RAGGED` where it depends on data. What is cut off at the
-    end of a loop counts as what is not, and what shrinks with a name as what it is at first."""
+    end of a loop counts as what is not, and what shrinks with a name as what it is at first, if it is long."""
     if size.opaques:
         return RAGGED
     names = sorted(size.symbols)
     found = size.evaluate(dict.fromkeys(names, UNKNOWN))
     if found <= 0 and names:
         start = dict.fromkeys(names, 0)
-        found = max(size.evaluate(place) for place in (start, *({**start, name: UNKNOWN} for name in names)))
+        first = max(size.evaluate(place) for place in (start, *({**start, name: UNKNOWN} for name in names)))
+        found = first if first > RAGGED or _is_cut_off(size) else 1
     return max(1 if names else 0, found)
+
+
+def _is_cut_off(size: Size) -> bool:
+    """Is an extent the smaller one of several, or made of such?"""
+    return any(
+        (isinstance(a, Extremum) and a.name == "min") or (isinstance(a, Quotient) and _is_cut_off(a.numerator))
+        for a in size.atoms()
+    )
 
 
 def power_of_two(number: int) -> int:
