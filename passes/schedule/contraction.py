@@ -317,7 +317,7 @@ def _fetch(
     if not steps:
         return
     if early.columns and (part or main.blocks):
-        b.attempt(Fetch(right, part or main.blocks[-1], steps))
+        b.attempt(Fetch(right, part or main.blocks[-1], steps, 1 if t.few and right == c.right.buffer else 2))
     left = _left(b, c, main.inner[0])
     if early.rows and left is not None:
         b.attempt(Fetch(left.buffer, main.tiles[-2], steps))
