@@ -24,7 +24,7 @@ FEW_COLUMNS = 512
 
 FEW_STEPS = 64
 """Steps of the reduction that few rows take at a time, while the columns' operand for the next ones is fetched: rows of
-it in memory. Of a constant, which lies together, or of a copy, a panel takes a third of the first cache."""
+it in memory. Of a constant, which lies together, a panel takes a third of the first cache."""
 
 COPIED_COLUMNS = 256
 """Columns of a block where a tile copies what it reads: rows of more steps come between its first and last one."""
@@ -114,7 +114,7 @@ def choose_tiling(e: Extents, target: Target) -> Tiling | None:
     is_small = e.columns is not None and e.columns * e.depth * e.bytes <= second // 2
     if few and e.rows is not None:
         copied = e.rows > rows and e.is_crowded and e.divisible and not is_small
-        steps = max(FEW_STEPS, first // 3 // (width * e.bytes)) if e.constant or copied else FEW_STEPS
+        steps = max(FEW_STEPS, first // 3 // (width * e.bytes)) if e.constant else FEW_STEPS
         part = _part(e.depth, steps, 2 * FEW_STEPS) if e.divisible and not is_small else 0
         wanted = COPIED_COLUMNS if copied else FEW_COLUMNS * min(2, -(-e.rows // rows))
         columns = max(1, wanted // width) * width
