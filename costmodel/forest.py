@@ -41,13 +41,14 @@ class Forest:
 
     def each(self, rows: Floats) -> Floats:
         """What each tree says of each row: (n, trees)."""
-        n = len(rows)
-        at = np.broadcast_to(self.roots, (n, len(self.roots))).copy()
-        which = np.arange(n)[:, None]
+        n, width = rows.shape
+        flat, start = np.ascontiguousarray(rows).ravel(), (np.arange(n, dtype=np.int32) * width)[:, None]
+        at = np.broadcast_to(self.roots, (n, len(self.roots)))
+        feature = np.maximum(self.feature, 0)
         for _ in range(self.depth):
-            looked = rows[which, np.maximum(self.feature[at], 0)]
-            at = np.where(looked <= self.threshold[at], self.left[at], self.right[at])  # leaves lead to themselves
-        return self.value[at]
+            goes_left = flat.take(start + feature.take(at)) <= self.threshold.take(at)
+            at = np.where(goes_left, self.left.take(at), self.right.take(at))  # leaves lead to themselves
+        return self.value.take(at)
 
     def arrays(self, prefix: str) -> dict[str, Any]:
         """What a file keeps, by name."""

@@ -4,6 +4,7 @@ seen nothing like a kernel, the analytic one."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -23,8 +24,17 @@ def shipped_model() -> LearnedModel | None:
 
 
 def predict(kernels: Sequence[Kernel], target: Target) -> list[float]:
-    """Seconds of schedules of one kernel, of which the first is the default one."""
+    """Seconds of schedules of one kernel, of which the first is the default one.
+
+    The learned model was fitted to one core, and to vectors of one width: other targets are left to the analytic one,
+    which also says by how much several cores are faster than one.
+    """
     model = shipped_model() if target.kind == "cpu" else None
-    if model is None:
+    if model is None or f" {target.vector_bits} bits" not in model.machine:
         return [estimate(k, target).seconds for k in kernels]
-    return model.seconds(kernels, target)
+    alone = replace(target, cores=1)
+    found = model.seconds(kernels, alone)
+    if target.cores > 1:
+        shares = (estimate(k, target).seconds / max(estimate(k, alone).seconds, 1e-12) for k in kernels)
+        found = [seconds * share for seconds, share in zip(found, shares)]
+    return found
