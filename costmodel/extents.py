@@ -165,7 +165,7 @@ class Footprints:
         )
         spans = [float(whole) for whole in shape]  # of the row of a routine, all
         for d, index in enumerate(indices):
-            spans[d] = min(shape[d], 1 + sum(self._reach(index, loop, shape[d]) for loop in loops))
+            spans[d] = max(1.0, min(shape[d], 1 + sum(self._reach(index, loop, shape[d]) for loop in loops)))
         run, stride = float(buffer.dtype.bytes), 0
         size = run
         for span, whole in zip(reversed(spans), reversed(shape)):

@@ -88,7 +88,7 @@ def _show_schedules(compilation: Compilation) -> None:
         found = estimate(kernel, compilation.target)
         parts = sorted(((s, n) for n, s in found.resources.items() if s > found.seconds / 100), reverse=True)
         shown = ", ".join(f"{name} {duration_text(seconds)}" for seconds, name in parts)
-        click.echo(f"kernel {kernel.name}: predicted {duration_text(found.seconds)} a run ({shown})")
+        click.echo(f"kernel {kernel.name}: by the roofline {duration_text(found.seconds)} a run ({shown})")
         for line in compared.get(kernel.name, ()):
             click.echo(f"  {line}")
         for step in filter(None, steps.split("; ")):
