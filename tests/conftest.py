@@ -26,6 +26,9 @@ from intarsia.ir.verifier import verify_module
 
 EXPECTED = "# ===== expected\n"
 
+# Tests run side by side, and threads of OpenMP that wait for each other do so by spinning.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite golden files with what the tests give now")
