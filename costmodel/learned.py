@@ -26,6 +26,10 @@ MARGIN = 0.15
 STRANGE = 3
 """Features outside from which on a kernel is unlike anything that was seen."""
 
+SIZES = ("operations", "executions", "parameter bytes")
+"""Features that say how large a kernel is. Larger ones than any that was seen behave in other ways, since they leave
+another cache; one of these outside is enough."""
+
 
 FORESTS = ("middle", "low", "high", "ratio")
 """The names under which a file keeps the parts of a model."""
@@ -64,7 +68,9 @@ class LearnedModel:
         """Which rows are like those that were seen: (n, features) to (n,)."""
         margin = MARGIN * (self.most - self.least) + 1e-6
         outside = (rows < self.least - margin) | (rows > self.most + margin)
-        found: npt.NDArray[np.bool_] = outside.sum(axis=1) < STRANGE
+        sizes = [self.names.index(name) for name in SIZES]
+        too_large = (rows[:, sizes] > self.most[sizes]).any(axis=1)
+        found: npt.NDArray[np.bool_] = (outside.sum(axis=1) < STRANGE) & ~too_large
         return found
 
     def log_seconds(self, rows: Floats) -> Floats:

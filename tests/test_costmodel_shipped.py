@@ -93,6 +93,15 @@ def test_other_vectors_are_left_to_the_analytic_model() -> None:
     assert predictor.predict([found], narrow) == [estimate(found, narrow).seconds]
 
 
+def test_what_is_larger_than_all_that_was_measured_is_left_to_the_analytic_model() -> None:
+    alone = replace(TARGET, cores=1)
+    for size, is_known in ((256, True), (1024, False)):
+        text = f"fn f(a: f32[{size}, {size}], b: f32[{size}, {size}]) -> f32[{size}, {size}] {{ return a @ b }}"
+        found = Space(kernel(text), alone).default.kernel
+        left = predictor.predict([found], alone) == [pytest.approx(estimate(found, alone).seconds, rel=1e-4)]
+        assert left != is_known
+
+
 def test_a_strange_kernel_is_left_to_the_analytic_model() -> None:
     model = predictor.shipped_model()
     assert model is not None
