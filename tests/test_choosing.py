@@ -51,7 +51,7 @@ def seconds_of(times: Mapping[str, float], otherwise: float) -> Predictor:
 
 
 def test_the_predictor_decides() -> None:
-    kernel = product(256, 64, 512)
+    kernel = product(256, 1024, 512)
     looks = {name: n for name, n in build_schedule(kernel, TARGET).looks.items() if n}
     assert len(looks) > 1
 

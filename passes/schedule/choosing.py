@@ -18,9 +18,9 @@ Predictor: TypeAlias = Callable[[Sequence[Kernel]], Sequence[float]]
 LONG_ENOUGH = 20e-6
 """Seconds from which on other decisions are looked at: each takes the compiler some 10 ms."""
 
-WORTH = 0.95
+WORTH = 0.9
 """A decision is changed if the kernel is then predicted to take at most this part of the time: predictions are not
-sharper."""
+sharper. At 0.95, changes lost as much as they gained on kernels that nothing was fitted to."""
 
 
 def best_schedule(

@@ -377,7 +377,7 @@ def unroll_reduction(b: Builder, axis: str) -> str:
     if length is not None and length <= 2 * UNROLLED[0]:
         b.take(Unroll((axis,)))
         return ""
-    together = b.choose("steps written out", UNROLLED, looks=1)
+    together = b.choose("steps written out", UNROLLED)
     if together == 1:
         return axis
     steps, inside = b.split(axis, together, "peel")
