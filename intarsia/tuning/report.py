@@ -41,13 +41,13 @@ PREFACE = """\
 
 Made by `intarsia costmodel evaluate`; every figure is in [report.json](report.json).
 
-{rows} schedules of {problems} kernels, of {whole} kernels all that there are, measured on {machine}. The median of a
-measurement was {median:.1%} above its least sample (p90 {p90:.1%}). The best measured schedule was {best:.2f} times as
-fast as the default one in the geometric mean.
+{rows} schedules of {problems} kernels, of {whole} kernels all that there are, measured on {machine}.
+The second best round of a measurement was {median:.1%} above the best one (median; p90 {p90:.1%}). The best measured
+schedule was {best:.2f} times as fast as the default one in the geometric mean: no choice can gain more than that.
 
 *Regret* is how much slower the choice is than the best of a kernel, if so many schedules that look fastest are measured
 and the best of them is taken. Only kernels of which every schedule was timed are judged. *Pairs*: of pairs of schedules
-that differ by more than 2 %, the share in the right order. *Over default*: the time of the default schedule over that
+that differ by more than 2 %, and by more than both are uncertain, the share in the right order. *Over default*: the time of the default schedule over that
 of the first choice, geometric mean.
 """
 
