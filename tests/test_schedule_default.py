@@ -435,6 +435,14 @@ def test_stages_share_blocks_of_short_rows(text: str, sizes: dict[str, int], row
     assert set(blocks) == ({rows} if rows else set())
 
 
+@pytest.mark.parametrize("sizes", [{"M": 1, "N": 0}, {"M": 1, "N": 1}, {"M": 0, "N": 1}])
+def test_rows_may_have_no_elements(sizes: dict[str, int]) -> None:
+    """Nothing divides by the length of a row."""
+    value = "b[i, j] + sum[k in i+1..M](a[k, i] * b[k, j])"
+    text = f"fn f(a: f64[M, M], b: f64[M, N]) -> f64[M, N] {{ return tensor[i, j]({value}) }}"
+    assert large(text, **sizes).outputs
+
+
 def test_the_second_pass_over_a_row_fetches_the_next_one() -> None:
     assert prefetches(large(PROGRAMS["softmax"][0], N=4096, M=4097))
     kernel = large(PROGRAMS["softmax"][0], N=4096, M=4096)

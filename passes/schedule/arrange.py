@@ -64,11 +64,11 @@ def cut_rows(b: Builder) -> tuple[str, tuple[str, ...]]:
     along = [stage for stage in stages if len(stage.loops) > depth]
     single = [stage.put for stage in stages if len(stage.loops) == depth]
     shared = {tuple(trips(loop) for loop in stage.loops[:depth]) for stage in stages}
-    if not along or len(stages) < len(b.waiting()) or len(shared) > 1:
+    if not along or depth == 0 or len(stages) < len(b.waiting()) or len(shared) > 1:
         return "", ()
     row, length = max(points(stage.loops[depth:]) for stage in along), trips(stages[0].loops[depth - 1]).constant or 0
     lanes, size = lanes_for(single, b.target), max(stage.put.value.dtype.bytes for stage in along)
-    most = b.target.caches[0] // 2 // (row * size)
+    most = b.target.caches[0] // 2 // max(1, row * size)  # a row may have no elements
     rows = next((n for n in (2 * lanes, lanes) if n <= most and (length >= 2 * n or length == n)), 0)
     saved = lanes * sum(operations(put.value) for put in single)
     is_little = saved < row * (2 if bypassing(b) else 1)
