@@ -47,8 +47,8 @@ schedule was {best:.2f} times as fast as the default one in the geometric mean: 
 
 *Regret* is how much slower the choice is than the best of a kernel, if so many schedules that look fastest are measured
 and the best of them is taken. Only kernels of which every schedule was timed are judged. *Pairs*: of pairs of schedules
-that differ by more than 2 %, and by more than both are uncertain, the share in the right order. *Over default*: the time
-of the default schedule over that of the first choice, geometric mean.
+that differ by more than 2 %, and by more than both are uncertain, the share in the right order. *Over default*: the
+time of the default schedule over that of the first choice, geometric mean.
 """
 
 
