@@ -111,11 +111,12 @@ class Fuse(Pass):
         if not all(chains.works(members, frozenset(body.results)) for body, members in chained):
             return run(chains.works)
         near = [body for body, members in chained if is_near(members, context.target.kind)]
-        kept = {n for body in near if self._is_slow(body, Weighing(context, names)) for n in body.nodes}
-        return (
-            run(lambda members, outputs: chains.works(members, outputs) and kept.isdisjoint(m.node for m in members))
-            if kept
-            else found
+        weighing = Weighing(context, names)
+        apart = {node for body in near if self._is_slow(body, weighing) for node in body.nodes}
+        if not apart:
+            return found
+        return run(
+            lambda members, outputs: chains.works(members, outputs) and apart.isdisjoint(m.node for m in members)
         )
 
     def _is_slow(self, chain: Region, weighing: Weighing) -> bool:

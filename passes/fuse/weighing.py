@@ -24,8 +24,8 @@ SURE = 1.25
 
 @dataclass(frozen=True)
 class Weighing:
-    """Predicted times of kernels. Schedules that were found are left to the context, so that they need not be made
-    again; `names` are the dimensions and counters that may occur."""
+    """Predicted times of kernels, each predicted once, with the schedules that chains were tried with or the default
+    ones; `names` are the dimensions and counters that may occur."""
 
     context: Context
     names: Sequence[str]
