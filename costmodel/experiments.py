@@ -136,9 +136,10 @@ def run(data: Dataset, seeds: int, progress: Callable[[str], object] = lambda wh
             each = [_judged(data, partial(split, data), predictor, seed) for seed in range(count)]
             models[model] = _joined(each)
         found[name] = {**models[SEEDED], "models": models}
-    progress("gemm")
-    found["gemm"] = _times(data, np.char.find(data.kind.astype(str), "matmul") >= 0)
-    found["all kinds"] = _times(data, np.ones(data.problems, bool))
+    progress("times")
+    predicted = _predicted_times(data)
+    found["gemm"] = _times(data, predicted, np.char.find(data.kind.astype(str), "matmul") >= 0)
+    found["all kinds"] = _times(data, predicted, np.ones(data.problems, bool))
     progress("counts")
     found["targets"] = targets(data)
     progress("searches")
@@ -186,27 +187,27 @@ def _gain_of_best(data: Dataset) -> float:
     return float(np.exp(np.mean(np.log(gains))))
 
 
-def _times(data: Dataset, of: npt.NDArray[np.bool_]) -> dict[str, float]:
-    """How well times are predicted on unseen shapes: R2 of log time, mean error, and the bounds that hold."""
-    truth, middle, inside = [], [], []
+def _predicted_times(data: Dataset) -> tuple[Floats, Floats, Floats]:
+    """log2 seconds of all rows as unseen shapes, and two bounds of them: (n,) each."""
+    middle, low, high = (np.zeros_like(data.estimate) for _ in range(3))
     for fitted, judged in by_shape(data, 0):
-        judged = judged[of[data.problem[judged]]]
-        if not len(judged):
-            continue
-        middle.append(learned(target="residual")(data, fitted, judged, 0))
-        truth.append(np.log2(data.seconds[judged]))
-        bounds = []
-        for quantile in QUANTILES:
+        middle[judged] = learned(target="residual")(data, fitted, judged, 0)
+        for bound, quantile in zip((low, high), QUANTILES):
             model = boosting(0, "quantile", quantile)
             model.fit(data.features[fitted], data.residual[fitted], sample_weight=weights(data)[fitted])
-            bounds.append(data.estimate[judged] + model.predict(data.features[judged]))
-        inside.append((bounds[0] <= truth[-1]) & (truth[-1] <= bounds[1]))
-    y, p = np.concatenate(truth), np.concatenate(middle)
+            bound[judged] = data.estimate[judged] + model.predict(data.features[judged])
+    return middle, low, high
+
+
+def _times(data: Dataset, predicted: tuple[Floats, Floats, Floats], of: npt.NDArray[np.bool_]) -> dict[str, float]:
+    """How well the times of some problems are predicted: R2 of log time, mean error, and the bounds that hold."""
+    rows = of[data.problem]
+    y, (p, low, high) = np.log2(data.seconds[rows]), (values[rows] for values in predicted)
     return {
         "r2": float(1 - np.mean((y - p) ** 2) / np.var(y)),
         "mean_error": float(np.mean(np.abs(np.exp2(p - y) - 1))),
         "rmse_log2": float(np.sqrt(np.mean((y - p) ** 2))),
-        "coverage": float(np.mean(np.concatenate(inside))),
+        "coverage": float(np.mean((low <= y) & (y <= high))),
         "rows": len(y),
     }
 
