@@ -107,6 +107,24 @@ class Budget:
     trials: int = 1000
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What a predictor says of the candidates of one kernel; each is asked about once, for reading the features off a
+    kernel takes longer than everything else between two batches."""
+
+    default: Candidate
+    predict: Predictor
+    _known: dict[str, float] = field(default_factory=dict)
+
+    def log_seconds(self, candidates: Sequence[Candidate]) -> list[float]:
+        """log2 seconds of candidates, in order."""
+        texts = [str(c.schedule) for c in candidates]
+        new = {text: c.kernel for text, c in zip(texts, candidates) if text not in self._known}
+        seconds = self.predict([self.default.kernel, *new.values()])[1:] if new else []
+        self._known.update(zip(new, np.log2(np.maximum(seconds, LEAST)).tolist()))
+        return [self._known[text] for text in texts]
+
+
 def search(
     kernel: Kernel,
     target: Target,
@@ -127,7 +145,7 @@ def search(
     space, stopwatch = Space(kernel, target, calls.is_read_again), Stopwatch(kernel, target, runs=calls.runs)
     key, machine = problem_key(kernel, target), machine_name(target)
     problem = ProblemRow(key, "tuned", source, print_kernel(kernel), target.cores)
-    result = Result(kernel.name, space.size)
+    result, forecast = Result(kernel.name, space.size), Forecast(space.default, predict)
     seen = {str(space.default.schedule)}
     batch, idle = [space.default], 0
     while batch:
@@ -144,11 +162,11 @@ def search(
         left = budget.trials - len(result.trials)
         if idle >= PATIENCE or left <= 0 or now >= budget.seconds:
             break
-        batch = _next(space, result, seen, predict, random)[:left]
+        batch = _next(space, result, seen, forecast, random)[:left]
     return result
 
 
-def _next(space: Space, result: Result, seen: set[str], predict: Predictor, random: Random) -> list[Candidate]:
+def _next(space: Space, result: Result, seen: set[str], forecast: Forecast, random: Random) -> list[Candidate]:
     """The candidates to measure next: those that look fastest, and one that anything could be said of."""
     made: list[Candidate] = []
     for candidate in _made(space, result, random):
@@ -159,7 +177,7 @@ def _next(space: Space, result: Result, seen: set[str], predict: Predictor, rand
             break
     if len(made) <= BATCH:
         return made
-    predicted = dict(zip(map(id, made), _corrected(made, result, predict)))
+    predicted = dict(zip(map(id, made), _corrected(made, result, forecast)))
     blind = made.pop()
     ranked = sorted(made, key=lambda c: predicted[id(c)])
     seen.difference_update(str(c.schedule) for c in ranked[BATCH - 1 :])  # they may be looked at again
@@ -179,10 +197,10 @@ def _made(space: Space, result: Result, random: Random) -> Iterator[Candidate]:
                 yield space.draw(random)
 
 
-def _corrected(made: Sequence[Candidate], result: Result, predict: Predictor) -> Sequence[float]:
+def _corrected(made: Sequence[Candidate], result: Result, forecast: Forecast) -> Sequence[float]:
     """log2 seconds of candidates: the prediction, and by how much predictions were wrong for such choices."""
     timed = [t.candidate for t in result.trials]
-    predicted = np.log2(np.maximum(predict([c.kernel for c in (*timed, *made)]), LEAST))
+    predicted = np.array(forecast.log_seconds([*timed, *made]))
     off = np.log2([t.timing.seconds for t in result.trials]) - predicted[: len(timed)]
     found = corrected([c.choices for c in timed], off, [c.choices for c in made], predicted[len(timed) :])
     return list(map(float, found))
