@@ -121,3 +121,15 @@ def test_a_candidate_says_how_it_differs() -> None:
     name, options = next(iter(space.default.decisions.items()))
     assert str(space.candidate({name: 1})).startswith(f"{name}: {options[1]}")
     assert space.candidate({name: 99}).schedule == space.default.schedule
+
+
+def test_every_option_is_sound_where_tiles_are_transposed() -> None:
+    """A long sum whose lanes run across the result, along a constant: no part of it can be written across."""
+    text = "fn f(const w: f32[40, 160], x: f32[160, 36]) -> f32[40, 36] { return w @ x }"
+    module = load(Source("p", text)).build(None)
+    (kernel,) = default_pipeline({}).before("schedule").run(module, Context(TARGET)).kernels
+    decisions = build_schedule(kernel, TARGET).decisions
+    assert decisions["lanes of y"]
+    for name, options in decisions.items():
+        for option in range(len(options)):
+            assert_same_meaning(kernel, build_schedule(kernel, TARGET, choices={name: option}).kernel, {})

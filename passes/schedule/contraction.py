@@ -94,9 +94,14 @@ def extents(b: Builder, c: Contraction) -> Extents:
         across=stride(buffer, c.right.indices, c.main.column) != 1,
         movable=_is_plain(c.right),
         constant=_is_plain(c.right) and b.copy_memory(c.right, ROOT) == "prepared",
-        divisible=len(c.main.reduced) == 1,
+        divisible=len(c.main.reduced) == 1 and not _is_across(b, c),
         apart=buffer.dtype.bytes * (stride(buffer, c.right.indices, c.main.reduced[-1]) or 0),
     )
+
+
+def _is_across(b: Builder, c: Contraction) -> bool:
+    """Do results lie along the rows of a tile, so that it is transposed when it is written? Then its sums are whole."""
+    return result_step(b, c.put, c.main, c.epilogues, c.main.row) == 1
 
 
 def _batches(c: Contraction) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -157,7 +162,7 @@ def _across(b: Builder, loop: For, c: Contraction) -> tuple[Contraction, Tiling]
     other = find_contraction(b, loop, c.main.row)
     if other is None or other.main.row != c.main.column:
         return None
-    size = replace(extents(b, other), follows=True)
+    size = replace(extents(b, other), follows=True, divisible=len(other.main.reduced) == 1)
     tiling = choose_tiling(size, b.target) if size.constant else None
     return None if tiling is None or tiling.part or tiling.few else (other, tiling)
 
@@ -246,7 +251,7 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
     """Tiles in registers, lanes along the columns."""
     early = fetched_early(extents(b, c), t, b.target)
     repeated = tuple(n for n, a in enumerate(c.main.batch) if t.inside and a not in c.right.symbols)
-    is_across = result_step(b, c.put, c.main, c.epilogues, c.main.row) == 1
+    is_across = _is_across(b, c)
     main = _split(b, c.main, t, repeated)
     reduced, part = c.main.reduced, ""
     if t.part:
