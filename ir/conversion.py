@@ -48,9 +48,23 @@ def from_codes(patterns: Array, dtype: DType) -> Array:
     return _low_bits(patterns, dtype)
 
 
+def literal(value: int | float | bool, dtype: DType) -> Array:
+    """A literal as a scalar array of the type, converted as a cast would."""
+    if not dtype.is_narrow:
+        return np.asarray(value).astype(dtype.numpy)
+    return convert(np.asarray(float(value)), F64, dtype)
+
+
+def code_of(value: int | float | bool, dtype: DType) -> int:
+    """The bits of a literal as an unsigned integer."""
+    return int(codes(literal(value, dtype), dtype))
+
+
 def reinterpret(array: Array, source: DType, target: DType) -> Array:
-    """The bits of every element read as another type of the same width."""
-    return from_codes(codes(array, source), target)
+    """The bits of every element read as another type of the same width; a narrow element as its code in `u8`, and
+    back."""
+    patterns = codes(array, source)
+    return from_codes(patterns & np.uint8((1 << target.bits) - 1) if target.bits < 8 else patterns, target)
 
 
 def _wide(array: Array, dtype: DType) -> Array:

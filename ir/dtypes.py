@@ -104,6 +104,12 @@ I64, I32, I16, I8 = (DType(f"i{n}", "int", n) for n in (64, 32, 16, 8))
 U64, U32, U16, U8 = (DType(f"u{n}", "uint", n) for n in (64, 32, 16, 8))
 BOOL = DType("bool", "bool", 8)
 
+
+def have_same_bits(a: DType, b: DType) -> bool:
+    """Can the bits of one be read as the other? They are as many; or one is `u8` and holds the code of the other."""
+    return a.bits == b.bits or (a.is_narrow and b == U8) or (b.is_narrow and a == U8)
+
+
 _SPECIALS: dict[str, Specials] = {"f8e4m3": "nan-only", "f8e5m2": "ieee", "f8e8m0": "scale"}
 _NUMPY = {
     "bf16": ml_dtypes.bfloat16,

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from intarsia.ir.conversion import convert, reinterpret
+from intarsia.ir.conversion import convert, literal, reinterpret
 from intarsia.ir.dtypes import BF16, Array
 from intarsia.ir.functions import COMBINERS, FUNCTIONS
 from intarsia.ir.kernel import (
@@ -410,7 +410,7 @@ class _Machine:
         def compute(e: Expr) -> Any:
             match e:
                 case Const(number, dtype):
-                    return np.asarray(number).astype(dtype.numpy)
+                    return literal(number, dtype)
                 case Index(size):
                     return np.asarray(self.size(size, env, mask), np.int64)
                 case Load():
@@ -426,7 +426,7 @@ class _Machine:
         return go(expression)
 
     def load(self, load: Load, env: Environment, mask: Array | None) -> Array:
-        other = np.asarray(0 if load.other is None else load.other.value).astype(load.dtype.numpy)
+        other = literal(0 if load.other is None else load.other.value, load.dtype)
         own = self.holds(load.mask, env)
         if own is False:
             return other

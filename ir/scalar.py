@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TypeAlias
 
-from intarsia.ir.dtypes import BOOL, I64, DType
+from intarsia.ir.dtypes import BOOL, I64, DType, have_same_bits
 from intarsia.ir.functions import FUNCTIONS
 from intarsia.ir.sizes import Size
 
@@ -176,13 +176,16 @@ class Cast(_Expression):
 
 @dataclass(frozen=True, eq=False)
 class Bitcast(_Expression):
-    """The same bits read as another type of the same width."""
+    """The same bits read as another type of the same width, or the code of a narrow element as `u8` and back.
+
+    A code has zeros above its bits; of a `u8` the low bits are taken.
+    """
 
     dtype: DType
     value: Expr
 
     def __post_init__(self) -> None:
-        assert self.dtype.bits == self.value.dtype.bits, f"bitcast of {self.value.dtype} to {self.dtype}"
+        assert have_same_bits(self.dtype, self.value.dtype), f"bitcast of {self.value.dtype} to {self.dtype}"
 
     @property
     def children(self) -> tuple[Expr, ...]:

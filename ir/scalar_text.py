@@ -24,7 +24,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from intarsia.ir.dtypes import BOOL, F32, I64, DType, dtype
+from intarsia.ir.dtypes import BOOL, F32, I64, DType, dtype, have_same_bits
 from intarsia.ir.errors import CompileError, Source, Span
 from intarsia.ir.functions import FUNCTIONS
 from intarsia.ir.scalar import INFIX, Apply, Bitcast, Cast, Const, Expr, Index, Load, Mask, constant
@@ -357,7 +357,7 @@ class ScalarReader:
         return result
 
     def _bitcast(self, value: Expr, target: DType, token: Token) -> Bitcast:
-        if target.bits != value.dtype.bits:
+        if not have_same_bits(target, value.dtype):
             raise self.error("E1504", f"bitcast of {value.dtype} to {target}: the widths differ", token)
         return Bitcast(target, value)
 

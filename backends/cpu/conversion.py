@@ -18,7 +18,7 @@ from intarsia.backends.cpu.values import (
     select,
     zero,
 )
-from intarsia.ir.dtypes import BF16, BOOL, F16, F32, F64, I32, U16, U32, DType
+from intarsia.ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I32, U8, U16, U32, DType
 
 
 def convert(function: Function, value: Value, dtype: DType) -> Value:
@@ -51,12 +51,27 @@ def wide_float(function: Function, value: Value) -> Value:
 
 
 def bitcast(function: Function, value: Value, dtype: DType) -> Value:
-    """The same bits as another type of the same width."""
+    """The same bits as another type of the same width; the code of a narrow element, and the element of a code."""
+    if value.dtype.bits < 8:
+        return _low_bits(function, value, value.dtype.bits, U8)
+    if dtype.bits < 8:
+        return _low_bits(function, value, dtype.bits, dtype)
     if value.dtype == BOOL:
         return recast(function, "zext", value, dtype)
     if dtype == BOOL:
         return recast(function, "trunc", value, dtype)
     return recast(function, "bitcast", value, dtype)
+
+
+def _low_bits(function: Function, value: Value, bits: int, dtype: DType) -> Value:
+    """The low bits of a byte as an element of a type: sign extended, as in memory, if that is a signed integer."""
+    byte = Value(value.text, I8 if dtype.kind == "int" else U8, value.lanes)
+    if dtype.kind == "int":
+        spare = constant(8 - bits, I8, value.lanes)
+        byte = instruction(function, "ashr", instruction(function, "shl", byte, spare), spare)
+    else:
+        byte = instruction(function, "and", byte, constant((1 << bits) - 1, U8, value.lanes))
+    return Value(byte.text, dtype, value.lanes)
 
 
 def _integer_to_float(function: Function, value: Value, dtype: DType) -> Value:

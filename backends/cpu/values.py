@@ -1,7 +1,8 @@
 """Typed values in LLVM IR text: how each dtype is held in registers and in memory, constants, widening to vectors.
 
 f16 is `half`; bf16 is held as its 16 bits (`i16`), since LLVM's native conversions flush subnormals on some machines;
-bool is `i1` in registers and one byte in memory. Narrow types (fewer than 8 bits) are unpacked by kernels, not here.
+bool is `i1` in registers and one byte in memory. An element of a narrow type is a byte that holds its code, sign
+extended for integers; the bits above those of a code that is loaded may be anything.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import TypeAlias
 import numpy as np
 
 from intarsia.backends.cpu.llvm import Function
-from intarsia.ir.dtypes import BOOL, F16, F32, F64, I64, DType
+from intarsia.ir.conversion import code_of
+from intarsia.ir.dtypes import BOOL, F16, F32, F64, I64, U8, DType
 
 Number: TypeAlias = "int | float | bool"
 
@@ -24,7 +26,7 @@ _SUFFIXES = {"double": "f64", "float": "f32", "half": "f16"}
 
 def element_type(dtype: DType) -> str:
     """The LLVM type of a value in a register."""
-    return _FLOATS.get(dtype.name) or ("i1" if dtype == BOOL else f"i{dtype.bits}")
+    return _FLOATS.get(dtype.name) or ("i1" if dtype == BOOL else f"i{max(dtype.bits, 8)}")
 
 
 def storage_type(dtype: DType) -> str:
@@ -71,6 +73,8 @@ def constant_text(value: Number, dtype: DType) -> str:
     """A scalar constant, rounded to the dtype."""
     if dtype == BOOL:
         return "true" if value else "false"
+    if dtype.is_narrow and dtype.is_float:
+        return constant_text(code_of(value, dtype), U8)
     if dtype.is_integer:
         number = int(value) & ((1 << dtype.bits) - 1)
         return str(number - (1 << dtype.bits) if number >> (dtype.bits - 1) else number)
@@ -97,6 +101,8 @@ def vector_constant(values: Sequence[Number], dtype: DType) -> Value:
 
 
 def zero(dtype: DType, lanes: int = 1) -> Value:
+    if dtype.specials == "scale":  # whose code 0 is 2^-127
+        return constant(0, dtype, lanes)
     return Value("zeroinitializer" if lanes > 1 else constant_text(0, dtype), dtype, lanes)
 
 

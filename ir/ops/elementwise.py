@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from intarsia.ir.conversion import convert, reinterpret
-from intarsia.ir.dtypes import Array, DType
+from intarsia.ir.conversion import convert, literal, reinterpret
+from intarsia.ir.dtypes import Array, DType, have_same_bits
 from intarsia.ir.errors import CompileError
 from intarsia.ir.functions import FUNCTIONS
 from intarsia.ir.graph import Structured, Value
@@ -109,7 +109,7 @@ class BitcastOp(Structured):
     name = "bitcast"
 
     def infer(self) -> tuple[Type, ...]:
-        if self.x.dtype.bits != self.dtype.bits:
+        if not have_same_bits(self.x.dtype, self.dtype):
             raise CompileError("E0202", f"bitcast of {self.x.dtype} to {self.dtype}: the widths differ", self.span)
         return (self.x.tensor.with_dtype(self.dtype),)
 
@@ -141,4 +141,4 @@ class Constant(Structured):
         return Space((), Const(self.literal, self.dtype), self.dtype)
 
     def reference(self, *arrays: Array) -> tuple[Array, ...]:
-        return (np.asarray(self.literal).astype(self.dtype.numpy),)
+        return (literal(self.literal, self.dtype),)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from intarsia.ir.arithmetic import Arithmetic
-from intarsia.ir.conversion import is_exact
-from intarsia.ir.dtypes import BOOL, I64, DType
+from intarsia.ir.conversion import convert, is_exact
+from intarsia.ir.dtypes import BOOL, F64, I64, DType
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, apply, as_size, cast, constant, where
 from intarsia.ir.sizes import maximum, minimum
 
@@ -46,6 +46,8 @@ def fold(e: Expr) -> Expr | None:
 
 
 def _const(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]], dtype: DType) -> Const:
+    if dtype.is_narrow and dtype.is_float:  # an array of codes, where NumPy has no such type
+        array = convert(np.asarray(array), dtype, F64)
     value = np.asarray(array).astype(np.float64 if dtype.is_float else np.int64 if dtype.name != "u64" else np.uint64)
     return constant(value.item(), dtype)
 
@@ -229,7 +231,7 @@ def conversion(e: Expr) -> Expr | None:
             return x
         case Cast(last, Cast(middle, x)) if _skips(x.dtype, middle, last):
             return cast(last, x)
-        case Bitcast(dtype, Bitcast(_, x)):
+        case Bitcast(dtype, Bitcast(middle, x)) if middle.bits >= min(dtype.bits, x.dtype.bits):
             return x if x.dtype == dtype else Bitcast(dtype, x)
     return None
 

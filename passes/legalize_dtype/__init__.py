@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from intarsia.ir.dtypes import BF16, BOOL, F16, F32, U8, DType
-from intarsia.ir.errors import CompileError
 from intarsia.ir.functions import FUNCTIONS
 from intarsia.ir.graph import Module, Node, Region, Value
 from intarsia.ir.kernel import PUT_FUNCTIONS
 from intarsia.ir.ops import ArgReduce, Cast, Compute, Constant, Elementwise, Reduce, Update
 from intarsia.ir.target import Target
-from intarsia.ir.types import ListType, Type
 from intarsia.passes.legalize_dtype.scalar import legal_body, rounded, widened
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.regions import change_regions
@@ -36,20 +33,17 @@ class LegalizeDtype(Pass):
     between ops of one kernel. Within one body, only the result is rounded. Reductions run in f32 and round once.
     Moving, comparing for equality of bits, and storing need no arithmetic and stay.
 
-    Keeps: values within the tolerance. Needs: nothing. Leaves: no arithmetic on f16, bf16 that the target lacks, and
-    no comparison, minimum or maximum of bools.
+    Elements of narrow types (floats of 8 bits or fewer, integers of 7 or fewer) become functions of their codes
+    (`legalize_dtype/codes.py`): `%0 = cast %w : f32[4]` of an `i4` is arithmetic on `bitcast(%w[i], u8)`.
 
-    Raises CompileError E0901: elements of 7 bits or fewer, or floats of 8, which no back end computes with yet.
+    Keeps: values within the tolerance. Needs: nothing. Leaves: no arithmetic on f16, bf16 that the target lacks, and
+    no comparison, minimum or maximum of bools; no conversion from or to narrow types, but for their codes.
     """
 
     name: ClassVar[str] = "legalize-dtype"
     exact: ClassVar[bool] = False
 
     def run(self, module: Module, context: Context) -> Module:
-        for parameter in module.graph.parameters:
-            _refuse_narrow(parameter, parameter.results)
-        for node in module.graph.body.walk():
-            _refuse_narrow(node, node.results)
         body = _Legalizer(frozenset({F16, BF16}) - native(context.target)).region(module.graph.body)
         return module if body is module.graph.body else module.with_body(body)
 
@@ -58,18 +52,6 @@ def native(target: Target) -> frozenset[DType]:
     """The 16-bit floats that a target computes with. A GPU would round them after every operation; its matrix units
     take them as they are, and do not."""
     return frozenset({F16}) if {"avx512fp16", "fullfp16"} & set(target.features) else frozenset()
-
-
-def _refuse_narrow(node: Node, types: Iterable[Type]) -> None:
-    for type_ in types:
-        dtype = type_.element.dtype if isinstance(type_, ListType) else type_.dtype
-        if dtype.is_narrow:
-            raise CompileError(
-                "E0901",
-                f"elements of type {dtype} cannot be compiled yet",
-                node.span,
-                hint="the target `reference` runs them; or hold the data in i8 or f16",
-            )
 
 
 @dataclass
@@ -99,6 +81,8 @@ class _Legalizer:
         match node:
             case Elementwise(arguments=arguments) if arguments[-1].dtype in self.slow and self._computes(node):
                 return (self._elementwise(node),)
+            case Cast(x, dtype) if x.dtype.is_narrow or dtype.is_narrow:
+                return (self.add(self._compute(Compute((x,), node.space, span=node.span))),)
             case Elementwise(function, arguments) if arguments[-1].dtype == BOOL and _orders(function):
                 if function in _BOOL_FUNCTIONS:
                     return (self.add(dataclasses.replace(node, function=_BOOL_FUNCTIONS[function])),)

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from intarsia.ir.conversion import convert
-from intarsia.ir.dtypes import BOOL, F32, F64, U8, DType
+from intarsia.ir.conversion import code_of, convert
+from intarsia.ir.dtypes import BOOL, F32, F64, I8, U8, DType
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load, as_size, cast
 from intarsia.ir.sizes import Size
+from intarsia.passes.legalize_dtype.codes import decode, encode
 
 _BOOL_FUNCTIONS = {"maximum": "or", "minimum": "and"}
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
@@ -21,7 +22,8 @@ def rounded(literal: int | float | bool, dtype: DType) -> float:
 
 
 def legal_body(e: Expr, slow: frozenset[DType]) -> Expr:
-    """The expression with arithmetic on `slow` types done in f32, and rounded where the value leaves them."""
+    """The expression with arithmetic on `slow` types done in f32, and rounded where the value leaves them; and with
+    narrow elements as functions of their codes."""
     return _Body(slow).legal(e)
 
 
@@ -72,6 +74,12 @@ class _Body:
                 return Apply(function, tuple(Cast(U8, self.legal(a)) for a in arguments))
             case Apply(function, arguments):
                 return Apply(function, tuple(map(self.legal, arguments)))
+            case Cast(dtype, value) if value.dtype.is_narrow:
+                return self._of_narrow(dtype, self.legal(value))
+            case Cast(dtype, value) if dtype.is_narrow:
+                return encode(self._argument(value), dtype)
+            case Const(value, dtype) if dtype.is_narrow:
+                return Bitcast(dtype, Const(code_of(value, dtype), U8))
             case Cast(dtype, value):
                 # What is cast anyway need not be rounded to its own type first, unless that is all the cast does.
                 return cast(dtype, self.wide(value)) if value.dtype in self.slow else Cast(dtype, self.legal(value))
@@ -84,6 +92,12 @@ class _Body:
             case Index(size):
                 return Index(self._size(size))
         return e
+
+    def _of_narrow(self, dtype: DType, value: Expr) -> Expr:
+        """An element of a narrow type as another type, by way of one that is computed with."""
+        if not dtype.is_narrow:
+            return decode(value, dtype)
+        return encode(decode(value, F32 if value.dtype.is_float else I8 if value.dtype.is_signed else U8), dtype)
 
     def _computes(self, e: Apply) -> bool:
         """Does it do arithmetic? A `where` of values that are there already only moves."""
