@@ -7,7 +7,7 @@ it is asked for, once.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -72,7 +72,8 @@ class Compilation:
     """One program on its way to machine code. Every stage is a property, made on first use.
 
     conditions: what must hold of sizes that stay open. seconds: how long each stage took that was made, without those
-    before it. remarks: the decisions of the passes.
+    before it. remarks: the decisions of the passes. measured: the schedules to take, by kernel; None: those that tuning
+    found.
     """
 
     source_module: Module
@@ -82,6 +83,7 @@ class Compilation:
     instruments: Sequence[Instrument] = ()
     remarks: Remarks = field(default_factory=Remarks)
     seconds: dict[str, float] = field(default_factory=dict)
+    measured: Callable[[Kernel], str | None] | None = None
 
     @cached_property
     def target(self) -> Target:
@@ -103,7 +105,7 @@ class Compilation:
             unordered=self.options.unordered,
             pinned_schedule=self.options.schedule,
             predict=partial(predict, target=target),
-            measured=known_schedules(target),
+            measured=self.measured or known_schedules(target),
             writable=partial(_writable, self.source_module.graph.dimensions),
             each=map_in_workers,
         )

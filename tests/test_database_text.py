@@ -22,8 +22,14 @@ def known(schedule: str, seconds: float, maker: tuple[str, str] = ZEN, counted: 
     return Known(*maker, schedule, {"tile of ÿ": 2} if schedule else {}, Timing(seconds, 1 / 3, 15), counts)
 
 
-def entry(key: str, *rows: Known, finished: dict[tuple[str, str], bool] | None = None) -> Entry:
-    return Entry(ProblemRow(key, "matmul", f"fn {key}\n\n  | y \r\n", "kernel {\n}\n", 2), rows, finished or {})
+def entry(
+    key: str,
+    *rows: Known,
+    finished: dict[tuple[str, str], bool] | None = None,
+    defaults: frozenset[tuple[str, str]] = frozenset(),
+) -> Entry:
+    problem = ProblemRow(key, "matmul", f"fn {key}\n\n  | y \r\n", "kernel {\n}\n", 2)
+    return Entry(problem, rows, finished or {}, defaults)
 
 
 ONE = [
@@ -32,14 +38,14 @@ ONE = [
 ]
 OTHER = [
     entry("q", known("a", 2e-6, NEW, counted=True), known("b", 2e-6), known("a", 5e-6)),
-    entry("p", known("", 1e-6, NEW), finished={ZEN: True}),
+    entry("p", known("", 1e-6, NEW), finished={ZEN: True}, defaults=frozenset((ZEN, NEW))),
     entry("r", finished={ZEN: True}),
 ]
 
 
 def content(database: Database) -> dict[str, list[tuple[object, ...]]]:
     """All rows of all tables, in any order."""
-    tables = ("problems", "measurements", "finished", "counts")
+    tables = ("problems", "measurements", "finished", "counts", "defaults")
     with sqlite3.connect(database.path) as db:
         return {t: sorted(db.execute(f"SELECT * FROM {t}"), key=repr) for t in tables}
 
@@ -95,7 +101,7 @@ BEGUN = HEAD + "  compiler c\n  schedule a\n"
         (HEAD.replace("  kind k\n", ""), 5, "expected 'kind'"),
         (HEAD + "  schedule a\n", 12, "expected 'machine' and 'compiler' before it"),
         (BEGUN, None, "expected 'timed' or 'counted', found the end"),
-        (HEAD + "  compiler c\n  finished perhaps\n", 13, "'finished all', 'finished some' or 'problem'"),
+        (HEAD + "  compiler c\n  finished perhaps\n", 13, "'finished some', 'default kept' or 'problem'"),
         (BEGUN + "    timed -1 s, spread 0, 3 runs, choices {}\n", 14, "expected 'timed SECONDS"),
         (BEGUN + "    timed 1 s, spread 0, 3 runs, choices {\"a\": 1.5}\n", 14, "expected 'timed SECONDS"),
         (BEGUN + "    counted 1, 2 and 3\n", 14, "expected 'counted N instructions"),

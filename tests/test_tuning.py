@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,11 @@ from intarsia.passes.schedule.apply import apply
 from intarsia.passes.schedule.candidates import Candidate, Space
 from intarsia.tuning import known
 from intarsia.tuning.calls import calls_of
-from intarsia.tuning.database import Database, ProblemRow, Row, machine_name
+from intarsia.tuning.database import Database, Found, ProblemRow, Row, machine_name
 from intarsia.tuning.isolation import compile_alone, is_measurable, problem_key, program_of, random_inputs
 from intarsia.tuning.measuring import Stopwatch, Timing, WrongResult
 from intarsia.tuning.search import Budget, search
+from intarsia.tuning.whole import SLOW_ROUNDS, check_program
 
 TRANSPOSE = "fn f(x: f32[96, 160]) -> f32[160, 96] { return transpose(x) }"
 TARGET = host_target()
@@ -131,6 +133,64 @@ def test_another_search_goes_on_from_what_is_known(empty_cache: Path) -> None:
     assert kernel.name not in problem_key(kernel, TARGET)
 
 
+def test_a_default_schedule_that_was_better_in_a_program_is_kept(empty_cache: Path) -> None:
+    database = Database(empty_cache / "file.sqlite")
+    assert database.fastest("machine") == {}
+    for key in ("p", "q"):
+        rows = [Row(key, "", {}, Timing(3.0, 0.0, 3)), Row(key, "split i 2", {"a": 1}, Timing(2.0, 0.0, 3))]
+        database.add(ProblemRow(key, "tuned", "", "text", 1), "machine", rows)
+    database.keep_default("machine", {"p": True, "q": False})
+    assert database.best("machine") == {"q": "split i 2"}
+    assert database.fastest("machine")["p"] == Found("split i 2", 1.5)  # another program may decide otherwise
+    database.keep_default("machine", {"p": False, "q": True})
+    assert database.best("machine") == {"p": "split i 2"} and len(database.rows("q", "machine")) == 2
+
+
+class Clock:
+    """Time that passes when a program runs: a second, and so much more by the kernels that have what tuning found.
+    Every seventh run is disturbed."""
+
+    def __init__(self, **more: float) -> None:
+        self.now, self.more, self.runs = 0.0, more, 0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def version(self, way: frozenset[str]) -> Callable[[], object]:
+        return partial(self.run, 1.0 + sum(self.more[name] for name in way))
+
+    def run(self, seconds: float) -> None:
+        self.runs += 1
+        self.now += seconds * (1.3 if self.runs % 7 == 0 else 1.0)
+
+
+@pytest.mark.parametrize(
+    "more, kept, after",
+    [
+        ({"a": -0.1}, "", 0.9),
+        ({"a": 0.1}, "a", 1.0),
+        ({"a": 0.0}, "a", 1.0),
+        ({"a": -0.3, "b": 0.1}, "b", 0.7),
+        ({"a": -0.1, "b": 0.3}, "b", 0.9),
+        ({"a": 0.2, "b": 0.1, "c": -0.02}, "ab", 0.98),
+        ({"a": 0.2, "b": 0.1}, "ab", 1.0),
+        ({"a": -0.2, "b": -0.1}, "", 0.7),
+        ({"a": -0.2, "b": 0.0}, "", 0.8),
+    ],
+)
+def test_what_makes_the_whole_program_slower_is_not_taken(more: dict[str, float], kept: str, after: float) -> None:
+    clock = Clock(**more)
+    verdict = check_program(list(more), clock.version, 1000.0, clock=clock)
+    assert verdict.kept == frozenset(kept)
+    assert (verdict.before, verdict.after) == (pytest.approx(1.0), pytest.approx(after))
+
+
+def test_a_check_of_a_slow_program_ends() -> None:
+    clock = Clock(a=0.0, b=0.0)
+    check_program("ab", clock.version, 10.0, clock=clock)
+    assert clock.runs == (3 + 2) * (1 + SLOW_ROUNDS)
+
+
 def test_schedules_that_do_not_fit_are_left_alone(empty_cache: Path) -> None:
     kernel = kernel_of(TRANSPOSE)
     key = problem_key(kernel, TARGET)
@@ -185,6 +245,7 @@ def test_the_command_line(empty_cache: Path, tmp_path: Path) -> None:
     words = ["tune", "-e", TRANSPOSE, "--seconds", "30", "--trials", "3", "--plot", str(plot)]
     found = CliRunner().invoke(command_line, words, catch_exceptions=False)
     assert found.exit_code == 0, found.output
+    assert "\nthe program: " in found.output
     assert "kernel f_transpose, for 30 s:" in found.output and "times as fast as before, 3 of about" in found.output
     assert "<svg" in plot.read_text()
     with sqlite3.connect(known.database_path()) as database:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from intarsia.commands.binding import bind_types, type_options
+from intarsia.commands.binding import Bound, bind, bind_types, type_options
 from intarsia.commands.interruption import interruptible
 from intarsia.commands.options import (
     WRONG,
@@ -26,23 +27,29 @@ from intarsia.commands.progress import ProgressLine
 from intarsia.costmodel.analytic import estimate
 from intarsia.costmodel.predictor import predict
 from intarsia.deep_stack import with_deep_stack
-from intarsia.ir.errors import CompileError
+from intarsia.driver import Compilation
+from intarsia.ir.errors import CompileError, Remarks
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.target import Target
 from intarsia.measurement import duration_text
 from intarsia.options import require_host
 from intarsia.plotting import pyplot
 from intarsia.program import Program
+from intarsia.tensors import adapted
 from intarsia.tuning.calls import Calls, calls_of
-from intarsia.tuning.database import Database, Entry
+from intarsia.tuning.database import Database, Entry, machine_name
 from intarsia.tuning.database_text import print_entries, read_entries
-from intarsia.tuning.isolation import is_measurable
+from intarsia.tuning.isolation import is_measurable, problem_key
 from intarsia.tuning.known import database_path
-from intarsia.tuning.measuring import WrongResult
+from intarsia.tuning.measuring import WrongResult, on_one_core
 from intarsia.tuning.search import Budget, Result, search
+from intarsia.tuning.whole import check_program
 
 SMALL = 0.02
 """The part of a program's time below which a kernel is left as it is."""
+
+CHECK = 0.5
+"""Seconds that the check of the whole program takes for each one of the searches."""
 
 
 @click.command("tune")
@@ -70,8 +77,9 @@ def command(
 ) -> int:
     """Measure schedules of each kernel of a program on this machine, and keep what is found.
 
-    Every compilation after it takes the fastest schedule that was measured for a kernel. What is measured stays in the
-    database when a search is ended by Ctrl-C, and the next one goes on from there.
+    Every compilation after it takes the fastest schedule that was measured for a kernel, unless the program with it,
+    which is timed at the end on random arguments, was slower. What is measured stays in the database when a search is
+    ended by Ctrl-C, and the next one goes on from there.
     """
     kept = Database(Path(database) if database else database_path())
     if exported is not None or imported is not None:
@@ -106,6 +114,10 @@ def command(
             except WrongResult as error:
                 click.echo(f"a schedule of {kernel.name} computes something else; please report it:\n{error}", err=True)
                 return WRONG
+    if options.dynamic:
+        click.echo("the program: not timed, since some of its sizes are open")
+    else:
+        _check(bind(function, arguments, weights, settings["dims"], True), kept, seconds * CHECK)
     if plot is not None:
         _draw(results, plot)
     return 0
@@ -153,6 +165,45 @@ def _tune(kernel: Kernel, target: Target, budget: Budget, database: Database, so
         line.show()
     click.echo(f"  {result.gain:.2f} times as fast as before, {len(result.trials)} of about {result.size} measured")
     return result
+
+
+def _check(bound: Bound, database: Database, seconds: float) -> None:
+    """Time the whole program, and let the kernels whose schedules make it slower keep the default ones."""
+    compilation = with_deep_stack(bound.compilation)
+    target = compilation.target
+    keys = {k.name: problem_key(k, target) for k in with_deep_stack(lambda: compilation.kernels.kernels)}
+    fastest = database.fastest(machine_name(target))
+    names = [name for name, key in keys.items() if key in fastest]
+    if not names:
+        click.echo("the program: as before")
+        return
+
+    def version(way: frozenset[str]) -> Callable[[], object]:
+        schedules = {keys[name]: fastest[keys[name]].schedule for name in way}
+        return _version(bound, compilation, lambda kernel: schedules.get(problem_key(kernel, target)))
+
+    line = ProgressLine()
+    try:
+        with on_one_core(target):
+            verdict = interruptible(
+                lambda: check_program(names, version, seconds, lambda n: line.show(f"  the program: {n} rounds"))
+            )
+    finally:
+        line.show()
+    database.keep_default(machine_name(target), {keys[name]: name in verdict.kept for name in names})
+    click.echo(f"the program: {duration_text(verdict.before)} before, {duration_text(verdict.after)} tuned")
+    for name in sorted(verdict.kept):
+        gain = 100 * (fastest[keys[name]].gain - 1)
+        click.echo(f"  kept the default schedule of {name}: by itself {gain:.0f} % slower, in the program no slower")
+
+
+def _version(bound: Bound, compilation: Compilation, measured: Callable[[Kernel], str | None]) -> Callable[[], object]:
+    """A program that takes these schedules for its kernels, on its arguments."""
+    own = dataclasses.replace(compilation, remarks=Remarks(), seconds={}, measured=measured)
+    executable = with_deep_stack(lambda: own.executable(bound.function.program.kernel_store))
+    inputs = adapted(executable.inputs, bound.tensors, {})
+    prepared = executable.prepared(inputs, {})
+    return lambda: executable.run(inputs, {}, prepared)
 
 
 def _draw(results: Sequence[Result], path: str) -> None:

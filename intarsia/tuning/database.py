@@ -42,6 +42,9 @@ CREATE TABLE IF NOT EXISTS finished (
     problem TEXT NOT NULL, machine TEXT NOT NULL, compiler TEXT NOT NULL, whole INTEGER NOT NULL,
     PRIMARY KEY (problem, machine, compiler)
 );
+CREATE TABLE IF NOT EXISTS defaults (
+    problem TEXT NOT NULL, machine TEXT NOT NULL, compiler TEXT NOT NULL, PRIMARY KEY (problem, machine, compiler)
+);
 CREATE TABLE IF NOT EXISTS counts (
     problem TEXT NOT NULL, schedule TEXT NOT NULL, machine TEXT NOT NULL, compiler TEXT NOT NULL,
     instructions INTEGER NOT NULL, spills INTEGER NOT NULL, live INTEGER NOT NULL,
@@ -73,6 +76,14 @@ class ProblemRow:
 
 
 @dataclass(frozen=True)
+class Found:
+    """The fastest schedule of a problem that was measured; gain: the time of the default one over its time."""
+
+    schedule: str
+    gain: float
+
+
+@dataclass(frozen=True)
 class Known:
     """What is known of a schedule that one compiler made for one machine: a measurement, what was counted, or both."""
 
@@ -86,11 +97,13 @@ class Known:
 
 @dataclass(frozen=True)
 class Entry:
-    """All that is known of a problem. finished: by machine and compiler, was every candidate timed?"""
+    """All that is known of a problem. finished: by machine and compiler, was every candidate timed? defaults: machines
+    and compilers for which the default schedule was the better one in a program."""
 
     problem: ProblemRow
     known: tuple[Known, ...]
     finished: Mapping[tuple[str, str], bool]
+    defaults: frozenset[tuple[str, str]] = frozenset()
 
 
 def machine_name(target: Target) -> str:
@@ -175,9 +188,29 @@ class Database:
         return sorted(latest.values(), key=lambda row: row.timing.seconds)
 
     def best(self, machine: str) -> dict[str, str]:
-        """The schedule that was fastest on a machine for each problem of which something is known; none where that is
-        hardly faster than the default one. As in `rows`, of several compilers the newest measurement of a schedule
-        counts."""
+        """The schedule to take on a machine for each problem: the fastest one by itself, unless the default one was
+        better in a program."""
+        found = self.fastest(machine)
+        kept = self._defaults(machine) if found else ()
+        return {problem: own.schedule for problem, own in found.items() if problem not in kept}
+
+    def keep_default(self, machine: str, problems: Mapping[str, bool]) -> None:
+        """Note of some problems whether the default schedule was the better one in a program."""
+        with self._open() as db:
+            for problem, kept in problems.items():
+                db.execute("DELETE FROM defaults WHERE problem = ? AND machine = ?", (problem, machine))
+                if kept:
+                    db.execute("INSERT INTO defaults VALUES (?, ?, ?)", (problem, machine, compiler_name()))
+
+    def _defaults(self, machine: str) -> frozenset[str]:
+        with self._open() as db:
+            found = db.execute("SELECT problem FROM defaults WHERE machine = ?", (machine,))
+            return frozenset(problem for (problem,) in found)
+
+    def fastest(self, machine: str) -> dict[str, Found]:
+        """The schedule that was fastest by itself on a machine for each problem of which something is known; none where
+        that is hardly faster than the default one. As in `rows`, of several compilers the newest measurement of a
+        schedule counts."""
         if not self.path.exists():
             return {}
         fastest: dict[str, tuple[float, str]] = {}
@@ -191,7 +224,8 @@ class Database:
                 fastest[problem] = min(fastest.get(problem, (math.inf, "")), (seconds, schedule))
                 if not json.loads(choices):
                     default[problem] = min(default.get(problem, math.inf), seconds)
-        return {p: schedule for p, (t, schedule) in fastest.items() if t < WORTH * default.get(p, math.inf)}
+        gains = {p: default.get(p, math.inf) / seconds for p, (seconds, _) in fastest.items()}
+        return {p: Found(schedule, gains[p]) for p, (_, schedule) in fastest.items() if WORTH * gains[p] > 1}
 
     def add_counts(self, problem: str, machine: str, counts: Mapping[str, Counts]) -> None:
         """Keep what was counted in the code of some schedules of a problem."""
@@ -230,7 +264,7 @@ class Database:
         if not problems:
             return []
         with self._open() as db:
-            return [Entry(p, tuple(_known(db, p.key)), _finished(db, p.key)) for p in problems]
+            return [Entry(p, tuple(_known(db, p.key)), _finished(db, p.key), _kept(db, p.key)) for p in problems]
 
     def merge(self, entries: Iterable[Entry]) -> int:
         """Add what is known elsewhere, all of it or, after an error, nothing; of two measurements the better one stays.
@@ -280,6 +314,10 @@ def _finished(db: sqlite3.Connection, key: str) -> dict[tuple[str, str], bool]:
     return {(machine, compiler): bool(whole) for machine, compiler, whole in db.execute(query, (key,))}
 
 
+def _kept(db: sqlite3.Connection, key: str) -> frozenset[tuple[str, str]]:
+    return frozenset(db.execute("SELECT machine, compiler FROM defaults WHERE problem = ?", (key,)))
+
+
 def _merge(db: sqlite3.Connection, entry: Entry) -> int:
     """Add one entry; how many of its measurements were new or better."""
     p, key = entry.problem, entry.problem.key
@@ -307,5 +345,8 @@ def _merge(db: sqlite3.Connection, entry: Entry) -> int:
     db.executemany(
         "INSERT INTO finished VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET whole = max(whole, excluded.whole)",
         [(key, machine, compiler, int(whole)) for (machine, compiler), whole in entry.finished.items()],
+    )
+    db.executemany(
+        "INSERT OR IGNORE INTO defaults VALUES (?, ?, ?)", [(key, *maker) for maker in sorted(entry.defaults)]
     )
     return max(0, changed)

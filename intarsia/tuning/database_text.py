@@ -13,6 +13,7 @@
         timed 7.38e-05 s, spread 0.012, 15 runs, choices {"vectors": 1}
         counted 210 instructions, 0 spills, 9 live
       finished some
+      default kept
 
 A machine or a compiler is that of all that follows, until the next one. Floats are written so that they read back
 exactly. `#` begins a comment where a line may stand.
@@ -63,6 +64,9 @@ def _lines(entry: Entry) -> Iterator[str]:
     for other, whole in entry.finished.items():
         yield from _changes(maker, maker := other)
         yield f"  finished {'all' if whole else 'some'}"
+    for other in sorted(entry.defaults):
+        yield from _changes(maker, maker := other)
+        yield "  default kept"
 
 
 def _line(word: str, rest: str) -> str:
@@ -155,6 +159,7 @@ class _Reader:
         problem = ProblemRow(key, kind, self.block("source"), self.block("kernel"), cores)
         known: list[Known] = []
         finished: dict[tuple[str, str], bool] = {}
+        defaults: set[tuple[str, str]] = set()
         machine = compiler = ""
         while not self.at_end and self.word != "problem":
             match self.word:
@@ -162,16 +167,20 @@ class _Reader:
                     machine = self.take("machine")
                 case "compiler":
                     compiler = self.take("compiler")
-                case "schedule" | "finished" if not (machine and compiler):
+                case "schedule" | "finished" | "default" if not (machine and compiler):
                     raise self.error("expected 'machine' and 'compiler' before it")
                 case "schedule":
                     known.append(self.known(machine, compiler))
                 case "finished" if self.rest in _WHOLE:
                     finished[machine, compiler] = _WHOLE[self.take("finished")]
+                case "default" if self.rest == "kept":
+                    self.advance()
+                    defaults.add((machine, compiler))
                 case _:
-                    wanted = "'machine', 'compiler', 'schedule', 'finished all', 'finished some' or 'problem'"
+                    words = "'machine', 'compiler', 'schedule', 'finished all', 'finished some', 'default kept'"
+                    wanted = f"{words} or 'problem'"
                     raise self.error(f"expected {wanted}")
-        return Entry(problem, tuple(known), finished)
+        return Entry(problem, tuple(known), finished, frozenset(defaults))
 
     def known(self, machine: str, compiler: str) -> Known:
         schedule = self.take("schedule")

@@ -94,9 +94,9 @@ class Stopwatch:
             self._runs[str(candidate.schedule)] = self._run_of(executable, candidate)
         runs = [self._runs[str(c.schedule)] for c in candidates]
         samples: list[list[list[float]]] = [[] for _ in runs]
-        with _on_one_core(self._target):
+        with on_one_core(self._target):
             for round_ in range(self._rounds.most):
-                for n in _by_turns(len(runs), round_):
+                for n in by_turns(len(runs), round_):
                     least = min((min(s) for own in samples for s in own), default=0.0)
                     hopeless = round_ > 1 and min(map(min, samples[n])) > HOPELESS * least
                     if not hopeless and (round_ < self._rounds.least or not self._timing(samples[n]).is_quiet):
@@ -124,7 +124,7 @@ class Stopwatch:
         return lambda: (call(addresses), owners)
 
 
-def _by_turns(count: int, round_: int) -> Iterator[int]:
+def by_turns(count: int, round_: int) -> Iterator[int]:
     """All numbers, from another one on in each round."""
     start = round_ * count // TURNS
     return (n % count for n in range(start, start + count))
@@ -158,7 +158,7 @@ def _is_close(got: Array, wanted: Array) -> bool:
 
 
 @contextmanager
-def _on_one_core(target: Target) -> Iterator[None]:
+def on_one_core(target: Target) -> Iterator[None]:
     """Stay on one core while single-threaded code is timed, where the system can do that."""
     if target.cores > 1 or not hasattr(os, "sched_setaffinity"):
         yield
