@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from intarsia.costmodel.analytic import estimate
+from intarsia.costmodel.estimating import estimate
 from intarsia.costmodel.learned import LearnedModel, load_model
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.target import Target

@@ -7,13 +7,11 @@ it is asked for, once.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from intarsia.costmodel.predictor import predict
 from intarsia.effort import effort_of
@@ -21,13 +19,9 @@ from intarsia.executable import CheckText, Executable, TensorLayout
 from intarsia.ir.conditions import Condition
 from intarsia.ir.errors import CompileError, Remarks, ScheduleError
 from intarsia.ir.graph import Module
-from intarsia.ir.kernel import Alloc
-from intarsia.ir.kernel_interpreter import CheckFailed
 from intarsia.ir.mapping import Mapper
 from intarsia.ir.plan import Plan, Repeat
-from intarsia.ir.plan_alignment import unaligned_parameters
 from intarsia.ir.plan_text import print_plan
-from intarsia.ir.sizes import product
 from intarsia.ir.target import Target
 from intarsia.ir.text import print_module
 from intarsia.options import Options as Options
@@ -106,7 +100,7 @@ class Compilation:
             pinned_schedule=self.options.schedule,
             predict=partial(predict, target=target),
             measured=self.measured or known_schedules(target),
-            writable=partial(_writable, self.source_module.graph.dimensions),
+            writable=partial(writable, dimensions=self.source_module.graph.dimensions),
             each=map_in_workers,
         )
 
@@ -159,13 +153,9 @@ class Compilation:
     @cached_property
     def launches(self) -> dict[str, tuple[TritonKernel, ...]]:
         """What each kernel is on a GPU, by its name."""
-        from intarsia.backends.gpu.emit import emit_kernel
+        from intarsia.gpu_launches import launches_of_plan
 
-        found: dict[str, tuple[TritonKernel, ...]] = {}
-        for part in self.plan.whole:
-            unaligned = unaligned_parameters(part, 16)
-            found.update({kernel.name: emit_kernel(kernel, unaligned[kernel.name]) for kernel in part.kernels})
-        return found
+        return launches_of_plan(self.plan)
 
     @cached_property
     def chip_code(self) -> dict[str, tuple[CompiledKernel, ...]]:
@@ -192,15 +182,9 @@ class Compilation:
 
     def interpret_launches(self, kernel: Kernel, arrays: Mapping[str, Memory], sizes: Mapping[str, int]) -> None:
         """Run a kernel for a GPU in Triton's interpreter, on NumPy arrays. Raises CheckFailed as the kernel would."""
-        from intarsia.backends.gpu import interpreter
-        from intarsia.backends.gpu.triton_kernel import RECORD
+        from intarsia.gpu_launches import interpret
 
-        record = np.zeros(RECORD.shape[0].constant or 0, RECORD.dtype.numpy)
-        for launch in self.launches[kernel.name]:
-            interpreter.run(launch, {**arrays, RECORD.name: record}, sizes)
-        if record[0]:
-            number, count, *values = map(int, record)
-            raise CheckFailed(number, tuple(values[:count]))
+        interpret(self.launches[kernel.name], arrays, sizes)
 
     @cached_property
     def code(self) -> Compiled:
@@ -261,18 +245,11 @@ class Compilation:
         self.seconds[stage] = time.perf_counter() - start
 
 
-def _writable(dimensions: Sequence[str], kernel: Kernel) -> str | None:
+def writable(kernel: Kernel, dimensions: Collection[str] = ()) -> str | None:
     """Why a kernel cannot be written in Triton; None if it can. `dimensions` have values before anything runs."""
-    from intarsia.backends.gpu.emit import emit_kernel
+    from intarsia.gpu_launches import writing_problem
 
-    try:
-        emit_kernel(kernel)
-    except ScheduleError as error:
-        return str(error)
-    for statement in kernel.body:
-        if isinstance(statement, Alloc) and not product(statement.buffer.shape).symbols <= set(dimensions):
-            return f"how large {statement.buffer.name} is changes while the program runs"
-    return None
+    return writing_problem(kernel, dimensions)
 
 
 def _chip_text(stage: str, kernels: Sequence[CompiledKernel]) -> str:

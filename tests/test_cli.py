@@ -779,3 +779,6 @@ def test_code_for_a_gpu(ita: Run) -> None:
     assert status == 0 and ".target sm_80" in out and re.search(r"kernel mlp_\w+: \d+ registers, .*no spills", err), err
     status, out, _ = ita("explain", "mlp.ita", *SIZES, "--target", "gpu:sm_80", "--about", "schedule")
     assert status == 0 and re.search(r"launch mlp_\w+: \d+ programs, BLOCK_I0 = \d+", out), out
+    assert re.search(
+        r"about \d+ schedules, \d+ predicted\n  chosen is the default one: predicted .*\n  runner-up", out
+    ), out

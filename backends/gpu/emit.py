@@ -36,6 +36,7 @@ from intarsia.ir.kernel import (
     walk,
 )
 from intarsia.ir.kernel_access import accesses, trips, written_in
+from intarsia.ir.kernel_launch import LARGE, STAGES, statements_of_launches
 from intarsia.ir.proofs import Facts
 from intarsia.ir.scalar import Const, apply
 from intarsia.ir.sizes import Size, minimum, product
@@ -47,23 +48,13 @@ LARGEST_BLOCK = 1 << 17
 def emit_kernel(kernel: Kernel, unaligned: Collection[str] = ()) -> tuple[TritonKernel, ...]:
     """The launches of a kernel, in order. `unaligned` parameters may not be at a multiple of 16 bytes. Raises
     ScheduleError where the kernel is not scheduled so that it can be written in Triton."""
-    groups: list[list[Statement]] = []
-    for statement in kernel.body:
-        if (isinstance(statement, For) and statement.kind == "grid") or not groups or _is_grid(groups[-1]):
-            groups.append([statement])
-        else:
-            groups[-1].append(statement)
-    groups = [g for g in groups if not all(isinstance(s, Alloc) for s in g)]
+    groups = statements_of_launches(kernel)
     allocated = {s.buffer.name for s in kernel.body if isinstance(s, Alloc)}
     users = {name: sum(any(a.buffer == name for a in accesses(g)) for g in groups) for name in allocated}
     shared = {name for name, count in users.items() if count > 1}
     names = [kernel.name if len(groups) == 1 else f"{kernel.name}_{n}" for n in range(len(groups))]
     launches = (_Launch(kernel, name, group, shared, unaligned) for name, group in zip(names, groups))
     return tuple(launch.whole() for launch in launches)
-
-
-def _is_grid(group: Sequence[Statement]) -> bool:
-    return any(isinstance(s, For) and s.kind == "grid" for s in group)
 
 
 class _Launch(Writes):
@@ -108,10 +99,10 @@ class _Launch(Writes):
         if all(line.lstrip().startswith("#") for line in self.lines):
             self.line("pass")
         text = "\n".join(["@triton.jit", head, *self.lines])
-        warps = self.kernel.warps or (4 if self.largest <= 4096 else 8)
+        warps = self.kernel.warps or (4 if self.largest <= LARGE else 8)
         return TritonKernel(
             self.name, text, tuple(parameters), tuple(self.grid) or (Size.of(1),), warps,
-            self.kernel.stages or TritonKernel.stages, tuple(self.constants.items()), tuple(self.helpers.values()),
+            self.kernel.stages or STAGES, tuple(self.constants.items()), tuple(self.helpers.values()),
             tuple(self.program_axes), tuple(self.transfers),
         )  # fmt: skip
 

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from intarsia.ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64, DType
 from intarsia.ir.kernel import Buffer
+from intarsia.ir.kernel_launch import STAGES
 from intarsia.ir.sizes import Size
 
 TRITON_TYPES: dict[DType, str] = {
@@ -73,7 +74,7 @@ class TritonKernel:
     parameters: tuple[Parameter, ...]
     grid: tuple[Size, ...]
     warps: int = 4
-    stages: int = 3
+    stages: int = STAGES
     constants: tuple[tuple[str, int], ...] = ()
     helpers: tuple[str, ...] = ()
     programs: tuple[tuple[str, Size], ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,7 +20,9 @@ from intarsia.measurement import duration_text, size_text
 from intarsia.program import Program
 
 if TYPE_CHECKING:
+    from intarsia.backends.gpu.toolchain import CompiledKernel
     from intarsia.backends.gpu.triton_kernel import TritonKernel
+    from intarsia.ir.kernel import Kernel
 
 REPORTED = ("fusion", "memory", "schedule", "layout")
 """Topics with a report below the decisions."""
@@ -75,15 +78,14 @@ def command(
 
 def _show_schedules(compilation: Compilation) -> None:
     """What the analytic model says of each kernel, its schedule beside others that there are, and its steps; for a GPU,
-    the steps and what its launches take of the chip."""
+    what its launches take of the chip, too."""
     from intarsia.commands.schedules import comparisons
-    from intarsia.costmodel.analytic import estimate
+    from intarsia.costmodel.estimating import estimate
 
-    if compilation.target.kind == "gpu":
-        _show_launches(compilation)
-        return
+    on_gpu = compilation.target.kind == "gpu"
+    codes = with_deep_stack(lambda: compilation.counted_code) if on_gpu else {}
     compared = with_deep_stack(lambda: comparisons(compilation))
-    for kernel in compilation.scheduled.kernels:
+    for kernel in _scheduled_kernels(compilation):
         steps = compilation.schedules.get(kernel.name, "")
         found = estimate(kernel, compilation.target)
         parts = sorted(((s, n) for n, s in found.resources.items() if s > found.seconds / 100), reverse=True)
@@ -93,25 +95,28 @@ def _show_schedules(compilation: Compilation) -> None:
             click.echo(f"  {line}")
         for step in filter(None, steps.split("; ")):
             click.echo(f"  {step}")
-        for one in scratch(kernel):
+        for one in scratch(kernel) if not on_gpu else ():
             click.echo(f"  scratch {one}")
+        _show_launches(compilation, kernel.name, codes.get(kernel.name, ()))
 
 
-def _show_launches(compilation: Compilation) -> None:
-    """The steps of each kernel for a GPU, and what was counted in the code of its launches."""
+def _scheduled_kernels(compilation: Compilation) -> list[Kernel]:
+    """All scheduled kernels; for a GPU, as the plan has them, with those that prepare constants."""
+    if compilation.target.kind == "cpu":
+        return list(compilation.scheduled.kernels)
+    return list({k.name: k for part in compilation.plan.whole for k in part.kernels}.values())
+
+
+def _show_launches(compilation: Compilation, name: str, codes: Sequence[CompiledKernel]) -> None:
+    """What was counted in the code of each launch of a kernel."""
     from intarsia.commands.resources import resource_text
 
-    codes = with_deep_stack(lambda: compilation.counted_code)
-    for name, launches in compilation.launches.items():
-        click.echo(f"kernel {name}:")
-        for step in filter(None, compilation.schedules.get(name, "").split("; ")):
-            click.echo(f"  {step}")
-        for launch, code in zip(launches, codes[name]):
-            grid = " x ".join(map(str, launch.grid))
-            blocks = "".join(f", {block} = {size}" for block, size in launch.constants)
-            click.echo(f"  launch {launch.name}: {grid} programs{blocks}")
-            click.echo(f"    {resource_text(code)}")
-            click.echo(f"    {_traffic_text(compilation, name, launch)}")
+    for launch, code in zip(compilation.launches[name] if codes else (), codes):
+        grid = " x ".join(map(str, launch.grid))
+        blocks = "".join(f", {block} = {size}" for block, size in launch.constants)
+        click.echo(f"  launch {launch.name}: {grid} programs{blocks}")
+        click.echo(f"    {resource_text(code)}")
+        click.echo(f"    {_traffic_text(compilation, name, launch)}")
 
 
 def _traffic_text(compilation: Compilation, name: str, launch: TritonKernel) -> str:

@@ -30,7 +30,7 @@ class _Comparison:
     def __init__(self, kernel: Kernel, scheduled: Kernel, compilation: Compilation) -> None:
         self._compilation = compilation
         repeated = kernel.name in called_in_loops(compilation.kernels.graph.body)
-        self._space = Space(kernel, compilation.target, repeated)
+        self._space = Space(kernel, compilation.target, repeated, compilation.context.writable)
         rows = known_rows(kernel, compilation.target)
         self._measured = {row.schedule: row.timing.seconds for row in rows}
         self._looked = self._looked_at(kernel, repeated)
@@ -42,8 +42,11 @@ class _Comparison:
         self._kernels.setdefault(self._chosen, scheduled)
 
     def _looked_at(self, kernel: Kernel, repeated: bool) -> Sequence[Candidate]:
-        """What the compilation has looked at, as it does so again."""
+        """What the compilation has looked at, as it does so again; for a GPU, where it looks at none, what differs from
+        the default schedule in one decision."""
         context, looked = self._compilation.context, list[Candidate]()
+        if context.target.kind == "gpu":
+            return list(self._space.neighbours())
         if (tried := context.tried.get(replace(kernel, name=""))) is not None:
             looked.append(Candidate.of(tried))
         elif context.predict is not None:
@@ -57,7 +60,8 @@ class _Comparison:
         if not default.decisions:
             yield "the only schedule that there is"
             return
-        counts = ((self._looked, "looked at"), (self._measured, "measured"))
+        looked = "predicted" if self._compilation.target.kind == "gpu" else "looked at"
+        counts = ((self._looked, looked), (self._measured, "measured"))
         yield f"about {self._space.size} schedules" + "".join(f", {len(n)} {what}" for n, what in counts if n)
         text, chosen = str(default.schedule), self._known.get(self._chosen)
         yield f"{'chosen is the default one' if text == self._chosen else 'default'}: {self._times(text)}"

@@ -24,7 +24,7 @@ from intarsia.commands.options import (
     write_output,
 )
 from intarsia.commands.progress import ProgressLine
-from intarsia.costmodel.analytic import estimate
+from intarsia.costmodel.estimating import estimate
 from intarsia.costmodel.predictor import predict
 from intarsia.deep_stack import with_deep_stack
 from intarsia.driver import Compilation

@@ -15,6 +15,7 @@ from intarsia.ir.graph import Graph, Module, Parameter, Region
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.kernel_text import print_kernel
 from intarsia.ir.ops import Call
+from intarsia.ir.plan import Plan
 from intarsia.ir.sizes import Size
 from intarsia.ir.target import Target
 from intarsia.ir.types import TensorType, Type
@@ -49,10 +50,15 @@ def program_of(kernel: Kernel, runs: Runs = ONCE) -> Module:
     return Module(Graph(kernel.name, Region(parameters, tuple(calls), calls[-1].values)), (kernel,))
 
 
+def plan_alone(kernel: Kernel, target: Target, runs: Runs = ONCE) -> Plan:
+    """The plan of a scheduled kernel by itself."""
+    return plan(program_of(kernel, runs), Remarks(), ON_STACK if target.kind == "cpu" else -1)
+
+
 def compile_alone(kernel: Kernel, target: Target, runs: Runs = ONCE) -> Executable:
     """Machine code for a scheduled kernel by itself."""
     labels = [b.name for b in kernel.parameters if b.role in ("in", "inout")]
-    return executable_for(plan(program_of(kernel, runs), Remarks(), ON_STACK), target, labels)
+    return executable_for(plan_alone(kernel, target, runs), target, labels)
 
 
 def random_inputs(kernel: Kernel, seed: int = 0) -> list[Array]:

@@ -116,7 +116,7 @@ class Stopwatch:
         if self._wanted is None:
             self._wanted = [np.array(r) for r in results]
         for got, wanted in zip(results, self._wanted):
-            if not _is_close(got, wanted):
+            if not is_close(got, wanted):
                 raise WrongResult(f"{candidate}\n{candidate.schedule}")
         call = executable.prepare({})
         addresses = [address_of(a) for a in (*self._inputs, *prepared)]
@@ -145,8 +145,9 @@ def _samples(run: Callable[[], object]) -> list[float]:
     return found
 
 
-def _is_close(got: Array, wanted: Array) -> bool:
-    """Are two results the same, but for the order of sums?"""
+def is_close(got: Array, wanted: Array) -> bool:
+    """Are two results the same, but for the order of sums? Axes that a schedule has made one are told by the second."""
+    got = got.reshape(wanted.shape)
     if got.dtype.kind not in "fV":
         return bool(np.array_equal(got, wanted))
     a, b = np.asarray(got, np.float64), np.asarray(wanted, np.float64)

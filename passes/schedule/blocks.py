@@ -16,6 +16,7 @@ from intarsia.ir.kernel_access import accesses, trips
 from intarsia.ir.kernel_scan import running_values
 from intarsia.ir.schedule import Accumulate, Collapse, Merge, Move, Reorder
 from intarsia.passes.schedule.block_lanes import ROW, independent, lanes, outermost, set_lanes, share
+from intarsia.passes.schedule.block_options import choose_size
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.dependence import carried_dependence
 from intarsia.passes.schedule.matrix_blocks import block_matrix, sides_of
@@ -30,6 +31,12 @@ ELEMENTS = 1024
 PART = 256
 """Steps of a product at least, where its reduction is cut into parts."""
 
+PARTS = (16, 8, 4, 2)
+"""Parts that the reduction of a sum may be cut into, the most first."""
+
+MANY = 4
+"""Programs for each core that leave nothing to gain from parts."""
+
 SQUARE = 64
 """Rows and columns of a block that is read along one axis and written along another."""
 
@@ -42,22 +49,24 @@ STEEP = 32
 PIECE = 2048
 """Elements of a block of a longer row."""
 
+SHORTEST = 16
+"""Elements of a piece of a row at least."""
+
 
 def block_region(b: Builder, top: str, writable: Callable[[Kernel], str | None]) -> None:
     """Give a loop nest programs and blocks: the first way that can be written. If none can, its loops stay as they are,
     inside one program."""
-    start = len(b.steps)
+    mark = b.mark()
     problems = []
     for way in (block_matrix, _block_rows, _block_points, _program_for_each):
         try:
-            if way(b, top):
-                if (problem := writable(b.kernel)) is None:
-                    return
-                problems.append(problem)
+            problem = writable(b.kernel) if way(b, top) else ""
         except ScheduleError as error:
-            problems.append(str(error))
-        while len(b.steps) > start:
-            b.undo()
+            problem = str(error)
+        if problem is None:
+            return
+        b.withdraw(mark, problem)
+        problems += [problem] if problem else []
     for problem in dict.fromkeys(problems):
         b.remark(f"{top} is not cut into blocks: {problem}", done=False)
 
@@ -92,8 +101,11 @@ def split_sums(b: Builder, top: str) -> None:
     across = contiguous_axis(b, top) != depth.axis
     results = math.prod(count(trips(loop)) for loop in kept)
     programs = max(1, results // (WIDTH * WIDTH if is_product else WIDTH if across else 1))
-    parts = next((p for p in (16, 8, 4, 2) if p * programs <= 2 * b.target.cores and length % (p * PART) == 0), 1)
-    if parts == 1 or programs >= b.target.cores:
+    possible = [p for p in PARTS if length % (p * PART) == 0]
+    parts = next((p for p in possible if p * programs <= 2 * b.target.cores), 1) if programs < b.target.cores else 1
+    if programs < MANY * b.target.cores:
+        parts = b.choose(f"parts of {depth.axis}", (parts, 1, *possible))
+    if parts == 1:
         return
 
     def cut() -> None:
@@ -185,13 +197,15 @@ def _row_lanes(b: Builder, loops: Sequence[For], most: int) -> list[str]:
         if loop.kind in LANES or not _may_be_lanes(b, loop.axis):
             break
         extent = power_of_two(_extent(loop))
-        if total * extent <= most and not loop.upper.opaques and not loop.upper.symbols:
-            made.append(lanes(b, loop.axis, extent)[1])
-            total *= extent
-        elif total == 1:
-            made.append(lanes(b, loop.axis, min(most, PIECE))[1])
+        is_whole = total * extent <= most and not loop.upper.opaques and not loop.upper.symbols
+        if not is_whole and total > 1:
             break
-        else:
+        size = extent if is_whole else min(most, PIECE)
+        if total == 1:  # what is longer is cut into pieces
+            size = choose_size(b, f"block along {loop.axis}", size, min(size, SHORTEST), min(extent, ROW))
+        made.append(lanes(b, loop.axis, size)[1])
+        total *= size
+        if size < extent or not is_whole:
             break
     return made
 
@@ -213,6 +227,8 @@ def _cut_rows(b: Builder, outer: Sequence[str], most: int, widest: int = ELEMENT
     for axis in reversed(outer):
         extent = power_of_two(_extent(b.loop(axis)))
         size = min(extent, most, widest)
+        if _may_be_lanes(b, axis) and (size > 1 or (axis == outer[-1] and extent > 1)):
+            size = choose_size(b, f"block along {axis}", max(1, size), 1, min(extent, ROW))
         if size < 2 or not _may_be_lanes(b, axis):
             counters.insert(0, axis)
             most = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TypeAlias, TypeVar
 
 from intarsia.ir.errors import Remark, ScheduleError
@@ -21,6 +21,9 @@ SMALL = 20_000
 SHARES = 4
 """Iterations of a parallel loop that are wanted for each core, so that unequal ones even out."""
 
+
+Mark: TypeAlias = "tuple[int, frozenset[str]]"
+"""A state of a builder: how many steps it has taken, and the decisions it has met."""
 
 Applied: TypeAlias = dict[tuple[int, Step], tuple[Kernel, Kernel]]
 """Kernels before and after steps, by the identity of the former: builders that share them do what they have in common
@@ -67,6 +70,27 @@ class Builder:
         """Take the last step back."""
         self.kernel = self._before.pop()
         self.steps.pop()
+
+    def mark(self) -> Mark:
+        """The state that `withdraw` brings back."""
+        return len(self.steps), frozenset(self.decisions)
+
+    def withdraw(self, mark: Mark, problem: str) -> None:
+        """Take back all steps and decisions since a mark, as they lead to a problem. Raises ScheduleError where one of
+        them was not the likeliest option: what is chosen is not replaced by something else."""
+        count, known = mark
+        made = [name for name in self.decisions if name not in known]
+        if self.takes_others(made):
+            raise ScheduleError(problem)
+        while len(self.steps) > count:
+            self.undo()
+        for name in made:
+            del self.decisions[name], self.looks[name]
+
+    def takes_others(self, names: Collection[str] | None = None) -> bool:
+        """Does any decision, or one of these, take another option than the likeliest?"""
+        found = self.decisions if names is None else names
+        return any(0 < self.choices.get(name, 0) < len(self.decisions[name]) for name in found)
 
     def attempt(self, step: Step | str, *, silent: bool = True) -> bool:
         """Apply a step if it is legal; if not, say so in a remark unless `silent`."""

@@ -7,17 +7,20 @@ choices is a candidate; all of its steps were legal. Which decisions there are d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from math import prod
 from random import Random
 from typing import TypeAlias
 
+from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.schedule import Schedule
 from intarsia.ir.target import Target
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.default import build_schedule
+from intarsia.passes.schedule.programs import Writable, build_programs
 
 Choices: TypeAlias = Mapping[str, int]
 """The place of an option by the name of its decision; the first one where a decision is not named."""
@@ -50,15 +53,30 @@ class Candidate:
 
 
 class Space:
-    """The candidates of one kernel for a target. `repeated`: the kernel runs in a loop."""
+    """The candidates of one kernel for a target. `repeated`: the kernel runs in a loop. `writable`: why the back end of
+    a GPU cannot write a scheduled kernel; None if it can."""
 
-    def __init__(self, kernel: Kernel, target: Target, repeated: bool = False) -> None:
-        self._build: Callable[[Choices], Builder] = lambda choices: build_schedule(kernel, target, repeated, choices)
+    def __init__(
+        self, kernel: Kernel, target: Target, repeated: bool = False, writable: Writable = lambda kernel: None
+    ) -> None:
+        self._build: Callable[[Choices], Builder] = (
+            (lambda choices: build_programs(kernel, target, writable, choices))
+            if target.kind == "gpu"
+            else (lambda choices: build_schedule(kernel, target, repeated, choices))
+        )
         self.default = self.candidate({})
 
     def candidate(self, choices: Choices) -> Candidate:
-        """The one that these choices lead to."""
+        """The one that these choices lead to. Raises ScheduleError where they lead to none, as blocks that are no
+        larger than a chip allows each by itself may be too large together."""
         return Candidate.of(self._build(choices))
+
+    def neighbours(self) -> Iterator[Candidate]:
+        """Those that differ from the default one in one decision."""
+        for name, options in self.default.decisions.items():
+            for option in range(1, len(options)):
+                with suppress(ScheduleError):
+                    yield self.candidate({name: option})
 
     @property
     def size(self) -> int:
@@ -78,7 +96,11 @@ class Space:
                 continue
             for option in range(1, len(options)):
                 chosen = {**before, name: option}
-                yield from self._every(chosen, self.candidate(chosen))
+                try:
+                    there = self.candidate(chosen)
+                except ScheduleError:
+                    continue
+                yield from self._every(chosen, there)
             before[name] = 0
 
     def sample(self, count: int, random: Random) -> list[Candidate]:
@@ -109,11 +131,22 @@ class Space:
 
     def cross(self, one: Candidate, other: Candidate, random: Random) -> Candidate:
         """One with each choice from one of two others."""
-        return self.candidate({n: random.choice((one, other)).choices.get(n, 0) for n in one.decisions})
+        return self._legal({n: random.choice((one, other)).choices.get(n, 0) for n in one.decisions}, random)
+
+    def _legal(self, choices: Choices, random: Random) -> Candidate:
+        """The one that choices lead to; where that is none, half of them are given up, until the rest leads to one."""
+        while True:
+            try:
+                return self.candidate(choices)
+            except ScheduleError:
+                others = [name for name, option in choices.items() if option]
+                given_up = random.sample(others, -(-len(others) // 2))
+                choices = {**choices, **dict.fromkeys(given_up, 0)}
 
     def _complete(self, choices: Choices, random: Random) -> Candidate:
         while True:
-            candidate = self.candidate(choices)
+            candidate = self._legal(choices, random)
+            choices = {**choices, **{n: candidate.choices.get(n, 0) for n in choices if n in candidate.decisions}}
             new = {n: random.randrange(len(o)) for n, o in candidate.decisions.items() if n not in choices}
             if not any(new.values()):
                 return candidate

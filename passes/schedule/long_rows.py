@@ -14,6 +14,7 @@ from intarsia.ir.kernel_access import trips
 from intarsia.ir.scalar import loads
 from intarsia.ir.schedule import Inline, Online, Parts, Tighten
 from intarsia.passes.schedule.arrange import merge_rows
+from intarsia.passes.schedule.block_options import choose_size
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.shape import points, power_of_two
 from intarsia.passes.schedule.stages import Stage, definitions_in, expand, stages_in
@@ -82,6 +83,8 @@ def _share(b: Builder, stages: tuple[Stage, ...], state: Stage, length: int) -> 
         least, most = BLOCK[0] // 4, NEAR
         width = power_of_two(-(-length * points(state.kept) // (PROGRAMS * b.target.cores)))
     width = min(most, max(least, width))
+    if b.target.kind == "gpu":
+        width = choose_size(b, f"elements of a part of {state.put.buffer}", width, least, most)
     b.take(Parts(state.put.buffer, width))
     if b.target.kind == "cpu":
         for loop in loops_in(b.kernel.body):

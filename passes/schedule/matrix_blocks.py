@@ -13,6 +13,7 @@ from intarsia.ir.kernel_access import accesses, trips
 from intarsia.ir.scalar import Cast, Expr, Load, factors, loads
 from intarsia.ir.schedule import Describe, Programs, Reorder, Stages
 from intarsia.passes.schedule.block_lanes import ROW, independent, lanes, outermost, set_lanes, share
+from intarsia.passes.schedule.block_options import choose_size
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.shape import count, operations, power_of_two
 from intarsia.passes.schedule.tree import loops_in, perfect_nest, puts_in
@@ -37,6 +38,9 @@ the very largest take half of the registers, which leaves few for what is done t
 
 WIDENED = ((64, 128, 16), (64, 64, 16), (32, 32, 16))
 """The same where factors are widened first: a thread holds all that it needs of them in registers then."""
+
+SIDE = (16, 256)
+"""Elements along each dimension of a block, at least and at most."""
 
 FEW_OPERATIONS = 8
 """Scalar operations on a sum for which registers are left beside the largest blocks."""
@@ -70,7 +74,9 @@ def block_matrix(b: Builder, top: str) -> bool:
     most = BLOCKS[matrix.bits][0 if is_light or matrix.bits != 16 else 1 :]
     most = WIDENED if matrix.bits == 32 and matrix.stored < 32 else most
     least = 32 if matrix.bits == 8 else 16
-    sizes = block_sizes((rows_in_all, columns_in_all, depth), batches, most, least, b.target.cores)
+    extents = (rows_in_all, columns_in_all, depth)
+    sizes = block_sizes(extents, batches, most, least, b.target.cores)
+    sizes = _chosen_sizes(b, matrix, sizes, extents, least)
     rows, row = lanes(b, matrix.row, sizes[0])
     columns, column = lanes(b, matrix.column, sizes[1])
     _move_inside(b, matrix.along)
@@ -91,6 +97,22 @@ def block_matrix(b: Builder, top: str) -> bool:
     return True
 
 
+def _chosen_sizes(
+    b: Builder, matrix: Matrix, sizes: tuple[int, int, int], extents: tuple[int, int, int], least: int
+) -> tuple[int, int, int]:
+    """Rows, columns and depth of blocks as they are decided, each by itself."""
+    axes, smallest = (matrix.row, matrix.column, matrix.along), (SIDE[0], SIDE[0], least)
+    rows, columns, depth = (
+        choose_size(b, f"block along {axis}", size, low, max(size, min(SIDE[1], power_of_two(extent))))
+        for axis, size, low, extent in zip(axes, sizes, smallest, extents)
+    )
+    return rows, columns, depth
+
+
+WAYS = ("one for each block", "one for each block, by descriptors", "as many as cores, by descriptors")
+"""Programs over the blocks of a product, and what moves these where it is not plain loads."""
+
+
 def _walk(b: Builder, matrix: Matrix, sizes: tuple[int, int, int]) -> None:
     """Where an engine moves rectangles, and a core has room for one program only, it walks over blocks of a product, so
     that what the next one begins with is on its way while sums of the last one are written."""
@@ -99,10 +121,11 @@ def _walk(b: Builder, matrix: Matrix, sizes: tuple[int, int, int]) -> None:
     rows, columns, depth = sizes
     step = (rows + columns) * depth * matrix.bits // 8
     is_alone = 2 * DESCRIBED_STEPS * step > b.target.shared_memory
-    if not matrix.factors or not is_alone or others or blocks <= b.target.cores:
+    if not matrix.factors or others:
         return
-    ways = ("as many as cores", "one for each block")
-    if b.choose(f"programs over {matrix.row} and {matrix.column}", ways) != ways[0]:
+    likeliest = WAYS[2 if is_alone and blocks > b.target.cores else 0]
+    ways = (likeliest, *(WAYS if blocks > b.target.cores else WAYS[:2]))
+    if (way := b.choose(f"programs over {matrix.row} and {matrix.column}", ways)) == WAYS[0]:
         return
     results = sorted({p.buffer for p in puts_in((nest,)) if b.kernel.buffers()[p.buffer].memory == "global"})
     written = sum(rows * columns * b.kernel.buffers()[name].dtype.bytes for name in results)
@@ -112,8 +135,10 @@ def _walk(b: Builder, matrix: Matrix, sizes: tuple[int, int, int]) -> None:
         if room < DESCRIBED_STEPS * step:
             raise ScheduleError("there is no room for what is written beside it")
         b.take(Describe((*matrix.factors, *results)))
-        b.take(Programs(b.target.cores))
-        b.take(Stages(min(DESCRIBED_STEPS + 1, room // step)))
+        if way == WAYS[2]:
+            b.take(Programs(b.target.cores))
+        most = min(DESCRIBED_STEPS + 1, room // step)
+        b.take(Stages(b.choose("steps under way", (most, *range(DESCRIBED_STEPS - 1, room // step + 1)[:4]))))
 
     b.together("walk over blocks", walk)
 
@@ -138,10 +163,11 @@ def _is_light(b: Builder, top: str) -> bool:
 def _grouped(b: Builder, counters: list[str], rows: str, columns: str) -> list[str]:
     """The axes that count blocks, so that programs which run at the same time share rows and columns: GROUP blocks of
     rows go through all columns together, and what they read stays in the second cache."""
-    if not rows or not columns or (blocks := trips(b.loop(rows)).constant) is None or blocks <= GROUP:
+    if not rows or not columns or (blocks := trips(b.loop(rows)).constant) is None:
         return counters
-    group = next((n for n in range(GROUP, 1, -1) if blocks % n == 0), 1)
-    if group == 1:
+    group = next((n for n in range(GROUP, 1, -1) if blocks % n == 0), 1) if blocks > GROUP else 1
+    others = (n for n in (1, 2, 4, GROUP, 2 * GROUP) if blocks % n == 0)
+    if (group := b.choose(f"blocks of {rows} that go together", (group, *others))) == 1:
         return counters
     outer, inner = b.split(rows, group)
     order = [*(a for a in counters if a not in (rows, columns)), outer, columns, inner]

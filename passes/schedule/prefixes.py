@@ -11,6 +11,7 @@ from intarsia.ir.kernel_access import trips
 from intarsia.ir.kernel_scan import running_values
 from intarsia.ir.schedule import Accumulate, Distribute, Merge, Reorder, Restart
 from intarsia.ir.sizes import Size
+from intarsia.passes.schedule.block_options import choose_size
 from intarsia.passes.schedule.blocks import WIDTH, contiguous_axis
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.dependence import carried_dependence
@@ -25,6 +26,9 @@ ALONG = 4096
 
 ACROSS = 256
 """The same where they lie across."""
+
+STEPS = 64
+"""Steps of a part of which not even a decision makes fewer."""
 
 
 def walk_outside(b: Builder) -> None:
@@ -76,6 +80,7 @@ def _share(b: Builder, loop: For, around: tuple[For, ...], buffer: str) -> None:
     part = power_of_two(max(wanted, ACROSS if across else ALONG))
     if programs >= b.target.cores or length <= part:
         return
+    part = choose_size(b, f"steps of a part of {loop.axis}", part, STEPS, length // 2)
 
     def cut() -> None:
         parts, _ = b.split(loop.axis, part)

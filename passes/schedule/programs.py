@@ -14,12 +14,14 @@ from typing import TypeAlias
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Check, Kernel
 from intarsia.ir.kernel_access import trips
+from intarsia.ir.kernel_launch import launch_problem
 from intarsia.ir.schedule import Inline
 from intarsia.ir.target import Target
 from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, merge_rows
 from intarsia.passes.schedule.block_lanes import ROW
+from intarsia.passes.schedule.block_options import choose_launch
 from intarsia.passes.schedule.blocks import block_region, split_sums
-from intarsia.passes.schedule.builder import Builder
+from intarsia.passes.schedule.builder import Applied, Builder
 from intarsia.passes.schedule.long_rows import share_long_rows
 from intarsia.passes.schedule.prefixes import share_scans, walk_outside
 from intarsia.passes.schedule.programs_of_chains import (
@@ -51,21 +53,31 @@ def chain_of_programs(kernel: Kernel, target: Target, writable: Writable) -> Bui
 
 
 def build_programs(
-    kernel: Kernel, target: Target, writable: Writable, choices: Mapping[str, int] | None = None
+    kernel: Kernel,
+    target: Target,
+    writable: Writable,
+    choices: Mapping[str, int] | None = None,
+    applied: Applied | None = None,
 ) -> Builder:
-    """The default schedule of a kernel for a GPU, with its remarks. `choices`: see `Builder`."""
+    """The default schedule of a kernel for a GPU, with its remarks; with `choices`, which see `Builder`, another one.
+    Raises ScheduleError where these lead to none: they are not replaced by something else."""
     problems: list[str] = []
     # Minima over everything come before a check; merged with them, what follows would be left to one program.
     has_checks = any(isinstance(s, Check) for s in kernel.body)
     for arrange in (_stages,) if has_checks else (partial(_steps, in_registers=True), _steps, _chain, _merged, _stages):
-        b = Builder(kernel, target, choices)
+        b = Builder(kernel, target, choices, applied)
+        mark = b.mark()
         try:
             arrange(b, writable)
+            choose_launch(b)
+            problem = writable(b.kernel)
+            if problem is None and b.takes_others():
+                problem = launch_problem(b.kernel, target)
         except ScheduleError as error:
-            problems.append(str(error))
-            continue
-        if (problem := writable(b.kernel)) is None:
+            problem = str(error)
+        if problem is None:
             return b
+        b.withdraw(mark, problem)
         problems.append(problem)
     b = Builder(kernel, target)
     for problem in problems:
@@ -80,23 +92,33 @@ def _steps(b: Builder, writable: Writable, in_registers: bool = False) -> None:
 
 def _chain(b: Builder, writable: Writable) -> None:
     """Chained reductions, such as attention, in one sweep; in parts, side by side, where there are few rows."""
+    start = b.mark()
     chain = prepared_chain(b)
     if chain is None:
         raise ScheduleError("it is no chain of reductions")
-    start = len(b.steps)
+    if b.choose("reductions", ("in one sweep", "one after the other")) != "in one sweep":
+        while len(b.steps) > start[0]:
+            b.undo()
+        _merged(b, writable)
+        return
+    mark = b.mark()
     if width := width_of_parts(b, chain):
+        problem: str | None = "parts of the keys cannot be swept"
         if b.together("parts of a chain", partial(schedule_chain_in_parts, b, chain, width)):
             _block_all(b, writable)
-            if writable(b.kernel) is None:
-                return
-        while len(b.steps) > start:
-            b.undo()
+            problem = writable(b.kernel)
+        if problem is None:
+            return
+        b.withdraw(mark, problem)
     schedule_chain_of_blocks(b, chain)
     _block_all(b, writable)
 
 
 def _merged(b: Builder, writable: Writable) -> None:
     """Stages that share rows in one launch."""
+    if len(b.waiting()) > 1 and b.choose("stages", ("together", "apart")) == "apart":
+        _stages(b, writable)
+        return
     if (apart := share_long_rows(b)) is None:
         _share_reductions(b, writable)
         for loop in b.waiting():
@@ -144,11 +166,10 @@ def _share_reductions(b: Builder, writable: Writable) -> None:
 
 def _attempt(b: Builder, change: Callable[[Builder], object], writable: Writable) -> None:
     """Take steps unless the result could not be written."""
-    start = len(b.steps)
+    mark = b.mark()
     change(b)
-    if len(b.steps) > start and writable(b.kernel) is not None:
-        while len(b.steps) > start:
-            b.undo()
+    if len(b.steps) > mark[0] and (problem := writable(b.kernel)) is not None:
+        b.withdraw(mark, problem)
 
 
 def _block_all(b: Builder, writable: Writable) -> None:

@@ -25,6 +25,7 @@ from intarsia.ir.schedule import (
 from intarsia.ir.sizes import Size
 from intarsia.passes.schedule.arrange import accumulate_rows, localize_all, merge_rows
 from intarsia.passes.schedule.block_lanes import lanes
+from intarsia.passes.schedule.block_options import choose_size
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.chain import Chain, chain_of, find_chain
 from intarsia.passes.schedule.domains import is_masked
@@ -82,7 +83,7 @@ def schedule_chain_of_blocks(b: Builder, chain: Chain) -> None:
     batch = _alone(b, top)
     _lanes_everywhere(b, top, sweep)
     b.take(Grid((*batch, top)))
-    b.take(Warps(8))
+    b.take(Warps(b.choose("warps", (8, 4, 16))))
 
 
 # ---------------------------------------------------------------------- parts
@@ -102,7 +103,11 @@ def width_of_parts(b: Builder, chain: Chain) -> int:
     wanted = min(most, TWICE * b.target.cores // programs)
     width = max(SHORTEST, -(-length // max(1, wanted)))
     width = -(-width // keys) * keys
-    return width if programs < b.target.cores and 2 * width <= length else 0
+    if programs >= b.target.cores or 2 * width > length:
+        return 0
+    widths = (width, 2 * width, 4 * width, width // 2 // keys * keys, 0)
+    possible = [n for n in widths if not n or (n >= SHORTEST and 2 * n <= length)]
+    return b.choose("keys of a part", (width, *possible), lambda n: str(n) if n else "all")
 
 
 def schedule_chain_in_parts(b: Builder, chain: Chain, width: int) -> None:
@@ -153,15 +158,21 @@ def _is_loop(statement: Statement, axis: str) -> bool:
 
 
 def block_of_chain(b: Builder, chain: Chain) -> tuple[int, int]:
-    """Rows and keys of a block at most. Sums of a block of rows, its scores and weights are in registers at one time;
+    """Rows and keys of a block. Sums of a block of rows, its scores and weights are in registers at one time;
     so are the operands of products in f32, which no matrix unit takes from shared memory."""
     bits = min(x.dtype.bits for s in chain.stages for x in s.reads if b.kernel.buffers()[x.buffer].role == "in")
     width = width_of_sums(chain)
+    own = chain.sweep.state
+    length = max(16, power_of_two(count(trips(b.loop(chain.sweep.axes[own])))))
     if not chain.is_shared:
         across = points(chain.scores.reduced) if chain.scores is not None else 1
-        return 1, max(16, min(DEPTH, ELEMENTS // power_of_two(max(width, min(across, DEPTH)))))
+        keys = max(16, min(DEPTH, ELEMENTS // power_of_two(max(width, min(across, DEPTH)))))
+        return 1, choose_size(b, "keys of a block", min(keys, length), 16, length)
     rows, keys = (128, 64) if bits == 16 else (32, 64 if width <= 64 else 32) if bits <= 32 else (16, 16)
-    return (rows if width <= WIDEST else rows // 2), keys
+    rows = rows if width <= WIDEST else rows // 2
+    most = max(16, power_of_two(count(trips(b.loop(chain.row[own]))))) if chain.row else rows
+    rows = choose_size(b, "rows of a block", min(rows, most), 16, min(most, 2 * DEPTH))
+    return rows, choose_size(b, "keys of a block", min(keys, length), 16, min(length, 2 * DEPTH))
 
 
 def width_of_sums(chain: Chain) -> int:
@@ -172,9 +183,7 @@ def width_of_sums(chain: Chain) -> int:
 
 def _block(b: Builder, chain: Chain) -> tuple[str, str]:
     """Blocks of rows and keys in every stage, and one loop around all of them. Returns the axes that count blocks."""
-    most_rows, most_keys = block_of_chain(b, chain)
-    rows = min(most_rows, max(16, power_of_two(count(trips(b.loop(chain.row[chain.sweep.state]))))))
-    keys = min(most_keys, max(16, power_of_two(count(trips(b.loop(chain.sweep.axes[chain.sweep.state]))))))
+    rows, keys = block_of_chain(b, chain)
     tops: list[str] = []
     panel = ""
     for stage in chain.stages:
@@ -209,7 +218,8 @@ def _lanes_everywhere(b: Builder, top: str, sweep: str) -> None:
             continue
         most = power_of_two(length)
         if length > DEPTH and _is_summed(loop):
-            most = DEPTH  # a step at a time: the whole would fill the chip's memory
+            # A step at a time: the whole would fill the chip's memory.
+            most = choose_size(b, f"block along {loop.axis}", DEPTH, 16, min(most, 2 * DEPTH))
         _, lane = lanes(b, loop.axis, most)
         b.take(Vectorize((lane,)))
 

@@ -21,6 +21,7 @@ from intarsia.ir.schedule import Grid, Localize, Merge, Reorder, Stages, Warps
 from intarsia.ir.target import Target
 from intarsia.passes.schedule.arrange import accumulate_rows, localize_all
 from intarsia.passes.schedule.block_lanes import lanes, set_lanes
+from intarsia.passes.schedule.block_options import choose_size
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.dependence import carried_dependence
 from intarsia.passes.schedule.matrix_blocks import sides_of
@@ -80,7 +81,7 @@ def schedule_steps(b: Builder, in_registers: bool) -> str:
     _merge_stages(b, steps.axis)
     localize_all(b, scalars_only=True)
     accumulate_rows(b)
-    if in_registers:
+    if in_registers and b.choose("states", ("in registers", "in memory")) == "in registers":
         _keep_in_registers(b, steps.axis, ROWS[0] if rows else 1)
     counters, row = _cut_rows(b, rows)
     for loop in _nests(b, steps.axis):
@@ -89,7 +90,7 @@ def schedule_steps(b: Builder, in_registers: bool) -> str:
         set_lanes(b, (row,))
     if counters:
         b.take(Grid(tuple(counters)))
-    b.take(Warps(8))
+    b.take(Warps(b.choose("warps", (8, 4, 16))))
     inner = loops_in(b.loop(steps.axis).body)
     if all(x.kind in LANES or trips(x).constant == 1 for x in inner):
         b.take(Stages(1))  # no step reads anything before the one before it is done
@@ -176,6 +177,7 @@ def _cut_rows(b: Builder, rows: Sequence[str]) -> tuple[list[str], str]:
     if length == 1:
         return list(rows), ""
     size = next((n for n in ROWS if others * -(-length // n) <= b.target.cores), ROWS[-1])
+    size = b.choose("rows of a block", (size, *(n for n in ROWS if n < 2 * length)))
     blocks, lane = lanes(b, last, size)
     return [*outer, *([blocks] if blocks else [])], lane
 
@@ -236,13 +238,15 @@ def _block_product(b: Builder, top: str, row: str, put: Put, around: Sequence[Fo
     else:
         columns, rows = kept[-1:], kept[-2:-1]
     bits = min(load.dtype.bits for load in loads(put.value))
-    _, deep = lanes(b, along, min(DEPTH[bits], max(16, power_of_two(count(trips(b.loop(along)))))))
+    most = max(16, power_of_two(count(trips(b.loop(along)))))
+    _, deep = lanes(b, along, choose_size(b, f"block along {along}", min(DEPTH[bits], most), 16, min(most, 128)))
     counters: list[str] = []
     inner: list[str] = []
     for axis, widths in (*((a, (64,)) for a in rows), *((a, COLUMNS) for a in columns)):
         length = count(trips(b.loop(axis)))
-        size = min(widths, key=lambda n: -(-length // n) * (n + BARRIER))
-        blocks, lane = lanes(b, axis, min(size, max(16, power_of_two(length))))
+        most = max(16, power_of_two(length))
+        size = min(most, min(widths, key=lambda n: -(-length // n) * (n + BARRIER)))
+        blocks, lane = lanes(b, axis, choose_size(b, f"block along {axis}", size, 16, min(most, COLUMNS[0])))
         counters += [blocks] if blocks else []
         inner.append(lane)
     rest = [a for a in nest if a not in (*rows, *columns)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from intarsia.ir.kernel import For, Put
 from intarsia.ir.kernel_access import trips
 from intarsia.ir.schedule import Accumulate, Peel, Reorder, Unroll, Vectorize
+from intarsia.passes.schedule.block_options import choose_size
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.shape import count, is_contiguous, lanes_for, points, vector_cost, work
 from intarsia.passes.schedule.tree import loops_in, perfect_nest
@@ -79,6 +80,8 @@ def reduce_in_parts(b: Builder, axis: str) -> str:
     chunks = CHUNKS if b.target.kind == "cpu" else PROGRAMS * b.target.cores
     length = max(-(-count(trips(first)) // chunks), -(-CHUNK_WORK // max(1, per_step)))
     length = 1 << math.ceil(math.log2(length))
+    if b.target.kind == "gpu":
+        length = choose_size(b, f"steps of a part of {first.axis}", length, 1, count(trips(first)))
     if (whole := trips(first).constant) is not None and whole <= length:
         return axis
     part = b.fresh(first.axis)

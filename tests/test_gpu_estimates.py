@@ -1,0 +1,77 @@
+"""The analytic model for GPUs: what it says of launches, and that it tells candidates apart as their blocks suggest."""
+
+from __future__ import annotations
+
+import pytest
+
+from intarsia.costmodel.estimating import estimate
+from intarsia.costmodel.extents import Extents
+from intarsia.costmodel.launches import occupancy
+from intarsia.driver import Compilation, writable
+from intarsia.dsl.library import load
+from intarsia.ir.errors import Source
+from intarsia.ir.kernel import Kernel
+from intarsia.ir.kernel_launch import launches_of
+from intarsia.ir.target import TARGETS
+from intarsia.options import Options
+from intarsia.passes.schedule.candidates import Space
+
+TARGET = TARGETS["gpu:sm_90"]
+
+MATMUL = "fn f(a: bf16[4096, 4096], b: bf16[4096, 4096]) -> bf16[4096, 4096] { return a @ b }"
+FEW_ROWS = "fn f(a: bf16[128, 8192], b: bf16[8192, 512]) -> bf16[128, 512] { return a @ b }"
+SOFTMAX = "fn f(x: bf16[65536, 4096]) -> bf16[65536, 4096] { return softmax(x) }"
+
+
+def space_of(text: str) -> Space:
+    compilation = Compilation(load(Source("p", text)).build("f"), {}, Options(target=TARGET.name))
+    (kernel,) = compilation.kernels.kernels
+    return Space(kernel, TARGET, writable=writable)
+
+
+def seconds(kernel: Kernel) -> float:
+    return estimate(kernel, TARGET).seconds
+
+
+def with_option(space: Space, decision: str, option: str) -> float:
+    """Seconds of the default schedule with another option of one decision."""
+    name = next(n for n in space.default.decisions if n.startswith(decision))
+    return seconds(space.candidate({name: space.default.decisions[name].index(option)}).kernel)
+
+
+def test_rows_are_bound_by_memory() -> None:
+    space = space_of(SOFTMAX)
+    found = estimate(space.default.kernel, TARGET)
+    least = 2 * 65536 * 4096 * 2 / TARGET.rates.memory
+    assert found.limit == "memory" and least <= found.resources["memory"] <= 1.05 * least
+    assert least < found.seconds < 1.4 * least
+    assert with_option(space, "stages", "apart") > 2 * found.seconds, "what passes between stages lies in memory then"
+
+
+def test_products_want_large_blocks_and_steps_under_way() -> None:
+    space = space_of(MATMUL)
+    found = estimate(space.default.kernel, TARGET)
+    least = 2 * 4096**3 / (2 * 2048 * TARGET.cores * TARGET.rates.clock)
+    assert least < found.seconds < 2 * least
+    assert with_option(space, "block along i0", "32") > 1.5 * found.seconds
+    assert with_option(space, "block along i1", "64") > 1.3 * found.seconds
+    assert with_option(space, "steps under way", "2") > found.seconds
+
+
+def test_few_blocks_want_parts() -> None:
+    space = space_of(FEW_ROWS)
+    times = [with_option(space, "parts of k", n) for n in ("1", "2", "4")]
+    assert times == sorted(times, reverse=True) and seconds(space.default.kernel) < times[0] / 2
+
+
+@pytest.mark.parametrize("warps", ["2", "8", "16"])
+def test_what_a_core_has_room_for(warps: str) -> None:
+    """As many programs as there are registers and threads for."""
+    space = space_of("fn f(x: f32[4096, 4096]) -> f32[4096] { return max(x, axis=1) }")
+    kernel = space.candidate({"warps": space.default.decisions["warps"].index(warps)}).kernel
+    (launch,) = launches_of(kernel)
+    found = occupancy(launch, Extents.of(kernel), kernel, TARGET)
+    assert found.cores == 132 and found.rounds == -(-found.programs // 132)
+    threads = [room * 32 * int(warps) for room in (found.room, found.room + 1)]
+    fits = [t <= TARGET.chip.threads and t * launch.registers <= TARGET.chip.registers for t in threads]
+    assert fits == [True, False] or found.room == TARGET.chip.programs
