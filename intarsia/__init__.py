@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from intarsia.operators import torch_op as torch_op
     from intarsia.options import Options as Options
     from intarsia.program import Program as Program
+    from intarsia.quantization import dequantize as dequantize
+    from intarsia.quantization import quantize as quantize
 
 __version__ = "0.1.0"
 
@@ -37,8 +39,10 @@ _HOMES = {
     "Options": "intarsia.options",
     "Program": "intarsia.program",
     "compile": "intarsia.api",
+    "dequantize": "intarsia.quantization",
     "jit": "intarsia.api",
     "load": "intarsia.api",
+    "quantize": "intarsia.quantization",
     "read_weights": "intarsia.files",
     "release_memory": "intarsia.api",
     "torch_op": "intarsia.operators",
@@ -49,8 +53,10 @@ __all__ = [
     "Options",
     "Program",
     "compile",
+    "dequantize",
     "jit",
     "load",
+    "quantize",
     "read_weights",
     "release_memory",
     "torch_op",

@@ -194,6 +194,14 @@ def _code_table(dtype: DType) -> _CodeTable:
     return _CodeTable(dtype, values.astype(np.float32), midpoints, nan_code)
 
 
+def largest(dtype: DType) -> float:
+    """The largest finite number of a float type."""
+    if not dtype.is_narrow:
+        return (2.0 - 2.0**-dtype.mantissa) * 2.0 ** ((1 << (dtype.exponent - 1)) - 1)
+    values = _code_table(dtype).values
+    return float(np.max(values[np.isfinite(values)]))
+
+
 def smallest(dtype: DType) -> float:
     """The smallest positive number of a float type: what underflow can lose."""
     return 2.0 ** (2 - (1 << (dtype.exponent - 1)) - dtype.mantissa) if dtype.specials != "scale" else 2.0**-127

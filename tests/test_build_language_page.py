@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from intarsia.dsl.library import Library, load
-from intarsia.ir.errors import CompileError, Source
+from intarsia.ir.errors import Source
 
 PAGE = Path(__file__).parent.parent / "docs" / "language.md"
 
@@ -39,9 +39,6 @@ def test_every_program_of_the_page_type_checks(source: Source, tmp_path: Path) -
 def test_every_program_of_the_page_is_built(source: Source, tmp_path: Path) -> None:
     library = loaded(source, tmp_path)
     for name in library.functions:
-        try:
-            assert library.build(name).graph.results
-        except CompileError as error:
-            assert error.code == "E0901", str(error)  # tensors of quantised formats
+        assert library.build(name).graph.results
     for index in range(len(library.tests)):
         assert library.build_test(index).graph.results

@@ -6,6 +6,8 @@ bits. LLVM's own saturating conversions are written out lane by lane on x86, so 
 
 from __future__ import annotations
 
+import numpy as np
+
 from intarsia.backends.cpu.llvm import Function
 from intarsia.backends.cpu.values import (
     Value,
@@ -64,9 +66,10 @@ def bitcast(function: Function, value: Value, dtype: DType) -> Value:
 
 
 def _low_bits(function: Function, value: Value, bits: int, dtype: DType) -> Value:
-    """The low bits of a byte as an element of a type: sign extended, as in memory, if that is a signed integer."""
-    byte = Value(value.text, I8 if dtype.kind == "int" else U8, value.lanes)
-    if dtype.kind == "int":
+    """The low bits of a byte as an element of a type: sign extended if NumPy takes its codes for numbers in a byte."""
+    signed = dtype.numpy == np.int8
+    byte = Value(value.text, I8 if signed else U8, value.lanes)
+    if signed:
         spare = constant(8 - bits, I8, value.lanes)
         byte = instruction(function, "ashr", instruction(function, "shl", byte, spare), spare)
     else:

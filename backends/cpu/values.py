@@ -1,8 +1,8 @@
 """Typed values in LLVM IR text: how each dtype is held in registers and in memory, constants, widening to vectors.
 
 f16 is `half`; bf16 is held as its 16 bits (`i16`), since LLVM's native conversions flush subnormals on some machines;
-bool is `i1` in registers and one byte in memory. An element of a narrow type is a byte that holds its code, sign
-extended for integers; the bits above those of a code that is loaded may be anything.
+bool is `i1` in registers and one byte in memory. An element of a narrow type is a byte that holds its code, as NumPy
+has it; the bits above those of a code that is loaded may be anything.
 """
 
 from __future__ import annotations

@@ -383,11 +383,21 @@ def fit_results(
         if isinstance(pattern, StructPattern):
             raise CompileError("E0304", f"{what} is a struct: results are tensors", span)
         assert isinstance(pattern, TensorPattern)
-        if isinstance(item, FormatTensor):
-            fitted.append(item)
+        if isinstance(item, FormatTensor) or isinstance(pattern.element, Format):
+            fitted.append(_fit_format(item, pattern, unifier, what, span))
         else:
             fitted.append(fit(builder, item, unifier.tensor(pattern), what, span))
     return tuple(fitted)
+
+
+def _fit_format(item: Item, pattern: TensorPattern, unifier: Unifier, what: str, span: Span) -> Item:
+    wanted = unifier.shape(pattern)
+    if not isinstance(item, FormatTensor) or item.format != pattern.element or len(item.shape) != len(wanted):
+        raise CompileError("E0304", f"{what} is {describe(item)}, and {pattern} is wanted", span)
+    for found, size in zip(item.shape, wanted):
+        if found != size:
+            raise CompileError("E0308", f"{what} is {item}, and {pattern} is wanted", span)
+    return item
 
 
 # ---------------------------------------------------------------------- static conditions

@@ -9,7 +9,7 @@ from functools import partial
 from intarsia.dsl import ast
 from intarsia.dsl.evaluation.builder import Builder
 from intarsia.dsl.evaluation.calls import bind_signature
-from intarsia.dsl.evaluation.nodes import not_yet_format, region_of
+from intarsia.dsl.evaluation.nodes import region_of
 from intarsia.dsl.files import SourceFile
 from intarsia.dsl.semantics.bounds import Bounds
 from intarsia.dsl.semantics.scope import File, Scope
@@ -217,7 +217,6 @@ def _parameter_item(
     parameters: list[Parameter],
 ) -> Item:
     """A parameter of the graph for each tensor of a parameter of the function."""
-    span = info.declaration.span
     if isinstance(pattern, StructPattern):
         sizes = instance.unifier.struct(pattern)
         inner = length if pattern.length is None else sizes.length
@@ -232,16 +231,30 @@ def _parameter_item(
     if isinstance(element, Format) or isinstance(instance.unifier.elements.get(element.name), Format):
         found_format = element if isinstance(element, Format) else instance.unifier.elements[element.name]
         assert isinstance(found_format, Format)
-        if not builder.representative:
-            raise not_yet_format(found_format, span)
-        return FormatTensor(found_format, instance.unifier.shape(pattern))
-    type_: Type = instance.unifier.tensor(pattern)
-    assert isinstance(type_, TensorType)
-    _note_sizes(builder, type_.shape)
+        shape = instance.unifier.shape(pattern)
+        parts: dict[str, Item] = {}
+        for name, stored, dims in found_format.leaves(shape, label):
+            part = _tensor_parameter(builder, info, name, TensorType(stored, dims), length, parameters)
+            parts[name.removeprefix(f"{label}.")] = part
+        return FormatTensor(found_format, shape, parts)
+    return _tensor_parameter(builder, info, label, instance.unifier.tensor(pattern), length, parameters)
+
+
+def _tensor_parameter(
+    builder: Builder,
+    info: ParameterInfo,
+    label: str,
+    tensor: TensorType,
+    length: Size | None,
+    parameters: list[Parameter],
+) -> Value:
+    """One parameter of the graph, a list if it has a length."""
+    _note_sizes(builder, tensor.shape)
+    type_: Type = tensor
     if length is not None:
-        type_ = ListType(length, type_)
+        type_ = ListType(length, tensor)
         _note_sizes(builder, (length,))
-    parameter = Parameter(label, type_, info.declaration.const, span=span)
+    parameter = Parameter(label, type_, info.declaration.const, span=info.declaration.span)
     parameters.append(parameter)
     return parameter.value
 
@@ -269,8 +282,8 @@ def _results(builder: Builder, item: Item, signature: Signature) -> list[Value]:
         if isinstance(result, (Struct, StructList)) or result is None or isinstance(result, (str, DType, tuple)):
             hint = "results are tensors, or several tensors separated by commas"
             raise CompileError("E0310", f"{signature.name} returns {describe(result)}", span, hint=hint)
-    kept = [r for r in items if not (builder.representative and isinstance(r, FormatTensor))]
-    return [builder.as_value(result, span) for result in kept]
+    tensors = [t for r in items for t in (r.parts.values() if isinstance(r, FormatTensor) else (r,))]
+    return [builder.as_value(tensor, span) for tensor in tensors]
 
 
 def _header(file: File) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ def subscript(builder: Builder, node: ast.Subscript, scope: Scope) -> Item:
         case tuple() if len(node.items) == 1:
             return _of_tuple(builder, base, node, scope)
         case FormatTensor():
-            hint = "dequantize(w) gives its values; slices of a format come with building it"
+            hint = "take the part of the values, as in dequantize(w)[i]: what is not used is not computed"
             raise CompileError("E0901", f"subscripts of {base} are not built yet", node.span, hint=hint)
     if (is_weak(base) or isinstance(base, EXPRESSIONS)) and not evaluate_positions(builder, node.items, scope):
         return base  # a pack of no dimensions

@@ -12,7 +12,7 @@ from intarsia.dsl.semantics.bounds import Bounds
 from intarsia.dsl.semantics.frames import Frame
 from intarsia.dsl.semantics.literals import adapt, default_dtype, strong, to_size
 from intarsia.dsl.semantics.signature import RESERVED
-from intarsia.dsl.semantics.values import EXPRESSIONS, Format, FormatTensor, Item, ListElement, describe
+from intarsia.dsl.semantics.values import EXPRESSIONS, FormatTensor, Item, ListElement, describe
 from intarsia.ir.dtypes import DType
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.graph import Node, Parameter, Region, Value
@@ -102,7 +102,8 @@ class NodeMaker:
             case int() | float() | Size():
                 return self.as_value(adapt(item, dtype or default_dtype(item), span), span)
             case FormatTensor():
-                raise not_yet_format(item.format, span)
+                hint = "dequantize(w) gives its values as f32"
+                raise CompileError("E0202", f"{item} is stored in a format", span, hint=hint)
         if isinstance(item, EXPRESSIONS):
             return self.compute(Space((), item, item.dtype), span)
         raise CompileError("E0310", f"{describe(item)} stands where a tensor is wanted", span)
@@ -175,7 +176,8 @@ class NodeMaker:
             case int() | float() | Size():
                 return strong(item, span)
             case FormatTensor():
-                raise not_yet_format(item.format, span)
+                hint = "dequantize(w) gives its values as f32"
+                raise CompileError("E0202", f"{item} is stored in a format", span, hint=hint)
         if isinstance(item, EXPRESSIONS):
             return item
         raise CompileError("E0310", f"{describe(item)} stands where a number is wanted", span)
@@ -242,16 +244,6 @@ def live(nodes: Sequence[Node], results: Sequence[Value]) -> tuple[Node, ...]:
 def region_of(parameters: Sequence[Parameter], nodes: Sequence[Node], results: Sequence[Value]) -> Region:
     """A region of the nodes that its results need."""
     return Region(tuple(parameters), live(nodes, results), tuple(results))
-
-
-def not_yet_format(found: Format, span: Span) -> CompileError:
-    """A tensor of a quantised format is known by its type only, so far."""
-    return CompileError(
-        "E0901",
-        f"programs with tensors of the format {found.name} cannot be built yet",
-        span,
-        hint="they can be checked; pass the codes and the scales as tensors of their own for now",
-    )
 
 
 def _first_free(name: str, taken: Callable[[str], bool]) -> str:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from intarsia.dsl.evaluation.nodes import not_yet_format
 from intarsia.dsl.primitives.arguments import Arguments, Primitive
+from intarsia.dsl.primitives.formats import Blocks
 from intarsia.dsl.semantics.scope import Scope
 from intarsia.dsl.semantics.values import EXPRESSIONS, Format, FormatTensor, Item
 from intarsia.ir.dtypes import F32
 from intarsia.ir.errors import CompileError, Span
-from intarsia.ir.graph import Parameter
 from intarsia.ir.ops import Cast
 from intarsia.ir.scalar import cast
-from intarsia.ir.types import TensorType
 
 if TYPE_CHECKING:
     from intarsia.dsl.evaluation.builder import Builder
@@ -27,9 +25,10 @@ def _quantize(builder: Builder, scope: Scope, arguments: Arguments, span: Span) 
         )
     if not x.dtype.is_float or x.dtype.is_narrow:
         raise CompileError("E0202", f"quantize of {x.type}: it is for floats of 16 bits or more", span)
-    if not builder.representative:
-        raise not_yet_format(found, span)
-    return FormatTensor(found, x.tensor.shape)
+    shape = x.tensor.shape
+    found.leaves(shape, "x")  # has it the dimension of the groups?
+    wide = x if x.dtype == F32 else builder.add(Cast(x, F32, span=span)).value
+    return FormatTensor(found, shape, Blocks(builder, found.definition, shape, span).codes(wide))
 
 
 def _dequantize(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -> Item:
@@ -37,9 +36,7 @@ def _dequantize(builder: Builder, scope: Scope, arguments: Arguments, span: Span
     if not isinstance(item, FormatTensor):
         hint = "a plain narrow tensor is cast: f32(w)"
         raise arguments.wrong("q", "a tensor of a format", hint)
-    if not builder.representative:
-        raise not_yet_format(item.format, span)
-    return Parameter("dequantized", TensorType(F32, item.shape), span=span).value
+    return Blocks(builder, item.format.definition, item.shape, span).values(item.parts)
 
 
 def _round_to(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -> Item:

@@ -11,6 +11,7 @@ from intarsia.dsl.semantics.scope import File, suggest
 from intarsia.dsl.semantics.values import Format
 from intarsia.ir.dtypes import ALL_NAMES, DType, dtype
 from intarsia.ir.errors import CompileError, Span
+from intarsia.ir.formats import BUILT_IN
 from intarsia.ir.sizes import Size
 from intarsia.ir.types import TensorType
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     pass
 
 GENERIC_CLASSES = ("float", "int", "number", "any", "format", "dim")
-BUILT_IN_FORMATS = ("mxfp8", "mxfp6", "mxfp4", "mxint8", "nvfp4", "nf4")
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ class StructNames:
 
 def named_format(name: str, declared: ast.Format | None) -> Format | None:
     """A declared or built-in format."""
-    return Format(name, declared) if declared is not None or name in BUILT_IN_FORMATS else None
+    return Format(name, declared) if declared is not None or name in BUILT_IN else None
 
 
 def struct_fields(pattern: StructPattern) -> Iterator[tuple[ast.StructField, Pattern]]:
@@ -264,6 +264,9 @@ def struct_fields(pattern: StructPattern) -> Iterator[tuple[ast.StructField, Pat
 def leaves(label: str, pattern: Pattern) -> Iterator[tuple[str, TensorPattern, Size | None]]:
     """The tensors of a parameter: dotted name, type, and the length of the list that it is in."""
     match pattern:
+        case TensorPattern(element=Format() as found):
+            for name, element, dims in stored(found, pattern, label):
+                yield name, TensorPattern(element, dims), None
         case TensorPattern():
             yield label, pattern, None
         case StructPattern():
@@ -275,6 +278,15 @@ def leaves(label: str, pattern: Pattern) -> Iterator[tuple[str, TensorPattern, S
                     yield name, leaf, length if length is not None else pattern.length
         case TuplePattern():
             raise AssertionError("a parameter is no tuple")
+
+
+def stored(found: Format, pattern: TensorPattern, label: str) -> list[tuple[str, DType, tuple[Size, ...]]]:
+    """The tensors in which a tensor of a format is stored. Raises CompileError E0303 or E0901."""
+    dims = tuple(d for d in pattern.dims if isinstance(d, Size))
+    if len(dims) < len(pattern.dims):
+        hint = "give each dimension a name"
+        raise CompileError("E0901", f"{label} is {pattern}: a format of a pack of dimensions", hint=hint)
+    return found.leaves(dims, label)
 
 
 def accepts(kind: str, element: DType) -> bool:

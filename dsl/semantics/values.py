@@ -9,11 +9,14 @@ A tensor is a graph `Value`; an element inside index notation, or a scalar that 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from intarsia.dsl import ast
+from intarsia.dsl.semantics.formats import read_format
 from intarsia.ir.dtypes import DType
+from intarsia.ir.errors import CompileError
+from intarsia.ir.formats import BUILT_IN, BlockFormat
 from intarsia.ir.graph import Value
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load
 from intarsia.ir.sizes import Size
@@ -30,13 +33,29 @@ class Format:
     name: str
     declaration: ast.Format | None
 
+    @property
+    def definition(self) -> BlockFormat:
+        """What it says. Raises CompileError E0303."""
+        return BUILT_IN[self.name] if self.declaration is None else read_format(self.declaration.value)
+
+    def leaves(self, shape: tuple[Size, ...], label: str) -> list[tuple[str, DType, tuple[Size, ...]]]:
+        """The tensors that store one of a shape, by dotted name. Raises CompileError E0303 where it lacks the axis."""
+        try:
+            return self.definition.leaves(shape, label)
+        except IndexError:
+            span = None if self.declaration is None else self.declaration.span
+            message = f"{label} has {len(shape)} dimensions, and the format {self.name} is along another one"
+            raise CompileError("E0303", message, span) from None
+
 
 @dataclass(frozen=True)
 class FormatTensor:
-    """A tensor whose elements are stored in a format: known by its type only."""
+    """A tensor whose elements are stored in a format. `parts` are the tensors that hold it, by the dotted names of
+    `Format.leaves`, without a label; none for a type."""
 
     format: Format
     shape: tuple[Size, ...]
+    parts: Mapping[str, Item] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.format.name}[{', '.join(map(str, self.shape))}]"
@@ -91,6 +110,8 @@ def _at(field: Item, index: Size) -> Item:
     match field:
         case Struct():
             return field.at(index)
+        case FormatTensor():
+            return replace(field, parts={name: _at(part, index) for name, part in field.parts.items()})
         case Value():
             return ListElement(field, index)
     raise AssertionError(f"{field} in a list of structs")
