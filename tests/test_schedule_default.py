@@ -423,7 +423,6 @@ def prefetches(kernel: Kernel) -> list[tuple[str, str, int]]:
         ("rms_norm(x, x[0])", {"N": 1000, "M": 64}, 32),
         ("rms_norm(x, x[0])", {"N": 1000, "M": 128}, 0),  # a root is little beside so long a row
         ("rms_norm(x, x[0])", {"N": 100000, "M": 64}, 0),  # rows come from memory
-        ("softmax(x)", {"N": 1000, "M": 64}, 0),  # nothing is computed once for each row
         ("log_softmax(x)", {"N": 1000, "M": 3}, 0),  # lanes run across rows
     ],
 )
@@ -433,6 +432,30 @@ def test_stages_share_blocks_of_short_rows(text: str, sizes: dict[str, int], row
     lanes = [loops[-1] for s, loops in walk(kernel.body) if isinstance(s, Put) and s.buffer in ("t_log", "t_rsqrt")]
     blocks = [trips(loop).constant for loop in lanes if loop.kind == "lane" and len(kernel.body) == 1]
     assert set(blocks) == ({rows} if rows else set())
+
+
+VARIANCE = "z = %s\n m = mean(z, axis=-1, keepdims=true)\n y = sum((z - m)**2, axis=-1, keepdims=true)\n return z - y"
+
+
+@pytest.mark.parametrize(
+    ("body", "length", "rows", "passes"),
+    [
+        ("return softmax(x)", 64, 32, 3),  # the sum shares a pass with what it sums
+        ("return softmax(x)", 200, 16, 3),
+        ("return softmax(x)", 512, 1, 3),  # a block would not stay in the first cache
+        (VARIANCE % "x", 200, 16, 3),
+        (VARIANCE % "x + w", 256, 1, 3),  # reading takes longer than what the reductions wait for
+        ("y = sum(x * x, axis=-1, keepdims=true)\n return x / y", 256, 1, 2),  # no reduction waits for another
+    ],
+)
+def test_reductions_that_wait_for_each_other_take_blocks_of_rows(
+    body: str, length: int, rows: int, passes: int
+) -> None:
+    """The end of one reduction is found for a whole block before the next one begins."""
+    kernel = large(f"fn f(x: f32[N, M], w: f32[N, M]) -> f32[N, M] {{ {body} }}", N=1600, M=length)
+    (top,) = (s for s in kernel.body if isinstance(s, For))
+    assert trips(top).constant == 1600 // rows
+    assert len([s for s in top.body if isinstance(s, For) and s.kind == "seq"]) == passes
 
 
 @pytest.mark.parametrize("sizes", [{"M": 1, "N": 0}, {"M": 1, "N": 1}, {"M": 0, "N": 1}])

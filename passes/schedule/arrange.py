@@ -15,11 +15,14 @@ from intarsia.passes.schedule.dependence import carried_dependence
 from intarsia.passes.schedule.shape import count, is_contiguous, lanes_for, operations, points
 from intarsia.passes.schedule.stages import Stage
 from intarsia.passes.schedule.streams import bypassing
-from intarsia.passes.schedule.tree import Body, allocated_in, blocks, find_loop, loops_in, puts_in
+from intarsia.passes.schedule.tree import Body, allocated_in, blocks, find_loop, loops_in, perfect_nest, puts_in
 from intarsia.passes.schedule.vectors import SHORT
 
 MOST = 4
 """Copies of a statement up to which parts of loops are made."""
+
+READ = 4
+"""Bytes that are read for each element of a row, up to which ends of reductions take longer than reading does."""
 
 LONG = 16
 """Iterations from which on a loop is worth parts."""
@@ -56,8 +59,9 @@ def cut_rows(b: Builder) -> tuple[str, tuple[str, ...]]:
     of a sum say, which would be a scalar if stages shared single rows. Returns the axis of the blocks, and those of the
     rows in them, which are to stand apart.
 
-    Nothing is done if that is little beside the rest of a row, or if a block would not stay in half of the first cache,
-    where each stage finds it again. Of very short rows, and of columns, lanes run across all stages anyway.
+    Nothing is done if that is little beside the rest of a row, unless one reduction waits for another, or if a block
+    would not stay in half of the first cache, where each stage finds it again. Of very short rows, and of columns,
+    lanes run across all stages anyway.
     """
     stages = [stage for loop in b.waiting() if (stage := Stage.of(loop))]
     depth = min((len(stage.loops) for stage in stages), default=0)
@@ -68,14 +72,57 @@ def cut_rows(b: Builder) -> tuple[str, tuple[str, ...]]:
         return "", ()
     row, length = max(points(stage.loops[depth:]) for stage in along), trips(stages[0].loops[depth - 1]).constant or 0
     lanes, size = lanes_for(single, b.target), max(stage.put.value.dtype.bytes for stage in along)
-    most = b.target.caches[0] // 2 // max(1, row * size)  # a row may have no elements
-    rows = next((n for n in (2 * lanes, lanes) if n <= most and (length >= 2 * n or length == n)), 0)
+    small = b.target.caches[0] // 4 // max(1, row * size)  # a row may have no elements
+    fits = ((2 * lanes, small), (lanes, 2 * small))
+    rows = next((n for n, most in fits if n <= most and (length >= 2 * n or length == n)), 0)
     saved = lanes * sum(operations(put.value) for put in single)
-    is_little = saved < row * (2 if bypassing(b) else 1)
+    is_little = saved < row * 2 if bypassing(b) else saved < row and not _waits(stages, depth)
     if not rows or is_little or row <= SHORT or not all(_lies_along_rows(b, stage) for stage in along):
         return "", ()
     pairs = [b.split(stage.loops[depth - 1].axis, rows) for stage in stages]
     return pairs[0][0], tuple(inner for _, inner in pairs)
+
+
+def share_passes(b: Builder, rows: tuple[str, ...]) -> None:
+    """Let stages that go through the rows of one block share a pass, where each needs only what the other makes of the
+    same element."""
+    for axis in rows[1:]:
+        if isinstance(put := b.loop(axis).body[0], Put) and isinstance(put.value, Const):
+            b.attempt(Move(axis, rows[0]))
+    waiting = [axis for axis in rows if isinstance(b.loop(axis).body[0], For)]
+    while waiting:
+        first, *rest = waiting
+        waiting = [axis for axis in rest if not _share_pass(b, first, axis)]
+
+
+def _share_pass(b: Builder, first: str, second: str) -> bool:
+    """Merge two nests down to their innermost loops, or not at all."""
+    one, two = ([loop.axis for loop in perfect_nest(b.loop(axis))[0]] for axis in (first, second))
+    for done, pair in enumerate(zip(one, two)):
+        if len(one) != len(two) or not b.attempt(Merge(pair)):
+            for _ in range(done):
+                b.undo()
+            return False
+    return True
+
+
+def _waits(stages: list[Stage], depth: int) -> bool:
+    """Does a reduction need what another one gives? The end of each, one addition after the other, is then a delay that
+    the processor does not fill with other rows, if it takes these one at a time. But it reads the next ones meanwhile,
+    and more than READ bytes for each element take longer than the delays."""
+    needed: set[str] = set()  # what depends on a reduction
+    made = {stage.put.buffer for stage in stages}
+    read: dict[str, int] = {}  # of every row others
+    found = False
+    for stage in stages:
+        row, *inside = (loop.axis for loop in stage.loops[depth - 1 :])
+        along = (x for x in stage.reads if row in x.symbols and x.symbols & {*inside})
+        read |= {x.buffer: x.dtype.bytes for x in along if x.buffer not in made}
+        waits = any(x.buffer in needed for x in stage.reads)
+        found = found or (stage.put.operator != "=" and waits)
+        if stage.put.operator != "=" or waits:
+            needed.add(stage.put.buffer)
+    return found and sum(read.values()) <= READ
 
 
 def _lies_along_rows(b: Builder, stage: Stage) -> bool:

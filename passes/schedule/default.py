@@ -19,6 +19,7 @@ from intarsia.passes.schedule.arrange import (
     localize_all,
     make_parts,
     merge_rows,
+    share_passes,
 )
 from intarsia.passes.schedule.builder import SHARES, SMALL, Applied, Builder
 from intarsia.passes.schedule.chained import schedule_chain
@@ -96,6 +97,7 @@ def arrange_stages(b: Builder, apart: Collection[str]) -> str:
         blocks, rows = "", ()
     if way != "apart":
         merge_rows(b, apart=(*apart, *rows))
+        share_passes(b, rows)
     return blocks
 
 

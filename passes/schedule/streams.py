@@ -63,7 +63,8 @@ def _reduces_much(b: Builder, one: _Pass) -> bool:
 
 
 def _passes(b: Builder, name: str, top: For) -> list[_Pass]:
-    """The passes over a buffer in a nest, one for each result: first and last iterations may stand apart."""
+    """The passes over a buffer in a nest, one for each loop, and for each result: first and last iterations may stand
+    apart."""
     found: dict[str, _Pass] = {}
     buffers = b.kernel.buffers()
     for statement, around in walk((top,)):
@@ -76,7 +77,10 @@ def _passes(b: Builder, name: str, top: For) -> list[_Pass]:
                 other = found.get(statement.buffer)
                 if other is None or count(trips(other.loops[-1])) < count(trips(loops[-1])):
                     found[statement.buffer] = _Pass(statement, load, around, loops)
-    return list(found.values())
+    passes: dict[str, _Pass] = {}
+    for one in found.values():
+        passes.setdefault(one.loops[-1].axis, one)
+    return list(passes.values())
 
 
 def _fetch_next_row(b: Builder, name: str, passes: list[_Pass]) -> None:
