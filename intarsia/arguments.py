@@ -22,7 +22,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from intarsia.files import SUFFIXES, StoredType, open_arrays
+from intarsia.files import SUFFIXES, StoredType, open_arrays, typed
 from intarsia.ir.conversion import convert
 from intarsia.ir.dtypes import BOOL, F32, F64, I64, Array, DType, dtype, of_numpy
 from intarsia.ir.errors import CompileError
@@ -73,9 +73,7 @@ class FromFile(ArgumentSpec):
     def make(self, dtype: DType, shape: Sequence[int], name: str = "") -> Array:
         """Raises CompileError E0601 and E0602 where the array has not the parameter's type."""
         file = open_arrays(self.path)
-        array = file.read(file.resolve(self.key))
-        if array.dtype.kind == "V" and of_numpy(array.dtype) is None and array.dtype.itemsize == dtype.bytes:
-            array = array.view(dtype.numpy)  # NumPy's format has no name for bf16 and the like
+        array = typed(file.read(file.resolve(self.key)), dtype, name)
         return adapt(array, Parameter(name, dtype, tuple(shape)))
 
     def shape(self) -> tuple[int, ...]:

@@ -28,6 +28,7 @@ VERBS = {
     "costmodel": "Collect measurements of schedules, and fit the learned cost model.",
     "bench": "Time a program, beside NumPy or PyTorch if asked.",
     "reduce": "Find the smallest program that still shows a failure.",
+    "quantize": "Store tensors of a file in a block format, and say how much is lost.",
     "cache": "Show or clear the cache of compiled programs.",
     "list": "List ops, passes, targets, steps, dtypes, formats or error codes.",
 }

@@ -4,7 +4,8 @@ Pickled objects are refused. What is read is C-contiguous and in native byte ord
 bfloat16 and the narrow types; their elements are stored as raw bytes, which `StoredType.dtype` gives as None and which
 take the type of the parameter that they are read for. The arrays of a .safetensors file (format: README.md of
 huggingface/safetensors) are read through a map of the file, without a copy, in every type that the language has; the
-format's own library gives NumPy no floats of 8 bits and fewer.
+format's own library gives NumPy no floats of 8 bits and fewer. Types that the format has no name for, such as `i4`, are
+stored as dense bytes (`U8`), and its metadata say under `intarsia.types` what they are.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from numpy.lib import format as npy_format
 
 from intarsia.ir.dtypes import Array, DType, dtype, of_numpy
 from intarsia.ir.errors import CompileError, Source
+from intarsia.ir.packing import pack_elements, packed_bytes, unpack_elements
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 
@@ -44,6 +46,7 @@ _SAFETENSORS_NAMES = {
     "F6_E3M2": "f6e3m2",
     "F4": "f4e2m1",
 }
+_TYPES_KEY = "intarsia.types"
 _WELL_KNOWN = (
     (b"\x93NUMPY", "a NumPy array (.npy)"),
     (b"PK\x03\x04", "a ZIP archive, as .npz files and torch's .pt files are"),
@@ -151,8 +154,21 @@ def read_weights(path: str | Path) -> Weights:
     return Weights(file)
 
 
-def write_results(path: str | Path, results: Mapping[str, Array]) -> None:
+def typed(array: Array, element: DType, name: str = "") -> Array:
+    """An array as a file gave it for a parameter: raw bytes have the parameter's type, if NumPy's format has no name
+    for it. Raises CompileError E0606 for bytes that are no codes of this type."""
+    is_raw = array.dtype.kind == "V" and of_numpy(array.dtype) is None and not array.dtype.fields
+    if not is_raw or array.dtype.itemsize != element.bytes or element.numpy.isbuiltin != 2:
+        return array
+    if element.bits < 8 and array.size and int(array.view(np.uint8).max()) >> element.bits:
+        raise CompileError("E0606", f"{name}: the file holds bytes that are no codes of {element}")
+    return array.view(element.numpy)
+
+
+def write_results(path: str | Path, results: Mapping[str, Array], types: Mapping[str, DType] | None = None) -> None:
     """Write arrays to the kind of file that the suffix names; .npy takes one. The file is never half-written.
+
+    types: the types of arrays of codes, one to a byte, whose type NumPy does not have.
 
     Raises CompileError E0706 for an unknown suffix, E0709 where the file cannot be written or cannot hold the arrays.
     """
@@ -164,7 +180,8 @@ def write_results(path: str | Path, results: Mapping[str, Array]) -> None:
         raise CompileError(
             "E0709", f"{path} can hold one array, and there are {len(results)}", hint="write an .npz or .safetensors"
         )
-    header, order = _safetensors_header(path, results) if suffix == ".safetensors" else (b"", list(results))
+    found = {n: of_numpy(a.dtype) for n, a in results.items()} | dict(types or {})
+    header, order = _safetensors_header(path, results, found) if suffix == ".safetensors" else (b"", list(results))
     try:
         with _replacing(path) as file:
             if suffix == ".npy":
@@ -177,7 +194,7 @@ def write_results(path: str | Path, results: Mapping[str, Array]) -> None:
             else:
                 file.write(header)
                 for name in order:
-                    file.write(_dense(results[name]).tobytes())
+                    file.write(_dense(results[name], found[name]).tobytes())
     except OSError as error:
         raise CompileError("E0709", f"cannot write {path}: {error.strerror or error}") from None
 
@@ -281,7 +298,11 @@ class _SafetensorsFile(ArrayFile):
         self._start = 8 + length
         try:
             self._entries: dict[str, dict[str, Any]] = json.loads(header)
-            self._entries.pop("__metadata__", None)
+            metadata = self._entries.pop("__metadata__", {})
+            self._packed: dict[str, StoredType] = {
+                name: _packed_type(self._entries[name], element, shape)
+                for name, (element, shape) in json.loads(metadata.get(_TYPES_KEY, "{}")).items()
+            }
             self._check_places(path.stat().st_size - self._start)
         except (ValueError, KeyError, TypeError, AttributeError) as error:  # no JSON, or not of the form that is due
             raise _damaged(str(path), f"its header cannot be read: {error}") from None
@@ -309,6 +330,8 @@ class _SafetensorsFile(ArrayFile):
         return np.memmap(self.path, np.uint8, "r").view(np.ndarray)
 
     def type_of(self, name: str) -> StoredType:
+        if name in self._packed:
+            return self._packed[name]
         entry = self._entries[name]
         found = dtype(_SAFETENSORS_NAMES.get(entry["dtype"], ""))
         if found is None:
@@ -322,8 +345,8 @@ class _SafetensorsFile(ArrayFile):
         if first == last:
             return np.empty(stored.shape, stored.dtype.numpy)
         content = self._bytes[first:last]
-        if stored.dtype.bits < 8:
-            content = _unpack(content, stored.dtype.bits)[: prod(stored.shape)]
+        if stored.dtype.bits < 8 or name in self._packed:
+            return unpack_elements(content, stored.dtype, stored.shape)
         return content.view(stored.dtype.numpy).reshape(stored.shape)
 
 
@@ -371,43 +394,50 @@ def _storable(array: Array) -> Array:
     return array.view(f"V{array.dtype.itemsize}") if registered else array
 
 
-def _safetensors_header(path: Path, results: Mapping[str, Array]) -> tuple[bytes, list[str]]:
+def _packed_type(entry: Mapping[str, Any], element: str, shape: Sequence[int]) -> StoredType:
+    """What the metadata of a file say about an array of bytes. Raises ValueError where that cannot be."""
+    found, (count,) = dtype(element), entry["shape"]
+    sizes = tuple(map(operator.index, shape))
+    if found is None or found.bits > 8 or entry["dtype"] != "U8" or min(sizes, default=0) < 0:
+        raise ValueError(f"no {element} is packed in {entry['dtype']}")
+    if packed_bytes(prod(sizes), found.bits) != count:
+        raise ValueError(f"{count} bytes are not {element}{list(sizes)}")
+    return StoredType(found, sizes)
+
+
+def _safetensors_header(
+    path: Path, results: Mapping[str, Array], types: Mapping[str, DType | None]
+) -> tuple[bytes, list[str]]:
     """The header, and the order of the arrays: widest elements first, so that each lies on a multiple of its width."""
     names = {of: name for name, of in _SAFETENSORS_NAMES.items()}
     entries: dict[str, object] = {}
+    packed: dict[str, tuple[str, list[int]]] = {}
     offset = 0
     order = sorted(results, key=lambda name: -results[name].dtype.itemsize)
     for name in order:
-        array = results[name]
-        element = of_numpy(array.dtype)
-        if element is None or str(element) not in names or array.size * element.bits % 8:
-            raise CompileError(
-                "E0709",
-                f"{path}: the format .safetensors has no place for '{name}', {element or array.dtype} of {array.size}",
-                hint="write an .npz, or cast the result",
-            )
-        end = offset + array.size * element.bits // 8
-        entries[name] = {"dtype": names[str(element)], "shape": list(array.shape), "data_offsets": [offset, end]}
-        offset = end
+        array, element = results[name], types[name]
+        if element is None:
+            message = f"{path}: the format .safetensors has no place for '{name}', {array.dtype} of {array.size}"
+            raise CompileError("E0709", message, hint="write an .npz, or cast the result")
+        stored, shape, size = names.get(str(element), ""), list(array.shape), packed_bytes(array.size, element.bits)
+        if not stored or array.size * element.bits % 8:
+            packed[name] = str(element), shape
+            stored, shape = "U8", [size]
+        entries[name] = {"dtype": stored, "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    if packed:
+        entries = {"__metadata__": {_TYPES_KEY: json.dumps(packed, separators=(",", ":"))}, **entries}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text, order
 
 
-def _dense(array: Array) -> Array:
+def _dense(array: Array, element: DType | None) -> Array:
     """The elements as a file holds them: little-endian, narrow ones packed."""
-    element = of_numpy(array.dtype)
     assert element is not None
-    if element.bits >= 8:
-        return array.astype(array.dtype.newbyteorder("<"), copy=False)
-    bits = np.unpackbits(array.reshape(-1, 1).view(np.uint8), axis=1, bitorder="little", count=element.bits)
-    return np.packbits(bits.reshape(-1), bitorder="little")
-
-
-def _unpack(content: Array, bits: int) -> Array:
-    """Codes of `bits` bits, element i at bits [i*bits, (i+1)*bits) of a little-endian stream, one to a byte."""
-    stream = np.unpackbits(content, bitorder="little")
-    return np.packbits(stream.reshape(-1, bits), axis=1, bitorder="little").reshape(-1)
+    if element.bits < 8:
+        return pack_elements(array, element)
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
 @contextmanager

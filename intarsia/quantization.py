@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from intarsia.ir.dtypes import Array
-from intarsia.ir.errors import Source
-from intarsia.ir.formats import BUILT_IN
+from intarsia.ir.dtypes import Array, DType
+from intarsia.ir.errors import CompileError, Source
+from intarsia.ir.formats import BUILT_IN, BlockFormat
 from intarsia.options import Options
 from intarsia.program import Program
 
@@ -20,13 +20,12 @@ def quantize(x: Any, format: str, program: Program | None = None, options: Optio
     format: a built-in one (`"mxfp4"`), one that `program` declares (`"w4"`), or what a declaration says
     (`"quant(i4, scale=f16, group=128, axis=0)"`).
 
-    Raises CompileError where there is no such format, or the array lacks its axis.
+    Raises CompileError E0303 where there is no such format, or the array lacks its axis.
     """
-    array = np.ascontiguousarray(x)
+    array = np.ascontiguousarray(x).reshape(np.shape(x))  # which makes a vector of a scalar
     program = conversions(format, np.ndim(array), program, options)
-    names = [leaf.name for leaf in program.entry("dequantized_").form.parameters[0].leaves]
     wide = array if array.dtype == np.float32 else array.astype(np.float32)
-    return dict(zip(names, program.entry("quantized_")(wide), strict=True))
+    return dict(zip(part_types(program), program.entry("quantized_")(wide), strict=True))
 
 
 def dequantize(
@@ -39,14 +38,37 @@ def dequantize(
 
 
 def conversions(format: str, rank: int, program: Program | None, options: Options | None) -> Program:
-    """A program with the two conversions of a format, for tensors of a rank."""
+    """A program with the two conversions of a format, for tensors of a rank.
+
+    Raises CompileError E0303 for a name that no format has.
+    """
     shape = f"[{', '.join(f'D{d}_' for d in range(rank))}]" if rank else ""
-    declared = format in BUILT_IN or (program is not None and "(" not in format)
-    name = format if declared else "stored_"
+    is_name = "(" not in format
+    if is_name and format not in BUILT_IN and (program is None or program.library.root.format(format) is None):
+        known = ", ".join(BUILT_IN)
+        hint = f"{known}, one that the program declares, or quant(i4, scale=f16, group=128, axis=0)"
+        raise CompileError("E0303", f"no format is named `{format}`", hint=hint)
+    name = format if is_name else "stored_"
     lines = [
         *([] if program is None else [program.source.text]),
-        *([] if declared else [f"format {name} = {format}"]),
+        *([] if is_name else [f"format {name} = {format}"]),
         f"fn quantized_(x: f32{shape}) -> {name}{shape} {{ return quantize(x, {name}) }}",
         f"fn dequantized_(w: {name}{shape}) -> f32{shape} {{ return dequantize(w) }}",
     ]
     return Program(Source("<format>" if program is None else program.source.name, "\n".join(lines)), options)
+
+
+def part_types(program: Program) -> dict[str, DType]:
+    """The element types of the tensors that store one, for a program of `conversions`."""
+    parameter = program.entry("dequantized_").form.parameters[0]
+    found = {leaf.name: tensor.dtype for leaf, tensor in zip(parameter.leaves, parameter.tensors)}
+    return {name: element for name, element in found.items() if element is not None}
+
+
+def definition(format: str, program: Program | None = None) -> BlockFormat:
+    """What a format says, given as for `quantize`. Raises CompileError E0303."""
+    from intarsia.dsl.semantics.values import Format
+
+    own = conversions(format, 0, program, None).library.root
+    name = "stored_" if "(" in format else format
+    return Format(name, own.format(name)).definition

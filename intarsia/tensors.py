@@ -9,7 +9,7 @@ import numpy as np
 
 from intarsia.arguments import bind_leaves, flatten
 from intarsia.executable import TensorLayout
-from intarsia.files import Weights
+from intarsia.files import Weights, typed
 from intarsia.ir.dtypes import F32, I64, Array, DType, of_numpy
 from intarsia.ir.errors import CompileError
 from intarsia.ir.sizes import Size
@@ -80,7 +80,8 @@ def _static(value: object) -> object:
 def _array(value: object, tensor: TensorForm, element: DType | None = None) -> Array:
     """An argument as an array of its own type; a Python number takes the parameter's, or i64 or f32 for a generic."""
     declared = tensor.dtype or element or (I64 if isinstance(value, int) else F32)
-    return dlpack.as_array(value, dlpack.Parameter(tensor.label, declared, ()))
+    array = dlpack.as_array(value, dlpack.Parameter(tensor.label, declared, ()))
+    return array if tensor.dtype is None else typed(array, tensor.dtype, tensor.label)
 
 
 def _leaves_of(value: object) -> Mapping[str, object]:

@@ -14,12 +14,12 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from intarsia.files import StoredType, open_arrays, read_array, read_weights, write_results
-from intarsia.ir.dtypes import F32, I64, dtype
+from intarsia.files import StoredType, open_arrays, read_array, read_weights, typed, write_results
+from intarsia.ir.dtypes import F32, I64, U8, DType, dtype
 from intarsia.ir.errors import CompileError
 
 WIDE = ["f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u64", "u32", "u16", "u8", "bool", "f8e4m3", "f8e5m2"]
-NARROW = ["f8e8m0", "f6e2m3", "f6e3m2", "f4e2m1", "i4", "u4"]
+NARROW = ["f8e8m0", "f6e2m3", "f6e3m2", "f4e2m1", "i4", "u4", "i2"]
 
 
 def sample(name: str, shape: tuple[int, ...] = (3, 8)) -> np.ndarray[Any, Any]:
@@ -42,8 +42,6 @@ def code_of(action: Any, *arguments: Any) -> tuple[str, str]:
 @pytest.mark.parametrize("name", WIDE + NARROW)
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors"])
 def test_every_type_comes_back(tmp_path: Path, name: str, suffix: str) -> None:
-    if suffix == ".safetensors" and name in ("i4", "u4"):
-        pytest.skip("the format lacks it")
     path, array = tmp_path / f"x{suffix}", sample(name)
     write_results(path, {"w": array})
     back = read_array(path)
@@ -52,6 +50,43 @@ def test_every_type_comes_back(tmp_path: Path, name: str, suffix: str) -> None:
         back = back.view(array.dtype)
     assert back.dtype == array.dtype and back.shape == array.shape
     assert back.tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("name", ["i3", "u5", "f5e2m2", "f8e3m4", "f4e2m1", "i4"])
+@pytest.mark.parametrize("shape", [(5,), (3, 8), (), (0, 2)])
+def test_safetensors_holds_what_it_has_no_name_for(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    element, array = dtype(name), sample(name, shape)
+    assert element is not None
+    others = {"before": np.arange(3.0), "after": np.ones(1, np.int8)}
+    write_results(tmp_path / "x.safetensors", {"w": array, **others}, {"w": element})
+    file = open_arrays(tmp_path / "x.safetensors")
+    assert file.type_of("w") == StoredType(element, shape)
+    back = file.read("w")
+    assert back.dtype == array.dtype and back.shape == shape and back.tobytes() == array.tobytes()
+    theirs = safetensors.numpy.load_file(tmp_path / "x.safetensors") if (array.size * element.bits) % 8 else {}
+    assert theirs == {} or theirs["w"].size == -(-array.size * element.bits // 8)
+    assert (file.read("before") == others["before"]).all() and (file.read("after") == 1).all()
+
+
+@pytest.mark.parametrize(
+    "said", ['{"w":["i4",[99]]}', '{"w":["i12",[6]]}', '{"v":["i4",[6]]}', '{"w":["i4",[-6]]}', '["w"]', "{", "7"]
+)
+def test_damaged_types_in_metadata(tmp_path: Path, said: str) -> None:
+    entries = {
+        "__metadata__": {"intarsia.types": said},
+        "w": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},
+    }
+    header = json.dumps(entries).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(3))
+    assert code_of(open_arrays, tmp_path / "x.safetensors")[0] == "E0703"
+
+
+def test_raw_bytes_take_the_type_that_is_asked_for() -> None:
+    raw = np.array([0, 15, 7], np.uint8).view("V1")
+    assert typed(raw, DType("i4", "int", 4)).astype(int).tolist() == [0, -1, 7]
+    assert typed(raw, F32) is raw and typed(raw, U8) is raw
+    code, text = code_of(typed, np.array([16], np.uint8).view("V1"), DType("u4", "uint", 4), "w")
+    assert code == "E0606" and "u4" in text
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors"])
@@ -208,8 +243,8 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
     assert code_of(write_results, tmp_path / "x.npy", two)[0] == "E0709"
     assert code_of(write_results, tmp_path / "x.txt", two)[0] == "E0706"
     assert code_of(read_array, tmp_path / "x.csv")[0] == "E0706"
-    code, text = code_of(write_results, tmp_path / "x.safetensors", {"w": np.ones(3, ml_dtypes.int4)})
-    assert code == "E0709" and "i4" in text
+    code, text = code_of(write_results, tmp_path / "x.safetensors", {"w": np.ones(3, np.complex64)})
+    assert code == "E0709" and "complex64" in text
     assert code_of(write_results, tmp_path / "no" / "x.npz", two)[0] == "E0709"
     assert list(tmp_path.iterdir()) == []
 

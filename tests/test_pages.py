@@ -1,4 +1,4 @@
-"""The pages about the command line and about Python: their examples run and print what the pages say."""
+"""The pages about the command line, Python and low-bit data: their examples run and print what the pages say."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import pytest
 
 import intarsia
 from intarsia.cli import main
+from intarsia.files import write_results
+from intarsia.ir.conversion import largest as largest_of
+from intarsia.ir.dtypes import dtype
 
 DOCS = Path(__file__).parent.parent / "docs"
-CLI, PYTHON = ((DOCS / name).read_text("utf-8") for name in ("cli.md", "python.md"))
+CLI, PYTHON, LOW_BIT = ((DOCS / name).read_text("utf-8") for name in ("cli.md", "python.md", "low-bit.md"))
 
 GATHER = """fn main(table: f32[V], ids: i64[N]) -> f32[N] {
     return tensor[i](table[ids[i]])
@@ -70,6 +73,11 @@ def test_the_commands_of_the_page(
     assert found is not None
     for name, text in {"mlp.ita": found[1], **FILES}.items():
         Path(name).write_text(text)
+    draw = np.random.default_rng(0).standard_normal
+    np.savez(
+        "model.npz",
+        **{"down.weight": draw((512, 128), "f4"), "bias": draw(128, "f4"), "up.weight": draw((128, 512), "f4")},
+    )
     for command, wanted in transcripts():
         arguments = shlex.split(command)
         assert arguments[0] == "intarsia"
@@ -92,7 +100,7 @@ def test_the_options_of_the_page_exist(capsys: pytest.CaptureFixture[str]) -> No
         if line.startswith("## "):
             verb = line[3:].split(",")[0]
             continue
-        if verb in ("run", "emit", "opt", "bench", "Programs"):
+        if verb in ("run", "emit", "opt", "bench", "quantize", "Programs"):
             main([verb if verb != "Programs" else "run", "--help"])
             text = capsys.readouterr().out
             for cell in re.findall(r"^\| (`--.*?) \|", line):
@@ -127,3 +135,27 @@ def test_the_names_of_the_page_exist() -> None:
     assert len(named) > 10
     for thing, name in named:
         assert hasattr(things[thing], name) or name == "name", f"{thing}.{name}"
+
+
+def test_the_page_about_low_bit_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its programs have no mistakes, its Python runs, its commands work on files of that name."""
+    monkeypatch.chdir(tmp_path)
+    programs = re.findall(r"```ita\n(.*?)```", LOW_BIT, re.DOTALL)
+    for text in programs:
+        Path("linear.ita").write_text(text)
+        assert main(["check", "linear.ita"]) == 0
+    names: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", LOW_BIT, re.DOTALL):
+        exec(code, names)
+    np.testing.assert_allclose(names["y"], names["x"] @ names["values"], rtol=1e-4)
+    np.testing.assert_allclose(names["same"], names["y"], rtol=1e-5)
+    write_results("model.safetensors", {"layer.0.weight": names["w"]})
+    for block in re.findall(r"```sh\n(.*?)```", LOW_BIT, re.DOTALL):
+        for line in block.splitlines():
+            assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
+    assert "result: f32[2, 64]" in capsys.readouterr().out
+    for name, largest in (("f8e4m3", 448), ("f8e5m2", 57344), ("f6e2m3", 7.5), ("f6e3m2", 28), ("f4e2m1", 6)):
+        element = dtype(name)
+        assert element is not None and largest_of(element) == largest

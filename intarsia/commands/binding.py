@@ -13,6 +13,7 @@ import numpy as np
 from intarsia.arguments import (
     ArgumentSpec,
     FromFile,
+    Leaf,
     Number,
     bind_leaves,
     check_names,
@@ -22,14 +23,14 @@ from intarsia.arguments import (
     parse_weights,
     random_fill,
 )
-from intarsia.files import Weights, read_array, read_weights
+from intarsia.files import Weights, open_arrays, read_array, read_weights
 from intarsia.function import Function, require_dimensions, shapes_of
 from intarsia.ir.dtypes import F32, I64, Array, DType
 from intarsia.ir.errors import CompileError
 from intarsia.ir.sizes import Size
 from intarsia.ir.types import ListType, TensorType, Type
 from intarsia.signature import ParameterForm, SignatureForm, TensorForm, known_sizes, size_of
-from intarsia.tensors import Tensors, adapted, declared_types, type_of
+from intarsia.tensors import Tensors, adapted, declared_types, split_arguments, type_of
 
 if TYPE_CHECKING:
     from intarsia.driver import Compilation
@@ -202,8 +203,25 @@ def _specifications(form: SignatureForm, texts: Sequence[str]) -> tuple[dict[str
             statics[name] = read_array(given.path, given.key) if isinstance(given, FromFile) else given
     specs = parse_arguments(others)
     labels = {t.label: None for t in form.tensors} | {p.name: None for p in form.parameters if not p.is_struct}
+    groups = [name for name in specs if any(label.startswith(f"{name}.") for label in labels)]
+    parts: dict[str, ArgumentSpec] = {}
+    for name in groups:
+        parts |= _parts(form, name, specs.pop(name))
     check_names(list(specs), list(labels), complete=False)
-    return specs, statics
+    return parts | specs, statics
+
+
+def _parts(form: SignatureForm, name: str, spec: ArgumentSpec) -> dict[str, ArgumentSpec]:
+    """`--arg NAME=FILE` where NAME is several tensors: a tensor of a format, a struct, or a struct in one. With
+    `FILE:KEY` they have KEY in front in the file. Raises CompileError E0607, E0609."""
+    own = [t for t in form.tensors if t.label.startswith(f"{name}.")]
+    if not isinstance(spec, FromFile) or any(t.length is not None for t in own):
+        hint = f"give them by {own[0].label}=…, or by --weights {name.partition('.')[0]}=FILE"
+        raise CompileError("E0607", f"'{name}' is {len(own)} tensors: {', '.join(t.label for t in own)}", hint=hint)
+    leaves = [Leaf(t.label[len(name) + 1 :]) for t in own]
+    arrays = {key: FromFile(spec.path, key) for key in open_arrays(spec.path).names}
+    found = bind_leaves(spec.key or name, leaves, arrays)
+    return {f"{name}.{leaf}": part for leaf, part in found.items() if isinstance(part, FromFile)}
 
 
 def _sizes(form: SignatureForm, texts: Sequence[str]) -> dict[str, int]:
@@ -241,12 +259,12 @@ def _file_of(
 
 def _from_weights(parameter: ParameterForm, weights: Weights) -> Tensors:
     """Raises CompileError E0609, or E0704 for a single tensor, that says what the file lacks."""
+    value: object = weights
     if not parameter.is_struct:
         names = list(weights)
         key = parameter.name if parameter.name in weights or len(names) != 1 else names[0]
-        return {parameter.name: weights[weights.file.resolve(key)]}
-    found = bind_leaves(parameter.name, parameter.leaves, weights)
-    return {t.label: found[leaf.name] for t, leaf in zip(parameter.tensors, parameter.leaves)}
+        value = weights[weights.file.resolve(key)]
+    return split_arguments([parameter], {parameter.name: value})[1]
 
 
 # ---------------------------------------------------------------------- making arrays

@@ -88,11 +88,17 @@ def dtypes() -> Iterable[tuple[str, str]]:
 
 
 def formats() -> Iterable[tuple[str, str]]:
+    from intarsia.ir.dtypes import DType
+    from intarsia.ir.formats import BUILT_IN
+
     yield "quant(codes, scale=, group=, axis=, zero=)", "codes with one scale, and perhaps a zero point, per group"
-    for name in ("mxfp8", "mxfp6", "mxfp4", "mxint8"):
-        yield name, "OCP microscaling: 32 elements share a power of two"
-    yield "nvfp4", "16 elements of f4e2m1 share an f8e4m3 scale; one f32 scale for the tensor"
-    yield "nf4", "64 elements of a 16-entry table share their largest magnitude"
+    for name, found in BUILT_IN.items():
+        assert isinstance(found.scale, DType) and found.group is not None
+        codes = f"{found.codes} codes of a table of {len(found.table)}" if found.table else f"{found.codes} codes"
+        unit = f" of {found.unit:g}" if found.unit != 1.0 else ""
+        whole = f", one {found.tensor_scale} scale for the tensor" if found.tensor_scale is not None else ""
+        bits = found.codes.bits + found.scale.bits / found.group
+        yield name, f"{codes}{unit}, one {found.scale} scale for {found.group} elements{whole}; {bits:g} bits each"
 
 
 def errors() -> Iterable[tuple[str, str]]:
