@@ -131,8 +131,7 @@ class _Interpreter:
             case Loop():
                 return self._loop(node)
             case ListGet(source, index, scalars):
-                tensors = self.values[source]
-                assert isinstance(tensors, list)
+                tensors = list(self.values[source])
                 return (Points((), self.context(node), self.operands(scalars)).list_element(tensors, index),)
             case Fused(body):
                 return self.run(body)

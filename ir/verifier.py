@@ -121,8 +121,8 @@ class _Verifier:
             case Loop():
                 self.loop(node, scope, names)
             case ListGet(source, index, scalars):
-                if not isinstance(source.type, ListType):
-                    self.problem(node, f"takes an element of {source.type}, which is no list")
+                if isinstance(source.type, TensorType) and not source.type.rank:
+                    self.problem(node, f"takes an element of {source.type}, which has none")
                 self.scalars(node, (index,), scalars, names)
             case Fused(body):
                 if body.parameters:

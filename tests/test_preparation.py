@@ -56,6 +56,21 @@ PROGRAMS = {
         "g = loop (g = h) for u < 2 { yield tanh(g @ w) }\nyield g + x @ w } }",
         (17, 300), (300, 300),
     ),
+    "a stack of layers": (
+        "fn f(x: f32[M, K], const w: f32[3, K, K]) -> f32[M, K] {\n"
+        "return loop (h = x) for t < 3 { yield tanh(h @ w[2 - t]) } }",
+        (17, 130), (3, 130, 130),
+    ),
+    "a stack of stacks, of rows computed before": (
+        "fn f(x: f32[M, K], const w: f32[2, 3, K, K]) -> f32[M, K] { return loop (h = x) for g < 2 {\n"
+        "yield loop (h = h) for t < 3 { yield tanh(h @ w[g, t] @ w[0, t]) } } }",
+        (9, 70), (2, 3, 70, 70),
+    ),
+    "an item that is computed": (
+        "fn f(x: f32[M, K], const w: f32[3, K, K]) -> f32[M, K] { return loop (h = x) for t < 3 {\n"
+        "s = sum(exp(w[t]), axis=0)\nyield tanh(h @ w[t] + h * s / (1.0 + s)) } }",
+        (17, 65), (3, 65, 65),
+    ),
     "only the constant": ("fn f(x: f32[M], const w: f32[K, N]) -> f32[K, N] { return exp(w) }", (3,), (20, 30)),
 }  # fmt: skip
 
@@ -105,11 +120,48 @@ def test_bound_constants(name: str, preparations: list[Executable]) -> None:
     assert len(preparations) == 2
 
 
-def test_what_another_step_reads_of_a_constant_is_not_prepared() -> None:
-    """One item of the constant in each step of a loop; what is prepared would be another one for each."""
-    text = """fn f(x: f32[M, K], const w: f32[3, K, K]) -> f32[M, K] {
-        return loop (h = x) for t < 3 { yield tanh(h @ w[t]) } }"""
-    x, w = data(17, 130), data(3, 130, 130, seed=1)
+STACK = """struct Layer(K) {
+    w: f32[K, K]
+}
+fn stack(x: f32[M, K], const w: f32[L, K, K]) -> f32[M, K] {
+    return loop (h = x) for t < L { yield tanh(h @ w[t]) }
+}
+fn items(x: f32[M, K], const p: Layer(K)[L]) -> f32[M, K] {
+    return loop (h = x) for t < L { yield tanh(h @ p[t].w) }
+}"""
+
+
+def test_a_list_and_a_stack_of_layers_are_prepared_alike(preparations: list[Executable]) -> None:
+    """Also where the number of layers is open."""
+    program = intarsia.compile(STACK, intarsia.Options(dynamic=("L",)))
+    for layers in (3, 1, 0):
+        x, w = data(17, 130), data(layers, 130, 130, seed=1)
+        expected = x
+        for row in w:
+            expected = np.tanh(expected @ row)
+        stack, items = program.stack.bind(w=w), program.items.bind(p=[{"w": row} for row in w])
+        for function in (stack, items):
+            for _ in range(3):
+                np.testing.assert_allclose(function(x), expected, rtol=1e-4, atol=1e-4)
+        assert [k.name for k in stack.lower(x).compilation.plan.kernels] == ["stack_matmul_tanh_row"]
+    assert len(preparations) == 6
+
+
+@pytest.mark.parametrize(
+    "text, shape",
+    [
+        ("tanh(h @ w[:, t])", (130, 3, 130)),  # no row
+        ("tanh(h @ w[i64(h[0, 0] * 0.0)])", (3, 130, 130)),  # data decides which
+        ("tanh(h @ (w[t] * h[0, 0]))", (3, 130, 130)),  # no constant
+        ("tanh(h @ where(t > 0, w[maximum(t, 1) - 1], w[0] * 0.0))", (3, 130, 130)),  # not the same row everywhere
+    ],
+)
+def test_what_is_no_row_of_a_constant_is_not_prepared(text: str, shape: tuple[int, ...]) -> None:
+    sizes = ", ".join("K" if n == 130 else str(n) for n in shape)
+    text = (
+        f"fn f(x: f32[M, K], const w: f32[{sizes}]) -> f32[M, K] {{ return loop (h = x) for t < 3 {{ yield {text} }} }}"
+    )
+    x, w = data(17, 130), data(*shape, seed=1)
     bound = intarsia.compile(text).f.bind(w=w)
     np.testing.assert_allclose(bound(x), exact(text, x, w), rtol=1e-4, atol=1e-4)
     assert bound.lower(x).compilation.plan.preparation is None

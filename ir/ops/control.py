@@ -62,8 +62,9 @@ class Loop(Node):
 
 @dataclass(frozen=True, eq=False)
 class ListGet(Node):
-    """One tensor of a list: `%1 = list_get %w[t]`. The subscript is an integer expression over counters and names, or
-    loads scalar operands (`a0` is the first of `scalars`); one that depends on data is clamped."""
+    """One tensor of a list, or row of a tensor: `%1 = list_get %w[t]`. The subscript is an integer expression over
+    counters and names, or loads scalar operands (`a0` is the first of `scalars`); one that depends on data is clamped.
+    """
 
     source: Value
     index: Size
@@ -77,10 +78,13 @@ class ListGet(Node):
         super().__post_init__()
 
     def infer(self) -> tuple[Type, ...]:
-        source = self.source.type
-        self.require(isinstance(source, ListType), f"{source} is no list")
-        assert isinstance(source, ListType)
-        return (source.element,)
+        match self.source.type:
+            case ListType(element=element):
+                return (element,)
+            case TensorType(dtype, (_, *shape)):
+                return (TensorType(dtype, tuple(shape)),)
+        self.require(False, f"{self.source.type} has no rows")
+        return ()
 
 
 @dataclass(frozen=True, eq=False)

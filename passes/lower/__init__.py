@@ -19,7 +19,7 @@ from functools import partial
 from typing import Literal
 
 from intarsia.ir.dtypes import I64
-from intarsia.ir.graph import Module, Node, Parameter, Region, Structured, Value
+from intarsia.ir.graph import Module, Node, Region, Structured, Value
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.ops import ArgReduce, Argsort, Call, Constant, Cumulative, Fused, ListGet, Loop, Reshape, Sort, Update
 from intarsia.ir.proofs import Facts
@@ -28,11 +28,13 @@ from intarsia.ir.sizes import Size, maximum, minimum
 from intarsia.ir.space import operand, operand_position
 from intarsia.ir.types import ListType
 from intarsia.passes.lower.checks import Checks, checked_position
+from intarsia.passes.lower.constants import Constants
 from intarsia.passes.lower.kernel import GroupLowering, LoweredGroup, literal_of, unwrapped
 from intarsia.passes.lower.loops import lower_pointwise_loop, members_of, runs_inside
 from intarsia.passes.lower.names import kernel_label
 from intarsia.passes.lower.order import readers_first
 from intarsia.passes.lower.recurrences import recurrence
+from intarsia.passes.lower.rows_of_constants import with_rows
 from intarsia.passes.lower.stages import Names, rename_buffers
 from intarsia.passes.lower.whole_loops import whole_loop
 from intarsia.passes.pipeline import Context, Pass
@@ -60,10 +62,12 @@ class Lower(Pass):
         checks = Checks(outside=context.target.kind == "gpu") if context.checks else None
         loops_inside = self.pointwise_loops and checks is None
         whole = partial(self._is_whole, context)
-        lowering = _RegionLowering(kernels, frozenset(graph.body.parameters), checks, loops_inside, whole)
+        constants = Constants(kernels.named, graph.dimensions)
+        lowering = _RegionLowering(kernels, frozenset(graph.body.parameters), checks, loops_inside, whole, constants)
         body = lowering.region(graph.body, scope, {})
         called = frozenset(kernels_called(body))
-        return replace(module.with_body(body), kernels=tuple(k for k in kernels.in_order if k.name in called))
+        lowered = replace(module.with_body(body), kernels=tuple(k for k in kernels.in_order if k.name in called))
+        return with_rows(lowered) if context.target.kind == "cpu" and checks is None else lowered
 
     def _is_whole(self, context: Context, kernel: Kernel, launches: int) -> bool:
         """Is a kernel that does all steps of a loop worth it? `launches`: how many kernels a step is otherwise."""
@@ -96,29 +100,6 @@ def kernels_called(region: Region) -> Iterator[str]:
                 yield from kernels_called(condition) if condition is not None else ()
 
 
-def with_constants(kernel: Kernel, arguments: Sequence[Value], in_loop: bool = False) -> Kernel:
-    """A kernel for a call, with the inputs marked that do not change between runs of the program. Of a call in a loop,
-    they are parameters of the program themselves, so that what is made of them is made outside of the loop."""
-    given = iter(arguments)
-    parameters = []
-    for buffer in kernel.parameters:
-        value = next(given) if buffer.role in ("in", "inout") else None
-        is_constant = value is not None and buffer.role == "in" and is_constant_parameter(value, in_loop)
-        parameters.append(replace(buffer, constant=is_constant))
-    return replace(kernel, parameters=tuple(parameters))
-
-
-def is_constant_parameter(value: Value, itself: bool = False) -> bool:
-    """Is a value a parameter that does not change between calls, or, unless it has to be that itself, a view or an item
-    of one?"""
-    match value.node:
-        case Parameter(constant=constant):
-            return constant
-        case Reshape(source) | ListGet(source) if not itself:
-            return is_constant_parameter(source)
-    return False
-
-
 class Kernels:
     """The kernels of a module; equal ones, whatever their parameters are called, are kept once."""
 
@@ -127,6 +108,10 @@ class Kernels:
         self.in_order: tuple[Kernel, ...] = tuple(existing)
         self._names = Names(k.name for k in existing)
         self._known: dict[Kernel, Kernel] = {}
+
+    def named(self, name: str) -> Kernel:
+        """The kernel of that name."""
+        return next(k for k in self.in_order if k.name == name)
 
     def add(self, kernel: Kernel, label: str) -> Kernel:
         """The kernel, or one that is equal to it, under a name of its own."""
@@ -169,6 +154,7 @@ class _RegionLowering:
     checks: Checks | None
     loops_inside: bool
     is_whole: Callable[[Kernel, int], bool]
+    constants: Constants
 
     def region(self, region: Region, scope: _Scope, outer: Mapping[Value, Value]) -> Region:
         """The lowered region; `outer` gives the lowered values of the regions around it."""
@@ -290,8 +276,8 @@ class _Block:
         """Call a kernel; its results stand for what the group computes."""
         arguments = tuple(map(self.value, lowered.arguments))
         marked = lowered.kernel
-        if not self.scope.counters.intersection(marked.sizes):
-            marked = with_constants(marked, arguments, in_loop=bool(self.scope.counters))
+        if not self.scope.counters.intersection(marked.sizes):  # what is made before a loop knows no counter
+            marked = self.lowering.constants.marked(marked, arguments)
         kernel = self.lowering.kernels.add(marked, label)
         call = Call(
             kernel.name,

@@ -126,6 +126,10 @@ class _Writer:
             return Reference(self.inputs[cell])
         if cell.element is not None:
             source, index, scalars = cell.element
+            assert source.input is not None
+            if not isinstance(source.input.type, ListType):
+                assert not scalars, "a row that data decides is read by the kernel"
+                return Reference(self.inputs[source], start=index * cell.type.elements)
             return Reference(self.inputs[source], element=self._element(source, self._size(index, scalars)))
         match self.sharing.groups[cell].place:
             case InOutput(number):

@@ -24,8 +24,8 @@ class Cell:
     """A tensor in memory, needed from time `start` to time `end`.
 
     `loops` are the loops inside which it is made, outermost first. `input` is the parameter that it is (for a list,
-    `type` is that of an element); `element` the list, the position in it and the scalars that this loads. Both are
-    never written. `is_scalar` says that an integer
+    `type` is that of an element); `element` the list, or the tensor of which it is a row, the position in it and the
+    scalars that this loads. Both are never written. `is_scalar` says that an integer
     expression reads it, `is_state` that it is the current value of a state of the innermost loop.
     """
 
@@ -199,9 +199,10 @@ class _Builder:
             case Reshape(x):
                 self.values[node.value] = self.values[x]
             case ListGet(source, index, scalars):
-                assert isinstance(source.node, Parameter) and isinstance(source.type, ListType)
-                cell = self.cell(source.node.label, source.type.element)
-                cell.element = (self.values[source], index, self.scalars(scalars))
+                whole = self.values[source]
+                assert whole.input is not None, "items are those of parameters"
+                cell = self.cell(whole.label, node.value.tensor)
+                cell.element = (whole, index, self.scalars(scalars))
                 self.values[node.value] = cell
             case _:
                 raise AssertionError(f"{node.name} in a lowered graph")
