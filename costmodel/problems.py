@@ -2,7 +2,7 @@
 
 A problem is a text and a kind; `problems(seed, count)` draws them, the kinds in turn. Sizes are drawn on a logarithmic
 scale, round ones and odd ones, from what fits a first cache to what is several times a last one; work is bounded so
-that a run takes milliseconds.
+that a run takes milliseconds, and tens of milliseconds in the kinds that are called large.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ MOST_WORK = 2e8
 
 MOST_ELEMENTS = 6e6
 """Elements of an operand that is only read through at most."""
+
+LARGE_WORK = 9e9
+"""Multiply-adds of a large product at most: a little more than 2048 cubed."""
+
+LARGE_ELEMENTS = 4e7
+"""Elements of a large matrix at most."""
 
 
 def problems(seed: int, count: int) -> Iterator[Problem]:
@@ -284,12 +290,62 @@ def mixed(r: Random) -> str:
     return f"fn f(x: f32[{n}, {m}], y: f32[{n}, {m}]) -> f32[{shape}] {{ {t}\n return {last} }}"
 
 
+def large_matmul(r: Random) -> str:
+    """A product that takes milliseconds, alone or as a layer."""
+    while True:
+        m, k, n = (_size(r, 384, 2560) for _ in range(3))
+        if r.random() < 0.3:
+            m = k = n
+        if MOST_WORK < m * k * n <= LARGE_WORK:
+            break
+    match r.randrange(4):
+        case 0:
+            return f"fn f(a: f32[{m}, {k}], b: f32[{n}, {k}]) -> f32[{m}, {n}] {{ return a @ transpose(b) }}"
+        case 1:
+            w, last = r.choice(("w", "const w")), r.choice(ACTIVATIONS)
+            given = f"x: f32[{m}, {k}], {w}: f32[{k}, {n}], b: f32[{n}]"
+            return f"fn f({given}) -> f32[{m}, {n}] {{ t = x @ w + b\n return {last} }}"
+    return f"fn f(a: f32[{m}, {k}], b: f32[{k}, {n}]) -> f32[{m}, {n}] {{ return a @ b }}"
+
+
+def streamed_matmul(r: Random) -> str:
+    """A few rows times a matrix that no cache holds."""
+    m = r.choice((1, 1, 2, 4, 8, 16, 32))
+    while True:
+        k, n = _size(r, 1024, 8192), _size(r, 1024, 8192)
+        if MOST_ELEMENTS < k * n <= LARGE_ELEMENTS:
+            break
+    const = r.choice(("", "", "const "))
+    return f"fn f(a: f32[{m}, {k}], {const}b: f32[{k}, {n}]) -> f32[{m}, {n}] {{ return a @ b }}"
+
+
+def large_matrix(r: Random) -> str:
+    """One pass or a few over a matrix that no cache holds."""
+    while True:
+        n, m = _size(r, 512, 16384), _size(r, 512, 16384)
+        if MOST_ELEMENTS < n * m <= LARGE_ELEMENTS:
+            break
+    scale = f", s: f32[{m}]"
+    given, shape, body = r.choice(
+        (
+            (scale, f"{n}, {m}", f"t = x * s\n return {r.choice(ACTIVATIONS)}"),
+            (scale, f"{n}, {m}", "return rms_norm(x, s)"),
+            ("", f"{n}, {m}", f"return softmax(x, axis={r.choice((0, 1, 1))})"),
+            ("", f"{m}, {n}", "return transpose(x)"),
+            ("", f"{n}", "return sum(x, axis=1)"),
+            ("", f"{m}", "return sum(x, axis=0)"),
+        )
+    )
+    return f"fn f(x: f32[{n}, {m}]{given}) -> f32[{shape}] {{ {body} }}"
+
+
 KINDS: dict[str, Callable[[Random], str]] = {
     kind.__name__: kind
     for kind in (
         matmul, elementwise, row_reduction, skinny_matmul, convolution, softmax, square_matmul, transposition, norm,
         batched_matmul, column_reduction, linear_layer, stencil, attention, transposed_matmul, matrix_vector, gather,
         depthwise, mixed, dequantised_matmul, narrow_elementwise, contraction,
+        large_matmul, streamed_matmul, large_matrix,
     )
 }  # fmt: skip
 """The generators by name."""

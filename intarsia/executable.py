@@ -198,6 +198,11 @@ class PreparedCall:
         self._workspace = int(executable.workspace.evaluate(sizes))
         self._outputs = [(t.concrete_shape(sizes), t.dtype.numpy) for t in executable.outputs]
 
+    @property
+    def workspace(self) -> int:
+        """Bytes that a run needs beside inputs and results."""
+        return self._workspace
+
     def __call__(self, inputs: Sequence[int]) -> list[Array]:
         """Run on the addresses of the inputs, which the caller keeps alive; gives new arrays.
 
@@ -205,20 +210,24 @@ class PreparedCall:
         """
         outputs = [buffers.empty(shape, dtype) for shape, dtype in self._outputs]
         workspace = buffers.lease(self._workspace) if self._workspace else None
+        self.into(inputs, [address_of(o) for o in outputs], address_of(workspace) if workspace is not None else 0)
+        return outputs
+
+    def into(self, inputs: Sequence[int], outputs: Sequence[int], workspace: int) -> None:
+        """The same with the addresses of all memory given, that of results and of the workspace aligned to 64 bytes."""
         checks = self._executable.checks
         record = ErrorRecord() if checks else None
         status = self._native.call(
             inputs,
-            [address_of(o) for o in outputs],
+            outputs,
             self._sizes,
-            address_of(workspace) if workspace is not None else 0,
+            workspace,
             record.address if record is not None else 0,
             interruptible=self._executable.interruptible,
         )
         if status:
             assert record is not None
             raise checks[status].error(record.values[: record.count])
-        return outputs
 
     def dispatched(
         self, inputs: Sequence[int], arguments: Sequence[TensorGuard], owners: Sequence[object]

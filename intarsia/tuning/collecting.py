@@ -25,7 +25,7 @@ from intarsia.tuning.measuring import Rounds, Stopwatch
 EXHAUSTIVE = 500
 """Candidates of a space of which all can be timed."""
 
-ROUNDS = Rounds(5, 15)
+ROUNDS = Rounds(5, 15, patience=5.0)
 """More than where tuning is in a hurry: what is learned from should be right."""
 
 UNSURE = 1.2
