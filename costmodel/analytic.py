@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from intarsia.costmodel.extents import Extents, Footprints, traffic
+from intarsia.ir.dots import Dot, find_dot, widened_factors
 from intarsia.ir.functions import FUNCTIONS
 from intarsia.ir.kernel import Call, Check, For, Kernel, Put, Statement, walk
 from intarsia.ir.kernel_access import expressions
@@ -81,9 +82,12 @@ def _instructions(leaf: Statement, loops: tuple[For, ...], extents: Extents, tar
     vectors = math.ceil(lanes * width / target.vector_bits) if lanes > 1 else 1
     times = extents.points([loop for loop in loops if loop.kind != "lane"]) * vectors / share
     arithmetic = sum(map(_operations, values))
+    dot = dot_of(leaf, loops, target) if isinstance(leaf, Put) else None
+    if isinstance(leaf, Put) and dot is not None:
+        times, arithmetic = times / dot.width, rates.arithmetic / rates.dots + _prepared_parts(leaf)
     stored = 0.0
     if isinstance(leaf, Put):
-        merges = leaf.operator != "=" and not (leaf.operator == "+=" and is_product(leaf.value))
+        merges = leaf.operator != "=" and dot is None and not (leaf.operator == "+=" and is_product(leaf.value))
         arithmetic += merges
         if extents.buffers[leaf.buffer].memory != "register":
             stored = times * _apart(leaf, loops, lanes / vectors, extents)
@@ -94,6 +98,17 @@ def _instructions(leaf: Statement, loops: tuple[For, ...], extents: Extents, tar
         "stores": stored / rates.stores,
         "chains": _chain(leaf, loops, extents) * rates.latency / share if isinstance(leaf, Put) else 0.0,
     }
+
+
+def dot_of(put: Put, loops: tuple[For, ...], target: Target) -> Dot | None:
+    """The instruction by which a dot loop is written."""
+    found = find_dot(target, put)
+    return found if found is not None and [loop.kind for loop in loops[-2:]] == ["lane", "dot"] else None
+
+
+def _prepared_parts(put: Put) -> float:
+    """Operations on the parts of words before they are multiplied."""
+    return sum(_operations(e) for e in widened_factors(put) or ())
 
 
 def _operations(value: Expr) -> float:
@@ -117,7 +132,7 @@ def _loads(load: Load, loops: tuple[For, ...], extents: Extents, target: Target)
     buffer = extents.buffers[load.buffer]
     if buffer.memory == "register":
         return 0.0
-    order = [loop for loop in loops if loop.kind not in ("unroll", "lane")]
+    order = [loop for loop in loops if loop.kind not in ("unroll", "lane", "dot")]
     used = [n for n, loop in enumerate(order) if loop.axis in load.symbols]
     times = extents.points(order[: used[-1] + 1] if used else [])
     written_out = [loop for loop in loops if loop.kind == "unroll" and loop.axis in load.symbols]
@@ -125,17 +140,21 @@ def _loads(load: Load, loops: tuple[For, ...], extents: Extents, target: Target)
 
 
 def _parts(name: str, indices: Sequence[Size], loops: tuple[For, ...], extents: Extents, target: Target) -> float:
-    """Instructions for one access over all lanes: vectors where they lie together, else one a lane."""
+    """Instructions for one access over all lanes: vectors where they lie together, else one a lane. The parts of words
+    are one element if they lie together too."""
     buffer = extents.buffers[name]
-    total = 1.0
-    for loop in loops:
-        if loop.kind == "lane":
-            step = stride_of(name, indices, loop.axis, extents)
-            lanes = extents.trips[loop.axis]
-            if step == 1:
-                total *= math.ceil(lanes * buffer.dtype.bits / target.vector_bits)
-            elif step != 0:
-                total *= lanes
+    total, bits, width = 1.0, buffer.dtype.bits, 1
+    for loop in reversed(loops):
+        if loop.kind not in ("lane", "dot"):
+            continue
+        step = stride_of(name, indices, loop.axis, extents)
+        lanes = extents.trips[loop.axis]
+        if loop.kind == "dot" and step == 1:
+            bits, width = bits * int(lanes), int(lanes)
+        elif step == width:
+            total *= math.ceil(lanes * bits / target.vector_bits)
+        elif step != 0:
+            total *= lanes
     return total
 
 
@@ -161,7 +180,7 @@ def _chain(put: Put, loops: tuple[For, ...], extents: Extents) -> float:
     if put.operator == "=":
         return 0.0
     moved = frozenset().union(*(i.symbols for i in put.indices))
-    order = [loop for loop in loops if loop.kind != "lane"]
+    order = [loop for loop in loops if loop.kind not in ("lane", "dot")]
     independent = [loop for loop in order if loop.axis in moved and loop.kind == "unroll"]
     still = [loop for loop in order if loop.axis not in moved]
     if not still:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from intarsia.costmodel.analytic import SLOW, estimate, forks, is_product, share_of, stride_of
+from intarsia.costmodel.analytic import SLOW, dot_of, estimate, forks, is_product, share_of, stride_of
 from intarsia.costmodel.extents import Extents, Footprints, traffic
 from intarsia.ir.functions import FUNCTIONS
 from intarsia.ir.kernel import Alloc, Buffer, For, If, Kernel, Prefetch, Put, Statement, walk
@@ -92,6 +92,9 @@ FEATURES: dict[str, str] = {
 """Every feature by its name, with unit and meaning."""
 
 NAMES = tuple(FEATURES)
+
+AT_ONCE = ("lane", "unroll", "dot")
+"""Kinds of loops that are no loops when they run."""
 
 Vector = npt.NDArray[np.float32]
 
@@ -205,14 +208,16 @@ def _count(
     width = extents.points(lanes)
     bits = max((e.dtype.bits for e in walk_expression(put.value)), default=32)
     vectors = max(1.0, math.ceil(width * bits / target.vector_bits))
-    runs = points / max(1.0, width)
+    dot = dot_of(put, loops, target)
+    products = 1 if dot is None else dot.width
+    runs = points / max(1.0, width) / products
     buffer = extents.buffers[put.buffer]
     sums.add("executions", points)
     sums.add("vector statements", runs * vectors)
     sums.add("vectors side by side", runs * vectors * vectors)
     if lanes:
         sums.add("in lanes", points)
-        sums.add("lanes used", points)
+        sums.add("lanes used", points / products)
         sums.add("lanes there", runs * vectors * target.vector_bits / bits)
     if put.mask or any(x.mask for x in loads(put.value)):
         sums.add("masked", points)
@@ -220,17 +225,18 @@ def _count(
         sums.add("multiply-adds", points)
     if put.nontemporal:
         sums.add("nontemporal", points)
-    if not lanes or any(_step(put.buffer, put.indices, loop, extents) == 1 for loop in lanes):
+    parts = [loop for loop in loops if loop.kind == "dot"]
+    if not lanes or 1 in _steps(put.buffer, put.indices, lanes, parts, extents):
         sums.add("contiguous stores", points)
     if buffer.role == "temp" and buffer.memory not in ("register",):
         sums.add("copied bytes", points * buffer.dtype.bytes)
     for value in expressions(put):
         _count_operations(value, points, sums)
     for load in dict.fromkeys(loads(put.value)):
-        _count_load(load, lanes, points, runs * vectors, extents, sums)
+        _count_load(load, lanes, parts, points, runs * vectors, extents, sums)
     unrolled = extents.points([loop for loop in loops if loop.kind == "unroll"]) * vectors
     sums.add("written out", unrolled)
-    running = [loop for loop in loops if loop.kind not in ("lane", "unroll")]
+    running = [loop for loop in loops if loop.kind not in AT_ONCE]
     place = running[-1].axis if running else ""
     bodies[place] = bodies.get(place, 0.0) + unrolled
     sums.add("inner trips", runs * vectors * (extents.trips[place] if place else 1.0))
@@ -254,7 +260,15 @@ def _count_operations(value: Expr, points: float, sums: _Sums) -> None:
                 sums.add("operations", points)
 
 
-def _count_load(load: Load, lanes: Sequence[For], points: float, times: float, extents: Extents, sums: _Sums) -> None:
+def _count_load(
+    load: Load,
+    lanes: Sequence[For],
+    parts: Sequence[For],
+    points: float,
+    times: float,
+    extents: Extents,
+    sums: _Sums,
+) -> None:
     buffer = extents.buffers[load.buffer]
     sums.add("loads", points)
     if load.dtype.bits <= 16:
@@ -265,7 +279,7 @@ def _count_load(load: Load, lanes: Sequence[For], points: float, times: float, e
         sums.add("register loads", points)
         return
     sums.add("vector loads", times)
-    steps = [_step(load.buffer, load.indices, loop, extents) for loop in lanes]
+    steps = _steps(load.buffer, load.indices, lanes, parts, extents)
     if None in steps:
         kind = "gathers"
     elif 1 in steps:
@@ -275,6 +289,16 @@ def _count_load(load: Load, lanes: Sequence[For], points: float, times: float, e
     else:
         kind = "uniform"
     sums.add(kind, points)
+
+
+def _steps(
+    name: str, indices: Sequence[Size], lanes: Sequence[For], parts: Sequence[For], extents: Extents
+) -> list[int | None]:
+    """Elements between lanes; where the parts of words lie together, words."""
+    together = [extents.trips[x.axis] for x in parts if _step(name, indices, x, extents) == 1]
+    width = int(math.prod(together))
+    steps = [_step(name, indices, loop, extents) for loop in lanes]
+    return [step if step is None or step % width else step // width for step in steps]
 
 
 def _step(name: str, indices: Sequence[Size], loop: For, extents: Extents) -> int | None:
@@ -304,7 +328,7 @@ def _iterations(extents: Extents) -> float:
         for statement in extents.statements(body):
             if isinstance(statement, For):
                 inside = times * extents.trips[statement.axis]
-                if statement.kind not in ("lane", "unroll"):
+                if statement.kind not in AT_ONCE:
                     yield inside
                 yield from count(statement.body, inside)
 
@@ -321,7 +345,7 @@ def _innermost(extents: Extents) -> tuple[For, ...]:
         loops: extents.points(loops) for s, loops in extents.leaves(extents.kernel.body) if isinstance(s, Put)
     }
     most = max(found, key=lambda loops: found[loops], default=())
-    return tuple(loop for loop in reversed(most) if loop.kind not in ("lane", "unroll"))
+    return tuple(loop for loop in reversed(most) if loop.kind not in AT_ONCE)
 
 
 # ---------------------------------------------------------------------- memory

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from intarsia.cache import Cache
+from intarsia.dot_limits import DotLoop
+from intarsia.ir.dots import dots_of
 from intarsia.ir.target import Rates, Target
 from intarsia.options import host_target, known_rates, remember_rates
 from intarsia.runtime.team import team_entry
@@ -107,6 +109,7 @@ def measure_rates(cache: Cache) -> Rates:
     beyond = [(near + far) // 4 for near, far in zip(target.caches, target.caches[1:])]
     found = Rates(
         clock=clock,
+        dots=_dots(target, clock),
         cache_bytes=tuple(_read(target, size, 1) / clock for size in beyond),
         memory_of_one=_read(target, _READ_BYTES, 1),
         memory=_read(target, _READ_BYTES, target.cores),
@@ -115,6 +118,7 @@ def measure_rates(cache: Cache) -> Rates:
     if (before := known_rates(cache, target)) is not None:
         found = Rates(
             clock=max(found.clock, before.clock),
+            dots=max(found.dots, before.dots),
             cache_bytes=tuple(map(max, found.cache_bytes, before.cache_bytes)),
             memory_of_one=max(found.memory_of_one, before.memory_of_one),
             memory=max(found.memory, before.memory),
@@ -134,6 +138,15 @@ def _operations(target: Target, threads: int) -> float:
     best = _best_seconds(lambda thread: run(_STEPS), threads)
     del owner
     return threads * _STEPS * _ACCUMULATORS * target.lanes(32) * 2 / best
+
+
+def _dots(target: Target, clock: float) -> float:
+    """Dot instructions that a core begins in a cycle: of those that it has, the one with most products."""
+    dot = next(iter(dots_of(target)), None)
+    if dot is None:
+        return Rates().dots
+    products = DotLoop(target, dot).operations(1, _STEPS >> 4, _REPEATS) / 2
+    return products / (dot.width * target.lanes(32) * clock)
 
 
 def _copied(threads: int) -> float:

@@ -4,8 +4,9 @@ Semantics is the sequential reading: loops in order, statements in order; a mask
 gives `other` and touches no memory; a fresh `Alloc` holds undefined values. The kind of a loop only adds a promise,
 checked when a schedule step makes it: `parallel` and `grid` iterations touch nothing that another writes, `lane`
 iterations run at once (or the statement reduces over them), those of `scan` too, but for the running values of
-reductions, which they read; `unroll` bounds are numbers. There are no vector types: a `lane` loop is a vector, a
-`register` buffer is memory whose subscripts are all unroll and lane axes.
+reductions, which they read; `unroll` bounds are numbers; the iterations of `dot` are parts of a word in each lane.
+There are no vector types: a `lane` loop is a vector, a `register` buffer is memory whose subscripts are all unroll,
+lane and dot axes.
 """
 
 from __future__ import annotations

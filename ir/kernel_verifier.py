@@ -134,6 +134,8 @@ class _Structure:
             self.found.append(f"{where}: step {loop.step}")
         if loop.kind in FIXED and (loop.lower.constant is None or loop.upper.constant is None):
             self.found.append(f"{where}: the bounds of a {loop.kind} loop are not numbers")
+        if loop.kind == "dot" and [type(s) for s in loop.body if not isinstance(s, Prefetch)] != [Put]:
+            self.found.append(f"{where}: a dot loop holds one write and nothing else")
         if loop.kind == "scan" and (problem := scan_problem(loop)):
             self.found.append(f"{where}: {problem}")
 

@@ -15,6 +15,8 @@ from typing import Literal, TypeAlias, get_args
 
 from intarsia.ir.errors import CompileError
 from intarsia.ir.kernel import Memory
+from intarsia.ir.schedule_dots import Dot as Dot
+from intarsia.ir.schedule_dots import Multiply as Multiply
 from intarsia.ir.schedule_hints import Fetch as Fetch
 from intarsia.ir.schedule_hints import Nontemporal as Nontemporal
 from intarsia.ir.schedule_hints import Prefetch as Prefetch

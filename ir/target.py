@@ -9,14 +9,15 @@ from dataclasses import dataclass
 class Rates:
     """What one core does in a cycle, and how long a cycle is: what estimates of time are made of.
 
-    clock: cycles a second. arithmetic, loads, stores: vector instructions a cycle. latency: cycles until the result of
-    a multiplication or addition is there. cache_bytes: bytes a cycle from the second cache, the third, and so on.
-    memory_of_one, memory: bytes a second between main memory and one core, and all. fork: seconds to start threads and
-    join them.
+    clock: cycles a second. arithmetic, loads, stores, dots: vector instructions a cycle; of dots see `ir/dots.py`.
+    latency: cycles until the result of a multiplication or addition is there. cache_bytes: bytes a cycle from the
+    second cache, the third, and so on. memory_of_one, memory: bytes a second between main memory and one core, and all.
+    fork: seconds to start threads and join them.
     """
 
     clock: float = 3.6e9
     arithmetic: float = 2.0
+    dots: float = 2.0
     latency: float = 4.0
     loads: float = 2.0
     stores: float = 1.0

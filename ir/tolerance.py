@@ -22,7 +22,7 @@ import numpy as np
 
 from intarsia.ir.arithmetic import DoubleArithmetic
 from intarsia.ir.conversion import convert, is_exact, smallest
-from intarsia.ir.dtypes import F64, Array, DType
+from intarsia.ir.dtypes import BF16, F64, Array, DType
 from intarsia.ir.functions import COMBINERS, FUNCTIONS
 from intarsia.ir.graph import Module
 from intarsia.ir.interpreter import evaluate_with
@@ -31,6 +31,9 @@ from intarsia.ir.types import TensorType
 
 UNITS = 8.0
 """The eps of a result that a rounding may cost."""
+
+LEAST_NORMAL = 2.0**-126
+"""The least number of f32, and of bf16, that is not subnormal."""
 
 EXACT = frozenset(("neg", "abs", "sign", "floor", "ceil", "round", "minimum", "maximum", "where", "isnan", "isinf"))
 """Functions that are not rounded."""
@@ -220,6 +223,8 @@ class MeasuredArithmetic(DoubleArithmetic):
             return super().matmul(left, right, dtype)
         sizes, errors = (np.abs(left.real), np.abs(right.real)), (left.imag, right.imag)
         bound = sizes[0] @ errors[1] + errors[0] @ sizes[1] + _rounding(sizes[0] @ sizes[1], dtype)
+        if dtype.bits <= 32 and all(_holds(BF16, size) for size in sizes):
+            bound = bound + _flushed(*sizes)
         return _pair(left.real @ right.real, _finite(bound))
 
     def order(self, array: Array, dtype: DType) -> Array:
@@ -241,6 +246,20 @@ def _rounding(magnitude: Array, dtype: DType) -> Array:
     """What rounding may cost; the smallest number is what underflow may."""
     lost = UNITS * (dtype.epsilon * np.abs(magnitude) + smallest(dtype))
     return np.asarray(np.where(np.isfinite(magnitude), lost, 0))
+
+
+def _holds(dtype: DType, values: Array) -> bool:
+    """Are all numbers among the values ones that a dtype has?"""
+    with np.errstate(all="ignore"):
+        held = convert(convert(values, F64, dtype), dtype, F64)
+    return bool(np.all((held == values) | np.isnan(values)))
+
+
+def _flushed(left: Array, right: Array) -> Array:
+    """What sums of products of bf16 may lose beside rounding: instructions for them take subnormal numbers as 0, which
+    are factors, products or sums."""
+    small = [np.where(size < LEAST_NORMAL, size, 0) for size in (left, right)]
+    return np.asarray(small[0] @ right + left @ small[1] + 2 * left.shape[-1] * LEAST_NORMAL)
 
 
 def _relative(array: Array) -> Array:

@@ -62,6 +62,15 @@ SAMPLES: dict[str, tuple[str, dict[str, int]]] = {
         }""",
         {},
     ),
+    "product_bytes": (
+        """kernel product_bytes(a: i8[5, 10], const b: i8[10, 7], out y: f32[5, 7]) {
+          alloc c: i32[5, 7]
+          for i in 0..5 { for j in 0..7 { c[i, j] = i32:0 } }
+          for m in 0..5 { for n in 0..7 { for k in 0..10 { c[m, n] += i32(a[m, k]) * i32(b[k, n]) } } }
+          for p in 0..5 { for q in 0..7 { y[p, q] = f32(c[p, q]) * 0.5 } }
+        }""",
+        {},
+    ),
     "product_constant": (
         """kernel product_constant(a: f32[5, 11], const b: f32[11, 7], const d: f32[7], out c: f32[5, 7]) {
           for i in 0..5 { for j in 0..7 { c[i, j] = d[j] } }

@@ -139,6 +139,10 @@ class Proposals:
         keep = self.random.choice(["", "", f" keep {self.random.choice(axes)}"])
         return f"accumulate {put.buffer} at {self.random.choice(axes)} -> {self._new()} cache {mode}{keep}"
 
+    def _multiply(self, kernel: Kernel) -> str:
+        types = self.random.choice(["u8 i8", "i8 u8", "i16 i16"])
+        return f"multiply {self._buffer(kernel)} as {types} -> {self._new()}"
+
     def _restart(self, kernel: Kernel) -> str:
         return f"restart {self._buffer(kernel)} at {self._axis(kernel)} -> {self._new()}"
 

@@ -17,7 +17,10 @@ from intarsia.ir.kernel import Alloc, Buffer, Call, Check, For, If, Kernel, Pref
 from intarsia.ir.scalar import Expr, Index, Load
 from intarsia.ir.sizes import Size
 
-Mode: TypeAlias = Literal["sequential", "unrolled", "lanes", "parallel"]
+Mode: TypeAlias = Literal["sequential", "unrolled", "lanes", "dot", "parallel"]
+
+WRITTEN_OUT: frozenset[Mode] = frozenset({"unrolled", "dot"})
+"""Modes of loops whose axes are numbers while the code is written."""
 
 _MOST_LANES = 256
 _MOST_REGISTERS = 4096  # elements of one register buffer
@@ -99,7 +102,7 @@ def _choose_modes(
                 _choose_modes(
                     statement.body,
                     modes,
-                    known | {statement.axis} if mode == "unrolled" else known,
+                    known | {statement.axis} if mode in WRITTEN_OUT else known,
                     inside_parallel=inside_parallel or mode == "parallel",
                     inside_lanes=inside_lanes or mode == "lanes",
                 )
@@ -114,8 +117,10 @@ def _mode(loop: For, known: frozenset[str], *, inside_parallel: bool, inside_lan
     match loop.kind:
         case "parallel" | "grid" if not (inside_parallel or inside_lanes):
             return "parallel"
-        case "unroll" | "dot":
+        case "unroll":
             return "unrolled" if countable else "sequential"
+        case "dot":
+            return ("dot" if inside_lanes else "unrolled") if countable else "sequential"
         case "lane":
             if count is not None and 1 < count <= _MOST_LANES and not inside_lanes and _fits_lanes(loop):
                 return "lanes"
@@ -168,7 +173,7 @@ def _layout(buffer: Buffer, outside: tuple[For, ...], accesses: list[Access], mo
         if any(modes[loop.axis] == "parallel" for loop in inner):
             return None
         lane = next((loop for loop in access.loops if modes[loop.axis] == "lanes"), None)
-        static = {loop.axis for loop in access.loops if modes[loop.axis] == "unrolled"}
+        static = {loop.axis for loop in access.loops if modes[loop.axis] in WRITTEN_OUT}
         dimension = _lane_dimension(access.indices, lane, static)
         if dimension == "none":
             continue

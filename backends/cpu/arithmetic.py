@@ -162,7 +162,7 @@ class Arithmetic:
         native = 512 // x.dtype.bits
         whole = -(-lanes // native) * native
         x, power = resized(self.function, x, whole), resized(self.function, power, whole)
-        return resized(self.function, self._in_parts(self._scalef, native, x, power), lanes)
+        return resized(self.function, self.in_parts(self._scalef, native, x, power), lanes)
 
     def _scalef(self, x: Value, power: Value) -> Value:
         kind, mask = ("ps", "i16") if x.dtype == F32 else ("pd", "i8")
@@ -170,19 +170,20 @@ class Arithmetic:
         text = self.function.call(x.type, f"llvm.x86.avx512.mask.scalef.{kind}.512", arguments)
         return Value(text, x.dtype, x.lanes)
 
-    def _in_parts(self, write: Callable[[Value, Value], Value], lanes: int, a: Value, b: Value) -> Value:
+    def in_parts(self, write: Callable[..., Value], lanes: int, *values: Value) -> Value:
         """Apply `write` to parts of so many lanes, of which there may be any number."""
-        count = a.lanes // lanes
+        whole = values[0].lanes
+        count = whole // lanes
         if count == 1:
-            return write(a, b)
+            return write(*values)
         function, half = self.function, (count + 1) // 2 * lanes
         low, high = (
-            self._in_parts(write, lanes, shuffle(function, a, a, r), shuffle(function, b, b, r))
-            for r in (range(half), range(half, a.lanes))
+            self.in_parts(write, lanes, *(shuffle(function, v, v, r) for v in values))
+            for r in (range(half), range(half, whole))
         )
         if high.lanes < half:  # LLVM joins vectors of one width only
             high = shuffle(function, high, high, [lane % high.lanes for lane in range(half)])
-        return shuffle(function, low, high, range(a.lanes))
+        return shuffle(function, low, high, range(whole))
 
     def _ldexp_in_steps(self, x: Value, power: Value) -> Value:
         """Multiply by two powers of two that are normal numbers: of a number near 1 the first product is exact."""

@@ -14,11 +14,11 @@ from dataclasses import replace
 
 from intarsia.backends.cpu import parallel, routines
 from intarsia.backends.cpu.analysis import Analysis, allocations, analyse, statements, trip_count
+from intarsia.backends.cpu.dots import Dots
 from intarsia.backends.cpu.indices import Lane
 from intarsia.backends.cpu.llvm import Function, Module, Operand
 from intarsia.backends.cpu.registers import Place, Registers
 from intarsia.backends.cpu.values import Value, extract, padded, resized, storage_type
-from intarsia.backends.cpu.writes import Writes
 from intarsia.ir.errors import Span
 from intarsia.ir.kernel import (
     Alloc,
@@ -71,7 +71,7 @@ def emit_kernel(
     emitter.whole(kernel.body)
 
 
-class Emitter(Writes):
+class Emitter(Dots):
     """Writes the statements of one function: a kernel, or the body of a parallel loop in it."""
 
     def __init__(
@@ -214,7 +214,9 @@ class Emitter(Writes):
         match self.analysis.modes[loop.axis]:
             case "parallel":
                 parallel.emit(self, loop)
-            case "unrolled":
+            case "dot" if self.dot(loop):
+                pass
+            case "unrolled" | "dot":
                 for i in range(int(self.number(loop.lower)), int(self.number(loop.upper)), loop.step):
                     self.bind_axis(loop, i)
                     self.block(loop.body)
@@ -280,7 +282,7 @@ class Emitter(Writes):
 
     def _written_in_loop(self, loop: For, wanted: set[str]) -> Iterator[Place]:
         match self.analysis.modes[loop.axis]:
-            case "unrolled":
+            case "unrolled" | "dot":
                 for i in range(int(self.number(loop.lower)), int(self.number(loop.upper)), loop.step):
                     self.axes[loop.axis] = i
                     yield from self._written(loop.body, wanted)

@@ -38,11 +38,13 @@ from intarsia.ir.target import Target
 
 @dataclass(frozen=True)
 class Address:
-    """Where the lanes of an access are: from `pointer` on every `stride` elements, or at `index` elements from it."""
+    """Where the lanes of an access are: from `pointer` on every `stride` elements, or at `index` elements from it.
+    `align`: bytes at whose multiples they lie, if these are words of several elements."""
 
     pointer: str
     stride: Operand = 0
     index: Value | None = None
+    align: int = 0
 
     @property
     def is_uniform(self) -> bool:
@@ -106,6 +108,12 @@ class Memory(Indices):
         for order in sorted(groups):
             pointer = self.function.offset(pointer, element, groups[order])
         return Address(self.function.offset(pointer, element, linear.constant), linear.stride)
+
+    def in_words(self, address: Address, width: int, dtype: DType) -> Address | None:
+        """The address of words of `width` elements; None where lanes do not lie whole words apart."""
+        if address.index is not None or not isinstance(address.stride, int) or address.stride % width:
+            return None
+        return Address(address.pointer, address.stride // width, align=_bytes(dtype))
 
     def _flat_index(self, name: str, indices: tuple[Size, ...]) -> Size:
         """Elements from the start of the buffer."""
@@ -182,44 +190,45 @@ class Memory(Indices):
         return self._known[key]
 
     def _new_load(self, address: Address, condition: Condition, other: Value) -> Value:
-        dtype = other.dtype
+        dtype, align = other.dtype, address.align or _bytes(other.dtype)
         if address.is_uniform:
             if condition.lanes is not None:
                 # No lane may need it, and then the address may lie outside.
                 some = self.arithmetic.reduce_lanes("or", self.lane_mask(condition))
-                value = self._plain_load(self._safe_pointer(address.pointer, Condition(some.text), other, 1), dtype, 1)
+                pointer = self._safe_pointer(address.pointer, Condition(some.text), other, 1)
+                value = self._plain_load(pointer, dtype, 1, align)
                 return select(self.function, self.lane_mask(condition), value, other)
-            return self._plain_load(self._safe_pointer(address.pointer, condition, other, 1), dtype, 1)
+            return self._plain_load(self._safe_pointer(address.pointer, condition, other, 1), dtype, 1, align)
         lanes = self.lanes
         if address.index is None and address.stride in (1, -1) and condition.lanes is None:
             first = address.pointer
             if address.stride == -1:
                 first = self.function.offset(first, storage_type(dtype), 1 - lanes)
-            value = self._plain_load(self._safe_pointer(first, condition, other, lanes), dtype, lanes)
+            value = self._plain_load(self._safe_pointer(first, condition, other, lanes), dtype, lanes, align)
             return value if address.stride == 1 else self._reversed(value)
         if condition.lanes is None and isinstance(address.stride, int) and 1 < abs(address.stride) <= _NEAR:
-            return self._near_load(address.pointer, address.stride, condition, other)
+            return self._near_load(address, address.stride, condition, other)
         mask = self.lane_mask(condition)
         stored = storage_type(dtype)
         kind = vector_type(stored, lanes)
         rest = other if dtype != BOOL else constant(int(other.text == "true"), _BYTE)
         passthru = (kind, splat(self.function, rest.text, stored, lanes))
         if address.is_contiguous:
-            pointer = (f"ptr align {_bytes(dtype)}", address.pointer)
+            place = (f"ptr align {align}", address.pointer)
             name = f"llvm.masked.load.{suffix(stored, lanes)}.p0"
         else:
-            pointer = (f"<{lanes} x ptr> align {_bytes(dtype)}", self._pointers(address, stored))
+            place = (f"<{lanes} x ptr> align {align}", self._pointers(address, stored))
             name = f"llvm.masked.gather.{suffix(stored, lanes)}.v{lanes}p0"
-        text = self.function.call(kind, name, [pointer, (mask.type, mask.text), passthru], pure=False)
+        text = self.function.call(kind, name, [place, (mask.type, mask.text), passthru], pure=False)
         return from_memory(self.function, text, dtype, lanes)
 
-    def _near_load(self, pointer: str, stride: int, condition: Condition, other: Value) -> Value:
+    def _near_load(self, address: Address, stride: int, condition: Condition, other: Value) -> Value:
         """Every second, third or fourth element: whole vectors that begin and end with such elements, and shuffles.
 
         What lies between two elements of a buffer is in the buffer too.
         """
         lanes, step = self.lanes, abs(stride)
-        span = step * (lanes - 1) + 1
+        span, pointer = step * (lanes - 1) + 1, address.pointer
         if stride < 0:
             pointer = self.function.offset(pointer, storage_type(other.dtype), stride * (lanes - 1))
         pointer = self._safe_pointer(pointer, condition, other, span)
@@ -227,7 +236,7 @@ class Memory(Indices):
         for start in range(0, span, lanes):
             first = min(start, span - lanes)
             place = self.function.offset(pointer, storage_type(other.dtype), first)
-            part = self._plain_load(place, other.dtype, lanes)
+            part = self._plain_load(place, other.dtype, lanes, address.align or _bytes(other.dtype))
             here = [step * lane - first for lane in range(lanes)]
             if result is None:
                 result = shuffle(self.function, part, part, [i if i < lanes else 0 for i in here])
@@ -237,9 +246,9 @@ class Memory(Indices):
         assert result is not None
         return result if stride > 0 else self._reversed(result)
 
-    def _plain_load(self, pointer: str, dtype: DType, lanes: int) -> Value:
+    def _plain_load(self, pointer: str, dtype: DType, lanes: int, align: int) -> Value:
         kind = vector_type(storage_type(dtype), lanes)
-        text = self.function.emit(f"load {kind}, ptr {pointer}, align {_bytes(dtype)}")
+        text = self.function.emit(f"load {kind}, ptr {pointer}, align {align}")
         return from_memory(self.function, text, dtype, lanes)
 
     def _safe_pointer(self, pointer: str, condition: Condition, other: Value, lanes: int) -> str:
@@ -310,10 +319,14 @@ class Memory(Indices):
     ) -> None:
         address = self.address(name, indices)
         kind, text = to_memory(self.function, value)
-        stored, size = storage_type(value.dtype), _bytes(value.dtype)
+        stored, size = storage_type(value.dtype), _bytes(self.buffers[name].dtype)
+        if (width := _bytes(value.dtype) // size) > 1:
+            words = self.in_words(address, width, self.buffers[name].dtype)
+            assert words is not None
+            address = words
         if address.is_contiguous and mask is None:
             store = f"store {kind} {text}, ptr {address.pointer}, align {size}"
-            if nontemporal:
+            if nontemporal and width == 1:
                 self._store_nontemporal(self._unaligned_part(name, indices), store, size * self.lanes)
             else:
                 self.function.do(store)

@@ -82,7 +82,7 @@ class Registers:
         places = self.places(buffer, index, lanes if any(step for _, step in index) else 1)
         if len(places) == 1:
             return extract(self.function, self.current(places[0][0]), places[0][1])
-        return self._gather([(self.current(p), lane) for p, lane in places])
+        return self.gather([(self.current(p), lane) for p, lane in places])
 
     def write(self, buffer: str, index: tuple[Position, ...], lanes: int, value: Value) -> None:
         """Replace the elements that an access touches."""
@@ -106,7 +106,7 @@ class Registers:
 
     # ------------------------------------------------------------------ moving lanes
 
-    def _gather(self, parts: list[tuple[Value, int]]) -> Value:
+    def gather(self, parts: list[tuple[Value, int]]) -> Value:
         """A vector of single lanes of vectors (or of scalars)."""
         sources = list(dict.fromkeys(v for v, _ in parts))
         wanted = [lane for _, lane in parts]

@@ -33,6 +33,7 @@ def passes() -> Iterable[tuple[str, str]]:
 
 def measured_rates() -> Iterable[tuple[str, str]]:
     from intarsia.cache import Cache
+    from intarsia.ir.dots import dots_of
     from intarsia.limits import measure_rates
     from intarsia.options import host_target
 
@@ -45,6 +46,12 @@ def measured_rates() -> Iterable[tuple[str, str]]:
         "f32 operations",
         f"{peak / 1e9:.1f} GFLOP/s a core, as {rates.arithmetic:g} units at {rates.clock / 1e9:.2f} GHz",
     )
+    for dot in dots_of(target):
+        yield (
+            f"{dot.left} by {dot.right}",
+            f"{rates.clock * rates.dots * 2 * dot.width * target.lanes(32) / 1e9:.1f} G operations/s a core, "
+            f"as {rates.dots:.2g} dot instructions a cycle",
+        )
     for level, (size, rate) in enumerate(zip(target.caches[1:], rates.cache_bytes), 2):
         yield (
             f"cache {level}",

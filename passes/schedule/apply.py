@@ -15,10 +15,11 @@ from intarsia.passes.schedule.align import align
 from intarsia.passes.schedule.distribute import distribute
 from intarsia.passes.schedule.factor import factor
 from intarsia.passes.schedule.hints import fetch, nontemporal, prefetch
-from intarsia.passes.schedule.kinds import grid, parallel, unroll, vectorize
+from intarsia.passes.schedule.kinds import dot, grid, parallel, unroll, vectorize
 from intarsia.passes.schedule.launch import describe, programs, stages, warps
 from intarsia.passes.schedule.loops import collapse, merge, move, reorder, skew, split
 from intarsia.passes.schedule.masks import peel, restrict, tighten, unmask, version, widen
+from intarsia.passes.schedule.multiply import multiply
 from intarsia.passes.schedule.online import online
 from intarsia.passes.schedule.partition import partition
 from intarsia.passes.schedule.parts import parts
@@ -45,6 +46,7 @@ _APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
     steps.Pack: pack,
     steps.Accumulate: accumulate,
     steps.Factor: factor,
+    steps.Multiply: multiply,
     steps.Online: online,
     steps.Parts: parts,
     steps.Inline: inline,
@@ -54,6 +56,7 @@ _APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
     steps.Vectorize: vectorize,
     steps.Scan: scan,
     steps.Unroll: unroll,
+    steps.Dot: dot,
     steps.Parallel: parallel,
     steps.Grid: grid,
     steps.Warps: warps,

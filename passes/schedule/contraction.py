@@ -9,34 +9,42 @@ but each thread packs the block that it works on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import For
 from intarsia.ir.kernel_access import trips
-from intarsia.ir.scalar import Load, loads
+from intarsia.ir.scalar import loads
 from intarsia.ir.schedule import (
     ROOT,
     Accumulate,
     Fetch,
     Localize,
     Merge,
-    Pack,
     Parallel,
     Partition,
     Peel,
-    Prefetch,
     Reorder,
     Sink,
     Tighten,
     Unroll,
-    Vectorize,
     Version,
     Widen,
 )
 from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
+from intarsia.passes.schedule.dots import dot_width, multiply_as, other_types
 from intarsia.passes.schedule.nests import Contraction, Nest, find_contraction, flattened, result_step
+from intarsia.passes.schedule.packing import (
+    Tiled,
+    copy,
+    copy_tile,
+    is_plain,
+    left_load,
+    pack_left,
+    pack_right,
+    write_out,
+)
 from intarsia.passes.schedule.shape import count, effort, lanes_for, points, stride
 from intarsia.passes.schedule.tiling import (
     Early,
@@ -49,7 +57,7 @@ from intarsia.passes.schedule.tiling import (
     other_parts,
     other_tiles,
 )
-from intarsia.passes.schedule.tree import blocks, loops_in, perfect_nest, puts_in
+from intarsia.passes.schedule.tree import blocks, loops_in, perfect_nest
 
 SQUARE = 4
 """Dot products along each side of a tile of them."""
@@ -62,14 +70,6 @@ UNROLLED = (4, 1, 2, 8)
 
 WORTH = 0.95
 """What lanes across the result may do against lanes along it: tiles are transposed then."""
-
-
-AHEAD = 8
-"""Steps of the reduction for which an operand is fetched before it is packed."""
-
-STREAMS = 8
-"""Tiles of rows that are packed at a time, so that whole lines of memory are read."""
-
 
 # ---------------------------------------------------------------------- choosing
 
@@ -92,8 +92,8 @@ def extents(b: Builder, c: Contraction) -> Extents:
         bytes=buffer.dtype.bytes,
         follows=bool(c.epilogues),
         across=stride(buffer, c.right.indices, c.main.column) != 1,
-        movable=_is_plain(c.right),
-        constant=_is_plain(c.right) and b.copy_memory(c.right, ROOT) == "prepared",
+        movable=is_plain(c.right),
+        constant=is_plain(c.right) and b.copy_memory(c.right, ROOT) == "prepared",
         divisible=len(c.main.reduced) == 1 and not _is_across(b, c),
         apart=buffer.dtype.bytes * (stride(buffer, c.right.indices, c.main.reduced[-1]) or 0),
     )
@@ -116,6 +116,24 @@ def _batches(c: Contraction) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def schedule_contraction(b: Builder, loop: For) -> bool:
     """Schedule a contraction with its initial value and what follows it. Returns whether every step was legal."""
     c = find_contraction(b, loop := flattened(b, loop))
+    if c is None:
+        return False
+    if (types := other_types(b, c)) is not None and not c.is_ragged:
+        ways = (f"{types.left} and {types.right}", "as they are")
+        before = len(b.steps)
+        if b.choose(f"factors of {c.put.buffer}", ways) == ways[0] and b.together(
+            ways[0], partial(multiply_as, b, types)
+        ):
+            if _schedule_typed(b, b.loop(loop.axis)):
+                return True
+            while len(b.steps) > before:
+                b.undo()
+    return _schedule_typed(b, loop)
+
+
+def _schedule_typed(b: Builder, loop: For) -> bool:
+    """Schedule a contraction whose factors have the types that they should have."""
+    c = find_contraction(b, loop)
     if c is None:
         return False
     if c.is_ragged:
@@ -186,13 +204,13 @@ def _schedule_narrow(b: Builder, loop: For, c: Contraction) -> bool:
         return False
     reduced = (*(a for a in other.main.reduced if a != last), last)
     other = replace(other, main=replace(other.main, reduced=reduced))
-    is_dot, left = _is_dot(b, other), _left(b, other, other.main.row)
+    is_dot, left = _is_dot(b, other), left_load(b, other, other.main.row)
     if not is_dot and left is None:
         return False
 
     def tile(other: Contraction) -> None:
         if not is_dot and left is not None:
-            _copy(b, left, ROOT, (*other.main.batch, other.main.row, *other.main.reduced))
+            copy(b, left, ROOT, (*other.main.batch, other.main.row, *other.main.reduced))
         _tile_dots(b, other, tiling)
 
     return b.together(f"tiles of dot products of {c.put.buffer}", partial(tile, other))
@@ -215,22 +233,7 @@ def _schedule_spread(b: Builder, loop: For, c: Contraction) -> bool:
     return False
 
 
-@dataclass(frozen=True)
-class _Tiled:
-    """The axes of a nest after it was split, from the outermost: `blocks`, of batches, rows and columns; inside a block
-    `tiles`, and among them panels of columns; inside a tile rows, vectors if there are several, lanes."""
-
-    blocks: tuple[str, ...]
-    tiles: tuple[str, ...]
-    panels: str
-    inner: tuple[str, ...]
-
-    @property
-    def outer(self) -> tuple[str, ...]:
-        return (*self.blocks, *self.tiles)
-
-
-def _split(b: Builder, nest: Nest, t: Tiling, repeated: tuple[int, ...]) -> _Tiled:
+def _split(b: Builder, nest: Nest, t: Tiling, repeated: tuple[int, ...]) -> Tiled:
     """Split a nest; `repeated` says which batch axes are walked inside a block."""
     blocks = [a for n, a in enumerate(nest.batch) if n not in repeated]
     inside = [a for n, a in enumerate(nest.batch) if n in repeated]
@@ -244,7 +247,7 @@ def _split(b: Builder, nest: Nest, t: Tiling, repeated: tuple[int, ...]) -> _Til
         block, panels = b.split(panels, max(1, t.block_columns // t.columns), "min")
         blocks.append(block)
     tiles = (panels, *inside, rows) if t.few else (*inside, rows, panels)
-    return _Tiled(tuple(blocks), tiles, panels, (row, *vectors))
+    return Tiled(tuple(blocks), tiles, panels, (row, *vectors))
 
 
 def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
@@ -255,14 +258,17 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
     main = _split(b, c.main, t, repeated)
     reduced, part = c.main.reduced, ""
     if t.part:
-        part, inside = b.split(reduced[0], t.part, "min")
+        part, inside = b.split(reduced[0], -(-t.part // dot_width(b, c)) * dot_width(b, c), "min")
         reduced = (inside,)
     parts = (part,) if part else ()
+    if (width := dot_width(b, c)) > 1:
+        words, word = b.split(reduced[-1], width)
+        reduced, main = (*reduced[:-1], words), replace(main, word=word)
     once = t.packed and b.copy_memory(c.right, ROOT) == "prepared"
     outside, tiles = main.blocks, main.tiles
     if once and t.few:  # what lies together is gone through in order
         outside, tiles = (*main.blocks, main.panels), tuple(a for a in main.tiles if a != main.panels)
-    b.take(Reorder((*outside, *parts, *tiles, *reduced, *main.inner)))
+    b.take(Reorder((*outside, *parts, *tiles, *reduced, *main.inner, *main.words)))
     initial = None if c.initial is None else _split(b, c.initial, t, repeated)
     if initial is not None:
         b.take(Reorder((*initial.outer, *initial.inner)))
@@ -279,12 +285,12 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
         at = blocked[-1] if blocked and not once else ROOT
         steps = (*parts, *reduced) if at == ROOT else reduced
         panels = (*(blocked if at == ROOT else ()), main.panels)
-        packed = _pack(b, c, at, (*dict.fromkeys(panels), *reduced, *main.inner[1:]), steps)
-    copied = _copy_tile(b, c, main, reduced) if t.copied else ""
+        packed = pack_right(b, c, at, (*dict.fromkeys(panels), *reduced, *main.inner[1:]), steps, main.word)
+    copied = copy_tile(b, c, main, reduced) if t.copied else ""
     if not t.few or (part and count(trips(b.loop(main.tiles[-1]))) > 1):
-        _pack_left(b, c, t, main, (*parts, *(a for a in main.tiles if a != main.panels), *reduced, main.inner[0]))
+        pack_left(b, c, t, main, (*parts, *(a for a in main.tiles if a != main.panels), *reduced, main.inner[0]))
     if not is_across:
-        write_out(b, main.inner)
+        write_out(b, main.inner, main.word)
     tile = Accumulate(c.put.buffer, reduced[0], b.fresh(c.put.buffer), "register", "set", outer=part)
     if initial is None:
         b.take(replace(tile, mode="load"))
@@ -296,8 +302,9 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
     if is_across:
         before, (row, *columns) = around(b, main.tiles[-1], reduced[0])
         b.take(Reorder((*columns, row)))
-        for inner in (before, main.inner, (*columns, row)):
+        for inner in (before, (*columns, row)):
             write_out(b, inner)
+        write_out(b, main.inner, main.word)
     if c.epilogues and not part and b.kernel.buffers()[c.put.buffer].role == "temp":
         b.attempt(Localize(c.put.buffer, main.tiles[-1], "register"))
     if copied:
@@ -305,6 +312,7 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
     if c.is_ragged:
         for axis in reduced:
             b.attempt(Tighten(axis))
+    if c.is_ragged or main.word:
         b.attempt(Peel(reduced[-1]))
     unrolled = unroll_reduction(b, reduced[-1])
     _fetch(b, c, t, main, early, packed if once or t.few else c.right.buffer, part, unrolled)
@@ -314,16 +322,14 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
     share(b, main.blocks or main.tiles[:1])
 
 
-def _fetch(
-    b: Builder, c: Contraction, t: Tiling, main: _Tiled, early: Early, right: str, part: str, steps: str
-) -> None:
+def _fetch(b: Builder, c: Contraction, t: Tiling, main: Tiled, early: Early, right: str, part: str, steps: str) -> None:
     """Let tiles fetch what later ones read from beyond the second cache, as no prefetcher foresees where rows begin:
     `right` for the next part of the reduction or block, the left operand of the next rows, sums of the next tile."""
     if not steps:
         return
     if early.columns and (part or main.blocks):
         b.attempt(Fetch(right, part or main.blocks[-1], steps, 1 if t.few and right == c.right.buffer else 2))
-    left = _left(b, c, main.inner[0])
+    left = left_load(b, c, main.inner[0])
     if early.rows and left is not None:
         b.attempt(Fetch(left.buffer, main.tiles[-2], steps))
         b.attempt(Fetch(c.put.buffer, main.panels, steps, 1))
@@ -348,9 +354,14 @@ def _tile_dots(b: Builder, c: Contraction, t: Tiling) -> None:
     tiles, row = b.split(c.main.row, rows)
     panels, column = b.split(c.main.column, SQUARE * SQUARE // rows)
     *outer, last = c.main.reduced
-    steps, lane = b.split(last, t.lanes)
-    b.take(Reorder((*c.main.batch, panels, tiles, *outer, steps, row, column, lane)))
-    write_out(b, (row, column, lane))
+    width, word = dot_width(b, c), ""
+    width = width if count(trips(b.loop(last))) >= t.lanes * width else 1
+    steps, lane = b.split(last, t.lanes * width)
+    if width > 1:
+        lane, word = b.split(lane, width)
+    words = (word,) if word else ()
+    b.take(Reorder((*c.main.batch, panels, tiles, *outer, steps, row, column, lane, *words)))
+    write_out(b, (row, column, lane), word)
     first = outer[0] if outer else steps
     b.take(Accumulate(c.put.buffer, first, b.fresh(c.put.buffer), "register", "add", (lane,)))
     b.attempt(Version(tiles))
@@ -367,13 +378,6 @@ def around(b: Builder, tiles: str, reduced: str) -> tuple[tuple[str, ...], tuple
     here = next(n for n, nest in enumerate(nests) if nest.axis == reduced)
     first, last = nests[here - 1], nests[here + 1]
     return tuple(x.axis for x in loops_in((first,))), tuple(x.axis for x in loops_in((last,)))
-
-
-def write_out(b: Builder, inner: tuple[str, ...]) -> None:
-    """Lanes for the last axis, everything else of a tile written out."""
-    if inner[:-1]:
-        b.take(Unroll(inner[:-1]))
-    b.take(Vectorize(inner[-1:]))
 
 
 def unroll_reduction(b: Builder, axis: str) -> str:
@@ -399,116 +403,3 @@ def share(b: Builder, axes: tuple[str, ...]) -> None:
     best = next((a for a in axes if lengths[a] >= wanted), None) or max(axes, key=lambda a: lengths[a])
     if lengths[best] > 1:
         b.attempt(Parallel((best,)), silent=False)
-
-
-# ---------------------------------------------------------------------- packing
-
-
-def _pack(b: Builder, c: Contraction, at: str, axes: tuple[str, ...], reduced: tuple[str, ...]) -> str:
-    """Copy the right operand, in the order of the axes, so that the columns of a panel lie together for each step of
-    the reduction. Returns the copy."""
-    load = load_along(b, c.right.buffer, axes[-1])
-    layout = [axis for axis in axes if axis in load.symbols]
-    new, copied = _copy(b, load, at, axes)
-    made, lane = dict(zip(layout, copied)), copied[-1]
-    steps = tuple(made[a] for a in reduced if a in made)  # the operand need not depend on any axis of the reduction
-    inner = copied[copied.index(steps[-1]) + 1 :] if steps else (lane,)
-    batch = tuple(made[a] for a in c.main.batch if a in made)
-    panels = tuple(a for a in copied if a not in (*batch, *steps, *inner))
-    along = _axis_in_memory(b, c.right.buffer, copied)
-    if along not in (lane, ""):
-        transpose_copy(b, c.right.buffer, copied, along, lane)
-    else:
-        b.take(Reorder((*batch, *steps, *panels)))  # rows of the source piece by piece, whole lines of memory
-        write_out(b, inner)
-        if steps:
-            b.attempt(Prefetch(c.right.buffer, new, steps[-1], AHEAD))
-    b.attempt(Version(panels[-1]))
-    return new
-
-
-def _copy_tile(b: Builder, c: Contraction, main: _Tiled, reduced: tuple[str, ...]) -> str:
-    """Copy what a tile reads of the right operand, for all tiles of rows that use it, so that its rows lie together.
-    Returns the loop of the copy along the reduction."""
-    load = load_along(b, c.right.buffer, main.inner[-1])
-    _, copied = _copy(b, load, main.panels, (*reduced, *main.inner[1:]))
-    write_out(b, copied[1:])
-    return copied[0]
-
-
-def _pack_left(b: Builder, c: Contraction, t: Tiling, main: _Tiled, axes: tuple[str, ...]) -> None:
-    """Copy the left operand, if it does not lie along the reduction, so that the rows of a tile lie together for each
-    step: else every step reads other lines."""
-    row, last = axes[-1], axes[-2]
-    load = _left(b, c, row)
-    if load is None or last not in load.symbols:
-        return
-    is_along = stride(b.kernel.buffers()[load.buffer], load.indices, last) == 1
-    if is_along and not t.few:
-        return
-    depth = max((n + 1 for n, a in enumerate(main.blocks) if a in load.symbols), default=0)
-    at = main.blocks[depth - 1] if depth else ROOT
-    inside = tuple(a for a in (*main.blocks[depth:], *axes[:-1]) if a in load.symbols)
-    new, copied = _copy(b, load, at, (*inside, row))
-    tiles = copied[-2 - len(c.main.reduced)]
-    if is_along:
-        transpose_copy(b, load.buffer, copied, copied[-2], copied[-1])
-        b.attempt(Version(tiles))
-        return
-    blocks, tiles = b.split(tiles, STREAMS, "min")
-    b.take(Reorder((blocks, *copied[-1 - len(c.main.reduced) : -1], tiles)))
-    write_out(b, copied[-1:])
-    b.attempt(Prefetch(load.buffer, new, copied[-2], AHEAD))
-    b.attempt(Version(tiles))
-    if not depth and effort(b.kernel.body) >= SMALL:
-        b.attempt(Parallel((blocks,)))
-
-
-def _copy(b: Builder, load: Load, at: str, axes: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    """Pack what a load reads, with those of the axes as dimensions on which it depends. Returns the copy and the axes
-    of the loops that make it."""
-    layout = tuple(axis for axis in axes if axis in load.symbols)
-    before = set(b.axes())
-    new = b.fresh(load.buffer)
-    b.take(Pack(load.buffer, at, new, layout, b.copy_memory(load, at)))
-    return new, tuple(axis for axis in b.axes() if axis not in before)
-
-
-def _axis_in_memory(b: Builder, buffer: str, axes: tuple[str, ...]) -> str:
-    """Along which of the axes the elements that are read of a buffer lie next to each other; "" for none."""
-    indices = load_along(b, buffer, axes[-1]).indices
-    return next((axis for axis in reversed(axes) if stride(b.kernel.buffers()[buffer], indices, axis) == 1), "")
-
-
-def transpose_copy(b: Builder, buffer: str, copied: tuple[str, ...], along: str, lane: str) -> None:
-    """Copy squares through registers: `along` is how the source lies in memory, `lane` how the copy does."""
-    size = count(trips(b.loop(lane)))
-    b.take(Reorder((*(axis for axis in copied if axis not in (along, lane)), along, lane)))
-    squares, step = b.split(along, size, "peel")
-    before = set(b.axes())
-    b.take(Pack(buffer, squares, b.fresh(buffer), (lane, step), "register"))
-    rows, columns = (axis for axis in b.axes() if axis not in before)
-    b.take(Unroll((rows, step)))
-    b.take(Vectorize((columns, lane)))
-
-
-def _left(b: Builder, c: Contraction, row: str) -> Load | None:
-    """What a contraction reads along its rows, of which `row` is what is left now: if it is one load, plainly indexed,
-    and nothing else is read of its buffer, which a copy would serve too."""
-    read = dict.fromkeys(x for put in puts_in((b.loop(row),)) for x in loads(put.value))
-    left = [x for x in read if row in x.symbols]
-    plain = [x for x in loads(c.put.value) if c.main.row in x.symbols and _is_plain(x)]
-    if len(left) != 1 or not plain or sum(x.buffer == left[0].buffer for x in read) > 1:
-        return None
-    return left[0]
-
-
-def _is_plain(load: Load) -> bool:
-    """Is every subscript an axis or a number?"""
-    return all(i.as_name is not None or i.constant is not None for i in load.indices)
-
-
-def load_along(b: Builder, buffer: str, axis: str) -> Load:
-    """The load of a buffer along `axis`."""
-    found = (x for put in puts_in((b.loop(axis),)) for x in loads(put.value))
-    return next(x for x in found if x.buffer == buffer and axis in x.symbols)

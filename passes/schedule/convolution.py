@@ -15,8 +15,9 @@ from intarsia.ir.kernel import For
 from intarsia.ir.kernel_access import is_injective, trips
 from intarsia.ir.schedule import ROOT, Accumulate, Collapse, Fetch, Localize, Merge, Pack, Peel, Reorder, Version
 from intarsia.passes.schedule.builder import Builder
-from intarsia.passes.schedule.contraction import around, load_along, share, transpose_copy, unroll_reduction, write_out
+from intarsia.passes.schedule.contraction import around, share, unroll_reduction
 from intarsia.passes.schedule.nests import Contraction, Nest, find_contraction
+from intarsia.passes.schedule.packing import load_along, transpose_copy, write_out
 from intarsia.passes.schedule.shape import count, lanes_for, points, stride
 from intarsia.passes.schedule.tiling import FETCHED
 from intarsia.passes.schedule.tree import loops_in

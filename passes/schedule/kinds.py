@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from intarsia.ir.errors import ScheduleError
-from intarsia.ir.kernel import For, Kernel, LoopKind
-from intarsia.ir.schedule import Grid, Parallel, Unroll, Vectorize
+from intarsia.ir.kernel import For, Kernel, LoopKind, Prefetch, Put
+from intarsia.ir.schedule import Dot, Grid, Parallel, Unroll, Vectorize
 from intarsia.passes.schedule.dependence import carried_dependence, describe
 from intarsia.passes.schedule.tree import find_loop, replace_loop
 
@@ -27,6 +27,19 @@ def unroll(kernel: Kernel, step: Unroll) -> Kernel:
     for axis in step.axes:
         _require_numbers(find_loop(kernel, axis)[0], "unroll")
         kernel = _with_kind(kernel, axis, "unroll")
+    return kernel
+
+
+def dot(kernel: Kernel, step: Dot) -> Kernel:
+    """See `Dot`."""
+    for axis in step.axes:
+        loop, around = find_loop(kernel, axis)
+        _require_numbers(loop, "dot")
+        if [type(s) for s in loop.body if not isinstance(s, Prefetch)] != [Put]:
+            raise ScheduleError(f"{axis} has to hold one write and nothing else")
+        if pair := carried_dependence(kernel, loop, around, reductions=True):
+            raise ScheduleError(f"iterations of {axis} meet at {describe(pair)}")
+        kernel = _with_kind(kernel, axis, "dot")
     return kernel
 
 

@@ -67,7 +67,7 @@ def effort(body: Iterable[Statement]) -> int:
     total = 0
     for statement, loops in walk(tuple(body)):
         if isinstance(statement, Put):
-            lanes = math.prod(count(trips(loop)) for loop in loops if loop.kind == "lane")
+            lanes = math.prod(count(trips(loop)) for loop in loops if loop.kind in ("lane", "dot"))
             once = points(loops) * (1 + operations(statement.value))
             total += once // (4 * lanes) if lanes > 1 else once
         elif isinstance(statement, Call):

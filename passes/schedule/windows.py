@@ -33,8 +33,9 @@ from intarsia.ir.schedule import (
 )
 from intarsia.ir.sizes import Size
 from intarsia.passes.schedule.builder import Builder
-from intarsia.passes.schedule.contraction import around, load_along, share, write_out
+from intarsia.passes.schedule.contraction import around, share
 from intarsia.passes.schedule.nests import Nest, neighbours, reducing_nest, result_step
+from intarsia.passes.schedule.packing import load_along, write_out
 from intarsia.passes.schedule.shape import count, lanes_for, points, stride
 from intarsia.passes.schedule.tree import find_loop, loops_in, puts_in
 from intarsia.passes.schedule.vectors import vectorize_leaf
