@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from intarsia.ir.errors import CompileError as CompileError
     from intarsia.operators import torch_op as torch_op
     from intarsia.options import Options as Options
+    from intarsia.packed_checkpoints import read_awq as read_awq
+    from intarsia.packed_checkpoints import read_gptq as read_gptq
     from intarsia.program import Program as Program
     from intarsia.quantization import dequantize as dequantize
     from intarsia.quantization import quantize as quantize
@@ -43,6 +45,8 @@ _HOMES = {
     "jit": "intarsia.api",
     "load": "intarsia.api",
     "quantize": "intarsia.quantization",
+    "read_awq": "intarsia.packed_checkpoints",
+    "read_gptq": "intarsia.packed_checkpoints",
     "read_weights": "intarsia.files",
     "release_memory": "intarsia.api",
     "torch_op": "intarsia.operators",
@@ -57,6 +61,8 @@ __all__ = [
     "jit",
     "load",
     "quantize",
+    "read_awq",
+    "read_gptq",
     "read_weights",
     "release_memory",
     "torch_op",

@@ -144,14 +144,18 @@ def test_the_page_about_low_bit_data(
     monkeypatch.chdir(tmp_path)
     programs = re.findall(r"```ita\n(.*?)```", LOW_BIT, re.DOTALL)
     for text in programs:
-        Path("linear.ita").write_text(text)
-        assert main(["check", "linear.ita"]) == 0
+        Path("page.ita").write_text(text)
+        assert main(["check", "page.ita"]) == 0
+    Path("linear.ita").write_text(programs[1])
     names: dict[str, Any] = {}
     for code in re.findall(r"```python\n(.*?)```", LOW_BIT, re.DOTALL):
         exec(code, names)
     np.testing.assert_allclose(names["y"], names["x"] @ names["values"], rtol=1e-4)
     np.testing.assert_allclose(names["same"], names["y"], rtol=1e-5)
     write_results("model.safetensors", {"layer.0.weight": names["w"]})
+    words = {"qweight": np.zeros((8, 32), np.int32), "qzeros": np.zeros((2, 4), np.int32)}
+    scales = np.ones((2, 32), np.float16)
+    write_results("packed.safetensors", {f"a.{n}": t for n, t in {**words, "scales": scales}.items()})
     for block in re.findall(r"```sh\n(.*?)```", LOW_BIT, re.DOTALL):
         for line in block.splitlines():
             assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err

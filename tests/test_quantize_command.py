@@ -43,7 +43,7 @@ def weights(*shape: int) -> np.ndarray[Any, Any]:
     return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize("suffix", [pytest.param(".npz", marks=pytest.mark.slow), ".safetensors"])
 def test_a_program_takes_the_file(ita: Run, suffix: str) -> None:
     w, bias = weights(64, 8), weights(8)
     write_results("model.safetensors", {"a.weight": w, "a.bias": bias, "ids": np.arange(3)})
@@ -125,6 +125,7 @@ def test_arguments_of_several_tensors(ita: Run) -> None:
     assert status == 1 and "E0609" in err and "no tensors for 'w': scale" in err
 
 
+@pytest.mark.slow
 def test_a_picture(ita: Run) -> None:
     pytest.importorskip("matplotlib")
     np.save("w.npy", weights(4, 64))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import get_args
 
 import click
 import numpy as np
@@ -17,6 +18,7 @@ from intarsia.files import ArrayFile, open_arrays, write_results
 from intarsia.ir.dtypes import Array, DType, of_numpy
 from intarsia.ir.errors import CompileError
 from intarsia.measurement import size_text
+from intarsia.packed_checkpoints import PackedLayer, Packing, layer_names, other_names, read_layer
 from intarsia.plotting import pyplot
 from intarsia.program import Program
 from intarsia.quantization import conversions, definition, part_types
@@ -26,7 +28,8 @@ from intarsia.quantization_error import QuantizationError, channel_axis, error_h
 @click.command("quantize")
 @click.argument("file", metavar="FILE[:KEY]")
 @click.option("-o", "--output", required=True, metavar="FILE", help="The file to write: .npz or .safetensors.")
-@click.option("--format", "format_", required=True, metavar="FORMAT", help="mxfp4, 'quant(i4, scale=f16, axis=0)', …")
+@click.option("--format", "format_", metavar="FORMAT", help="mxfp4, 'quant(i4, scale=f16, axis=0)', …")
+@click.option("--from", "packing", type=click.Choice(get_args(Packing)), help="Unpack a checkpoint of this kind.")
 @click.option("--program", "program", metavar="FILE", help="A program that declares the format.")
 @click.option("--tensor", "patterns", multiple=True, metavar="PATTERN", help="Which tensors: 'layer.*.weight'.")
 @click.option("--per-channel", is_flag=True, help="The signal-to-noise ratio of every channel.")
@@ -34,7 +37,8 @@ from intarsia.quantization_error import QuantizationError, channel_axis, error_h
 def command(
     file: str,
     output: str,
-    format_: str,
+    format_: str | None,
+    packing: Packing | None,
     program: str | None,
     patterns: tuple[str, ...],
     per_channel: bool,
@@ -44,8 +48,16 @@ def command(
 
     Without --tensor these are all floats of two dimensions and more, or the only tensor of the file. The others are
     copied as they are. The tensor `w` becomes `w.codes`, `w.scale` and so on, which `run --arg w=FILE` takes. Prints
-    how much is lost.
+    how much is lost. With --from it reads a checkpoint of packed layers instead, which loses nothing.
     """
+    if (format_ is None) == (packing is None):
+        raise click.UsageError("give either --format or --from")
+    if packing is not None:
+        if program or patterns or per_channel or plot:
+            raise click.UsageError("--program, --tensor, --per-channel and --plot go with --format")
+        _unpack_layers(open_arrays(file), packing, output)
+        return
+    assert format_ is not None
     if plot is not None:
         pyplot()  # an error now, not after the work
     arrays, names = _open(file)
@@ -69,13 +81,41 @@ def command(
             results[label], types[label] = array, own_types[part]
         reports.append(report)
     progress.show()
-    write_results(output, results, types)
-    click.echo(f"wrote {output}, {size_text(Path(output).stat().st_size)}", err=True)
+    _write(output, results, types)
     _print_table(reports)
     if per_channel:
         _print_channels(reports)
     if plot is not None:
         _draw(reports, plot)
+
+
+def _unpack_layers(file: ArrayFile, packing: Packing, output: str) -> None:
+    """Write a checkpoint of packed layers with these in block formats, and print the formats."""
+    names, progress = layer_names(file), ProgressLine()
+    layers: list[PackedLayer] = []
+    for name in names:
+        progress.show(f"{len(layers) + 1} of {len(names)}: {name}")
+        layers.append(read_layer(file, name, packing))
+    progress.show()
+    results = {name: file.read(name) for name in other_names(file)}
+    types: dict[str, DType] = {}
+    ordered = any(layer.order is not None for layer in layers)
+    for layer in layers:
+        tensors, own = layer.named(ordered)
+        results |= tensors
+        types |= own
+    _write(output, results, types)
+    labels = [f"{layer.name}.weight".lstrip(".") for layer in layers]
+    shapes = [_shape_text(layer.tensors["codes"].shape) for layer in layers]
+    widths = [max(map(len, column)) for column in (labels, shapes)]
+    for layer, label, shape in zip(layers, labels, shapes):
+        note = "" if layer.order is None else ", its inputs in another order"
+        click.echo(f"{label:<{widths[0]}}  {shape:<{widths[1]}}  {layer.format}{note}")
+
+
+def _write(output: str, results: Mapping[str, Array], types: Mapping[str, DType]) -> None:
+    write_results(output, results, types)
+    click.echo(f"wrote {output}, {size_text(Path(output).stat().st_size)}", err=True)
 
 
 @dataclass(frozen=True)
@@ -189,7 +229,7 @@ def _row(report: _Report) -> tuple[str, ...]:
     error = report.error
     return (
         report.name or "-",
-        "x".join(map(str, report.shape)) or "scalar",
+        _shape_text(report.shape),
         f"{report.bits / error.count:.2f}",
         size_text(report.before),
         size_text(_bytes(report.bits)),
@@ -198,6 +238,10 @@ def _row(report: _Report) -> tuple[str, ...]:
         _decibels_text(error.decibels),
         _decibels_text(min(error.by_channel)),
     )
+
+
+def _shape_text(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
 
 
 def _bytes(bits: int) -> int:
