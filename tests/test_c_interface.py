@@ -36,6 +36,17 @@ fn perceptron(x: f32[B, K], const w: f32[K, F], const v: f32[N, F]) -> f32[B, N]
     return relu(x @ exp(w)) @ transpose(v)
 }
 
+fn narrow(w: i4[N], f: f4e2m1[N], u: u3[N]) -> (f32[N], i4[N], f6e2m3[N], u3[N]) {
+    x = f32(w) * f32(f) + f32(u)
+    return x, i4(i32(u) - 4), f6e2m3(x), u
+}
+
+format w4 = quant(i4, scale=f16, group=2, axis=0)
+
+fn dequantized(w: w4[4, 2]) -> f32[4, 2] {
+    return dequantize(w)
+}
+
 fn shifted(x: f32[N], y: f32[M]) -> f32[M] {
     return tensor[i < M](where(i < 3, x[i + 1], 0.0) + y[i])
 }
@@ -141,6 +152,33 @@ def test_what_depends_on_constants_only_is_computed_once(options: tuple[str, ...
     printf(" %d", bytes >= 4 * 65 * 100); free(p); free(s);"""
     static = [f"--dim={n}={e}" for n, e in (("B", 37), ("K", 65), ("F", 100)) if n not in options]
     assert run_c(tmp_path, "perceptron", body(code), *options, *static, "--dim=N=18") == "0 0 0 1"
+
+
+def test_narrow_elements_take_a_byte_each(tmp_path: Path) -> None:
+    """A code lies in the low bits of its byte; what is above it does not count, and is 0 in what is computed."""
+    code = """uint8_t f[5] = {0x1, 0x9, 0xF7, 0x02, 0xFF}, u[5] = {7, 0, 0xFC, 3, 1}, six[5], three[5];
+    int8_t w[5] = {7, -8, 0x0F, 1, (int8_t)0xF8}, i4[5]; float x[5];
+    int status = narrow(w, f, u, x, i4, six, three, 5, NULL);
+    printf("%d", status);
+    for (int i = 0; i < 5; i++) printf(" %g:%x:%x:%x", x[i], (uint8_t)i4[i], six[i], three[i]);
+    """
+    # 7 * 0.5 + 7, -8 * -0.5 + 0, -1 * 6 + 4, 1 * 1 + 3, -8 * -6 + 1; f6e2m3 saturates at 7.5.
+    # Elements of u are only moved.
+    wanted = "0 10.5:3:1f:7 4:c:18:0 -2:0:30:fc 4:f:18:3 49:d:1f:1"
+    assert run_c(tmp_path, "narrow", body(code), "--dynamic", "N") == wanted
+    text = (tmp_path / "narrow.h").read_text()
+    assert "const int8_t *w, /* i4[N] */" in text and "const uint8_t *f, /* f4e2m1[N] */" in text
+
+
+def test_a_tensor_of_a_format_is_its_parts(tmp_path: Path) -> None:
+    code = """int8_t codes[8] = {1, -2, 3, -4, 5, -6, 7, -8};
+    uint16_t half[4] = {0x3C00, 0x4000, 0x3800, 0xBC00};
+    float x[8];
+    printf("%d", dequantized(codes, half, x, NULL)); for (int i = 0; i < 8; i++) printf(" %g", x[i]);"""
+    # Scales of 1 and 2 for the first two rows, of 0.5 and -1 for the others.
+    assert run_c(tmp_path, "dequantized", body(code)) == "0 1 -4 3 -8 2.5 6 3.5 8"
+    text = (tmp_path / "dequantized.h").read_text()
+    assert "*w_codes, /* i4[4, 2] */" in text and "*w_scale, /* f16[2, 2] */" in text
 
 
 def test_conditions_of_open_sizes_give_a_status(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import pytest
 import intarsia
 from intarsia.cli import main
 from intarsia.commands import comparison, reduce
+from intarsia.files import open_arrays
 from intarsia.ir.errors import Source
 from intarsia.ir.text import read_module
 from intarsia.ir.tolerance import Expected
@@ -69,6 +70,18 @@ def data(*shape: int, seed: int = 0) -> Any:
 def test_run_prints_type_and_values(ita: Run) -> None:
     assert ita("run", "-e", DOUBLE, "--arg", "x=arange", "--dim", "N=4") == (0, "result: f32[4]\n[0. 2. 4. 6.]\n", "")
     assert ita("run", "-e", "fn f(a: f64) -> f64 { return a + 1.0 }", "--arg", "a=2")[1] == "result: f64 = 3.0\n"
+
+
+def test_results_of_types_that_numpy_lacks(ita: Run) -> None:
+    """They are shown as numbers, and .safetensors keep the type."""
+    text = "fn f(x: f32[3]) -> (f5e2m2[3], i3[3], u8[3]) { return f5e2m2(x), i3(i32(x)), u8(x) }"
+    words = ("run", "-e", text, "--arg", "x=arange", "--target", "reference")
+    status, out, _ = ita(*words)
+    assert status == 0 and out.split("\n")[:6:2] == ["result0: f5e2m2[3]", "result1: i3[3]", "result2: u8[3]"]
+    assert out.split("\n")[1:6:2] == ["[0. 1. 2.]", "[0 1 2]", "[0 1 2]"]
+    assert ita(*words, "--out", "y.safetensors")[0] == 0
+    types = [str(open_arrays("y.safetensors").type_of(f"result{i}").dtype) for i in range(3)]
+    assert types == ["f5e2m2", "i3", "u8"]
 
 
 def test_run_reads_and_writes_files(ita: Run) -> None:

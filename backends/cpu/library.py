@@ -254,7 +254,8 @@ def _c_name(name: str, taken: set[str]) -> str:
 
 
 def _declaration(slot: Slot, name: str) -> str:
-    """A parameter with its type in the program. 16-bit floats are passed as their bits; narrow elements are packed."""
+    """A parameter with its type in the program. Floats of 16 bits and fewer are passed as their bits, narrow ones in
+    a byte each."""
     element = _c_element(slot.dtype)
     pointer = f"const {element} *"
     if slot.place == "output":

@@ -25,7 +25,7 @@ from intarsia.arguments import (
 )
 from intarsia.files import Weights, open_arrays, read_array, read_weights
 from intarsia.function import Function, require_dimensions, shapes_of
-from intarsia.ir.dtypes import F32, I64, Array, DType
+from intarsia.ir.dtypes import F32, I64, Array, DType, of_numpy
 from intarsia.ir.errors import CompileError
 from intarsia.ir.sizes import Size
 from intarsia.ir.types import ListType, TensorType, Type
@@ -73,6 +73,14 @@ class Bound:
         """The arguments in the order of the graph's parameters, as the interpreters take them."""
         found = (self.tensors[p.label] for p in compilation.source_module.graph.parameters)
         return [list(value) if isinstance(value, tuple) else value for value in found]
+
+    def result_types(self, results: Sequence[Array]) -> list[DType | None]:
+        """The element types of results; bytes may be codes of a type that NumPy does not have, which only the graph
+        tells."""
+        if all(r.dtype not in (np.int8, np.uint8) for r in results):
+            return [of_numpy(r.dtype) for r in results]
+        types = [value.type for value in self.compilation().source_module.graph.results]
+        return [kind.dtype if isinstance(kind, TensorType) else None for kind in types]
 
     def call(self) -> Callable[[], list[Array]]:
         """A callable that runs the compiled program; compiling is done when this returns. If the program runs on a GPU,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -76,11 +76,14 @@ def command(
         placed, call = None, _prepare(bound, target)
     compile_seconds = time.perf_counter() - start
     results = interruptible(call)
+    names = ["result"] if len(results) == 1 else [f"result{i}" for i in range(len(results))]
+    types = bound.result_types(results)
     if out is not None:
-        names = ["result"] if len(results) == 1 else [f"result{i}" for i in range(len(results))]
-        write_results(out, dict(zip(names, results)))
+        known = {name: element for name, element in zip(names, types) if element is not None}
+        write_results(out, dict(zip(names, results)), known)
     else:
-        _print(bound, results)
+        for name, result, element in zip(names, results, types):
+            click.echo(format_array(name, result, element))
     if timing:
         _report_time(bound, placed, call, compile_seconds)
     if profile:
@@ -124,9 +127,3 @@ def _report_profile(bound: Bound, placed: PlacedCall | None) -> None:
         from intarsia.commands import gpu_timing
 
         gpu_timing.report_profile(placed)
-
-
-def _print(bound: Bound, results: Sequence[Array]) -> None:
-    for index, result in enumerate(results):
-        name = "result" if len(results) == 1 else f"result{index}"
-        click.echo(format_array(name, result))
