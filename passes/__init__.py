@@ -18,6 +18,7 @@ MODULES: tuple[str, ...] = (
     "skip_rounding",
     "lower",
     "join",
+    "layout",
     "schedule.scheduling",
 )
 """Every module that defines passes; importing it registers them."""

@@ -24,7 +24,7 @@ from intarsia.ir.target import Target
 from intarsia.passes import all_passes
 
 if TYPE_CHECKING:
-    from intarsia.passes.schedule.builder import Builder
+    from intarsia.passes.schedule.builder import Applied, Builder
 
 PASSES: dict[str, type[Pass]] = {}
 """Every pass whose module has been imported, by name; `intarsia.passes.all_passes` imports them all."""
@@ -42,8 +42,9 @@ class Context:
     schedules of one kernel on the target, the default one first; without it, every decision is the likeliest one.
     measured: the text of the fastest schedule that is known of a naive kernel, None if none is. writable: why the back
     end of a GPU cannot write a scheduled kernel, None if it can. schedules: the one that each kernel got, filled in by
-    `schedule`. tried: naive kernels without their names that were scheduled on the way. each: how work that is the same
-    for many kernels is done.
+    `schedule`. tried: naive kernels without their names that were scheduled on the way; applied: steps that were taken
+    when schedules were weighed, which `schedule` need not take again. each: how work that is the same for many kernels
+    is done.
     """
 
     target: Target
@@ -57,6 +58,7 @@ class Context:
     writable: Callable[[Kernel], str | None] = lambda kernel: None
     schedules: dict[str, Schedule] = field(default_factory=dict)
     tried: dict[Kernel, Builder] = field(default_factory=dict)
+    applied: Applied = field(default_factory=dict)
     each: Mapper = map
 
 
@@ -153,7 +155,7 @@ class Pipeline:
 
 DEFAULT = (
     "canonicalize,cse,dce,expand-sorts,legalize-dtype,canonicalize,cse,sample,dce,contract,hoist,fuse,skip-rounding,dce,"
-    "lower,join,schedule"
+    "lower,join,layout,schedule"
 )
 
 

@@ -68,7 +68,9 @@ def command(
         _show(compilation.remarks.items, about)
         click.echo(plan_report(plan))
     elif about == "layout":
-        click.echo(with_deep_stack(lambda: layout_report(compilation)))
+        report = with_deep_stack(lambda: layout_report(compilation))
+        _show(compilation.remarks.items, about)
+        click.echo(report)
     else:
         with_deep_stack(lambda: compilation.scheduled)
         _show(compilation.remarks.items, about)

@@ -1,4 +1,5 @@
-"""Where the transposes of a program went, and in which order kernels copy what they read: `explain --about layout`."""
+"""Where the transposes of a program went, and in which order kernels copy what they read: `explain --about layout`,
+below the tensors between kernels whose dimensions lie in another order."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from intarsia.ir.schedule import Pack, Schedule
 def layout_report(compilation: Compilation) -> str:
     """One line for each transpose that is left after the passes, and one for each copy that a kernel packs."""
     lines = [*_transposes(compilation.fused), *_copies(compilation)]
-    return "\n".join(lines or ["layout: nothing to decide"])
+    is_empty = not lines and all(remark.about != "layout" for remark in compilation.remarks.items)
+    return "layout: nothing to decide" if is_empty else "\n".join(lines)
 
 
 def _transposes(module: Module) -> Iterator[str]:

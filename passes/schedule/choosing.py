@@ -29,10 +29,12 @@ def best_schedule(
     predict: Predictor,
     repeated: bool = False,
     look: Callable[[Builder], object] = lambda builder: None,
+    applied: Applied | None = None,
 ) -> Builder:
     """The schedule that a predictor likes best: the default one with another option of one decision, or with all the
-    changes that are predicted to gain something by themselves. `look` is called with all that are looked at."""
-    applied: Applied = {}
+    changes that are predicted to gain something by themselves. `look` is called with all that are looked at; `applied`
+    are steps that were taken before."""
+    applied = {} if applied is None else applied
 
     def built(choices: Mapping[str, int]) -> Builder:
         builder = build_schedule(kernel, target, repeated, choices, applied)

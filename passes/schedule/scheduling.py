@@ -44,6 +44,7 @@ class ScheduleKernels(Pass):
         )
         work = partial(schedule_of, context=context, repeated=repeated)
         found = {k.name: scheduled for k, scheduled in zip(free, context.each(work, free))}
+        context.applied.clear()
         kernels = tuple(
             self._keep(k, found[k.name], context)
             if k.name in found
@@ -87,9 +88,9 @@ def schedule_of(kernel: Kernel, context: Context, repeated: frozenset[str] = fro
     elif context.target.kind == "gpu":
         built = build_programs(kernel, context.target, context.writable)
     elif context.predict is None:
-        built = build_schedule(kernel, context.target, again)
+        built = build_schedule(kernel, context.target, again, applied=context.applied)
     else:
-        built = best_schedule(kernel, context.target, context.predict, again)
+        built = best_schedule(kernel, context.target, context.predict, again, applied=context.applied)
     return Scheduled(built.kernel, built.schedule, tuple(built.remarks))
 
 
