@@ -179,6 +179,20 @@ def test_a_block_with_a_nan_is_nan() -> None:
     assert np.isnan(back[2, :32]).all() and np.isnan(back[4, 32:]).all() and np.isfinite(back[4, :32]).all()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_nan_is_never_lost(name: str) -> None:
+    x = data()
+    x[40, 5] = np.nan
+    declaration = DECLARED.get(name, name)
+    assert np.isnan(dequantized(quantized(x, declaration), declaration)[40, 5])
+
+
+def test_scales_saturate() -> None:
+    x = np.array([3e38, 7, 1e-12, 0], np.float32)
+    back = dequantized(quantized(x, "quant(i4, scale=f16, group=1)"), "quant(i4, scale=f16, group=1)")
+    assert back.tolist() == [7 * 65504, 7, 0, 0]
+
+
 def test_two_scales_of_nvfp4() -> None:
     x = data()
     parts = quantized(x, "nvfp4")
