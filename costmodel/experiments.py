@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +14,7 @@ from intarsia.costmodel.dataset import Dataset
 from intarsia.costmodel.evaluation import (
     TOPS,
     Floats,
+    Judgement,
     Predictor,
     analytic,
     at_random,
@@ -25,7 +25,7 @@ from intarsia.costmodel.evaluation import (
     summary,
 )
 from intarsia.costmodel.targets import targets
-from intarsia.costmodel.training import QUANTILES, boosting, fit, ratios, weights
+from intarsia.costmodel.training import boosting, fit, fit_bounds, ratios, weights
 
 Rows = npt.NDArray[Any]
 
@@ -104,8 +104,8 @@ OTHERS: dict[str, Predictor] = {
     "ridge": learned("ridge"),
     "pairwise ranker": pairwise,
     "residual": learned(target="residual"),
-    "text": learned(text=True, target="residual"),
-    "text alone": learned(text=True, target="time"),
+    "text": learned("short boosting", text=True, target="residual"),
+    "text alone": learned("short boosting", text=True, target="time"),
     "without the estimate": learned(without=ROOFLINE),
     "without caches": learned(without=CACHES),
     "10 % of the data": learned(part=0.1),
@@ -116,9 +116,18 @@ OTHERS: dict[str, Predictor] = {
 SEEDED = "learned"
 """What is fitted with several seeds."""
 
+WORTHS = (1.0, 0.95, 0.9, 0.85, 0.8)
+"""Parts of the default schedule's time from which on another one is chosen."""
+
+WORSE = 1.1
+"""A choice that takes so many times as long as another one is clearly worse."""
+
+Split = Callable[[Dataset, int], Iterator[tuple[Rows, Rows]]]
+
 
 def run(data: Dataset, seeds: int, progress: Callable[[str], object] = lambda what: None) -> dict[str, Any]:
-    """All figures of a report. Regrets are of problems of which every candidate was timed."""
+    """All figures of a report, and under `predicted` what its pictures show: log2 seconds. Regrets are of problems of
+    which every candidate was timed."""
     found: dict[str, Any] = {
         "machine": data.machine,
         "rows": len(data),
@@ -127,36 +136,69 @@ def run(data: Dataset, seeds: int, progress: Callable[[str], object] = lambda wh
         "spread": {"median": float(np.median(data.spread)), "p90": float(np.quantile(data.spread, 0.9))},
         "best over default": _gain_of_best(data),
     }
-    splits = {"unseen_shapes": (by_shape, BASELINES | OTHERS), "unseen_ops": (lambda d, seed: by_kind(d), BASELINES)}
+    splits: dict[str, tuple[Split, Mapping[str, Predictor]]] = {
+        "unseen_shapes": (by_shape, BASELINES | OTHERS),
+        "unseen_ops": (by_kind, BASELINES),
+    }
+    first: dict[str, Floats] = {}
     for name, (split, predictors) in splits.items():
         models: dict[str, Any] = {}
         for model, predictor in predictors.items():
             progress(f"{name}: {model}")
-            count = seeds if model == SEEDED else 1
-            each = [_judged(data, partial(split, data), predictor, seed) for seed in range(count)]
-            models[model] = _joined(each)
+            each = [held_out(data, split, predictor, seed) for seed in range(seeds if model == SEEDED else 1)]
+            models[model] = _joined([summary(judged(data, predicted)) for predicted in each])
+            first.setdefault(model, each[0])
         found[name] = {**models[SEEDED], "models": models}
+    progress("choices")
+    found["choices"] = _choices(data, first[SEEDED])
     progress("times")
-    predicted = _predicted_times(data)
-    found["gemm"] = _times(data, predicted, np.char.find(data.kind.astype(str), "matmul") >= 0)
-    found["all kinds"] = _times(data, predicted, np.ones(data.problems, bool))
+    bounds = _predicted_bounds(data)
+    for name, of in (
+        ("gemm", np.char.find(data.kind.astype(str), "matmul") >= 0),
+        ("all kinds", np.ones(data.problems, bool)),
+    ):
+        found[name] = _times(data, (first["residual"], *bounds), of)
     progress("counts")
     found["targets"] = targets(data)
     progress("searches")
-    found["best so far"] = _searches(data)
+    found["best so far"] = _searches(data, first[SEEDED])
+    return {**found, "predicted": first["residual"]}
+
+
+def held_out(data: Dataset, split: Split, predictor: Predictor, seed: int) -> Floats:
+    """What a model says of every row, fitted to other problems: (n,)."""
+    found = np.zeros_like(data.estimate)
+    for fitted, rows in split(data, seed):
+        found[rows] = predictor(data, fitted, rows, seed)
     return found
 
 
-def _judged(
-    data: Dataset, split: Callable[[int], Iterator[tuple[Rows, Rows]]], predictor: Predictor, seed: int
-) -> dict[str, Any]:
-    """The summary over all folds of a split, each problem judged once."""
-    whole = []
-    for fitted, judged in split(seed):
-        predicted = predictor(data, fitted, judged, seed)
-        kept = data.whole[data.problem[judged]]
-        whole += judgements(data, judged[kept], predicted[kept])
-    return summary(whole)
+def judged(data: Dataset, predicted: Floats) -> list[Judgement]:
+    """Judgements of all problems of which every candidate was timed, for predictions of all rows."""
+    kept = np.flatnonzero(data.whole[data.problem])
+    return judgements(data, kept, predicted[kept])
+
+
+def _choices(data: Dataset, predicted: Floats) -> dict[str, Any]:
+    """What comes of choosing by predicted ratios, if the default schedule is left only for one that is predicted to
+    take at most some part of its time. By that part: how many choices are not the default schedule, the time of that
+    over the chosen one's in the mean and at worst, and beside what the analytic model would have chosen, the share of
+    clearly worse choices and the worst one."""
+    rows = np.arange(len(data))
+    other = np.array([j.first for j in judgements(data, rows, data.estimate)])
+    found: dict[str, Any] = {}
+    for worth in WORTHS:
+        guarded = np.where(data.is_default, np.float32(np.log2(worth)), predicted)
+        chosen = judgements(data, rows, guarded)
+        gain, beside = np.array([j.gain for j in chosen]), np.array([j.first for j in chosen]) / other
+        found[f"{worth:g}"] = {
+            "changed": float(np.mean(gain != 1)),
+            "over default": float(np.exp(np.log(gain).mean())),
+            "worst": float(gain.min()),
+            "worse than analytic": float(np.mean(beside > WORSE)),
+            "worst beside analytic": float(beside.max()),
+        }
+    return found
 
 
 def _joined(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -187,16 +229,13 @@ def _gain_of_best(data: Dataset) -> float:
     return float(np.exp(np.mean(np.log(gains))))
 
 
-def _predicted_times(data: Dataset) -> tuple[Floats, Floats, Floats]:
-    """log2 seconds of all rows as unseen shapes, and two bounds of them: (n,) each."""
-    middle, low, high = (np.zeros_like(data.estimate) for _ in range(3))
-    for fitted, judged in by_shape(data, 0):
-        middle[judged] = learned(target="residual")(data, fitted, judged, 0)
-        for bound, quantile in zip((low, high), QUANTILES):
-            model = boosting(0, "quantile", quantile)
-            model.fit(data.features[fitted], data.residual[fitted], sample_weight=weights(data)[fitted])
-            bound[judged] = data.estimate[judged] + model.predict(data.features[judged])
-    return middle, low, high
+def _predicted_bounds(data: Dataset) -> tuple[Floats, Floats]:
+    """Between which log2 seconds all rows should be, as unseen shapes: (n,) each."""
+    low, high = np.zeros_like(data.estimate), np.zeros_like(data.estimate)
+    for fitted, rows in by_shape(data, 0):
+        for bound, model in zip((low, high), fit_bounds(data, fitted, 0)):
+            bound[rows] = data.estimate[rows] + model.predict(data.features[rows])
+    return low, high
 
 
 def _times(data: Dataset, predicted: tuple[Floats, Floats, Floats], of: npt.NDArray[np.bool_]) -> dict[str, float]:
@@ -212,31 +251,24 @@ def _times(data: Dataset, predicted: tuple[Floats, Floats, Floats], of: npt.NDAr
     }
 
 
-def _searches(data: Dataset) -> dict[str, list[float]]:
+def _searches(data: Dataset, predicted: Floats) -> dict[str, list[float]]:
     """The mean regret after 1, 2, … measurements of unseen shapes: in a random order, in that of the analytic and that
     of the learned model, and with the learned one corrected by what was measured."""
-    names = ("random", "analytic", "learned", "learned + measured")
-    curves: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in names}
-    for fitted, judged in by_shape(data, 0):
-        predicted = learned()(data, fitted, judged, 0)
-        for problem in np.unique(data.problem[judged]):
-            if not data.whole[problem]:
-                continue
-            own = data.problem[judged] == problem
-            rows = judged[own]
-            seconds = data.seconds[rows]
-            shuffled = np.random.default_rng(int(problem)).permutation(len(rows))
-            choices = [json.loads(text) for text in data.choices[rows]]
-            orders = {
-                "random": shuffled,
-                "analytic": np.argsort(data.estimate[rows], kind="stable"),
-                "learned": np.argsort(predicted[own], kind="stable"),
-                "learned + measured": _searched(predicted[own], seconds, choices),
-            }
-            for name, order in orders.items():
-                best = np.minimum.accumulate(seconds[order]) / seconds.min() - 1
-                curves[name].append(np.pad(best, (0, max(0, MEASURED - len(best))))[:MEASURED])
-    return {name: np.mean(found, axis=0).tolist() for name, found in curves.items() if found}
+    curves: dict[str, list[npt.NDArray[Any]]] = {}
+    for problem in np.flatnonzero(data.whole).tolist():
+        rows = data.rows_of([problem])
+        seconds = data.seconds[rows]
+        choices = [json.loads(text) for text in data.choices[rows]]
+        orders = {
+            "random": np.random.default_rng(problem).permutation(len(rows)),
+            "analytic": np.argsort(data.estimate[rows], kind="stable"),
+            "learned": np.argsort(predicted[rows], kind="stable"),
+            "learned + measured": _searched(predicted[rows], seconds, choices),
+        }
+        for name, order in orders.items():
+            best = np.minimum.accumulate(seconds[order]) / seconds.min() - 1
+            curves.setdefault(name, []).append(np.pad(best, (0, max(0, MEASURED - len(best))))[:MEASURED])
+    return {name: np.mean(found, axis=0).tolist() for name, found in curves.items()}
 
 
 def _searched(predicted: Floats, seconds: Floats, choices: Sequence[Mapping[str, int]]) -> npt.NDArray[np.intp]:

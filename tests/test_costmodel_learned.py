@@ -31,7 +31,7 @@ from intarsia.costmodel.forest import Forest
 from intarsia.costmodel.learned import load_model
 from intarsia.costmodel.problems import KINDS, problems
 from intarsia.costmodel.tokens import COLUMNS, token_features, tokens
-from intarsia.costmodel.training import boosting, forest_of, train, weights
+from intarsia.costmodel.training import boosting, fit_bounds, forest_of, train, weights
 from intarsia.driver import Compilation
 from intarsia.dsl.library import load
 from intarsia.ir.errors import Source
@@ -109,6 +109,14 @@ def made_up(problem_count: int = 18, each: int = 12, seed: int = 0) -> Dataset:
     )  # fmt: skip
 
 
+def test_bounds_hold_as_often_as_they_say() -> None:
+    data = made_up(90, 4)
+    data = replace(data, seconds=data.seconds * np.exp2(np.random.default_rng(2).normal(size=90))[data.problem])
+    first, others = np.flatnonzero(data.problem < 60), np.flatnonzero(data.problem >= 60)
+    low, high = (b.predict(data.features[others]) for b in fit_bounds(data, first, 0, trees=40))
+    assert 0.6 < np.mean((low <= data.residual[others]) & (data.residual[others] <= high)) < 0.95
+
+
 def test_a_forest_says_what_scikit_learn_says(tmp_path: Path) -> None:
     data = made_up()
     model = boosting(0, trees=25).fit(data.features, data.residual, sample_weight=weights(data))
@@ -181,7 +189,7 @@ def test_judging_choices() -> None:
 
 def test_splits_never_share_a_problem() -> None:
     data = made_up()
-    for split in (by_shape(data, 1), by_kind(data)):
+    for split in (by_shape(data, 1), by_kind(data, 1)):
         judged = []
         for fitted, held in split:
             assert not set(data.problem[fitted]) & set(data.problem[held])

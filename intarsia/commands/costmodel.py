@@ -126,7 +126,7 @@ def train_command(file: Path, output: Path, seed: int) -> None:
 @command.command("evaluate")
 @click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="A folder.")
-@click.option("--seeds", default=5, show_default=True, help="How often the main models are fitted anew.")
+@click.option("--seeds", default=3, show_default=True, help="How often the main models are fitted anew.")
 def evaluate_command(file: Path, output: Path, seeds: int) -> None:
     """Judge models on kernels and kinds of kernels that they were not fitted to; write a report with pictures."""
     from intarsia.costmodel.experiments import run

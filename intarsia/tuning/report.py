@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from intarsia.costmodel.dataset import Dataset
-from intarsia.costmodel.evaluation import TOPS, by_shape
-from intarsia.costmodel.experiments import learned, table
+from intarsia.costmodel.evaluation import TOPS, Floats, by_shape
+from intarsia.costmodel.experiments import WORSE, table
 from intarsia.costmodel.targets import target_table
 from intarsia.plotting import pyplot
 
@@ -29,9 +29,10 @@ COLUMNS = (
 def write_report(data: Dataset, found: Mapping[str, Any], folder: Path) -> None:
     """Write `report.json`, `report.md` and its pictures into a folder. Raises CompileError E1801 without matplotlib."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(found, indent=1) + "\n")
+    figures = {name: value for name, value in found.items() if name != "predicted"}
+    (folder / "report.json").write_text(json.dumps(figures, indent=1) + "\n")
     _draw_search(found, folder / "search.png")
-    _draw_times(data, folder / "times.png")
+    _draw_times(data, found["predicted"], folder / "times.png")
     _draw_importance(data, folder / "features.png")
     (folder / "report.md").write_text(_page(found))
 
@@ -73,6 +74,7 @@ def _page(found: Mapping[str, Any]) -> str:
     lines += [
         "",
         "![predicted against measured](times.png)",
+        *_chosen(found["choices"]),
         *_counted(found["targets"]),
         "",
         "## Searches",
@@ -81,6 +83,31 @@ def _page(found: Mapping[str, Any]) -> str:
     ]
     lines += ["", "## Features", "", "![importance](features.png)", ""]
     return "\n".join(lines)
+
+
+CHOSEN = """\
+
+## Choices
+
+Of unseen shapes, if the default schedule is left only for one that is predicted to take at most some part of its time;
+`passes/schedule/choosing.py` says which part a compilation asks for. *Beside analytic*: the time of what was chosen
+over that of what the analytic model would have chosen.
+
+| part | changed | over default | at worst | beside analytic: more than {worse:.0%} worse | at worst |
+|---|---|---|---|---|---|\
+"""
+
+
+def _chosen(found: Mapping[str, Any]) -> list[str]:
+    """The section about choices by predicted ratios."""
+    lines = [CHOSEN.format(worse=WORSE - 1)]
+    for worth, own in found.items():
+        cells = (
+            worth, f"{own['changed']:.1%}", f"{own['over default']:.3f}", f"{own['worst']:.2f}",
+            f"{own['worse than analytic']:.1%}", f"{own['worst beside analytic']:.2f}",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 COUNTED = """\
@@ -115,12 +142,10 @@ def _draw_search(found: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=100, bbox_inches="tight")
 
 
-def _draw_times(data: Dataset, path: Path) -> None:
+def _draw_times(data: Dataset, predicted: Floats, path: Path) -> None:
     """Predicted against measured times of unseen shapes."""
     figure, axes = pyplot().subplots(figsize=(5, 5))
-    for fitted, judged in by_shape(data, 0):
-        predicted = learned(target="residual")(data, fitted, judged, 0)
-        axes.plot(data.seconds[judged] * 1e6, np.exp2(predicted) * 1e6, ".", markersize=2, color="C0", alpha=0.5)
+    axes.plot(data.seconds * 1e6, np.exp2(predicted) * 1e6, ".", markersize=2, color="C0", alpha=0.5)
     limits = [float(data.seconds.min() * 1e6), float(data.seconds.max() * 1e6)]
     axes.plot(limits, limits, color="black", linewidth=0.5)
     axes.set_xscale("log")
