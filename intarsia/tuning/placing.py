@@ -2,9 +2,9 @@
 
 Times depend on addresses: a vector that crosses a cache line takes two loads, a load waits for a store whose address
 has the same last twelve bits, and which lines of the second cache are in each other's way is decided by physical pages.
-An elementwise kernel on arrays that begin 16 bytes into a line, as NumPy's do, took 1.14 times as long as on whole ones.
-So everything lies at the same places in every process and for every candidate: on huge pages, cache lines whole, each
-array some lines further into its page than the one before.
+An elementwise kernel on arrays that begin 16 bytes into a line, as NumPy's do, took 1.14 times as long as on whole
+lines. So everything lies at the same places in every process and for every candidate: on huge pages, cache lines whole,
+each array some lines further into its page than the one before.
 """
 
 from __future__ import annotations
