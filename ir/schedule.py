@@ -32,6 +32,7 @@ from intarsia.ir.schedule_masks import Widen as Widen
 from intarsia.ir.schedule_order import Distribute as Distribute
 from intarsia.ir.schedule_order import Merge as Merge
 from intarsia.ir.schedule_order import Move as Move
+from intarsia.ir.schedule_order import Overlap as Overlap
 from intarsia.ir.schedule_order import Sink as Sink
 from intarsia.ir.schedule_scans import Restart as Restart
 from intarsia.ir.schedule_scans import Scan as Scan

@@ -93,3 +93,35 @@ class Distribute(Step):
 
     def rest(self) -> str:
         return f"{self.axis} at {self.statement}"
+
+
+@dataclass(frozen=True)
+class Overlap(Step):
+    """Make results block by block, each with all that it needs of the temporaries before: `overlap y 32 -> b`.
+
+       for i in 0..N { t[i] = f(x[i]) }; for j in 1..N - 1 { y[j] = t[j - 1] + t[j + 1] }
+    -> for b in 0..(N + 31) // 32 {
+         alloc t: f32[34] cache
+         for i in max(0, 32 * b - 1)..min(N, 32 * b + 33) { t[i - 32 * b + 1] = f(x[i]) }
+         for j in max(1, 32 * b)..min(N - 1, 32 * b + 32) { y[j] = t[j - 32 * b] + t[j - 32 * b + 2] } }
+
+    What blocks share is computed in both. Several results may be made together, and blocks may have an extent in each
+    of the first dimensions: `overlap y z 16 128`. The stages that make the results move into the blocks, and those
+    before them whose temporaries nothing else uses. A result that other stages read too is copied at the end of a
+    block. Refused where these do not subscript a blocked dimension by an axis of theirs and a number.
+    """
+
+    buffers: tuple[str, ...]
+    extents: tuple[int, ...]
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        buffers, extents = words.names(), [words.number()]
+        while words.next.isdigit():
+            extents.append(words.number())
+        return Overlap(buffers, tuple(extents), words.new_names(len(extents)))
+
+    def rest(self) -> str:
+        names = f" -> {' '.join(self.names)}" if self.names else ""
+        return f"{' '.join(self.buffers)} {' '.join(map(str, self.extents))}{names}"

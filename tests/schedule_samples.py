@@ -137,6 +137,20 @@ SAMPLES: dict[str, tuple[str, dict[str, int]]] = {
         }""",
         {},
     ),
+    "steps": (
+        """kernel steps(x: f32[11, 9], out y: f32[11, 9], out z: f32[11, 9]) {
+          alloc t: f32[11, 9]
+          alloc u: f32[11, 9]
+          for i in 0..11 { for j in 0..9 { t[i, j] = x[i, j] } }
+          for i.1 in 1..10 { for j.1 in 1..9 { t[i.1, j.1] += x[i.1 + 1, j.1] * x[i.1 - 1, j.1 - 1] } }
+          for j.2 in 0..9 { u[0, j.2] = t[0, j.2] }
+          for i.3 in 1..11 { for j.3 in 0..9 { u[i.3, j.3] = t[i.3, j.3] - t[i.3 - 1, j.3] } }
+          for i.4 in 0..11 { for j.4 in 0..9 { y[i.4, j.4] = u[i.4, j.4] } }
+          for i.5 in 0..11 { for j.5 in 0..9 { z[i.5, j.5] = t[i.5, j.5] } }
+          for i.6 in 0..10 { for j.6 in 0..7 { z[i.6, j.6] += u[i.6 + 1, j.6 + 2] } }
+        }""",
+        {},
+    ),
     "sweep": (
         """kernel sweep(inout x: f32[8, 9]) {
           for i in 1..7 { for j in 1..8 { x[i, j] = (x[i - 1, j] + x[i + 1, j] + x[i, j - 1] + x[i, j + 1]) * 0.25 } }

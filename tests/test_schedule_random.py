@@ -114,6 +114,12 @@ class Proposals:
         memory = self.random.choice(["register", "cache"])
         return f"localize {self.random.choice(temporaries)} at {self._axis(kernel)} {memory}"
 
+    def _overlap(self, kernel: Kernel) -> str:
+        extents = [str(self.random.choice((1, 2, 3, 5, 8))) for _ in range(self.random.choice((1, 1, 2)))]
+        outs = [b.name for b in kernel.parameters if b.role == "out"]
+        results = outs if self.random.random() < 0.5 else [self._buffer(kernel)]
+        return f"overlap {' '.join(results)} {' '.join(extents)}"
+
     def _reuse(self, kernel: Kernel) -> str:
         blocks_of = [[s.buffer.name for s in block if isinstance(s, Alloc)] for block, _ in blocks(kernel)]
         names = self.random.choice([names for names in blocks_of if len(names) > 1] or [["s", "t"]])

@@ -13,6 +13,7 @@ values in memory, and the order of its nodes is the order of execution. See docs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,9 +36,11 @@ from intarsia.passes.lower.names import kernel_label
 from intarsia.passes.lower.order import readers_first
 from intarsia.passes.lower.recurrences import recurrence
 from intarsia.passes.lower.rows_of_constants import with_rows
+from intarsia.passes.lower.several_steps import Steps, in_blocks, several_steps
 from intarsia.passes.lower.stages import Names, rename_buffers
 from intarsia.passes.lower.whole_loops import whole_loop
 from intarsia.passes.pipeline import Context, Pass
+from intarsia.passes.schedule.grids import find_blocks
 from intarsia.passes.schedule.programs_of_loops import loop_of_programs
 from intarsia.passes.schedule.step_costs import step_costs
 
@@ -48,10 +51,13 @@ class Lower(Pass):
 
     `pointwise_loops`: loops that work on each element by itself become kernels too (see `lower/loops.py`).
     `whole_loops`: so do those whose steps are several kernels (see `lower/whole_loops.py`); `auto`: where a GPU gains.
+    `steps_at_once`: of a loop over grids that no cache of a CPU holds, so many steps become one kernel (see
+    `lower/several_steps.py`).
     """
 
     pointwise_loops: bool = True
     whole_loops: Literal["auto", "always", "never"] = "auto"
+    steps_at_once: int = 8
     name = "lower"
     exact = False  # the order of a sum is that of the loops
 
@@ -62,8 +68,10 @@ class Lower(Pass):
         checks = Checks(outside=context.target.kind == "gpu") if context.checks else None
         loops_inside = self.pointwise_loops and checks is None
         whole = partial(self._is_whole, context)
+        several = partial(self._in_blocks, context)
         constants = Constants(kernels.named, graph.dimensions)
-        lowering = _RegionLowering(kernels, frozenset(graph.body.parameters), checks, loops_inside, whole, constants)
+        parameters = frozenset(graph.body.parameters)
+        lowering = _RegionLowering(kernels, parameters, checks, loops_inside, whole, several, constants)
         body = lowering.region(graph.body, scope, {})
         called = frozenset(kernels_called(body))
         lowered = replace(module.with_body(body), kernels=tuple(k for k in kernels.in_order if k.name in called))
@@ -87,6 +95,24 @@ class Lower(Pass):
         text = f"{what}: about {costs.one} cycles a step in one kernel, {costs.launches} in {launches} launches"
         self.remark(context, "schedule", text, kernel.span, costs.is_one_better)
         return costs.is_one_better
+
+    def _in_blocks(self, context: Context, loop: Loop, make: Callable[[int], Steps | None]) -> Steps | None:
+        """Several steps of a loop as one kernel, which `make` writes, if that is worth it."""
+        states = [v.tensor for v in loop.initial]
+        large = sum(math.prod(s.constant or 0 for s in t.shape) * t.dtype.bytes for t in states)
+        if (
+            self.steps_at_once < 2
+            or context.checks
+            or context.target.kind != "cpu"
+            or large <= context.target.caches[1]
+        ):
+            return None
+        made = make(self.steps_at_once)
+        if made is None or not find_blocks(made.kernel, context.target):
+            return None
+        text = f"{made.count} steps of the loop are one kernel, so that blocks of the states stay in a cache"
+        self.remark(context, "schedule", text, loop.span)
+        return made
 
 
 def kernels_called(region: Region) -> Iterator[str]:
@@ -154,6 +180,7 @@ class _RegionLowering:
     checks: Checks | None
     loops_inside: bool
     is_whole: Callable[[Kernel, int], bool]
+    several: Callable[[Loop, Callable[[int], Steps | None]], Steps | None]
     constants: Constants
 
     def region(self, region: Region, scope: _Scope, outer: Mapping[Value, Value]) -> Region:
@@ -250,7 +277,8 @@ class _Block:
         inside = scope.inside(new).facts
         made = recurrence(new, called, scope.names, inside) if self.lowering.loops_inside else None
         if made is None:
-            self._append(old, new)
+            if not self._steps_at_once(old, new):
+                self._append(old, new)
             return
         kernel = self.lowering.kernels.add(
             made.kernel, f"{made.kernel.name.removeprefix(self.lowering.kernels.prefix + '_')}_{new.counter}"
@@ -259,6 +287,22 @@ class _Block:
         call = Call(kernel.name, made.arguments, made.types, sizes, span=old.span, more_spans=old.more_spans)
         self.nodes.append(call)
         self.values.update((v, call.values[made.results[n]]) for n, v in enumerate(old.values))
+
+    def _steps_at_once(self, old: Loop, new: Loop) -> bool:
+        """Let a loop do several steps at a time, by one kernel, if that is possible and worth it."""
+        kernels, scope = {k.name: k for k in self.lowering.kernels.in_order}, self.scope
+
+        def make(count: int) -> Steps | None:
+            return several_steps(new, count, kernels, scope.names, scope.facts)
+
+        made = self.lowering.several(new, make)
+        if made is None:
+            return False
+        kernel = self.lowering.kernels.add(made.kernel, f"steps_{old.counter}")
+        several, rest = in_blocks(new, made, kernel.name)
+        self.nodes += [several] if rest is None else [several, rest]
+        self.values.update(zip(old.values, (rest or several).values))
+        return True
 
     def _whole_loop(self, old: Loop, inner: Loop) -> bool:
         """Make one kernel of a loop, whose body is lowered, if that is possible and worth it."""

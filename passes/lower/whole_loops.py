@@ -55,8 +55,8 @@ def whole_loop(
 
 
 @dataclass
-class _LoopWriter:
-    """Writes the kernel of a loop: `buffers` hold the values of a step, `inputs` those from outside."""
+class StepWriter:
+    """Writes the steps of a loop into one kernel: `buffers` hold the values of a step, `inputs` those from outside."""
 
     loop: Loop
     writer: StageWriter
@@ -66,45 +66,18 @@ class _LoopWriter:
         self.inputs: dict[Value, Buffer] = {}
         self.allocs: list[Alloc] = []
 
-    def write(
-        self, initial: Sequence[Initial], calls: Sequence[tuple[Call, Kernel]], names: Sequence[str]
-    ) -> LoweredGroup:
-        """The kernel of the loop."""
-        loop = self.loop
-        count = len(initial)
-        results = [self._result(v, p.label) for v, p in zip(loop.values, loop.states)]
-        results += [self._result(v, "y") for v in loop.values[count:]]
-        before = [s for b, v in zip(results, initial) for s in self._stage(b, (), self._element(v))]
-        self.buffers.update((p.value, b) for p, b in zip(loop.states, results))
-        step: list[Statement] = []
-        for n, (call, kernel) in enumerate(calls):
-            later = {v for other, _ in calls[n + 1 :] for v in other.arguments} | set(loop.body.results)
-            step += self._call(call, kernel, later)
-        facts = self.writer.scope.facts.within(loop.counter, loop.lower, loop.upper)
-        self.writer.scope = Scope(facts, {})
-        row = Size.of(loop.counter) - loop.lower
-        for stack, value in zip(results[count:], loop.body.results[count:]):
-            step += self._stage(stack, (row,), self._element(value))
-        step += self._changes(results[:count], loop.body.results[:count])
-        body = (*self.allocs, *before, For(loop.counter, loop.lower, loop.upper, tuple(step)))
-        used = symbols(body, (*self.inputs.values(), *results))
-        kernel = Kernel(
-            "", (*self.inputs.values(), *results), body, tuple(n for n in names if n in used), span=loop.span
-        )
-        return LoweredGroup(kernel, tuple(self.inputs), loop.values)
-
     # ------------------------------------------------------------------ buffers
 
-    def _result(self, value: Value, label: str) -> Buffer:
+    def result(self, value: Value, label: str) -> Buffer:
         name = self.writer.names.fresh(label)
         return self.writer.declare(Buffer(name, value.dtype, value.tensor.shape, "global", "out"))
 
-    def _temporary(self, label: str, like: Buffer) -> Buffer:
+    def temporary(self, label: str, like: Buffer) -> Buffer:
         alloc = self.writer.temporary(label, like.dtype, like.shape)
         self.allocs.append(alloc)
         return alloc.buffer
 
-    def _buffer(self, value: Value) -> Buffer:
+    def buffer(self, value: Value) -> Buffer:
         """The buffer that holds a value."""
         if value not in self.buffers:
             name = self.writer.names.fresh(buffer_label(value))
@@ -112,16 +85,16 @@ class _LoopWriter:
             self.buffers[value] = self.inputs[value] = self.writer.declare(made)
         return self.buffers[value]
 
-    def _is_own(self, value: Value) -> bool:
+    def is_own(self, value: Value) -> bool:
         """Does a value lie in memory of the loop?"""
         return value in self.buffers and value not in self.inputs
 
-    def _element(self, value: Initial) -> Buffer | Const:
-        return value if isinstance(value, Const) else self._buffer(value)
+    def element(self, value: Initial) -> Buffer | Const:
+        return value if isinstance(value, Const) else self.buffer(value)
 
     # ------------------------------------------------------------------ statements
 
-    def _stage(self, target: Buffer, row: tuple[Size, ...], source: Buffer | Const) -> tuple[Statement, ...]:
+    def stage(self, target: Buffer, row: tuple[Size, ...], source: Buffer | Const) -> tuple[Statement, ...]:
         """`target[row, …] = source[…]`, everywhere."""
         axes = axes_for(target.shape[len(row) :])
         here = subscripts(axes)
@@ -131,7 +104,7 @@ class _LoopWriter:
         made, self.writer.body = tuple(self.writer.body), outside
         return made
 
-    def _call(self, call: Call, kernel: Kernel, later: set[Value]) -> tuple[Statement, ...]:
+    def call(self, call: Call, kernel: Kernel, later: set[Value]) -> tuple[Statement, ...]:
         """The body of a kernel in the place of its call, with names of its own. `later` is what is read after it: what
         is not, and comes from this loop, is changed in place."""
         names: dict[str, str] = {}
@@ -139,15 +112,15 @@ class _LoopWriter:
         given, made = iter(call.arguments), iter(call.values)
         for buffer in kernel.parameters:
             if buffer.role == "in":
-                names[buffer.name] = self._buffer(next(given)).name
+                names[buffer.name] = self.buffer(next(given)).name
                 continue
             old = next(given) if buffer.role == "inout" else None
-            if old is not None and old not in later and call.arguments.count(old) == 1 and self._is_own(old):
-                own = self._buffer(old)
+            if old is not None and old not in later and call.arguments.count(old) == 1 and self.is_own(old):
+                own = self.buffer(old)
             else:
-                own = self._temporary(buffer.name, buffer)
-            if old is not None and own is not self._buffer(old):
-                before += self._stage(own, (), self._buffer(old))
+                own = self.temporary(buffer.name, buffer)
+            if old is not None and own is not self.buffer(old):
+                before += self.stage(own, (), self.buffer(old))
             self.buffers[next(made)] = own
             names[buffer.name] = own.name
         for name in kernel.buffers():
@@ -159,17 +132,49 @@ class _LoopWriter:
         self.allocs += [s for s in body if isinstance(s, Alloc)]
         return (*before, *(s for s in body if not isinstance(s, Alloc)))
 
+
+@dataclass
+class _LoopWriter(StepWriter):
+    """Writes the kernel of a whole loop."""
+
+    def write(
+        self, initial: Sequence[Initial], calls: Sequence[tuple[Call, Kernel]], names: Sequence[str]
+    ) -> LoweredGroup:
+        """The kernel of the loop."""
+        loop = self.loop
+        count = len(initial)
+        results = [self.result(v, p.label) for v, p in zip(loop.values, loop.states)]
+        results += [self.result(v, "y") for v in loop.values[count:]]
+        before = [s for b, v in zip(results, initial) for s in self.stage(b, (), self.element(v))]
+        self.buffers.update((p.value, b) for p, b in zip(loop.states, results))
+        step: list[Statement] = []
+        for n, (call, kernel) in enumerate(calls):
+            later = {v for other, _ in calls[n + 1 :] for v in other.arguments} | set(loop.body.results)
+            step += self.call(call, kernel, later)
+        facts = self.writer.scope.facts.within(loop.counter, loop.lower, loop.upper)
+        self.writer.scope = Scope(facts, {})
+        row = Size.of(loop.counter) - loop.lower
+        for stack, value in zip(results[count:], loop.body.results[count:]):
+            step += self.stage(stack, (row,), self.element(value))
+        step += self._changes(results[:count], loop.body.results[:count])
+        body = (*self.allocs, *before, For(loop.counter, loop.lower, loop.upper, tuple(step)))
+        used = symbols(body, (*self.inputs.values(), *results))
+        kernel = Kernel(
+            "", (*self.inputs.values(), *results), body, tuple(n for n in names if n in used), span=loop.span
+        )
+        return LoweredGroup(kernel, tuple(self.inputs), loop.values)
+
     def _changes(self, states: Sequence[Buffer], values: Iterable[Value]) -> Iterable[Statement]:
         """The stages by which all states change at once: what a later one still reads waits in a temporary."""
         late: list[tuple[Buffer, Buffer]] = []
-        pairs = [(state, self._buffer(v)) for state, v in zip(states, values)]
+        pairs = [(state, self.buffer(v)) for state, v in zip(states, values)]
         for n, (state, value) in enumerate(pairs):
             if value is state:
                 continue
             if any(other is state for _, other in pairs[n + 1 :]):
-                wait = self._temporary("next", state)
+                wait = self.temporary("next", state)
                 late.append((state, wait))
                 state = wait
-            yield from self._stage(state, (), value)
+            yield from self.stage(state, (), value)
         for state, wait in late:
-            yield from self._stage(state, (), wait)
+            yield from self.stage(state, (), wait)

@@ -21,6 +21,7 @@ from intarsia.passes.schedule.loops import collapse, merge, move, reorder, skew,
 from intarsia.passes.schedule.masks import peel, restrict, tighten, unmask, version, widen
 from intarsia.passes.schedule.multiply import multiply
 from intarsia.passes.schedule.online import online
+from intarsia.passes.schedule.overlap import overlap
 from intarsia.passes.schedule.partition import partition
 from intarsia.passes.schedule.parts import parts
 from intarsia.passes.schedule.reuse import reuse
@@ -32,6 +33,7 @@ from intarsia.passes.schedule.wavefront import wavefront
 _APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
     steps.Split: split,
     steps.Collapse: collapse,
+    steps.Overlap: overlap,
     steps.Partition: partition,
     steps.Peel: peel,
     steps.Align: align,

@@ -27,6 +27,7 @@ from intarsia.passes.schedule.columns import copy_columns
 from intarsia.passes.schedule.contraction import schedule_contraction
 from intarsia.passes.schedule.convolution import find_convolution, schedule_convolution
 from intarsia.passes.schedule.diagonals import walk_diagonals
+from intarsia.passes.schedule.grids import block_stages
 from intarsia.passes.schedule.long_rows import share_long_rows, sweep_long_rows
 from intarsia.passes.schedule.nests import find_contraction
 from intarsia.passes.schedule.one_pass import go_through_once
@@ -57,7 +58,8 @@ def build_schedule(
     b = Builder(kernel, target, choices, applied)
     if schedule_chain(b):
         return b
-    go_through_once(b)
+    if not block_stages(b):
+        go_through_once(b)
     if (apart := share_long_rows(b)) is None:
         sweep_long_rows(b)
     for loop in b.outermost():

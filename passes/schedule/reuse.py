@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from intarsia.ir.errors import ScheduleError
-from intarsia.ir.kernel import Alloc, Call, Kernel, Prefetch, Put, Statement
+from intarsia.ir.kernel import Alloc, Call, For, Kernel, Prefetch, Put, Statement
 from intarsia.ir.kernel_access import Access, accesses, written_in
 from intarsia.ir.scalar import Expr, Load
 from intarsia.ir.schedule import Reuse
@@ -63,10 +63,18 @@ def _renamed(body: Body, old: str, new: str) -> Body:
     def load(e: Expr) -> Expr | None:
         return replace(e, buffer=old) if isinstance(e, Load) and e.buffer == new else None
 
-    def change(statement: Statement) -> Statement | None:
+    def change(statement: Statement) -> Statement | Body | None:
         match statement:
             case Put() | Prefetch() if statement.buffer == new:
-                return replace(statement, buffer=old)
-        return None
+                statement = replace(statement, buffer=old)
+        match statement:
+            case Put(buffer, indices, "=", Load() as value) if buffer == old and (old, indices) == (
+                value.buffer,
+                value.indices,
+            ):
+                return ()  # a copy of one to the other
+            case For(body=()):
+                return ()
+        return statement
 
     return rewrite(change_loads(body, load), change)
