@@ -35,7 +35,7 @@ COLUMNS = (8, 16, 24, 32, 48, 64, 96, 128, 256, 512)
 SHORTEST = 128
 """Elements of a block that lie together, at least."""
 
-ENDS = 200
+ENDS = 400
 """Elements that take as long as it costs to begin and end a piece of a row."""
 
 KEPT = 1.25
