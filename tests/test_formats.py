@@ -29,6 +29,7 @@ DECLARED = {
     "floats": "quant(f8e4m3, scale=f32, group=64, axis=1)",
     "two_levels": "quant(i4, scale=quant(u8, scale=f32, group=4, axis=0), group=8, axis=0)",
 }
+W4 = "quant(i4, scale=f16, group=128, axis=0)"
 NAMES = [*DECLARED, *BUILT_IN]
 
 
@@ -280,3 +281,24 @@ def test_compiled_code_does_the_same(name: str) -> None:
         exact = left.astype(np.float64) @ values
         bound = np.abs(left.astype(np.float64)) @ np.abs(values) * 72 * 2.0**-23
         assert (np.abs(program.f.bind(w=parts)(left) - exact) <= bound + 1e-30).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("declaration", [W4, "nf4", "mxfp4", "quant(u2, scale=f32, zero=u2, group=64, axis=0)"])
+def test_codes_share_bytes_in_products(declaration: str) -> None:
+    """Weights that are large enough to be laid out in the order of the loops; and the values are never all there."""
+    rng = np.random.default_rng(2)
+    w = rng.standard_normal((768, 1024)).astype(np.float32)
+    parts = intarsia.quantize(w, declaration)
+    values = intarsia.dequantize(parts, declaration)
+    name = "stored" if "(" in declaration else declaration
+    declared = f"format stored = {declaration}\n" if "(" in declaration else ""
+    text = f"fn f(x: f32[M, K], const w: {name}[K, N]) -> f32[M, N] {{ return x @ dequantize(w) }}"
+    program = intarsia.compile(declared + text)
+    function = program.f.bind(w=parts)
+    for rows in (1, 2, 7, 16, 33):
+        x = rng.standard_normal((rows, 768)).astype(np.float32)
+        scheduled = function.lower(x).asm["scheduled"]
+        assert "prepared" in scheduled and "f32[768, 1024]" not in scheduled
+        bound = np.abs(x.astype(np.float64)) @ np.abs(values) * 768 * 2.0**-23
+        assert (np.abs(function(x) - x.astype(np.float64) @ values) <= bound).all()

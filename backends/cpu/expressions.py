@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from intarsia.backends.cpu.conversion import bitcast, convert
 from intarsia.backends.cpu.memory import Memory
-from intarsia.backends.cpu.values import Value, constant, select, widen
+from intarsia.backends.cpu.tables import few_bits, is_usable, look_up
+from intarsia.backends.cpu.values import Value, constant, instruction, select, widen
 from intarsia.ir.approximations import expand
-from intarsia.ir.dtypes import BOOL
+from intarsia.ir.dtypes import BOOL, U8, U32
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load
 from intarsia.ir.sizes import Size
 
@@ -31,6 +32,10 @@ class Expressions(Memory):
         return self._values[expression]
 
     def _new_value(self, expression: Expr) -> Value:
+        if isinstance(argument := few_bits(expression), Bitcast):
+            code = self._code(argument.value)
+            if is_usable(self.target, code):
+                return look_up(self.function, expression, argument, code)
         match expression:
             case Const(number, dtype):
                 return constant(number, dtype)
@@ -50,6 +55,21 @@ class Expressions(Memory):
                 basic = expand(expression, unbounded=self.target.has_unbounded_ldexp)
                 return self._apply(expression) if basic is expression else self.value(basic)
         raise AssertionError(expression)
+
+    def _code(self, element: Expr) -> Value:
+        """The code of an element in 32 bits, below anything: shifted there, where vectors of bytes cannot be."""
+        match element:
+            case Bitcast(_, Apply("shift_right", (byte, Cast(_, Index(size))))) if (
+                n := self.index(size).text
+            ).isdecimal():
+                wide = convert(self.function, self.value(byte), U32)
+                return (
+                    instruction(self.function, "lshr", wide, constant(int(n) % 8, U32, wide.lanes)) if int(n) else wide
+                )
+            case Bitcast(_, byte):
+                return convert(self.function, self.value(byte), U32)
+        raw = self.value(element)
+        return convert(self.function, Value(raw.text, U8, raw.lanes), U32)
 
     def _ordered(self, function: str, a: Size, b: Size) -> Value:
         """A comparison of integers that no data decides, as the condition of a mask: one instruction for all lanes."""

@@ -18,7 +18,7 @@ from intarsia.ir.dtypes import F32, I32, U8, U32, DType
 from intarsia.ir.errors import Span
 from intarsia.ir.formats import BlockFormat
 from intarsia.ir.graph import Value
-from intarsia.ir.scalar import Index, apply
+from intarsia.ir.scalar import apply
 from intarsia.ir.sizes import ZERO, Size, minimum
 from intarsia.ir.space import Axis, Space
 from intarsia.ir.terms import Term, where
@@ -44,12 +44,11 @@ class Blocks:
 
     def values(self, parts: Parts) -> Value:
         """The values, in f32, of the tensors that store them."""
-        scales, table = self._scales(parts), self._table()
+        scales = self._scales(parts)
 
         def value(point: Point) -> Term:
             group = self._group(point)
-            code = self._load(parts["codes"], point)
-            number = code.cast(F32) if table is None else self._load(table, (Size.opaque(code.cast(I32).expr),))
+            number = self._number(self._load(parts["codes"], point))
             factor = self._factor(scales, group, parts)
             if self.format.zero is None:
                 return number * factor
@@ -75,20 +74,15 @@ class Blocks:
             factor = factor * self._load(parts["tensor_scale"], ()).cast(F32)
         return factor * self.format.unit if self.format.unit != 1.0 else factor
 
-    def _table(self) -> Value | None:
-        """The values of the codes as a small tensor, if the format lists them."""
+    def _number(self, code: Term) -> Term:
+        """The number that a code stands for: itself, or an entry of the format's table."""
         table = self.format.table
         if table is None:
-            return None
-
-        def entry(point: Point) -> Term:
-            index = Term(Index(point[0]))
-            found = index.cast(F32).like(table[-1])
-            for number in reversed(range(len(table) - 1)):
-                found = where(index <= number, found.like(table[number]), found)
-            return found
-
-        return self._each((Size.of(len(table)),), entry, F32)
+            return code.cast(F32)
+        found = code.cast(F32).like(table[-1])
+        for entry in reversed(range(len(table) - 1)):
+            found = where(code.cast(I32) <= entry, found.like(table[entry]), found)
+        return found
 
     # ------------------------------------------------------------------ from values to codes
 

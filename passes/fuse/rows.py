@@ -79,7 +79,8 @@ def stages_of(members: Sequence[Member], outputs: frozenset[Value]) -> Stages:
         points = tuple(reads.get(member.value, ()))
         result = member.value in outputs
         several = len(points) + result > 1 or any(p.repeats for p in points)
-        kept = member.is_reduced or isinstance(member.node, Update) or (total[member.node] > CHEAP and several)
+        is_dear = total[member.node] > CHEAP and several and not _is_decoded(member, points)
+        kept = member.is_reduced or isinstance(member.node, Update) or is_dear
         places = [] if kept else list(points)
         if kept or result or not points:
             stages.append(member)
@@ -141,9 +142,11 @@ def _refuse_inlining(member: Member, place: Point) -> Refusal | None:
         isinstance(place.stage.node, Reshape) and not place.is_affine
     ):
         return Refusal("not affine", "this reshape needs divisions in subscripts, and costs nothing by itself")
-    if place.stage.is_contraction and not member.is_plain:
+    if not place.stage.is_contraction or _is_decoded(member, (place,)):
+        return None
+    if not member.is_plain:
         return Refusal("dear recompute", f"{member.title} would run again for every element that {user} shares")
-    if place.stage.is_contraction and not affine:
+    if not affine:
         return Refusal("not affine", f"{user} would read through {member.title} at subscripts that are not affine")
     return None
 
@@ -209,6 +212,14 @@ def _refuse_order(arrays: Sequence[Member], same: _SameAxes, rows: frozenset[int
 def _other(arrays: Sequence[Member], stage: Member) -> Member:
     """The first of several stages that is not this one."""
     return next(s for s in arrays if s is not stage)
+
+
+def _is_decoded(member: Member, points: Sequence[Point]) -> bool:
+    """Is it an operand of products, and much shorter as it is stored? Then it is made where they use it: a tile or a
+    panel at a time, which schedules keep for all who need it (`pack … value`)."""
+    names = {str(a.name) for a in member.space.axes}
+    own = [load.dtype.bits for load in member.space.loads() if {str(i) for i in load.indices} >= names]
+    return bool(own and points) and all(p.stage.is_contraction for p in points) and max(own) <= 8
 
 
 def _blame(stage: Member, other: Member, stages: Stages) -> Refusal:

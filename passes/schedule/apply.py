@@ -27,6 +27,7 @@ from intarsia.passes.schedule.parts import parts
 from intarsia.passes.schedule.reuse import reuse
 from intarsia.passes.schedule.scans import restart, scan
 from intarsia.passes.schedule.sink import sink
+from intarsia.passes.schedule.squeeze import squeeze
 from intarsia.passes.schedule.storage import inline, localize, pack, stage
 from intarsia.passes.schedule.wavefront import wavefront
 
@@ -54,6 +55,7 @@ _APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
     steps.Inline: inline,
     steps.Reuse: reuse,
     steps.Stage: stage,
+    steps.Squeeze: squeeze,
     steps.Restart: restart,
     steps.Vectorize: vectorize,
     steps.Scan: scan,

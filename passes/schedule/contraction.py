@@ -13,13 +13,14 @@ from dataclasses import replace
 from functools import partial
 
 from intarsia.ir.errors import ScheduleError
-from intarsia.ir.kernel import For
+from intarsia.ir.kernel import For, Put
 from intarsia.ir.kernel_access import trips
 from intarsia.ir.scalar import loads
 from intarsia.ir.schedule import (
     ROOT,
     Accumulate,
     Fetch,
+    Inline,
     Localize,
     Merge,
     Parallel,
@@ -57,7 +58,7 @@ from intarsia.passes.schedule.tiling import (
     other_parts,
     other_tiles,
 )
-from intarsia.passes.schedule.tree import blocks, loops_in, perfect_nest
+from intarsia.passes.schedule.tree import blocks, loops_in, perfect_nest, puts_in
 
 SQUARE = 4
 """Dot products along each side of a tile of them."""
@@ -97,6 +98,23 @@ def extents(b: Builder, c: Contraction) -> Extents:
         divisible=len(c.main.reduced) == 1 and not _is_across(b, c),
         apart=buffer.dtype.bytes * (stride(buffer, c.right.indices, c.main.reduced[-1]) or 0),
     )
+
+
+def _is_made(b: Builder, buffer: str) -> bool:
+    """Is it a temporary that a nest makes element by element from what is stored, as from codes, and others read?"""
+    if b.kernel.buffers()[buffer].role != "temp":
+        return False
+    for loop in b.outermost():
+        nest, body = perfect_nest(loop)
+        if len(body) == 1 and isinstance(put := body[0], Put) and put.buffer == buffer:
+            reads = any(True for _ in loads(put.value))
+            return reads and put.operator == "=" and [str(i) for i in put.indices] == [x.axis for x in nest]
+    return False
+
+
+def _operators(loop: For, buffer: str) -> set[str]:
+    """How statements of a nest write a buffer."""
+    return {put.operator for put in puts_in((loop,)) if put.buffer == buffer}
 
 
 def _is_across(b: Builder, c: Contraction) -> bool:
@@ -139,6 +157,8 @@ def _schedule_typed(b: Builder, loop: For) -> bool:
     if c.is_ragged:
         return b.together(f"tiles of {c.put.buffer}", lambda: _schedule_ragged(b, loop))
     size = extents(b, c)
+    if _is_made(b, c.right.buffer) and b.attempt(Inline(c.right.buffer)):  # tiles decode what they read
+        return schedule_contraction(b, next(x for x in b.outermost() if c.put.operator in _operators(x, c.put.buffer)))
     likeliest = choose_tiling(size, b.target)
     if likeliest is None:
         return _schedule_narrow(b, loop, c) or _schedule_spread(b, loop, c)

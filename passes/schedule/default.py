@@ -23,6 +23,7 @@ from intarsia.passes.schedule.arrange import (
 )
 from intarsia.passes.schedule.builder import SHARES, SMALL, Applied, Builder
 from intarsia.passes.schedule.chained import schedule_chain
+from intarsia.passes.schedule.codes import lay_out_codes
 from intarsia.passes.schedule.columns import copy_columns
 from intarsia.passes.schedule.contraction import schedule_contraction
 from intarsia.passes.schedule.convolution import find_convolution, schedule_convolution
@@ -79,6 +80,7 @@ def build_schedule(
     fetch_early(b)
     if blocks:
         b.attempt(Version(blocks))
+    lay_out_codes(b)
     for loop in b.outermost():
         parallelize(b, loop.axis)
     bypass_caches(b, repeated)

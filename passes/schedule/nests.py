@@ -70,7 +70,8 @@ def find_contraction(b: Builder, loop: For, across: str = "", longest: bool = Fa
     left = [x for x in operands if column not in x.symbols]
     rows = [a for a in kept if any(a in x.symbols for x in left) and not any(a in x.symbols for x in right)]
     rows = [a for a in rows if count(trips(axes[a])) > 1]
-    if column is None or not rows or len(right) != 1 or not reduced:
+    whole = _whole(right)
+    if column is None or not rows or whole is None or not reduced:
         return None
     row = (
         along if across and along in rows and not longest else max(reversed(rows), key=lambda a: count(trips(axes[a])))
@@ -78,7 +79,17 @@ def find_contraction(b: Builder, loop: For, across: str = "", longest: bool = Fa
     main = Nest(row, column, tuple(a for a in kept if a not in (row, column)), _by_step(b, left, reduced))
     before, after = neighbours(b, put, main, loop)
     is_ragged = bool(put.mask) or any(axes.keys() & (x.lower.symbols | x.upper.symbols) for x in axes.values())
-    return Contraction(put, right[0], main, before, after, is_ragged)
+    return Contraction(put, whole, main, before, after, is_ragged)
+
+
+def _whole(right: list[Load]) -> Load | None:
+    """The operand of the columns: the one load of it; of several, such as codes and scales of their groups, the one
+    whose subscripts are all the axes that the others depend on."""
+    if len(right) == 1:
+        return right[0]
+    symbols = frozenset[str]().union(*(x.symbols for x in right))
+    found = [x for x in right if {str(i) for i in x.indices if i.constant is None} == symbols]
+    return found[0] if len(found) == 1 else None
 
 
 def _by_step(b: Builder, read: list[Load], axes: tuple[str, ...]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from intarsia.ir.kernel import Buffer, Call, Check, For, Kernel, Put, Statement,
 from intarsia.ir.kernel_access import accesses, expressions, trips
 from intarsia.ir.kernel_effort import SORTED
 from intarsia.ir.kernel_effort import operations as operations
-from intarsia.ir.scalar import Apply, Expr, Index
+from intarsia.ir.scalar import Apply, Cast, Expr, Index
 from intarsia.ir.sizes import ZERO, Extremum, Quotient, Size, row_major_strides
 from intarsia.ir.target import Target
 
@@ -141,6 +141,9 @@ def widest(body: Iterable[Statement]) -> int:
         value = values.pop()
         match value:
             case Apply("lt" | "le" | "gt" | "ge", (Index(a), Index(b))) if not (a.opaques or b.opaques):
+                continue
+            case Cast(dtype, Index(size)) if not size.opaques:  # computed as a scalar, or in lanes of the narrower type
+                bits = max(bits, dtype.bits)
                 continue
         if value not in seen:
             seen.add(value)

@@ -1,0 +1,86 @@
+"""Functions of a few bits as tables in a register: one permutation in place of the arithmetic that decodes an element.
+
+    f32(bitcast(bit_xor(bitcast(w, u8), 8) - 8, i8))   =>   table[w], with 16 numbers that are known now
+
+A vector of 16 numbers is looked up by the low four bits of each lane. Any function of an element of four bits or fewer
+will do: integers, floats, and codes whose values a format lists (`nf4`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from intarsia.backends.cpu.llvm import Function
+from intarsia.backends.cpu.values import Value, vector_constant
+from intarsia.ir.arithmetic import Arithmetic
+from intarsia.ir.dtypes import F32, U8, Array
+from intarsia.ir.functions import FUNCTIONS
+from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, walk
+from intarsia.ir.target import Target
+
+ENTRIES = 16
+"""Numbers of a table: as many as a vector of 512 bits holds."""
+
+
+def few_bits(expression: Expr) -> Expr | None:
+    """The element of at most four bits of which an f32 is a function, if it is one of nothing else."""
+    if expression.dtype != F32 or not isinstance(expression, (Apply, Cast)):
+        return None
+    arguments: dict[Expr, None] = {}
+    inside: set[Expr] = set()
+    for part in walk(expression):
+        match part:
+            case _ if part in inside:
+                continue
+            case Bitcast(dtype, element) if dtype == U8 and element.dtype.is_narrow and element.dtype.bits <= 4:
+                arguments[part] = None
+                inside.update(walk(element))
+            case Const() | Cast() | Bitcast():
+                continue
+            case Apply(function) if FUNCTIONS[function].domain != "float":
+                continue
+            case _:
+                return None
+    return next(iter(arguments)) if len(arguments) == 1 else None
+
+
+def is_usable(target: Target, code: Value) -> bool:
+    return "avx512f" in target.features and code.lanes == ENTRIES
+
+
+def look_up(function: Function, expression: Expr, argument: Expr, code: Value) -> Value:
+    """A function of a code in 32 bits, above which may be anything, in all lanes."""
+    assert isinstance(argument, Bitcast)
+    count = 1 << argument.value.dtype.bits
+    entries = _Table(argument, np.arange(count, dtype=np.uint8)).value(expression)
+    table = vector_constant([float(v) for v in np.tile(entries, ENTRIES // count)], F32)
+    name = "llvm.x86.avx512.permvar.sf.512"
+    text = function.call(table.type, name, [(table.type, table.text), (code.type, code.text)])
+    return Value(text, F32, ENTRIES)
+
+
+class _Table:
+    """Evaluates an expression for all codes of an element."""
+
+    def __init__(self, argument: Expr, codes: Array) -> None:
+        self.arithmetic = Arithmetic()
+        self._known: dict[Expr, Array] = {argument: codes}
+
+    def value(self, e: Expr) -> Array:
+        if e not in self._known:
+            with np.errstate(all="ignore"):
+                self._known[e] = np.broadcast_to(self._new(e), next(iter(self._known.values())).shape)
+        return self._known[e]
+
+    def _new(self, e: Expr) -> Array:
+        match e:
+            case Const():
+                return self.arithmetic.constant(e)
+            case Cast(dtype, x):
+                return self.arithmetic.cast(self.value(x), x.dtype, dtype)
+            case Bitcast(dtype, x):
+                return self.arithmetic.bitcast(self.value(x), x.dtype, dtype)
+            case Apply(function, arguments):
+                values = [self.value(a) for a in arguments]
+                return self.arithmetic.apply(function, values, [a.dtype for a in arguments])
+        raise AssertionError(e)
