@@ -45,6 +45,10 @@ class Extents:
         names = {name: self._middle.get(name, OPEN) for name in size.symbols}
         return size.evaluate(names, lambda _: RAGGED)
 
+    def bytes_of(self, buffer: Buffer) -> float:
+        """The size of a buffer."""
+        return math.prod(max(1, self.value(s)) for s in buffer.shape) * buffer.dtype.bytes
+
     def taken(self, branch: If) -> tuple[Statement, ...]:
         """The branch that runs in the middle of the loops around it."""
         return branch.then if all(self.value(m) > 0 for m in branch.condition) else branch.otherwise

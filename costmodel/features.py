@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from intarsia.costmodel.analytic import SLOW, dot_of, estimate, forks, is_product, share_of, stride_of
 from intarsia.costmodel.extents import Extents, Footprints, traffic
+from intarsia.costmodel.launch_features import LAUNCH_FEATURES, launch_features
 from intarsia.ir.functions import FUNCTIONS
 from intarsia.ir.kernel import Alloc, Buffer, For, If, Kernel, Prefetch, Put, Statement, walk
 from intarsia.ir.kernel_access import expressions
@@ -93,6 +94,9 @@ FEATURES: dict[str, str] = {
 
 NAMES = tuple(FEATURES)
 
+NAMES_BY_KIND = {"cpu": NAMES, "gpu": tuple(LAUNCH_FEATURES)}
+"""The names of features by the kind of target, in order."""
+
 AT_ONCE = ("lane", "unroll", "dot")
 """Kinds of loops that are no loops when they run."""
 
@@ -100,11 +104,15 @@ Vector = npt.NDArray[np.float32]
 
 
 def features(kernel: Kernel, target: Target) -> Vector:
-    """The features of a scheduled kernel, in the order of `FEATURES`: shape (len(FEATURES),)."""
-    _, kernel = split_preparation(kernel)
-    found = _read(kernel, target)
-    assert found.keys() == FEATURES.keys(), found.keys() ^ FEATURES.keys()
-    return np.array([found[name] for name in NAMES], np.float32)
+    """The features of a scheduled kernel, in the order of `FEATURES`, for a GPU of `LAUNCH_FEATURES`: (features,)."""
+    names = NAMES_BY_KIND[target.kind]
+    if target.kind == "gpu":
+        found = launch_features(kernel, target)
+    else:
+        _, kernel = split_preparation(kernel)
+        found = _read(kernel, target)
+    assert found.keys() == set(names), found.keys() ^ set(names)
+    return np.array([found[name] for name in names], np.float32)
 
 
 def _log(value: float, least: float = 2.0**-40) -> float:

@@ -68,21 +68,37 @@ class Occupancy:
     together: float
 
 
+@dataclass(frozen=True)
+class Report:
+    """What there is to say of one launch. resources: seconds that each alone would take."""
+
+    launch: Launch
+    lying: Occupancy
+    work: Work
+    resources: dict[str, float]
+
+    @property
+    def seconds(self) -> float:
+        """The slowest resource, and what does not hide behind it of the others."""
+        slowest = max(self.resources.values())
+        return slowest + (1 - HIDDEN) * (sum(self.resources.values()) - slowest)
+
+
 def estimate_launches(kernel: Kernel, target: Target) -> Estimate:
     """The time of one run of a scheduled kernel on a GPU, without what is computed once for all."""
     _, kernel = split_preparation(kernel)
-    extents = Extents.of(kernel)
+    found = reports(kernel, Extents.of(kernel), target)
     total: dict[str, float] = {}
-    seconds = 0.0
-    for launch in launches_of(kernel):
-        found = _resources(launch, extents, kernel, target)
-        slowest = max(found.values())
-        seconds += slowest + (1 - HIDDEN) * (sum(found.values()) - slowest)
-        for name, value in found.items():
+    for report in found:
+        for name, value in report.resources.items():
             total[name] = total.get(name, 0.0) + value
-    count = len(launches_of(kernel))
-    starting = count * target.chip.launch / target.rates.clock
-    return Estimate(seconds + starting, {**total, "launches": starting})
+    starting = len(found) * target.chip.launch / target.rates.clock
+    return Estimate(sum(r.seconds for r in found) + starting, {**total, "launches": starting})
+
+
+def reports(kernel: Kernel, extents: Extents, target: Target) -> list[Report]:
+    """What there is to say of each launch of a kernel."""
+    return [_report(launch, extents, kernel, target) for launch in launches_of(kernel)]
 
 
 def occupancy(launch: Launch, extents: Extents, kernel: Kernel, target: Target) -> Occupancy:
@@ -102,8 +118,7 @@ def occupancy(launch: Launch, extents: Extents, kernel: Kernel, target: Target) 
     return Occupancy(programs, room, cores, math.ceil(programs / cores), min(room, math.ceil(started / cores)))
 
 
-def _resources(launch: Launch, extents: Extents, kernel: Kernel, target: Target) -> dict[str, float]:
-    """Seconds that each resource alone would take for a launch."""
+def _report(launch: Launch, extents: Extents, kernel: Kernel, target: Target) -> Report:
     chip, rates = target.chip, target.rates
     lying = occupancy(launch, extents, kernel, target)
     work = _work(launch, extents, target)
@@ -117,7 +132,8 @@ def _resources(launch: Launch, extents: Extents, kernel: Kernel, target: Target)
     }
     footprints = Footprints(extents, SECTOR, startup=0)
     brought = sum(traffic(footprints, target.caches[-1], launch.body).values())
-    return {**{name: n / rates.clock for name, n in cycles.items()}, "memory": brought / rates.memory}
+    seconds = {name: n / rates.clock for name, n in cycles.items()}
+    return Report(launch, lying, work, {**seconds, "memory": brought / rates.memory})
 
 
 # ---------------------------------------------------------------------- what a program does

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from intarsia.costmodel.features import NAMES, features
+from intarsia.costmodel.features import NAMES, NAMES_BY_KIND, features
 from intarsia.costmodel.forest import Forest
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.target import Target
@@ -117,7 +117,7 @@ def load_model(path: Path) -> LearnedModel | None:
     with np.load(path, allow_pickle=False) as found:
         arrays = {name: found[name] for name in found.files}
     names = tuple(arrays["names"].tolist())
-    if names != NAMES:
+    if names not in NAMES_BY_KIND.values():
         return None
     forests = {name: Forest.of(arrays, name) for name in FORESTS}
     return LearnedModel(

@@ -13,12 +13,12 @@ import numpy as np
 
 from intarsia.deep_stack import with_deep_stack
 from intarsia.gpu_program import GpuCall, GpuPlace, GpuProgram
-from intarsia.ir.dtypes import of_numpy
 from intarsia.ir.errors import CompileError
 from intarsia.runtime.gpu import Watch
 from intarsia.tensors import Tensors, declared_types, kind_of
 
 if TYPE_CHECKING:
+    from intarsia.driver import Compilation
     from intarsia.function import Function
 
 
@@ -73,12 +73,9 @@ class GpuCalls:
             return None
         return RepeatedCall(call, tensors, given)
 
-    def repeated(
-        self, tensors: Tensors, statics: Mapping[str, object], dims: Mapping[str, int], *, graph: bool
-    ) -> PlacedCall:
-        """A call on arguments which are on the GPU when this returns. `graph`: all launches are one CUDA graph, and
-        every run gives the same tensors."""
-        compilation = self.function.compilation(tensors, statics, dims)
+    def repeated(self, compilation: Compilation, tensors: Tensors, *, graph: bool) -> PlacedCall:
+        """A call of a compilation on arguments which are on the GPU when this returns. `graph`: all launches are one
+        CUDA graph, and every run gives the same tensors."""
         program = with_deep_stack(lambda: GpuProgram(compilation, self.place))
         placed = [self._placed(tensors[label]) for label in program.labels]
         return PlacedCall(program.call(compilation.sizes), placed, graph)
@@ -149,12 +146,7 @@ class GpuCalls:
         return tensor.detach().clone(memory_format=self.torch.contiguous_format)
 
     def _of_array(self, array: Any) -> Any:
-        element = of_numpy(array.dtype)
-        assert element is not None, array.dtype
-        kind = self.place.kind(element)
-        plain = np.array(array, order="C")
-        codes = plain.view(np.int16 if plain.itemsize == 2 else np.uint8) if plain.dtype.kind == "V" else plain
-        return self.torch.from_numpy(codes).view(kind).to(self.place.place)
+        return self.place.of_array(array)
 
 
 class RepeatedCall:

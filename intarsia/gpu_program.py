@@ -8,9 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from intarsia.backends.gpu.torch_types import torch_type
 from intarsia.cache import cache_directory
 from intarsia.driver import checks_of
+from intarsia.ir.dtypes import Array, of_numpy
 from intarsia.runtime.cuda import CudaDevice, require_torch
 from intarsia.runtime.gpu import RECORD_BYTES, Device, DevicePlan, PlanCall, Watch, addresses
 
@@ -54,6 +57,14 @@ class GpuPlace:
         """Can kernels take a tensor as it is?"""
         here = tensor.get_device() == self.index and tensor.is_contiguous()
         return here and not tensor.data_ptr() & 15
+
+    def of_array(self, array: Array) -> Any:
+        """An array as a tensor that lies there."""
+        element = of_numpy(array.dtype)
+        assert element is not None, array.dtype
+        plain = np.array(array, order="C")
+        codes = plain.view(np.int16 if plain.itemsize == 2 else np.uint8) if plain.dtype.kind == "V" else plain
+        return self.torch.from_numpy(codes).view(self.kind(element)).to(self.place)
 
     def wait(self) -> None:
         """Wait until all that was launched is done."""

@@ -66,6 +66,24 @@ def require_host(target: Target) -> None:
     raise CompileError("E1702", message, hint="leave out --target, or only emit the code")
 
 
+def measured_target(name: str | None) -> str | None:
+    """The name under which a target is the machine at hand, on which schedules are to be measured: a GPU counts as
+    `gpu`, so that it is told by its own name. Raises CompileError E1702 where this machine is another one, E1703 or
+    E1716 where there is no GPU."""
+    if name != "gpu" and (name not in TARGETS or TARGETS[name].kind == "cpu"):
+        require_host(resolve_target(name))
+        return name
+    hint = "without it, `intarsia tune --target gpu:sm_90 --predict-only` ranks schedules and compiles the best ones"
+    try:
+        present = resolve_target("gpu")
+    except CompileError as error:
+        (found, *_) = error.diagnostics
+        raise CompileError(found.code, found.message, hint=f"{found.hint}; {hint}") from None
+    if name not in ("gpu", present.name):
+        raise CompileError("E1702", f"the GPU at hand, {present.model}, is no {name}", hint=hint)
+    return "gpu"
+
+
 @cache
 def host_target() -> Target:
     """This machine: its processor as LLVM knows it, its cores and caches, and its rates if they were measured."""

@@ -198,6 +198,10 @@ def test_a_gpu_that_is_not_there(ita: Run) -> None:
     for target in ("gpu", "gpu:sm_90"):
         status, _, err = ita("run", "mlp.ita", *SIZES, "--random", "--target", target)
         assert status == 1 and ("error[E1703]" in err or "error[E1716]" in err), err
+        status, _, err = ita("tune", "mlp.ita", *SIZES, "--target", target)
+        assert status == 1 and "tune --target gpu:sm_90 --predict-only` ranks schedules" in err, err
+    status, _, err = ita("costmodel", "collect", "d.sqlite", "--target", "gpu")
+    assert status == 1 and ("error[E1703]" in err or "error[E1716]" in err), err
     status, _, err = ita("run", "mlp.ita", *SIZES, "--random", "--cuda-graph")
     assert status == 2 and "--cuda-graph needs --target gpu" in err
 

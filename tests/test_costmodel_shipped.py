@@ -29,7 +29,7 @@ from intarsia.options import Options
 from intarsia.passes.schedule.apply import apply
 from intarsia.passes.schedule.candidates import Space
 
-DATA = predictor.MODEL.with_name("measurements.npz")
+DATA = predictor.MODELS / "measurements.npz"
 REPORT = Path(__file__).parent.parent / "docs" / "costmodel" / "report.json"
 TARGET = TARGETS["cpu:x86-avx512"]
 
@@ -73,7 +73,7 @@ def test_predictions_compare_with_the_default_schedule() -> None:
 
 
 def test_without_a_model_the_analytic_one_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(predictor, "MODEL", tmp_path / "none.npz")
+    monkeypatch.setattr(predictor, "MODELS", tmp_path)
     predictor.shipped_model.cache_clear()
     found = Space(kernel("fn f(x: f32[64, 64]) -> f32[64, 64] { return exp(x) }"), TARGET).default.kernel
     assert predictor.predict([found], TARGET) == [estimate(found, TARGET).seconds]
@@ -127,7 +127,7 @@ def test_a_thousand_candidates_are_predicted_fast(data: Dataset) -> None:
 
 @pytest.mark.slow
 def test_refitting_gives_the_shipped_model(data: Dataset) -> None:
-    shipped, again = load_model(predictor.MODEL), train(data)
+    shipped, again = load_model(predictor.MODELS / "cpu.npz"), train(data)
     assert shipped is not None
     rows = data.features[::7]
     difference = np.abs(shipped.log_seconds(rows) - again.log_seconds(rows))

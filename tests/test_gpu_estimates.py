@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import re
+
+import numpy as np
 import pytest
 
+from intarsia.cli import main
+from intarsia.costmodel import predictor
 from intarsia.costmodel.estimating import estimate
 from intarsia.costmodel.extents import Extents
+from intarsia.costmodel.features import NAMES_BY_KIND, features
+from intarsia.costmodel.forest import Forest
+from intarsia.costmodel.launch_features import LAUNCH_FEATURES
 from intarsia.costmodel.launches import occupancy
+from intarsia.costmodel.learned import LearnedModel
 from intarsia.driver import Compilation, writable
 from intarsia.dsl.library import load
 from intarsia.ir.errors import Source
@@ -75,3 +85,42 @@ def test_what_a_core_has_room_for(warps: str) -> None:
     threads = [room * 32 * int(warps) for room in (found.room, found.room + 1)]
     fits = [t <= TARGET.chip.threads and t * launch.registers <= TARGET.chip.registers for t in threads]
     assert fits == [True, False] or found.room == TARGET.chip.programs
+
+
+# ---------------------------------------------------------------------- features, rankings
+
+
+def test_features_tell_candidates_apart() -> None:
+    space = space_of(MATMUL)
+    names = NAMES_BY_KIND["gpu"]
+    found = dict(zip(names, features(space.default.kernel, TARGET).tolist()))
+    assert list(found) == list(LAUNCH_FEATURES) and all(math.isfinite(x) for x in found.values())
+    assert 2 ** found["estimate"] == pytest.approx(seconds(space.default.kernel), rel=1e-3)
+    assert (found["rows"], found["columns"], found["depth"], found["warps"]) == (7, 8, 6, 3)
+    assert (found["programs"], found["walks"], found["described"], found["wide product"]) == (9, 1, 1, 1)
+    others = {str(features(c.kernel, TARGET).tolist()) for c in space.neighbours()}
+    assert len(others) > 10
+
+
+def test_a_machine_without_a_model_is_left_to_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one with a model for it, which is told by its architecture, to that."""
+    space = space_of(FEW_ROWS)
+    kernels = [space.default.kernel, *(c.kernel for c, _ in zip(space.neighbours(), range(2)))]
+    assert predictor.predict(kernels, TARGET) == [seconds(k) for k in kernels]
+    rows = np.stack([features(k, TARGET) for k in kernels])
+    node, nothing = np.zeros(1, np.int32), np.zeros(1, np.float32)
+    twice = Forest(1.0, node, node - 1, nothing, node, node, nothing, 0)
+    model = LearnedModel(*(twice,) * 4, rows.min(0), rows.max(0), NAMES_BY_KIND["gpu"], "NVIDIA H200 sm_90")
+    monkeypatch.setattr(predictor, "shipped_model", lambda kind: model)
+    assert predictor.predict(kernels, TARGET)[0] == pytest.approx(2 * seconds(kernels[0]), rel=1e-3)
+    other = TARGETS["gpu:sm_80"]
+    assert predictor.predict(kernels, other) == [estimate(k, other).seconds for k in kernels]
+
+
+@pytest.mark.slow
+def test_rankings_need_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["tune", "-e", FEW_ROWS, "--target", TARGET.name, "--predict-only", "--seconds", "5", "--trials", "8"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"kernel f_matmul: about \d+ schedules, \d predicted\n  default: predicted .*, no spills", printed)
+    assert re.search(r"\n  1\. predicted .* registers, .*\n    \S+.*, not ", printed), printed

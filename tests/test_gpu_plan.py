@@ -49,6 +49,9 @@ class InterpretedDevice:
                 return rest[: len(rest) // dtype.itemsize * dtype.itemsize].view(dtype)
         raise AssertionError(f"no memory was made at {address}")
 
+    def prepare(self, kernels: Sequence[TritonKernel]) -> list[str | None]:
+        return [None for _ in kernels]
+
     def load(self, kernel: TritonKernel) -> Launcher:
         self.loaded.append(kernel)
         return partial(self._launch, kernel)

@@ -19,6 +19,7 @@ from intarsia.ir.kernel import Kernel
 from intarsia.ir.kernel_launch import launches_of
 from intarsia.ir.kernel_verifier import verify_kernel
 from intarsia.ir.plan_interpreter import run_plan
+from intarsia.ir.schedule import Schedule
 from intarsia.ir.target import TARGETS
 from intarsia.options import Options
 from intarsia.passes.schedule.candidates import Candidate, Space
@@ -73,6 +74,7 @@ def require_same(candidates: list[Candidate]) -> None:
     wanted = results(candidates[0].kernel)
     for candidate in candidates[1:]:
         verify_kernel(candidate.kernel)
+        assert Schedule.parse(str(candidate.schedule)) == candidate.schedule
         for got, expected in zip(results(candidate.kernel), wanted, strict=True):
             assert is_close(got, expected), f"{candidate}\n{candidate.schedule}"
 

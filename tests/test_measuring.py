@@ -16,7 +16,7 @@ from intarsia.options import Options, host_target
 from intarsia.passes.schedule.candidates import Space
 from intarsia.runtime.native import address_of
 from intarsia.runtime.threads import THREADS
-from intarsia.tuning import calm, measuring
+from intarsia.tuning import benches, calm
 from intarsia.tuning.calm import Calm
 from intarsia.tuning.measuring import Rounds, Stopwatch
 from intarsia.tuning.placing import PAGE, place, placed
@@ -50,8 +50,8 @@ def test_placed_arrays_are_copies() -> None:
 @pytest.mark.parametrize("cores", [1, 2])
 def test_as_many_threads_run_as_the_target_has_cores(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    plain = measuring._samples
-    monkeypatch.setattr(measuring, "_samples", lambda run: (seen.append(THREADS.get()), plain(run))[1])
+    plain = benches._samples
+    monkeypatch.setattr(benches, "_samples", lambda run: (seen.append(THREADS.get()), plain(run))[1])
     kernel, target = (
         naive("fn f(x: f32[256, 256]) -> f32[256, 256] { return exp(x) }"),
         replace(host_target(), cores=cores),
@@ -59,7 +59,7 @@ def test_as_many_threads_run_as_the_target_has_cores(cores: int, monkeypatch: py
     before = THREADS.get()
     try:
         THREADS.set(2)
-        Stopwatch(kernel, target, rounds=Rounds(1, 1, 0.0)).time([Space(kernel, target).default])
+        Stopwatch.of(kernel, target, rounds=Rounds(1, 1, 0.0)).time([Space(kernel, target).default])
         assert set(seen) == {cores} and THREADS.get() == 2
     finally:
         THREADS.set(before)
@@ -68,16 +68,16 @@ def test_as_many_threads_run_as_the_target_has_cores(cores: int, monkeypatch: py
 def test_a_round_beside_a_neighbour_is_repeated_while_there_is_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([1.0, 1.0, 1.6, 1.6, 1.6, 1.6, 1.0, 1.0, 1.0, 1.0])  # calm; shared afterwards, and before; calm
     monkeypatch.setattr(calm, "_sum", lambda: next(answers))
-    monkeypatch.setattr(measuring, "CALM", Calm())
+    monkeypatch.setattr(benches, "CALM", Calm())
     rounds = iter([[5.0], [3.0]])
-    monkeypatch.setattr(measuring, "_samples", lambda run: next(rounds))
-    found, left = measuring._calm_samples(lambda: None, 1.0)
+    monkeypatch.setattr(benches, "_samples", lambda run: next(rounds))
+    found, left = benches._calm_samples(lambda: None, 1.0)
     assert found == [3.0] and 0 < left < 1
 
 
 def test_without_patience_there_is_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "_samples", lambda run: [7.0])
-    assert measuring._calm_samples(lambda: None, 0.0) == ([7.0], 0.0)
+    monkeypatch.setattr(benches, "_samples", lambda run: [7.0])
+    assert benches._calm_samples(lambda: None, 0.0) == ([7.0], 0.0)
 
 
 def test_waiting_for_calm_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,7 +235,7 @@ def test_a_wrong_schedule_is_noticed() -> None:
     other = kernel_of("fn f(x: f32[96, 160]) -> f32[160, 96] { return transpose(x) * 1.01 }")
     wrong = Candidate(Schedule(), Space(other, TARGET).default.kernel, {"what": ("a", "b")}, {"what": 1})
     with pytest.raises(WrongResult, match="what: b"):
-        Stopwatch(kernel, TARGET).time([default, wrong])
+        Stopwatch.of(kernel, TARGET).time([default, wrong])
 
 
 @pytest.mark.slow

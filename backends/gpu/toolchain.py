@@ -182,6 +182,13 @@ def _compile_one(target: Target, cache_directory: Path, fuse_products: bool, ker
     return compile_kernel(kernel, target, cache_directory, fuse_products=fuse_products)
 
 
+def usage_text(code: CompiledKernel) -> str:
+    """Registers, warps, shared memory and spills, in words."""
+    registers, spilled = code.usage
+    spills = f"{spilled} bytes spilled" if spilled else "no spills"
+    return f"{registers} registers, {code.warps} warps, {code.shared / 1024:.0f} KiB shared, {spills}"
+
+
 def counted(code: CompiledKernel) -> CompiledKernel:
     """The same, disassembled and counted: `resources` is known, also when it comes back from another process."""
     assert code.resources

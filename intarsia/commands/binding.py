@@ -93,10 +93,12 @@ class Bound:
         prepared = executable.prepared(inputs, sizes)
         return lambda: executable.run(inputs, sizes, prepared)
 
-    def placed(self, graph: bool = False) -> PlacedCall:
-        """A call of the program on the GPU, where its arguments are when this returns."""
+    def placed(self, graph: bool = False, compilation: Compilation | None = None) -> PlacedCall:
+        """A call of the program, or of another compilation of it, on the GPU, where its arguments are when this
+        returns."""
         assert self.function.gpu is not None
-        return self.function.gpu.repeated(self.tensors, self.statics, self.dims, graph=graph)
+        own = self.compilation() if compilation is None else compilation
+        return self.function.gpu.repeated(own, self.tensors, graph=graph)
 
 
 def to_host(call: PlacedCall) -> Callable[[], list[Array]]:

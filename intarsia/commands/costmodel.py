@@ -11,15 +11,18 @@ import click
 from intarsia.commands.options import WRONG
 from intarsia.costmodel.dataset import Dataset, load_file
 from intarsia.costmodel.features import FEATURES
+from intarsia.costmodel.launch_features import LAUNCH_FEATURES
 from intarsia.costmodel.problems import KINDS, problems
 from intarsia.ir.errors import CompileError
-from intarsia.ir.target import Target
+from intarsia.ir.target import TARGETS, Target
 from intarsia.measurement import size_text
-from intarsia.options import host_target
+from intarsia.options import measured_target, resolve_target
 from intarsia.runtime.threads import THREADS
 from intarsia.tuning.collecting import Collected, collect
 from intarsia.tuning.database import Database, machine_name
 from intarsia.tuning.exporting import dataset_of
+
+_TARGET = click.option("--target", default=None, help="The machine: cpu, gpu, or gpu:sm_90, …  [default: cpu]")
 
 
 @click.group("costmodel")
@@ -33,8 +36,11 @@ def command() -> None:
 @click.option("--samples", default=24, show_default=True, help="Schedules of a kernel that has many.")
 @click.option("--exhaustive", default=60, show_default=True, help="Time all schedules where there are so few.")
 @click.option("--seed", default=0, show_default=True, help="Another one draws other programs.")
-@click.option("--threads", default=1, show_default=True, help="Cores that the kernels use.")
-def collect_command(file: Path, count: int, samples: int, exhaustive: int, seed: int, threads: int) -> int:
+@click.option("--threads", default=1, show_default=True, help="Cores that the kernels use; not of a GPU.")
+@_TARGET
+def collect_command(
+    file: Path, count: int, samples: int, exhaustive: int, seed: int, threads: int, target: str | None
+) -> int:
     """Time schedules of many kernels, and keep them in the database FILE.
 
     Each is checked against the default schedule. What is finished stays when this is ended by Ctrl-C, and is left out
@@ -42,11 +48,13 @@ def collect_command(file: Path, count: int, samples: int, exhaustive: int, seed:
     """
     from intarsia.tuning.measuring import WrongResult
 
-    database, target = Database(file), replace(host_target(), cores=threads)
+    machine = resolve_target(measured_target(target))
+    machine = replace(machine, cores=threads) if machine.kind == "cpu" else machine
+    database = Database(file, machine.kind)
     rows, start = 0, time.monotonic()
     THREADS.set(threads)
     try:
-        for n, found in enumerate(collect(problems(seed, count), database, target, samples, exhaustive), start=1):
+        for n, found in enumerate(collect(problems(seed, count), database, machine, samples, exhaustive), start=1):
             rows += found.kept
             click.echo(f"{time.monotonic() - start:7.0f} s {n:5} kernels {rows:6} rows  {_text(found)}")
     except WrongResult as error:
@@ -65,31 +73,38 @@ def _text(found: Collected) -> str:
 
 @command.command("count")
 @click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
-def count_command(file: Path) -> None:
-    """Count instructions, spilled vector registers and live vectors of what the database FILE holds of this machine.
+@_TARGET
+def count_command(file: Path, target: str | None) -> None:
+    """Count instructions, spills and live registers of what the database FILE holds of a kind of machine.
 
     Schedules are compiled and not run. What is counted stays when this is ended by Ctrl-C, and is left out when it is
     started again.
     """
     from intarsia.tuning.counting import count_all
 
-    database, target = Database(file), host_target()
-    _require_measured(database, target)
+    machine = _measured_machine(Database(file), target)
     rows, start = 0, time.monotonic()
-    for n, found in enumerate(count_all(database, target), start=1):
+    for n, found in enumerate(count_all(Database(file, machine.kind), machine), start=1):
         rows += found.counted
         left = f", {found.left} no longer legal" if found.left else ""
         clock = f"{time.monotonic() - start:7.0f} s"
         click.echo(f"{clock} {n:5} kernels {rows:6} rows  {found.kind}: {found.counted} schedules{left}")
 
 
-def _require_measured(database: Database, target: Target) -> str:
-    """The name of this kind of machine. Raises CompileError E1803 where a database holds nothing of it."""
-    machine = machine_name(target)
-    if machine not in database.machines():
-        others = ", ".join(database.machines()) or "none"
+def _measured_machine(database: Database, target: str | None) -> Target:
+    """The machine that a target is, of which a database holds something; for a kind of GPU the only one in it. Raises
+    CompileError E1803 where a database holds nothing of it."""
+    there = database.machines()
+    if target in TARGETS and TARGETS[target].kind == "gpu":
+        machine = TARGETS[target]
+        models = [name.removesuffix(f" {machine.cpu}") for name in there if name.endswith(f" {machine.cpu}")]
+        machine = replace(machine, model=models[0]) if len(models) == 1 else machine
+    else:
+        machine = resolve_target(target)
+    if (name := machine_name(machine)) not in there:
+        others = ", ".join(there) or "none"
         raise CompileError(
-            "E1803", f"{database.path} holds nothing of this machine, {machine}", hint=f"machines in it: {others}"
+            "E1803", f"{database.path} holds nothing of this machine, {name}", hint=f"machines in it: {others}"
         )
     return machine
 
@@ -97,15 +112,16 @@ def _require_measured(database: Database, target: Target) -> str:
 @command.command("export")
 @click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="A .npz file.")
-def export_command(file: Path, output: Path) -> None:
-    """Write what the database FILE holds of this kind of machine as columns, with features made anew."""
-    database, target = Database(file), host_target()
-    machine = _require_measured(database, target)
+@_TARGET
+def export_command(file: Path, output: Path, target: str | None) -> None:
+    """Write what the database FILE holds of a kind of machine as columns, with features made anew."""
+    database = Database(file)
+    machine = _measured_machine(database, target)
 
     def progress(done: int, total: int) -> None:
         click.echo(f"  {done} of {total} problems", err=True)
 
-    data = dataset_of(database, machine, target, progress)
+    data = dataset_of(database, machine_name(machine), machine, progress)
     data.save(output)
     click.echo(f"{output}: {_size(data)}, {size_text(output.stat().st_size)}")
 
@@ -142,11 +158,13 @@ def evaluate_command(file: Path, output: Path, seeds: int) -> None:
 
 @command.command("show")
 @click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path), required=False)
-def show_command(file: Path | None) -> None:
-    """The features with their meaning; with FILE, what exported columns hold."""
+@_TARGET
+def show_command(file: Path | None, target: str | None) -> None:
+    """The features with their meaning, for a CPU or with --target gpu for GPUs; with FILE, what columns hold."""
     if file is None:
-        width = max(map(len, FEATURES))
-        for name, meaning in FEATURES.items():
+        shown = LAUNCH_FEATURES if (target or "").startswith("gpu") else FEATURES
+        width = max(map(len, shown))
+        for name, meaning in shown.items():
             click.echo(f"{name:{width}}  {meaning}")
         return
     data = load_file(file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from intarsia.backends.gpu.toolchain import CompiledKernel
+from intarsia.backends.gpu.toolchain import CompiledKernel, usage_text
 from intarsia.driver import Compilation
 
 MATRIX_UNITS = ("tcgen05", "hgmma", "qgmma", "igmma", "hmma", "imma", "dmma")
@@ -16,13 +16,6 @@ def resource_lines(compilation: Compilation, *, counted: bool) -> Iterator[str]:
     for codes in (compilation.counted_code if counted else compilation.chip_code).values():
         for code in codes:
             yield f"kernel {code.name}: {resource_text(code) if counted else usage_text(code)}"
-
-
-def usage_text(code: CompiledKernel) -> str:
-    """Registers, warps, shared memory and spills."""
-    registers, spilled = code.usage
-    spills = f"{spilled} bytes spilled" if spilled else "no spills"
-    return f"{registers} registers, {code.warps} warps, {code.shared / 1024:.0f} KiB shared, {spills}"
 
 
 def resource_text(code: CompiledKernel) -> str:

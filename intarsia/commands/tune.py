@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,6 +25,7 @@ from intarsia.commands.options import (
     write_output,
 )
 from intarsia.commands.progress import ProgressLine
+from intarsia.commands.schedules import differences
 from intarsia.costmodel.estimating import estimate
 from intarsia.costmodel.predictor import predict
 from intarsia.deep_stack import with_deep_stack
@@ -32,16 +34,18 @@ from intarsia.ir.errors import CompileError, Remarks
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.target import Target
 from intarsia.measurement import duration_text
-from intarsia.options import require_host
+from intarsia.options import measured_target
 from intarsia.plotting import pyplot
 from intarsia.program import Program
 from intarsia.tensors import adapted
+from intarsia.tuning.benches import on_one_core
 from intarsia.tuning.calls import Calls, calls_of
 from intarsia.tuning.database import Database, Entry, machine_name
 from intarsia.tuning.database_text import print_entries, read_entries
 from intarsia.tuning.isolation import is_measurable, problem_key
 from intarsia.tuning.known import database_path
-from intarsia.tuning.measuring import WrongResult, on_one_core
+from intarsia.tuning.measuring import WrongResult
+from intarsia.tuning.ranking import rank
 from intarsia.tuning.search import Budget, Result, search
 from intarsia.tuning.whole import check_program
 
@@ -59,6 +63,7 @@ CHECK = 0.5
 @click.option("--seconds", default=30.0, show_default=True, help="How long to search, for all kernels together.")
 @click.option("--trials", default=1000, show_default=True, help="How many schedules of a kernel to measure at most.")
 @click.option("--db", "database", default=None, metavar="FILE", help="Where to keep them  [default: in the cache]")
+@click.option("--predict-only", is_flag=True, help="Run nothing: rank schedules by prediction, and count their code.")
 @click.option("--plot", default=None, metavar="FILE", help="Draw the best time so far (.svg, .png).")
 @click.option("--export", "exported", default=None, metavar="FILE", help="Write what was measured as text, and end.")
 @click.option("--import", "imported", default=None, metavar="FILE", help="Add what such a text says, and end.")
@@ -70,6 +75,7 @@ def command(
     seconds: float,
     trials: int,
     database: str | None,
+    predict_only: bool,
     plot: str | None,
     exported: str | None,
     imported: str | None,
@@ -80,16 +86,21 @@ def command(
     Every compilation after it takes the fastest schedule that was measured for a kernel, unless the program with it,
     which is timed at the end on random arguments, was slower. What is measured stays in the database when a search is
     ended by Ctrl-C, and the next one goes on from there.
+
+    With --predict-only nothing is run or kept, so that it needs no GPU, and no machine of the target's kind.
     """
-    kept = Database(Path(database) if database else database_path())
+    path = Path(database) if database else database_path()
     if exported is not None or imported is not None:
         if (file, text) != (None, None) or None not in (exported, imported):
             raise click.UsageError("--export and --import go without a program, and without each other")
-        _import(kept, imported) if imported is not None else _export(kept, exported or "")
+        both = Database(path)
+        _import(both, imported) if imported is not None else _export(both, exported or "")
         return 0
     source, name = open_program(file, text)
     options, use_cache, _ = options_of(settings)
-    require_host(options.resolve_target())
+    if not predict_only:
+        options = dataclasses.replace(options, target=measured_target(options.target))
+    kept = Database(path, options.resolve_target().kind)
     if plot is not None:
         pyplot()  # an error now, not after the search
     function = Program(source, options, use_cache=use_cache).entry(name)
@@ -109,11 +120,16 @@ def command(
             click.echo(f"kernel {kernel.name}: left as it is, {shares[kernel]:.1%} of the time")
         else:
             own = Budget(seconds * shares[kernel], trials)
+            if predict_only:
+                _rank(kernel, compilation.target, own, calls[kernel.name])
+                continue
             try:
                 results.append(_tune(kernel, compilation.target, own, kept, source.text, calls[kernel.name]))
             except WrongResult as error:
                 click.echo(f"a schedule of {kernel.name} computes something else; please report it:\n{error}", err=True)
                 return WRONG
+    if predict_only:
+        return 0
     if options.dynamic:
         click.echo("the program: not timed, since some of its sizes are open")
     else:
@@ -167,6 +183,17 @@ def _tune(kernel: Kernel, target: Target, budget: Budget, database: Database, so
     return result
 
 
+def _rank(kernel: Kernel, target: Target, budget: Budget, calls: Calls) -> None:
+    """Show the schedules of one kernel that are predicted to be the fastest, beside the default one."""
+    found = interruptible(lambda: rank(kernel, target, partial(predict, target=target), budget, calls))
+    click.echo(f"kernel {kernel.name}: about {found.size} schedules, {found.predicted} predicted")
+    for place, own in enumerate((found.default, *found.best)):
+        name = f"{place}." if place else "default:"
+        click.echo(f"  {name} predicted {duration_text(own.seconds)}; {own.code or 'refused by the tools'}")
+        for line in differences(own.candidate, found.default.candidate):
+            click.echo(f"  {line}")
+
+
 def _check(bound: Bound, database: Database, seconds: float) -> None:
     """Time the whole program, and let the kernels whose schedules make it slower keep the default ones."""
     compilation = with_deep_stack(bound.compilation)
@@ -180,13 +207,14 @@ def _check(bound: Bound, database: Database, seconds: float) -> None:
 
     def version(way: frozenset[str]) -> Callable[[], object]:
         schedules = {keys[name]: fastest[keys[name]].schedule for name in way}
-        return _version(bound, compilation, lambda kernel: schedules.get(problem_key(kernel, target)))
+        return _version(bound, compilation, lambda kernel: schedules.get(problem_key(kernel, target)), gpu)
 
-    line = ProgressLine()
+    line, gpu = ProgressLine(), GpuClock()
+    clock = time.perf_counter if target.kind == "cpu" else gpu
     try:
         with on_one_core(target):
             verdict = interruptible(
-                lambda: check_program(names, version, seconds, lambda n: line.show(f"  the program: {n} rounds"))
+                lambda: check_program(names, version, seconds, lambda n: line.show(f"  the program: {n} rounds"), clock)
             )
     finally:
         line.show()
@@ -197,13 +225,31 @@ def _check(bound: Bound, database: Database, seconds: float) -> None:
         click.echo(f"  kept the default schedule of {name}: by itself {gain:.0f} % slower, in the program no slower")
 
 
-def _version(bound: Bound, compilation: Compilation, measured: Callable[[Kernel], str | None]) -> Callable[[], object]:
+def _version(
+    bound: Bound, compilation: Compilation, measured: Callable[[Kernel], str | None], gpu: GpuClock
+) -> Callable[[], object]:
     """A program that takes these schedules for its kernels, on its arguments."""
     own = dataclasses.replace(compilation, remarks=Remarks(), seconds={}, measured=measured)
+    if bound.function.runs_on_gpu:
+        placed = bound.placed(compilation=own)
+        return lambda: gpu.add(placed.seconds())
     executable = with_deep_stack(lambda: own.executable(bound.function.program.kernel_store))
     inputs = adapted(executable.inputs, bound.tensors, {})
     prepared = executable.prepared(inputs, {})
     return lambda: executable.run(inputs, {}, prepared)
+
+
+class GpuClock:
+    """The time that a GPU has worked on a program, by its own clock."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def add(self, seconds: float) -> None:
+        self._seconds += seconds
+
+    def __call__(self) -> float:
+        return self._seconds
 
 
 def _draw(results: Sequence[Result], path: str) -> None:

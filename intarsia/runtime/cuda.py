@@ -7,15 +7,17 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from intarsia.backends.gpu.toolchain import CompiledKernel, compile_kernel
+from intarsia.backends.gpu.toolchain import CompiledKernel, ToolchainError, compile_kernel
 from intarsia.backends.gpu.triton_kernel import TritonKernel
 from intarsia.ir.errors import CompileError
 from intarsia.ir.target import TARGETS, Target
 from intarsia.runtime.gpu import Launcher, Place, Step
+from intarsia.workers import map_in_workers
 
 _MAX_DYNAMIC_SHARED = 8
 """CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: more than 48 KiB have to be asked for."""
@@ -44,8 +46,9 @@ def require_torch() -> Any:
 
 
 def present_target() -> Target:
-    """The target that is nearest to the GPU at hand. Raises CompileError E1703 or E1716."""
-    return target_of_capability(require_torch().cuda.get_device_capability())
+    """The target that is nearest to the GPU at hand, with its name. Raises CompileError E1703 or E1716."""
+    cuda = require_torch().cuda
+    return replace(target_of_capability(cuda.get_device_capability()), model=cuda.get_device_name())
 
 
 def target_of_capability(capability: tuple[int, int]) -> Target:
@@ -79,6 +82,11 @@ class CudaDevice:
         self._ask_current = partial(self.driver.cuCtxGetCurrent, ctypes.byref(self._current))
 
     # ------------------------------------------------------------------ kernels
+
+    def prepare(self, kernels: Sequence[TritonKernel]) -> list[str | None]:
+        """Compile kernels in several processes, each into Triton's cache."""
+        work = partial(_refusal_of, target=self.target, cache_directory=self.cache_directory)
+        return list(map_in_workers(work, kernels))
 
     def load(self, kernel: TritonKernel) -> Launcher:
         """Compile a kernel and load its code."""
@@ -227,6 +235,15 @@ class _LaunchConfig(ctypes.Structure):
         ("attribute_count", ctypes.c_uint),
     )
     stream: int
+
+
+def _refusal_of(kernel: TritonKernel, target: Target, cache_directory: Path) -> str | None:
+    """Why a kernel cannot be compiled; None if it can, and then it is found in the cache from now on."""
+    try:
+        compile_kernel(kernel, target, cache_directory)
+    except ToolchainError as error:
+        return str(error)
+    return None
 
 
 def _driver() -> Any:

@@ -61,6 +61,9 @@ class Work:
 class Device(Protocol):
     """What a plan needs of a chip. Memory is a number: an address."""
 
+    def prepare(self, kernels: Sequence[TritonKernel]) -> list[str | None]:
+        """Compile kernels side by side, so that `load` finds them: why each cannot be; None if it can."""
+
     def load(self, kernel: TritonKernel) -> Launcher:
         """A kernel, compiled and ready to be launched."""
 

@@ -21,6 +21,7 @@ from intarsia.passes.schedule.candidates import Candidate, Space
 from intarsia.tuning.database import Database, ProblemRow, Row, machine_name
 from intarsia.tuning.isolation import is_measurable, problem_key
 from intarsia.tuning.measuring import Rounds, Stopwatch
+from intarsia.tuning.spaces import space_of
 
 EXHAUSTIVE = 500
 """Candidates of a space of which all can be timed."""
@@ -66,8 +67,8 @@ def collect(
             key = problem_key(kernel, target)
             if key in finished:
                 continue
-            candidates, whole = _choose(Space(kernel, target), samples, min(exhaustive, EXHAUSTIVE), key)
-            timings = Stopwatch(kernel, target, rounds=ROUNDS).time(candidates)
+            candidates, whole = _choose(space_of(kernel, target), samples, min(exhaustive, EXHAUSTIVE), key)
+            timings = Stopwatch.of(kernel, target, rounds=ROUNDS).time(candidates)
             best = min(t.seconds for t in timings)
             whole &= all(t.is_quiet or t.seconds > UNSURE * best for t in timings)
             row = ProblemRow(key, problem.kind, problem.text, print_kernel(kernel), target.cores, whole)

@@ -107,23 +107,28 @@ class Entry:
 
 
 def machine_name(target: Target) -> str:
-    """This kind of machine: its processor as LLVM knows it, vectors and caches. Cores belong to the problem."""
+    """This kind of machine: its processor as LLVM knows it, vectors and caches; a GPU by its name and architecture.
+    Cores belong to the problem."""
+    if target.kind == "gpu":
+        return f"{target.model} {target.cpu}".strip()
     caches = "/".join(str(size >> 10) for size in target.caches)
     return f"{target.cpu} {target.vector_bits} bits, caches {caches} KiB"
 
 
 @cache
-def compiler_name() -> str:
-    """What makes the code: this compiler and LLVM."""
-    return f"intarsia {intarsia.__version__}, llvmlite {version('llvmlite')}, Python {platform.python_version()}"
+def compiler_name(kind: str = "cpu") -> str:
+    """What makes the code: this compiler and LLVM, or Triton for a GPU."""
+    tool = "triton" if kind == "gpu" else "llvmlite"
+    return f"intarsia {intarsia.__version__}, {tool} {version(tool)}, Python {platform.python_version()}"
 
 
 class Database:
     """Measurements in a file, which is made when something is written. Raises CompileError E0709 where it is damaged,
-    is no database, or cannot be reached."""
+    is no database, or cannot be reached. What is written was made for a `kind` of target."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: str = "cpu") -> None:
         self.path = path
+        self._kind = kind
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -145,13 +150,20 @@ class Database:
                 "INSERT INTO measurements VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
                 " seconds = excluded.seconds, spread = excluded.spread, runs = runs + excluded.runs"
                 " WHERE excluded.seconds < seconds",
-                [(*_identity(r, machine), json.dumps(dict(r.choices)), *_numbers(r.timing)) for r in rows],
+                [
+                    (
+                        *_identity(r, machine, compiler_name(self._kind)),
+                        json.dumps(dict(r.choices)),
+                        *_numbers(r.timing),
+                    )
+                    for r in rows
+                ],
             )
 
     def finish(self, key: str, machine: str, whole: bool) -> None:
         """Note that a problem is done; `whole`: every candidate was timed."""
         with self._open() as db:
-            values = (key, machine, compiler_name(), int(whole))
+            values = (key, machine, compiler_name(self._kind), int(whole))
             db.execute("INSERT OR REPLACE INTO finished VALUES (?, ?, ?, ?)", values)
 
     def finished(self, machine: str) -> dict[str, bool]:
@@ -200,7 +212,7 @@ class Database:
             for problem, kept in problems.items():
                 db.execute("DELETE FROM defaults WHERE problem = ? AND machine = ?", (problem, machine))
                 if kept:
-                    db.execute("INSERT INTO defaults VALUES (?, ?, ?)", (problem, machine, compiler_name()))
+                    db.execute("INSERT INTO defaults VALUES (?, ?, ?)", (problem, machine, compiler_name(self._kind)))
 
     def _defaults(self, machine: str) -> frozenset[str]:
         with self._open() as db:
@@ -232,7 +244,10 @@ class Database:
         with self._open() as db:
             db.executemany(
                 "INSERT OR REPLACE INTO counts VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [(problem, s, machine, compiler_name(), c.instructions, c.spills, c.live) for s, c in counts.items()],
+                [
+                    (problem, s, machine, compiler_name(self._kind), c.instructions, c.spills, c.live)
+                    for s, c in counts.items()
+                ],
             )
 
     def counts(self, problem: str, machine: str) -> dict[str, Counts]:
@@ -256,7 +271,7 @@ class Database:
                 " (SELECT 1 FROM counts c WHERE c.problem = m.problem AND c.machine = m.machine"
                 " AND c.schedule = m.schedule AND c.compiler = ?)"
             )
-            return [schedule for (schedule,) in db.execute(query, (problem, machine, compiler_name()))]
+            return [schedule for (schedule,) in db.execute(query, (problem, machine, compiler_name(self._kind)))]
 
     def entries(self) -> list[Entry]:
         """Everything in the database, in the order in which it came."""
@@ -283,8 +298,8 @@ class Database:
             return [name for (name,) in db.execute("SELECT DISTINCT machine FROM measurements ORDER BY machine")]
 
 
-def _identity(row: Row, machine: str) -> tuple[str, str, str, str]:
-    return row.problem, row.schedule, machine, compiler_name()
+def _identity(row: Row, machine: str, compiler: str) -> tuple[str, str, str, str]:
+    return row.problem, row.schedule, machine, compiler
 
 
 def _numbers(timing: Timing) -> tuple[float, float, int]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from intarsia.backends.cpu.counting import Counts
 from intarsia.costmodel.dataset import COUNTS, Dataset, Floats
-from intarsia.costmodel.features import features
+from intarsia.costmodel.features import NAMES_BY_KIND, features
 from intarsia.costmodel.tokens import token_features
 from intarsia.ir.errors import ScheduleError, Source
 from intarsia.ir.kernel import Kernel
@@ -20,8 +20,8 @@ from intarsia.ir.kernel_text import read_kernel
 from intarsia.ir.schedule import Schedule
 from intarsia.ir.target import Target
 from intarsia.passes.schedule.apply import apply
-from intarsia.passes.schedule.default import build_schedule
 from intarsia.tuning.database import Database, ProblemRow, Row
+from intarsia.tuning.spaces import space_of
 from intarsia.workers import map_in_workers
 
 LEAST = 3
@@ -61,6 +61,7 @@ def dataset_of(
         cores=np.array([p.cores for p in problems], np.int32),
         whole=np.array([p.whole for p in problems]),
         counts=np.concatenate([_counts(database.counts(r.problem.key, machine), r.rows) for r in read]),
+        names=NAMES_BY_KIND[target.kind],
         machine=machine,
     )
 
@@ -95,7 +96,7 @@ def _read(found: tuple[ProblemRow, list[Row]], target: Target) -> _Read:
             scheduled.append(apply(kernel, Schedule.parse(row.schedule)))
             kept.append(row)
     problem = replace(problem, whole=problem.whole and len(kept) == len(rows))
-    default = _default(kept, build_schedule(kernel, own).schedule)
+    default = _default(kept, space_of(kernel, own).default.schedule)
     numbers = np.array([features(k, own) for k in scheduled], np.float32)
     return _Read(problem, kept, default, numbers, np.array([token_features(k) for k in scheduled], np.float32))
 

@@ -32,8 +32,8 @@ def state_of_knowledge() -> int:
 
 def known_schedules(target: Target) -> Callable[[Kernel], str | None]:
     """A function from a naive kernel to the text of the fastest schedule that was measured for it on this machine; None
-    where nothing was."""
-    if target.kind != "cpu" or not state_of_knowledge():
+    where nothing was. What is compiled for any GPU of a kind does not depend on what one of them has measured."""
+    if (target.kind == "gpu" and not target.model) or not state_of_knowledge():
         return lambda kernel: None
     return _Known(target)
 

@@ -3,28 +3,19 @@ others, so that a slow spell of the machine hits all."""
 
 from __future__ import annotations
 
-import os
+import math
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
-from intarsia.executable import Executable
 from intarsia.ir.dtypes import Array
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.target import Target
 from intarsia.passes.schedule.candidates import Candidate
-from intarsia.runtime.native import address_of
-from intarsia.runtime.threads import THREADS
+from intarsia.tuning.benches import Bench, Runnable, bench_of
 from intarsia.tuning.calls import ONCE, Runs
-from intarsia.tuning.calm import CALM
-from intarsia.tuning.isolation import compile_alone, random_inputs
-from intarsia.tuning.placing import place, placed
-from intarsia.workers import map_in_workers
 
 
 @dataclass(frozen=True)
@@ -39,12 +30,6 @@ class Rounds:
 
 TURNS = 3
 """After so many rounds, a round begins with the same candidate again."""
-
-SAMPLES = 5
-"""Samples of a candidate in each round."""
-
-SAMPLE = 300e-6
-"""Seconds of a sample at least: shorter runs are repeated."""
 
 HOPELESS = 4.0
 """What was so many times slower than the best one in two rounds is not timed again."""
@@ -71,112 +56,73 @@ class Timing:
         return self.spread <= QUIET
 
 
+REFUSED = Timing(math.inf, math.inf, 0)
+"""Of a schedule that the tools refuse, because a core has no room for it."""
+
+
 class WrongResult(Exception):
     """A candidate computes something else than the default schedule: a fault of the compiler."""
 
 
 class Stopwatch:
-    """Times candidates for one kernel on this machine. What a run reads and writes stays the same for all. Its time is
-    the mean of several `runs` with other sizes, where the kernel has sizes."""
+    """Times candidates for one kernel on a bench. What a run reads and writes stays the same for all. Its time is the
+    mean of several `runs` with other sizes, where the kernel has sizes."""
 
-    def __init__(
-        self, kernel: Kernel, target: Target, seed: int = 0, runs: Runs = ONCE, rounds: Rounds = Rounds()
-    ) -> None:
-        self._kernel = kernel
-        self._target = target
-        self._sizes = runs
+    def __init__(self, bench: Bench, runs: Runs = ONCE, rounds: Rounds = Rounds()) -> None:
+        self._bench = bench
+        self._calls = len(runs)
         self._rounds = rounds
-        given = random_inputs(kernel, seed)
-        results = [np.zeros(tuple(map(int, b.shape)), b.dtype.numpy) for b in kernel.parameters if b.role != "in"]
-        arrays = placed([*given, *results])
-        self._inputs, self._results = arrays[: len(given)], arrays[len(given) :]
         self._wanted: list[Array] | None = None
-        self._runs: dict[str, Callable[[], object]] = {}
+        self._runs: dict[str, Runnable | None] = {}
+
+    @staticmethod
+    def of(kernel: Kernel, target: Target, seed: int = 0, runs: Runs = ONCE, rounds: Rounds = Rounds()) -> Stopwatch:
+        """For a naive kernel, on the machine that a target is."""
+        return Stopwatch(bench_of(kernel, target, runs, seed), runs, rounds)
 
     def time(self, candidates: Sequence[Candidate], progress: Callable[[], object] = lambda: None) -> list[Timing]:
-        """Their times, in order: of hopeless ones after two rounds, of unsteady ones after more than of others. The
-        first one is taken to be right if none was timed before. Raises WrongResult."""
-        work = partial(compile_alone, target=self._target, runs=self._sizes)
+        """Their times, in order: of hopeless ones after two rounds, of unsteady ones after more than of others, and
+        `REFUSED`. The first one is taken to be right if none was timed before. Raises WrongResult."""
         new = [c for c in candidates if str(c.schedule) not in self._runs]
-        for candidate, executable in zip(new, map_in_workers(work, [c.kernel for c in new])):
-            self._runs[str(candidate.schedule)] = self._run_of(executable, candidate)
+        for candidate, run in zip(new, self._bench.compiled([c.kernel for c in new])):
+            self._runs[str(candidate.schedule)] = run
+            if run is not None:
+                self._require_right(run, candidate)
         runs = [self._runs[str(c.schedule)] for c in candidates]
         samples: list[list[list[float]]] = [[] for _ in runs]
-        patience = self._rounds.patience
-        with _threads_of(self._target), on_one_core(self._target):
+        with self._bench.undisturbed(self._rounds.patience):
             for round_ in range(self._rounds.most):
                 for n in by_turns(len(runs), round_):
+                    run = runs[n]
                     least = min((min(s) for own in samples for s in own), default=0.0)
-                    hopeless = round_ > 1 and min(map(min, samples[n])) > HOPELESS * least
-                    if not hopeless and (round_ < self._rounds.least or not self._timing(samples[n]).is_quiet):
-                        found, patience = _calm_samples(runs[n], patience)
-                        samples[n].append(found)
+                    hopeless = round_ > 1 and samples[n] and min(map(min, samples[n])) > HOPELESS * least
+                    is_open = round_ < self._rounds.least or not self._timing(samples[n]).is_quiet
+                    if run is not None and is_open and not hopeless:
+                        samples[n].append(run.samples())
                 progress()
         return [self._timing(own) for own in samples]
 
     def _timing(self, rounds: Sequence[Sequence[float]]) -> Timing:
         """One round whose median is near the best one says that this was no accident."""
+        if not rounds:
+            return REFUSED
         medians = sorted(map(statistics.median, rounds))
         next_best = medians[1] / medians[0] if len(rounds) > 1 else medians[0] / min(rounds[0])
-        return Timing(medians[0] / len(self._sizes), next_best - 1, sum(map(len, rounds)))
+        return Timing(medians[0] / self._calls, next_best - 1, sum(map(len, rounds)))
 
-    def _run_of(self, executable: Executable, candidate: Candidate) -> Callable[[], object]:
-        call, fixed = executable.prepare({}), len(self._inputs) + len(self._results)
-        prepared = executable.prepared(self._inputs, {})
-        prepared = placed(prepared, fixed) if prepared else []
-        workspace = place([call.workspace], fixed + len(prepared)) if call.workspace else []
-        inputs, results = ([address_of(a) for a in arrays] for arrays in ((*self._inputs, *prepared), self._results))
-        room = address_of(workspace[0]) if workspace else 0
-        owners = (executable, prepared, workspace)
-        for result in self._results:
-            result.view(np.uint8).fill(255)  # what the last candidate left would hide what this one does not write
-        call.into(inputs, results, room)
+    def _require_right(self, run: Runnable, candidate: Candidate) -> None:
+        results = run.results()
         if self._wanted is None:
-            self._wanted = [r.copy() for r in self._results]
-        for got, wanted in zip(self._results, self._wanted):
+            self._wanted = [np.array(r) for r in results]
+        for got, wanted in zip(results, self._wanted):
             if not is_close(got, wanted):
                 raise WrongResult(f"{candidate}\n{candidate.schedule}")
-
-        def run() -> object:
-            call.into(inputs, results, room)
-            return owners
-
-        return run
 
 
 def by_turns(count: int, round_: int) -> Iterator[int]:
     """All numbers, from another one on in each round."""
     start = round_ * count // TURNS
     return (n % count for n in range(start, start + count))
-
-
-def _calm_samples(run: Callable[[], object], patience: float) -> tuple[list[float], float]:
-    """Samples of a round during which nobody else used the core, as far as so many seconds of waiting allow, and what
-    is left of these."""
-    found: list[float] = []
-    while True:
-        patience = CALM.wait(patience)
-        start = time.perf_counter()
-        more = _samples(run)
-        found = min(found or more, more, key=statistics.median)
-        if not patience or CALM.is_calm():
-            return found, patience
-        patience = max(0.0, patience - (time.perf_counter() - start))
-
-
-def _samples(run: Callable[[], object]) -> list[float]:
-    run()
-    start = time.perf_counter()
-    run()
-    once = time.perf_counter() - start
-    repeats = max(1, int(SAMPLE / max(once, 1e-7)))
-    found: list[float] = []
-    for _ in range(SAMPLES if once < 0.1 else 2):
-        start = time.perf_counter()
-        for _ in range(repeats):
-            run()
-        found.append((time.perf_counter() - start) / repeats)
-    return found
 
 
 def is_close(got: Array, wanted: Array) -> bool:
@@ -190,30 +136,3 @@ def is_close(got: Array, wanted: Array) -> bool:
     tolerance = TOLERANCE[max(16, got.dtype.itemsize * 8)] * max(largest, 1e-30)
     same = np.array_equal(a[~finite], b[~finite], equal_nan=True)
     return bool(same and np.all(np.abs(a[finite] - b[finite]) <= tolerance))
-
-
-@contextmanager
-def _threads_of(target: Target) -> Iterator[None]:
-    """Run on as many threads as the target has cores, whatever the process uses otherwise."""
-    before = THREADS.get()
-    THREADS.set(target.cores)
-    try:
-        yield
-    finally:
-        THREADS.set(before)
-
-
-@contextmanager
-def on_one_core(target: Target) -> Iterator[None]:
-    """Stay on one core while single-threaded code is timed, where the system can do that."""
-    if target.cores > 1 or not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    with suppress(OSError):
-        os.sched_setaffinity(0, {max(before)})
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            os.sched_setaffinity(0, before)

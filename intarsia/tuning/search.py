@@ -24,7 +24,8 @@ from intarsia.passes.schedule.candidates import Candidate, Space
 from intarsia.tuning.calls import SINGLE, Calls
 from intarsia.tuning.database import Database, ProblemRow, Row, machine_name
 from intarsia.tuning.isolation import problem_key
-from intarsia.tuning.measuring import Stopwatch, Timing
+from intarsia.tuning.measuring import REFUSED, Stopwatch, Timing
+from intarsia.tuning.spaces import space_of
 
 BATCH = 6
 """Candidates that are measured together."""
@@ -62,10 +63,10 @@ class Result:
     size: int
     trials: list[Trial] = field(default_factory=list)
 
-    def add(self, candidates: Sequence[Candidate], timings: Sequence[Timing], after: float) -> None:
+    def add(self, timed: Sequence[tuple[Candidate, Timing]], after: float) -> None:
         """What was measured `after` so many seconds: new candidates, and known ones, whose better time counts."""
         known = {id(trial.candidate): n for n, trial in enumerate(self.trials)}
-        for candidate, timing in zip(candidates, timings):
+        for candidate, timing in timed:
             place = known.get(id(candidate))
             if place is None:
                 self.trials.append(Trial(candidate, timing, after))
@@ -142,7 +143,7 @@ def search(
     the machine spared. Raises WrongResult where a candidate computes something else.
     """
     start, random = time.monotonic(), Random(seed)
-    space, stopwatch = Space(kernel, target, calls.is_read_again), Stopwatch(kernel, target, runs=calls.runs)
+    space, stopwatch = space_of(kernel, target, calls.is_read_again), Stopwatch.of(kernel, target, runs=calls.runs)
     key, machine = problem_key(kernel, target), machine_name(target)
     problem = ProblemRow(key, "tuned", source, print_kernel(kernel), target.cores)
     result, forecast = Result(kernel.name, space.size), Forecast(space.default, predict)
@@ -153,10 +154,10 @@ def search(
         again = list(dict.fromkeys(t.candidate for t in (result.default, result.best))) if result.trials else []
         timings = stopwatch.time([*again, *batch])
         now = time.monotonic() - start
-        result.add([*again, *batch], timings, now)
+        timed = [(c, t) for c, t in zip([*again, *batch], timings) if t is not REFUSED]
+        result.add(timed, now)
         if database is not None:
-            rows = [Row(key, str(c.schedule), c.choices, t) for c, t in zip([*again, *batch], timings)]
-            database.add(problem, machine, rows)
+            database.add(problem, machine, [Row(key, str(c.schedule), c.choices, t) for c, t in timed])
         progress(result)
         idle = 0 if result.best.timing.seconds < best else idle + 1
         left = budget.trials - len(result.trials)

@@ -46,7 +46,8 @@ def _is_free(b: Builder, axis: str) -> bool:
 
 def share(b: Builder, counters: Sequence[str]) -> None:
     """Let programs share the loops that count blocks, from 0 on."""
-    b.take(Grid(tuple(a if b.loop(a).lower.constant == 0 else b.split(a, 1)[0] for a in counters)))
+    if counters:
+        b.take(Grid(tuple(a if b.loop(a).lower.constant == 0 else b.split(a, 1)[0] for a in counters)))
 
 
 def set_lanes(b: Builder, axes: Sequence[str]) -> None:

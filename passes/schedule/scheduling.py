@@ -104,6 +104,8 @@ def _measured(kernel: Kernel, context: Context) -> Scheduled | None:
         scheduled = apply(kernel, schedule)
     except (ScheduleError, CompileError):  # a step that is not legal, or that there is none of
         return None
+    if context.target.kind == "gpu" and context.writable(scheduled) is not None:
+        return None
     return Scheduled(scheduled, schedule, (Remark("schedule", "schedule", "the fastest schedule that was measured"),))
 
 
