@@ -33,6 +33,9 @@ BATCH = 6
 MADE = 24
 """New candidates in each round, of which the most promising are measured."""
 
+MAKING = 3.0
+"""Seconds after which a round makes no more of them: schedules of large kernels take a second each."""
+
 PARENTS = 4
 """The best ones, which others are made from."""
 
@@ -170,11 +173,12 @@ def search(
 def _next(space: Space, result: Result, seen: set[str], forecast: Forecast, random: Random) -> list[Candidate]:
     """The candidates to measure next: those that look fastest, and one that anything could be said of."""
     made: list[Candidate] = []
+    start = time.monotonic()
     for candidate in _made(space, result, random):
         if (text := str(candidate.schedule)) not in seen:
             seen.add(text)
             made.append(candidate)
-        if len(made) == MADE:
+        if len(made) == MADE or (made and time.monotonic() - start > MAKING):
             break
     if len(made) <= BATCH:
         return made
