@@ -10,7 +10,6 @@ from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.multiply import in_type
 from intarsia.passes.schedule.nests import Contraction
 from intarsia.passes.schedule.shape import count, stride
-from intarsia.passes.schedule.tiling import FEW
 
 
 def dot_width(b: Builder, c: Contraction) -> int:
@@ -25,15 +24,15 @@ def dot_width(b: Builder, c: Contraction) -> int:
 def other_types(b: Builder, c: Contraction) -> Multiply | None:
     """The types in which the target has the best dot instruction for a contraction, if they are not its own.
 
-    Where both factors have the same sign, one is shifted: that of the rows, so that what makes up for it is summed up
-    once for all rows, or for all calls; of few rows and columns that change, that of the columns.
+    Where both factors have the same sign, one is shifted, and the other one is summed up to make up for it: constant
+    columns, once for all calls, or that of which there is less.
     """
     pair = widened_factors(c.put)
     if pair is None or find_dot(b.target, c.put) is not None or not _lies_along(b, c, c.main.reduced[-1]):
         return None
-    length = trips(b.loop(c.main.row)).constant
-    is_few = length is not None and length <= FEW and not b.kernel.buffers()[c.right.buffer].constant
-    shifted = [n for n, e in enumerate(pair) if (c.right in loads(e)) == is_few][:1]
+    rows, columns = (count(trips(b.loop(axis))) for axis in (c.main.row, c.main.column))
+    shifts_columns = rows <= columns and not b.kernel.buffers()[c.right.buffer].constant
+    shifted = [n for n, e in enumerate(pair) if (c.right in loads(e)) == shifts_columns][:1]
     options = []
     for dot in dots_of(b.target):
         factors = [in_type(e, wanted) for e, wanted in zip(pair, (dot.left, dot.right))]
