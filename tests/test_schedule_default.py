@@ -92,6 +92,10 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
         "fn f(a: f64[M, K], b: f64[K, N], c: f64[N]) -> f64[M, N] { return a @ b + c }",
         {"M": 11, "N": 256, "K": 300},
     ),
+    "matmul_few_gathered": (
+        "fn f(a: f32[M, K], b: f32[K, N], c: f32[N]) -> f32[M, N] { return relu(a @ b + c) }",
+        {"M": 9, "N": 320, "K": 2053},
+    ),
     "matmul_narrow": ("fn f(a: f32[M, K], b: f32[K, N]) -> f32[M, N] { return a @ b }", {"M": 45, "N": 6, "K": 131}),
     "batched_narrow": (
         "fn f(a: f32[B, M, K], b: f32[B, K, N]) -> f32[B, M, N] { return relu(a @ b) }",
@@ -703,9 +707,27 @@ def test_few_rows_copy_what_they_use_again_where_it_would_crowd_the_first_cache(
         assert not any(name.startswith("b.") for name in names)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "gathered"),
+    [
+        ({"M": 16, "N": 4096, "K": 4096}, True),
+        ({"M": 5, "N": 1024, "K": 3000}, True),
+        ({"M": 5, "N": 1000, "K": 3000}, False),  # the last tile of a row has masks
+        ({"M": 4, "N": 4096, "K": 4096}, False),  # all the time is that of reading
+        ({"M": 24, "N": 4096, "K": 4096}, False),  # three tiles of rows
+        ({"M": 16, "N": 4096, "K": 1024}, False),  # copying the sums would be much beside so short a reduction
+    ],
+)
+def test_sums_of_few_rows_lie_together_until_all_parts_are_added(sizes: dict[str, int], gathered: bool) -> None:
+    """What is added to again and again is read in order, and rows of the result do not crowd the caches."""
+    kernel = large(PROGRAMS["matmul"][0], **sizes)
+    assert any(b.memory == "cache" for name, b in kernel.buffers().items() if name.startswith("y.")) == gathered
+    assert (count_accesses(kernel, {})["y"].loads == 0) == gathered
+
+
 def test_a_fetch_goes_on_in_the_next_block() -> None:
     """What the first part of a block of columns reads is fetched while the last part of the block before it runs."""
-    kernel = large(PROGRAMS["matmul"][0], M=8, N=4096, K=4096)
+    kernel = large(PROGRAMS["matmul"][0], M=8, N=4096, K=1024)
     ((fetched, loops), *_) = [(s, around) for s, around in walk(kernel.body) if isinstance(s, Prefetch)]
     block, part = (next(x for x in loops if x.axis == axis) for axis in (loops[0].axis, loops[1].axis))
     last = trips(part).constant - 1

@@ -316,6 +316,8 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
         b.take(replace(tile, mode="load"))
     elif not part:
         b.take(tile)
+    elif t.gathered and not is_across and b.together("gathered sums", lambda: _gather(b, tile)):
+        pass
     elif not b.attempt(replace(tile, mode="first")):  # a reduction of open length may have no part at all
         write_out(b, initial.inner)
         b.take(replace(tile, mode="add"))
@@ -340,6 +342,13 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
         b.take(Partition(main.tiles[-1]))
     b.attempt(Version(main.tiles[-1], _steps(b, main.tiles[-1], reduced) if c.is_ragged else ()))
     share(b, main.blocks or main.tiles[:1])
+
+
+def _gather(b: Builder, tile: Accumulate) -> None:
+    """Let the sums of a block lie together until all parts are added, tile after tile."""
+    sums = b.fresh(tile.buffer)
+    b.take(Accumulate(tile.buffer, tile.outer, sums, "cache", "set"))
+    b.take(replace(tile, buffer=sums, new=b.fresh(tile.buffer), mode="first"))
 
 
 def _fetch(b: Builder, c: Contraction, t: Tiling, main: Tiled, early: Early, right: str, part: str, steps: str) -> None:

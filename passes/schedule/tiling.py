@@ -29,6 +29,19 @@ it in memory. Of a constant, which lies together, a panel takes a third of the f
 COPIED_COLUMNS = 256
 """Columns of a block where a tile copies what it reads: rows of more steps come between its first and last one."""
 
+DEEP = 2048
+"""Steps of the reduction from which on one or two tiles of rows gather the sums of a block: copying them is little."""
+
+BUSY = 5
+"""Rows from which on that pays: of fewer, all the time is that of reading."""
+
+DEEP_STEPS = 32
+"""Steps that they take at a time: so many rows of the columns' operand, those that are read and those that are fetched,
+fit into the sets of the second cache even where all fall into a few of them."""
+
+PIECE = 4096
+"""Bytes of each of these rows in a block: pieces of a page, so that two of them share few lines."""
+
 FETCHED = 256
 """Rows up to which reading the columns' operand takes long enough beside the arithmetic to be fetched ahead."""
 
@@ -78,7 +91,8 @@ class Tiling:
     """rows x (vectors * lanes): the tile in registers. block_rows, block_columns: rows and columns of a block, 0 for
     all of them. part: length of a piece of the reduction, 0 for all of it. packed: is the columns' operand packed?
     inside: do all the rows that use a packed block again do so before the next one is packed? few: columns first.
-    copied: does the first of several tiles of few rows copy what it reads of the columns' operand for the others?"""
+    copied: does the first of several tiles of few rows copy what it reads of the columns' operand for the others?
+    gathered: do the sums of a block lie together until all parts are added, as rows of the result do not?"""
 
     rows: int
     vectors: int
@@ -90,6 +104,7 @@ class Tiling:
     inside: bool
     few: bool
     copied: bool = False
+    gathered: bool = False
 
     @property
     def columns(self) -> int:
@@ -99,7 +114,7 @@ class Tiling:
         blocks = (
             f"{self.block_rows or 'all'} rows by {self.block_columns or 'all'} columns by {self.part or 'all'} steps"
         )
-        how = [name for name in ("packed", "inside", "few", "copied") if getattr(self, name)]
+        how = [name for name in ("packed", "inside", "few", "copied", "gathered") if getattr(self, name)]
         return f"{self.rows}x{self.vectors} vectors, blocks of {blocks}" + "".join(f", {name}" for name in how)
 
 
@@ -113,13 +128,17 @@ def choose_tiling(e: Extents, target: Target) -> Tiling | None:
     first, second = target.caches[0], target.caches[min(1, len(target.caches) - 1)]
     is_small = e.columns is not None and e.columns * e.depth * e.bytes <= second // 2
     if few and e.rows is not None:
-        copied = e.rows > rows and e.is_crowded and e.divisible and not is_small
-        steps = max(FEW_STEPS, first // 3 // (width * e.bytes)) if e.constant else FEW_STEPS
-        part = _part(e.depth, steps, 2 * FEW_STEPS) if e.divisible and not is_small else 0
+        cut = e.divisible and not is_small
+        copied = cut and e.rows > rows and e.is_crowded
+        deep = cut and BUSY <= e.rows <= 2 * rows and _gathers(e, width)
+        steps = max(FEW_STEPS, first // 3 // (width * e.bytes)) if e.constant else DEEP_STEPS if deep else FEW_STEPS
+        part = _part(e.depth, steps, 2 * FEW_STEPS) if cut else 0
         wanted = COPIED_COLUMNS if copied else FEW_COLUMNS * min(2, -(-e.rows // rows))
+        if deep:
+            wanted = max(COPIED_COLUMNS, min(PIECE // e.bytes, (e.columns or 0) // max(2, target.cores)))
         columns = max(1, wanted // width) * width
         packed = e.constant or (e.across and e.movable)
-        return Tiling(rows, vectors, e.lanes, 0, columns, part, packed, e.constant, True, copied)
+        return Tiling(rows, vectors, e.lanes, 0, columns, part, packed, e.constant, True, copied, deep)
     steps = first * 2 // 3 // (rows * e.bytes)  # a tile's rows of the left operand stay in the first cache
     panel = second // 2 // (width * e.bytes)  # steps for which a panel stays in half of the second one
     part = 0
@@ -139,6 +158,13 @@ def choose_tiling(e: Extents, target: Target) -> Tiling | None:
         share = max(BLOCK_ROWS, -(-e.rows // -(-wanted * columns // e.columns)))
         block = 0 if share >= e.rows else -(-share // rows) * rows
     return Tiling(rows, vectors, e.lanes, block, columns, part, packed, inside, False)
+
+
+def _gathers(e: Extents, width: int) -> bool:
+    """Does it pay few rows to gather the sums of a block until all parts of the reduction are added? Where tiles are
+    whole, no mask is in the way of the first part."""
+    whole = e.columns is not None and e.columns % width == 0
+    return whole and e.depth >= DEEP and e.bytes >= 4 and not (e.constant or e.across)
 
 
 @dataclass(frozen=True)
@@ -185,6 +211,7 @@ def other_tiles(t: Tiling, e: Extents, target: Target) -> Iterator[Tiling]:
                 block_rows=-(-t.block_rows // rows) * rows,
                 block_columns=-(-t.block_columns // width) * width,
                 copied=t.copied and e.rows is not None and e.rows > rows,
+                gathered=t.gathered and e.rows is not None and e.rows > rows,
             )
 
 
@@ -193,7 +220,7 @@ def other_packings(t: Tiling, e: Extents) -> Iterator[Tiling]:
     if t.packed != e.across and e.movable and not t.few:
         yield replace(t, packed=not t.packed)
     if t.few and e.movable and not (e.across or e.constant) and e.rows is not None and e.rows > t.rows and t.part:
-        yield replace(t, copied=not t.copied)
+        yield replace(t, copied=not t.copied, gathered=False)
 
 
 def other_parts(t: Tiling, e: Extents) -> Iterator[Tiling]:
@@ -201,7 +228,7 @@ def other_parts(t: Tiling, e: Extents) -> Iterator[Tiling]:
     if not e.divisible:
         return
     if t.part:
-        yield replace(t, part=0, copied=False)
+        yield replace(t, part=0, copied=False, gathered=False)
     for length in (64, 128, 256, 512):
         if 2 * length <= e.depth and not 2 * length <= 3 * t.part <= 4 * length:
             yield replace(t, part=-(-e.depth // -(-e.depth // length)))
