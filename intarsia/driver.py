@@ -99,6 +99,7 @@ class Compilation:
             unordered=self.options.unordered,
             pinned_schedule=self.options.schedule,
             predict=partial(predict, target=target),
+            predict_alone=partial(predict, target=replace(target, cores=1)),
             measured=self.measured or known_schedules(target),
             writable=partial(writable, dimensions=self.source_module.graph.dimensions),
             each=map_in_workers,

@@ -14,6 +14,7 @@ MODULES: tuple[str, ...] = (
     "sample",
     "contract",
     "hoist",
+    "merge",
     "fuse",
     "skip_rounding",
     "lower",

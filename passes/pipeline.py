@@ -40,6 +40,7 @@ class Context:
     dynamic: dimension names that stay run-time values. checks: subscripts and divisors are checked at run time.
     unordered: float atomics are allowed. pinned_schedule: the text of schedules that the user pins. predict: seconds of
     schedules of one kernel on the target, the default one first; without it, every decision is the likeliest one.
+    predict_alone: the same on one core of it.
     measured: the text of the fastest schedule that is known of a naive kernel, None if none is. writable: why the back
     end of a GPU cannot write a scheduled kernel, None if it can. schedules: the one that each kernel got, filled in by
     `schedule`. tried: naive kernels without their names that were scheduled on the way; applied: steps that were taken
@@ -54,6 +55,7 @@ class Context:
     unordered: bool = False
     pinned_schedule: str | None = None
     predict: Callable[[Sequence[Kernel]], Sequence[float]] | None = None
+    predict_alone: Callable[[Sequence[Kernel]], Sequence[float]] | None = None
     measured: Callable[[Kernel], str | None] = lambda kernel: None
     writable: Callable[[Kernel], str | None] = lambda kernel: None
     schedules: dict[str, Schedule] = field(default_factory=dict)
@@ -154,8 +156,8 @@ class Pipeline:
 
 
 DEFAULT = (
-    "canonicalize,cse,dce,expand-sorts,legalize-dtype,canonicalize,cse,sample,dce,contract,hoist,fuse,skip-rounding,dce,"
-    "lower,join,layout,schedule"
+    "canonicalize,cse,dce,expand-sorts,legalize-dtype,canonicalize,cse,sample,dce,contract,hoist,merge,fuse,"
+    "skip-rounding,dce,lower,join,layout,schedule"
 )
 
 

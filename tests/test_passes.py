@@ -34,7 +34,7 @@ from intarsia.program import Program
 
 GRAPH_PASSES = (
     "canonicalize,cse,dce,expand-sorts,legalize-dtype,canonicalize,cse,sample,dce,contract,hoist{always=true},"
-    "fuse,skip-rounding,dce"
+    "merge{always=true},fuse,skip-rounding,dce"
 )
 CPU = TARGETS["cpu:x86-avx2"]
 

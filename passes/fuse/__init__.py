@@ -98,7 +98,7 @@ class Fuse(Pass):
         def run(is_chain: ChainTest) -> tuple[Search, list[Group], Region]:
             search = Search(region.nodes, region.results, self.max_ops, is_chain, context.target.kind)
             groups = [part for group in search.run() for part in _without_outer_reshapes(group)]
-            return search, groups, _emit(region, groups, search, origin)
+            return search, groups, emit(region, groups, search, origin)
 
         if context.checks:
             return run(never)
@@ -123,7 +123,7 @@ class Fuse(Pass):
         """Is a chain predicted to take longer as one kernel than as several?"""
         search = Search(chain.nodes, chain.results, self.max_ops, kind=weighing.context.target.kind)
         together = Region((), (Fused(chain),), ())
-        one, several = weighing.seconds(together), weighing.seconds(_emit(chain, search.run(), search, {}))
+        one, several = weighing.seconds(together), weighing.seconds(emit(chain, search.run(), search, {}))
         if one is None or several is None:
             return False
         slow = one > SURE * several
@@ -186,8 +186,8 @@ def _without_outer_reshapes(group: Group) -> list[Group]:
     return [Group([n]) for n in before] + [Group(nodes, group.members)] + [Group([n]) for n in after]
 
 
-def _emit(region: Region, groups: Sequence[Group], search: Search, origin: Mapping[Node, Node]) -> Region:
-    """One node for each group. Copies of one view that stayed alone become one again."""
+def emit(region: Region, groups: Sequence[Group], search: Search, origin: Mapping[Node, Node]) -> Region:
+    """The region with one node for each group. Copies of one view that stayed alone become one again."""
     values: dict[Value, Value] = {}
     nodes: list[Node] = []
     alone: dict[tuple[Node, tuple[Value, ...]], Node] = {}

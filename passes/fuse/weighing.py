@@ -6,14 +6,16 @@ program is near it, the predictor of the context is asked; it changes what the r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from intarsia.ir.graph import Node, Region, Structured
+from intarsia.ir.graph import Node, Region, Structured, Value
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.ops import Constant, Fused
 from intarsia.ir.proofs import Facts
 from intarsia.passes.lower.kernel import GroupLowering
+from intarsia.passes.lower.stages import rename_buffers
 from intarsia.passes.pipeline import Context
 from intarsia.passes.schedule.default import build_schedule
 from intarsia.passes.skip_rounding import without_roundings
@@ -24,12 +26,20 @@ SURE = 1.25
 
 @dataclass(frozen=True)
 class Weighing:
-    """Predicted times of kernels, each predicted once, with the schedules that chains were tried with or the default
-    ones; `names` are the dimensions and counters that may occur."""
+    """Predicted times of kernels, of equal ones once, with the schedules that chains were tried with or the default
+    ones; `names` are the dimensions and counters that may occur. What is made of the values that are `constant` alone
+    takes no time."""
 
     context: Context
     names: Sequence[str]
+    constant: Callable[[Value], bool] = lambda value: False
     _seconds: dict[Kernel, float] = field(default_factory=dict)
+    _scheduled: dict[Kernel, Kernel] = field(default_factory=dict)
+
+    @cached_property
+    def alone(self) -> Weighing:
+        """The same on one core."""
+        return replace(self, context=replace(self.context, predict=self.context.predict_alone), _seconds={})
 
     def seconds(self, region: Region) -> float | None:
         """Seconds that the kernels of a fused region take, without those of loops; None where nothing can be said."""
@@ -47,14 +57,25 @@ class Weighing:
     def _kernel_seconds(self, node: Node) -> float | None:
         group = without_roundings(node.body if isinstance(node, Fused) else Region((), (node,), node.values))
         facts = Facts(names=frozenset(self.names))
-        kernel = GroupLowering(group.nodes, group.results, self.names, facts).run("", node.span).kernel
-        if kernel.sizes:
+        lowered = GroupLowering(group.nodes, group.results, self.names, facts).run("", node.span)
+        if lowered.kernel.sizes:
             return None
-        if kernel not in self._seconds:
+        kernel = with_constants(lowered.kernel, map(self.constant, lowered.arguments))
+        key = rename_buffers(kernel, {name: f"#{n}" for n, name in enumerate(kernel.buffers())})
+        if key not in self._scheduled:
             builder = self.context.tried.get(kernel) or build_schedule(kernel, self.context.target)
+            self._scheduled[key] = builder.kernel
+        if key not in self._seconds:
             assert self.context.predict is not None
-            self._seconds[kernel] = self.context.predict([builder.kernel])[0]
-        return self._seconds[kernel]
+            self._seconds[key] = self.context.predict([self._scheduled[key]])[0]
+        return self._seconds[key]
+
+
+def with_constants(kernel: Kernel, constant: Iterable[bool]) -> Kernel:
+    """A kernel with those of its inputs marked that do not change."""
+    marks = iter(constant)
+    given = (replace(b, constant=next(marks)) if b.role in ("in", "inout") else b for b in kernel.parameters)
+    return replace(kernel, parameters=tuple(given))
 
 
 def against(chosen: float, other: float) -> str:

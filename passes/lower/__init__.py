@@ -69,7 +69,7 @@ class Lower(Pass):
         loops_inside = self.pointwise_loops and checks is None
         whole = partial(self._is_whole, context)
         several = partial(self._in_blocks, context)
-        constants = Constants(kernels.named, graph.dimensions)
+        constants = Constants(kernels.named, frozenset(graph.dimensions))
         parameters = frozenset(graph.body.parameters)
         lowering = _RegionLowering(kernels, parameters, checks, loops_inside, whole, several, constants)
         body = lowering.region(graph.body, scope, {})

@@ -6,7 +6,7 @@ made of item i of constants, and so can be computed for all items before the loo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from intarsia.ir.graph import Parameter, Value
@@ -34,7 +34,7 @@ class Constants:
     hold for a whole call of the program."""
 
     kernel: Callable[[str], Kernel]
-    dimensions: Collection[str]
+    dimensions: frozenset[str]
     _known: dict[Value, Made | None] = field(default_factory=dict)
 
     def of(self, value: Value) -> Made | None:
@@ -56,10 +56,10 @@ class Constants:
                 length = kind.length if isinstance(kind, ListType) else kind.shape[0]
                 fixed = index.constant is not None
                 return None if self.of(source) is None else frozenset(() if fixed else (Items(length, index),))
-            case Call(kernel, arguments, _, sizes) if arguments and self._is_pure(kernel):
-                if any(s.symbols - set(self.dimensions) or s.opaques for s in sizes):
-                    return None
-                return self._together([self.of(v) for v in arguments])
+            case Call(kernel, arguments, _, sizes) if arguments:
+                found = self._together([self.of(v) for v in arguments])
+                known = all(s.symbols <= self.dimensions and not s.opaques for s in sizes)
+                return found if found is not None and known and self._is_pure(kernel) else None
         return None
 
     def _together(self, parts: Sequence[Made | None]) -> Made | None:

@@ -49,7 +49,7 @@ def separate_preparation(module: Module, remarks: Remarks) -> Separated:
         return Separated(None, module)
     module = _with_split_kernels(module)
     kernels = {k.name: k for k in module.kernels}
-    graph, constants = module.graph, Constants(kernels.__getitem__, module.graph.dimensions)
+    graph, constants = module.graph, Constants(kernels.__getitem__, frozenset(module.graph.dimensions))
     moved: set[Node] = {n for n in graph.body.walk() if isinstance(n, Call) and constants.of(n.values[0]) is not None}
     wanted = _wanted(graph.body, moved)
     if not wanted:
