@@ -117,7 +117,7 @@ class Proposals:
     def _overlap(self, kernel: Kernel) -> str:
         extents = [str(self.random.choice((1, 2, 3, 5, 8))) for _ in range(self.random.choice((1, 1, 2)))]
         outs = [b.name for b in kernel.parameters if b.role == "out"]
-        results = outs if self.random.random() < 0.5 else [self._buffer(kernel)]
+        results = outs if outs and self.random.random() < 0.5 else [self._buffer(kernel)]
         return f"overlap {' '.join(results)} {' '.join(extents)}"
 
     def _reuse(self, kernel: Kernel) -> str:
