@@ -114,6 +114,9 @@ class Proposals:
         memory = self.random.choice(["register", "cache"])
         return f"localize {self.random.choice(temporaries)} at {self._axis(kernel)} {memory}"
 
+    def _squeeze(self, kernel: Kernel) -> str:
+        return f"squeeze {self._buffer(kernel)} at {self._axis(kernel)} -> {self._new()}"
+
     def _overlap(self, kernel: Kernel) -> str:
         extents = [str(self.random.choice((1, 2, 3, 5, 8))) for _ in range(self.random.choice((1, 1, 2)))]
         outs = [b.name for b in kernel.parameters if b.role == "out"]
