@@ -336,6 +336,8 @@ def widen(kernel: Kernel, step: Widen) -> Kernel:
     lower, upper = extreme(loop.lower, around, greatest=False), extreme(loop.upper, around, greatest=True)
     if lower is None or upper is None or any(isinstance(s, (Check, Call)) for s, _ in walk(loop.body)):
         raise ScheduleError("its least and greatest bounds are not known, or it holds a check or call")
+    if loop.step != 1 and lower != loop.lower:
+        raise ScheduleError(f"its steps of {loop.step} begin elsewhere in every iteration around it")
     mask = tuple(
         condition
         for condition, changed in (
