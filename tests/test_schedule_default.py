@@ -792,3 +792,14 @@ def test_chunks_of_a_reduction_depend_on_sizes_alone() -> None:
 def test_what_is_not_vectorized_is_told() -> None:
     built = build_schedule(sample("sweep")[0], TARGET)
     assert any("vector" in r.message for r in built.remarks)
+
+
+@pytest.mark.parametrize("way", [1, 2])
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_strided", "conv2d_groups"])
+def test_images_may_be_copied_first(name: str, way: int) -> None:
+    """Rows of the image once, or window after window, in place of reading it where it lies."""
+    kernel, sizes = next((k, n) for k, n in kernels(name) if "+=" in print_kernel(k))
+    result = next(p.buffer for p, _ in walk(kernel.body) if isinstance(p, Put) and p.operator == "+=")
+    copied = build_schedule(kernel, TARGET, choices={f"image of {result}": way})
+    assert f"image of {result}" in copied.decisions and "pack x at" in str(copied.schedule)
+    assert_same_meaning(kernel, copied.kernel, sizes)

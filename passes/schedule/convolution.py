@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from intarsia.ir.kernel import For
 from intarsia.ir.kernel_access import is_injective, trips
+from intarsia.ir.scalar import Load, loads
 from intarsia.ir.schedule import ROOT, Accumulate, Collapse, Fetch, Localize, Merge, Pack, Peel, Reorder, Version
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.contraction import around, share, unroll_reduction
@@ -33,6 +34,10 @@ FEWEST = 5
 
 VECTORS = 2
 """Vectors of channels of a tile: with eight pixels ten loads for sixteen multiply-adds."""
+
+WAYS = ("as it lies", "copied once", "copied by windows")
+"""How the image is read: where it lies; from a copy of the rows that a row of pixels needs, padding included (implicit
+GEMM); or from one with window after window (Im2win, Lu et al., 2023)."""
 
 STRIDED = 0.3
 """How much lanes along pixels are worth that are read at every second address, or farther apart."""
@@ -124,7 +129,8 @@ def _other_vectors(b: Builder, c: Contraction, rows: int, lanes: int) -> list[in
 @dataclass(frozen=True)
 class _Tiled:
     """The axes of a nest after it was split: groups, which have weights of their own, panels of channels, batches and
-    rows of pixels, tiles in a row; inside a tile pixels and channels."""
+    rows of pixels, tiles in a row; inside a tile pixels and channels. by_rows: is a row of pixels done for all panels
+    before the next one?"""
 
     groups: tuple[str, ...]
     panels: str
@@ -132,18 +138,23 @@ class _Tiled:
     tiles: str
     pixel: str
     channels: tuple[str, ...]
+    by_rows: bool
 
     @property
     def outer(self) -> tuple[str, ...]:
+        if self.by_rows:
+            return (*self.groups, *self.batch, self.panels, self.tiles)
         return (*self.groups, self.panels, *self.batch, self.tiles)
 
 
-def _split(b: Builder, nest: Nest, grouped: Sequence[bool], rows: int, vectors: int, lanes: int) -> _Tiled:
+def _split(
+    b: Builder, nest: Nest, grouped: Sequence[bool], rows: int, vectors: int, lanes: int, by_rows: bool
+) -> _Tiled:
     tiles, pixel = b.split(nest.row, rows)
     panels, channel = b.split(nest.column, vectors * lanes)
     channels = b.split(channel, lanes) if vectors > 1 else (channel,)
     groups, batch = (tuple(a for a, own in zip(nest.batch, grouped) if own == wanted) for wanted in (True, False))
-    return _Tiled(groups, panels, batch, tiles, pixel, channels)
+    return _Tiled(groups, panels, batch, tiles, pixel, channels, by_rows)
 
 
 def _tile(b: Builder, c: Contraction) -> None:
@@ -153,20 +164,25 @@ def _tile(b: Builder, c: Contraction) -> None:
     rows = b.choose(f"pixels of {c.put.buffer}", (rows, *_other_rows(b, c)))
     vectors = b.choose(f"channels of {c.put.buffer}", (vectors, *_other_vectors(b, c, rows, lanes)))
     grouped = [axis in c.right.symbols for axis in c.main.batch]
+    ways = WAYS if not all(grouped) and _image(b, c) is not None else WAYS[:1]
+    way = b.choose(f"image of {c.put.buffer}", ways, looks=len(WAYS) - 1)
+    by_rows = way != WAYS[0]
     pixels = points(b.loop(a) for a in (*c.main.batch, c.main.row) if a not in c.right.symbols)
-    main = _split(b, c.main, grouped, rows, vectors, lanes)
+    main = _split(b, c.main, grouped, rows, vectors, lanes, by_rows)
     reduced = c.main.reduced
     b.take(Reorder((*main.outer, *reduced, main.pixel, *main.channels)))
     if c.initial is not None:
-        initial = _split(b, c.initial, grouped, rows, vectors, lanes)
+        initial = _split(b, c.initial, grouped, rows, vectors, lanes, by_rows)
         b.take(Reorder((*initial.outer, initial.pixel, *initial.channels)))
     for epilogue in c.epilogues:
-        own = _split(b, epilogue, grouped, rows, vectors, lanes)
+        own = _split(b, epilogue, grouped, rows, vectors, lanes, by_rows)
         b.take(Reorder((*own.outer, *own.channels, own.pixel)))
         for ours, theirs in zip(main.outer, own.outer):
             b.take(Merge((ours, theirs)))
         write_out(b, (*own.channels, own.pixel))
     packed = _pack(b, c, main)
+    if by_rows:
+        _copy_image(b, c, main, windows=way == WAYS[2])
     tile = b.fresh(c.put.buffer)
     b.take(Accumulate(c.put.buffer, reduced[0], tile, "register", "load" if c.initial is None else "set"))
     before, after = around(b, main.tiles, reduced[0])
@@ -184,6 +200,28 @@ def _tile(b: Builder, c: Contraction) -> None:
     if trips(b.loop(main.tiles)).constant is None or not b.attempt(Peel(main.tiles)):
         b.attempt(Version(main.tiles))
     share(b, main.outer[:-1])
+
+
+def _image(b: Builder, c: Contraction) -> Load | None:
+    """What a convolution reads along its pixels, if it is one load and no data says where."""
+    found = [x for x in dict.fromkeys(loads(c.put.value)) if c.main.row in x.symbols]
+    return found[0] if len(found) == 1 and not any(i.opaques for i in found[0].indices) else None
+
+
+def _copy_image(b: Builder, c: Contraction, main: _Tiled, windows: bool) -> None:
+    """Copy what a row of pixels reads of the image, each number once or window after window."""
+    image = _image(b, c)
+    assert image is not None
+    load = load_along(b, image.buffer, main.pixel)
+    inside = (*c.main.reduced, main.tiles, main.pixel)
+    if windows:
+        layout = tuple(a for a in inside if a in load.symbols)
+    else:
+        joint = ([a for a in inside if a in index.symbols] for index in load.indices)
+        layout = tuple(" + ".join(axes) for axes in joint if axes)
+    before = set(b.axes())
+    b.take(Pack(image.buffer, main.batch[-1], b.fresh(image.buffer), layout, "cache"))
+    write_out(b, tuple(axis for axis in b.axes() if axis not in before)[-1:])
 
 
 def _pack(b: Builder, c: Contraction, main: _Tiled) -> str:
