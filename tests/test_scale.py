@@ -174,9 +174,9 @@ def test_equal_layers_share_their_kernels(
     scheduled: list[str] = []
     build, sweep = scheduling.best_schedule, chains.schedule_chain
 
-    def counted(kernel: Any, *rest: Any) -> Any:
+    def counted(kernel: Any, *rest: Any, **more: Any) -> Any:
         scheduled.append(kernel.name)
-        return build(kernel, *rest)
+        return build(kernel, *rest, **more)
 
     def tried(builder: Builder) -> bool:
         scheduled.append("chain")

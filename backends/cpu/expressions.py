@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from intarsia.backends.cpu.conversion import bitcast, convert
 from intarsia.backends.cpu.memory import Memory
-from intarsia.backends.cpu.tables import few_bits, is_usable, look_up
+from intarsia.backends.cpu.tables import FewBits, is_usable, look_up
 from intarsia.backends.cpu.values import Value, constant, instruction, select, widen
 from intarsia.ir.approximations import expand
 from intarsia.ir.dtypes import BOOL, U8, U32
@@ -21,6 +21,7 @@ class Expressions(Memory):
     def __init__(self, *arguments: object, **options: object) -> None:
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
         self._values: dict[Expr, Value] = {}
+        self._few_bits = FewBits()
 
     def forget_values(self) -> None:
         """Begin another statement."""
@@ -32,7 +33,7 @@ class Expressions(Memory):
         return self._values[expression]
 
     def _new_value(self, expression: Expr) -> Value:
-        if isinstance(argument := few_bits(expression), Bitcast):
+        if isinstance(argument := self._few_bits.argument(expression), Bitcast):
             code = self._code(argument.value)
             if is_usable(self.target, code):
                 return look_up(self.function, expression, argument, code)

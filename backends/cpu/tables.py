@@ -15,33 +15,46 @@ from intarsia.backends.cpu.values import Value, vector_constant
 from intarsia.ir.arithmetic import Arithmetic
 from intarsia.ir.dtypes import F32, U8, Array
 from intarsia.ir.functions import FUNCTIONS
-from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, walk
+from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr
 from intarsia.ir.target import Target
 
 ENTRIES = 16
 """Numbers of a table: as many as a vector of 512 bits holds."""
 
 
-def few_bits(expression: Expr) -> Expr | None:
-    """The element of at most four bits of which an f32 is a function, if it is one of nothing else."""
-    if expression.dtype != F32 or not isinstance(expression, (Apply, Cast)):
-        return None
-    arguments: dict[Expr, None] = {}
-    inside: set[Expr] = set()
-    for part in walk(expression):
-        match part:
-            case _ if part in inside:
-                continue
+class FewBits:
+    """Finds functions of a few bits; each part of an expression is looked at once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Expr, frozenset[Expr] | None] = {}
+
+    def argument(self, expression: Expr) -> Expr | None:
+        """The element of at most four bits of which an f32 is a function, if it is one of nothing else."""
+        if expression.dtype != F32 or not isinstance(expression, (Apply, Cast)):
+            return None
+        found = self._arguments(expression)
+        return next(iter(found)) if found is not None and len(found) == 1 else None
+
+    def _arguments(self, e: Expr) -> frozenset[Expr] | None:
+        """The elements that a value is a function of; None where it depends on anything else."""
+        if e not in self._known:
+            self._known[e] = self._new(e)
+        return self._known[e]
+
+    def _new(self, e: Expr) -> frozenset[Expr] | None:
+        match e:
+            case Const():
+                return frozenset()
             case Bitcast(dtype, element) if dtype == U8 and element.dtype.is_narrow and element.dtype.bits <= 4:
-                arguments[part] = None
-                inside.update(walk(element))
-            case Const() | Cast() | Bitcast():
-                continue
-            case Apply(function) if FUNCTIONS[function].domain != "float":
-                continue
-            case _:
-                return None
-    return next(iter(arguments)) if len(arguments) == 1 else None
+                return frozenset((e,))
+            case Cast() | Bitcast():
+                return self._arguments(e.value)
+            case Apply(function, arguments) if FUNCTIONS[function].domain != "float":
+                found = [self._arguments(x) for x in arguments]
+                known = [x for x in found if x is not None]
+                whole = frozenset[Expr]().union(*known)
+                return whole if len(known) == len(found) and len(whole) <= 1 else None
+        return None
 
 
 def is_usable(target: Target, code: Value) -> bool:

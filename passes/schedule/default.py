@@ -115,7 +115,7 @@ def schedule_product(b: Builder, loop: For) -> bool:
     }
     usable = [name for name, (find, _) in forms.items() if find(b, loop)]
     first = b.choose(f"form of {loop.axis}", usable or [""])
-    place = b.outermost().index(loop)  # a form that does not fit may have made one axis of several
+    place = b.outermost().index(loop) - len(b.outermost())  # from the end, as what is before it may be inlined
     order = sorted(forms, key=lambda name: name != first)
     return any(forms[name][1](b, b.outermost()[place]) for name in order)
 
