@@ -125,7 +125,7 @@ def fit_bounds(data: Dataset, rows: npt.NDArray[np.intp], seed: int, trees: int 
     """
     problems = np.random.default_rng(seed).permutation(np.unique(data.problem[rows]))
     left_out = np.isin(data.problem[rows], problems[: max(1, round(CALIBRATED * len(problems)))])
-    fitted, others = rows[~left_out], rows[left_out]
+    fitted, others = (rows[~left_out], rows[left_out]) if len(problems) > 1 else (rows, rows)
     x, y, w = data.features, data.residual, weights(data)
     low, high = (
         forest_of(boosting(seed, "quantile", quantile, trees).fit(x[fitted], y[fitted], sample_weight=w[fitted]))

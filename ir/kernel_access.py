@@ -89,6 +89,11 @@ def written_in(body: Iterable[Statement]) -> frozenset[str]:
     return frozenset(names)
 
 
+def holds_one_write(loop: For) -> bool:
+    """Is one write, beside prefetches, all that is in a loop? A dot loop wants that."""
+    return [type(s) for s in loop.body if not isinstance(s, Prefetch)] == [Put]
+
+
 def trips(loop: For) -> Size:
     """How many iterations a loop makes if its bounds are in order."""
     return (loop.upper - loop.lower + (loop.step - 1)) // loop.step

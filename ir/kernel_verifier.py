@@ -27,7 +27,7 @@ from intarsia.ir.kernel import (
     Statement,
     walk,
 )
-from intarsia.ir.kernel_access import expressions, sizes_of
+from intarsia.ir.kernel_access import expressions, holds_one_write, sizes_of
 from intarsia.ir.kernel_scan import scan_problem
 from intarsia.ir.kernel_text import print_statement
 from intarsia.ir.preparation import preparation_problems
@@ -134,7 +134,7 @@ class _Structure:
             self.found.append(f"{where}: step {loop.step}")
         if loop.kind in FIXED and (loop.lower.constant is None or loop.upper.constant is None):
             self.found.append(f"{where}: the bounds of a {loop.kind} loop are not numbers")
-        if loop.kind == "dot" and [type(s) for s in loop.body if not isinstance(s, Prefetch)] != [Put]:
+        if loop.kind == "dot" and not holds_one_write(loop):
             self.found.append(f"{where}: a dot loop holds one write and nothing else")
         if loop.kind == "scan" and (problem := scan_problem(loop)):
             self.found.append(f"{where}: {problem}")

@@ -8,6 +8,7 @@ from typing import Any
 from intarsia.ir import schedule as steps
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Kernel
+from intarsia.ir.kernel_access import holds_one_write
 from intarsia.ir.preparation import preparation_problems
 from intarsia.ir.schedule import Schedule, Step
 from intarsia.passes.schedule.accumulate import accumulate
@@ -29,6 +30,7 @@ from intarsia.passes.schedule.scans import restart, scan
 from intarsia.passes.schedule.sink import sink
 from intarsia.passes.schedule.squeeze import squeeze
 from intarsia.passes.schedule.storage import inline, localize, pack, stage
+from intarsia.passes.schedule.tree import loops_in
 from intarsia.passes.schedule.wavefront import wavefront
 
 _APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
@@ -84,6 +86,8 @@ def apply_step(kernel: Kernel, step: Step) -> Kernel:
         new = _APPLY[type(step)](kernel, step)
         if (problem := next(preparation_problems(new), None)) is not None:
             raise ScheduleError(problem)
+        if any(loop.kind == "dot" and not holds_one_write(loop) for loop in loops_in(new.body)):
+            raise ScheduleError("a dot loop would hold more than one write")
         return new
     except ScheduleError as error:
         raise ScheduleError(f"{step}: {error}") from None
