@@ -182,6 +182,7 @@ TURNED = ("window", "padding")
         *((band, True) for band in TURNED),
     ],
 )
+@pytest.mark.slow
 def test_blocks_without_scores_are_left_out(band: str, turned: bool) -> None:
     """However the condition is written, also with one that depends on data."""
     condition, reference, most = BANDS[band]

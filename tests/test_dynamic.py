@@ -188,6 +188,7 @@ COVERED = {"attention-S", "attention-T", "attention-both", "product-M", "product
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in COVERED else n for n in CASES])
+@pytest.mark.slow
 def test_one_compilation_serves_every_length(name: str, compilations: list[Compilation]) -> None:
     text, names, make, reference = CASES[name]
     program = intarsia.compile(text, Options(dynamic=tuple(names.split(","))), use_cache=False)

@@ -38,6 +38,7 @@ def module_of(text: str, n: int, m: int, target: str = "") -> Module:
     return default_pipeline({"N": n, "M": m}).before("schedule").run(module, Context(TINY))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_joined_kernels_keep_their_meaning(name: str) -> None:
     module = module_of(PROGRAMS[name], 45, 70)

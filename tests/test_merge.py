@@ -159,6 +159,7 @@ def data(*shape: int, seed: int = 0) -> Any:
     return (np.random.default_rng(seed).standard_normal(shape) / 4).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 17])
 def test_operands_are_put_together_before_the_first_call(rows: int) -> None:
     """Those of all layers, also where they are laid out in panels."""

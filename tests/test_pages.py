@@ -63,6 +63,7 @@ def words(text: str) -> list[str]:
     return sorted(w for w in re.findall(r"[A-Za-z_]\w+", text) if w not in ("us", "ms"))
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

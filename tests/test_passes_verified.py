@@ -33,6 +33,7 @@ def verify(entry: Entry) -> None:
     with_deep_stack(lambda: Pipeline.parse(DEFAULT).run(module, compilation.context, verification("exec")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_every_pass_keeps_the_meaning(name: str) -> None:
     verify(CATALOGUE[name])

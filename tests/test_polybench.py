@@ -53,6 +53,7 @@ def test_sources_are_formatted(path: Path) -> None:
     assert main(["fmt", "--check", str(path)]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", EVERY)
 def test_small(kernel: Kernel) -> None:
     check_ours(kernel, "MINI")

@@ -303,6 +303,7 @@ ALIKE = {
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in sorted(PROGRAMS)]
 )
+@pytest.mark.slow
 def test_programs_of_unknown_sizes_keep_their_meaning(name: str) -> None:
     for kernel, sizes in kernels(name, dynamic=True):
         check(kernel, sizes)

@@ -88,6 +88,7 @@ def special(seed: int) -> dict[str, Array]:
     return inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("mask", MASKS)
 def test_infinities_and_nan_are_kept(mask: str, schedule: str) -> None:

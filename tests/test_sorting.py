@@ -45,6 +45,7 @@ def test_floats(dtype: str, length: int) -> None:
     check(dtype, rows.astype(FLOATS[dtype]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", INTEGERS)
 def test_integers(dtype: str) -> None:
     kind = np.dtype(dtype.replace("i", "int").replace("u", "uint"))
