@@ -135,6 +135,12 @@ def test_the_predictor_decides() -> None:
     assert between(kernels_of(text, DEFAULT)) == ["f32[20, 18]"]  # without a predictor
 
 
+def test_what_does_not_fill_a_vector_does_not_come_last() -> None:
+    """Of a batch of three, whatever is predicted: the lanes of other kernels would run along it."""
+    types, remarks = predicted(PROGRAMS["products"].replace("20", "3"), 0.5)
+    assert types == ["f32[3, 18]"] and remarks == []
+
+
 def test_what_anything_else_can_see_stays() -> None:
     """Results, tensors of open sizes, and all tensors where schedules are pinned."""
     text = PROGRAMS["products"]

@@ -27,7 +27,7 @@ from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.regions import change_regions
 from intarsia.passes.schedule.choosing import LONG_ENOUGH
 from intarsia.passes.schedule.default import build_schedule
-from intarsia.passes.schedule.shape import points
+from intarsia.passes.schedule.shape import count, points
 
 WORTH = 0.95
 """An order is changed if the kernels that make and read a tensor are then predicted to take at most this part of the
@@ -164,13 +164,20 @@ class _Block:
 
     def weigh(self, changed: Orders, new: Orders, old: Orders) -> tuple[float, float] | None:
         """Seconds of the kernels that make or read tensors whose order changes, with the new orders and with the old;
-        None if these take no time that is worth a look, or so little beside their arithmetic that no order can pay."""
+        None if these take no time that is worth a look, or so little beside their arithmetic that no order can pay, or
+        if what would come last does not fill a vector: lanes, which then run along it, would be empty."""
+        if any(self._is_short(value.tensor, order) for value, order in changed.items()):
+            return None
         touched = [call for call in self.calls if any(value in changed for _, value in self.arguments(call))]
         before = sum(self.seconds(self.kernel(call, old)) for call in touched)
         least = sum(_least_seconds(self.kernels[call.kernel], self.context.target) for call in touched)
         if before < LONG_ENOUGH or least > WORTH * before:
             return None
         return sum(self.seconds(self.kernel(call, new)) for call in touched), before
+
+    def _is_short(self, tensor: TensorType, order: Order) -> bool:
+        """Is the dimension that comes last in an order shorter than a vector?"""
+        return count(tensor.shape[order[-1]]) < self.context.target.lanes(tensor.dtype.bits)
 
     def kernel(self, call: Call, orders: Orders) -> Kernel:
         """The kernel of a call whose tensors lie in orders."""
