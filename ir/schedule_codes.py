@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from intarsia.ir.schedule_step import Step
-from intarsia.ir.schedule_words import Words
+from intarsia.ir.schedule_step import AtAxis
 
 
 @dataclass(frozen=True)
-class Squeeze(Step):
+class Squeeze(AtAxis):
     """Let elements of few bits that follow one another along a loop share a byte: `squeeze wp at k -> wq`.
 
         alloc wp: i4[8, 16]; for k in 0..8 { for j in 0..16 { wp[k, j] = w[k, j] } }; … wp[i, j.1] …
@@ -20,18 +19,3 @@ class Squeeze(Step):
     The first of them is in the low bits. Refused but for a temporary of 1, 2 or 4 bits that one statement sets, in a
     loop over all of one dimension whose length is a multiple of the elements of a byte.
     """
-
-    buffer: str
-    axis: str
-    new: str
-
-    @classmethod
-    def read(cls, words: Words) -> Step:
-        buffer = words.name()
-        words.expect("at")
-        axis = words.name()
-        words.expect("->")
-        return Squeeze(buffer, axis, words.name())
-
-    def rest(self) -> str:
-        return f"{self.buffer} at {self.axis} -> {self.new}"

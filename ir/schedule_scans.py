@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from intarsia.ir.schedule_step import Step
+from intarsia.ir.schedule_step import AtAxis, Step
 from intarsia.ir.schedule_words import Words
 
 
@@ -29,7 +29,7 @@ class Scan(Step):
 
 
 @dataclass(frozen=True)
-class Restart(Step):
+class Restart(AtAxis):
     """Let every iteration of a loop begin with what those before it add to a running value: `restart run at k -> sums`.
 
        run = 0.0; for k in 0..P { for j in 0..64 { run += x[64 * k + j]; y[64 * k + j] = run } }
@@ -44,18 +44,3 @@ class Restart(Step):
     value is a scalar that is set to the neutral element right before the loop and not used after it, and what is added
     depends on nothing that the loop makes for others.
     """
-
-    buffer: str
-    axis: str
-    new: str
-
-    @classmethod
-    def read(cls, words: Words) -> Step:
-        buffer = words.name()
-        words.expect("at")
-        axis = words.name()
-        words.expect("->")
-        return Restart(buffer, axis, words.name())
-
-    def rest(self) -> str:
-        return f"{self.buffer} at {self.axis} -> {self.new}"

@@ -33,3 +33,26 @@ class Step:
 
     def __str__(self) -> str:
         return f"{self.word()} {self.rest()}".rstrip()
+
+
+@dataclass(frozen=True)
+class AtAxis(Step):
+    """A step that makes a buffer of another one at an axis: its words are `h at p -> c`."""
+
+    buffer: str
+    axis: str
+    new: str
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        buffer = words.name()
+        words.expect("at")
+        axis = words.name()
+        words.expect("->")
+        return cls(buffer, axis, words.name())
+
+    def rest(self) -> str:
+        return f"{self.buffer} at {self.axis} -> {self.new}"
+
+
+del STEPS["ataxis"]

@@ -17,6 +17,7 @@ from intarsia.passes.schedule.tree import (
     blocks,
     facts_for,
     find_buffer,
+    perfect_around,
     rename_axes,
     replace_block,
 )
@@ -72,11 +73,7 @@ def _sum(kernel: Kernel, name: str) -> tuple[Put, tuple[For, ...]]:
     if len(sums) != 1:
         raise ScheduleError(f"{len(sums)} statements add floats to it")
     put, around = sums[0]
-    nest: tuple[For, ...] = ()
-    for loop in reversed(around):
-        if len(loop.body) > 1:
-            break
-        nest = (loop, *nest)
+    nest = perfect_around(around)
     if not nest:
         raise ScheduleError("no loop adds to it alone")
     return put, nest

@@ -19,6 +19,7 @@ from intarsia.passes.schedule.tree import (
     blocks,
     change_loads,
     find_buffer,
+    perfect_around,
     rename_axes,
     replace_block,
 )
@@ -130,12 +131,7 @@ def _sum(kernel: Kernel, name: str) -> tuple[Put, tuple[For, ...]]:
     if len(sums) != 1:
         raise ScheduleError(f"{len(sums)} statements add to {name}")
     put, around = sums[0]
-    nest: tuple[For, ...] = ()
-    for loop in reversed(around):
-        if len(loop.body) > 1:
-            break
-        nest = (loop, *nest)
-    return put, nest
+    return put, perfect_around(around)
 
 
 def _place(put: Put, loop: For) -> int | None:

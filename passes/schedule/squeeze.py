@@ -17,7 +17,7 @@ from intarsia.passes.schedule.tree import Body, NameSource, change_loads, find_b
 def squeeze(kernel: Kernel, step: Squeeze) -> Kernel:
     """See `Squeeze`."""
     buffer = find_buffer(kernel, step.buffer)
-    if buffer.role != "temp" or not buffer.dtype.is_narrow or 8 % buffer.dtype.bits or buffer.dtype.bits == 8:
+    if buffer.role != "temp" or buffer.dtype.bits not in (1, 2, 4):
         raise ScheduleError(f"{step.buffer} is no temporary of elements of 1, 2 or 4 bits")
     NameSource(kernel).claim(step.new)
     per = 8 // buffer.dtype.bits

@@ -70,6 +70,12 @@ def perfect_nest(loop: For) -> tuple[tuple[For, ...], Body]:
     return tuple(loops), loops[-1].body
 
 
+def perfect_around(around: Sequence[For]) -> tuple[For, ...]:
+    """Of the loops around a statement, the innermost ones that hold nothing else."""
+    outer = next((n for n in reversed(range(len(around))) if len(around[n].body) > 1), -1)
+    return tuple(around[outer + 1 :])
+
+
 def facts_for(kernel: Kernel, loops: Iterable[For], masks: Mask = ()) -> Facts:
     """What holds inside loops: sizes are not negative, axes are in their ranges, `masks` hold."""
     return facts_of(loops, masks, frozenset(kernel.sizes))
