@@ -4,18 +4,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from intarsia.ir.schedule_step import AtAxis
+from intarsia.ir.schedule_step import Step
+from intarsia.ir.schedule_words import Words
 
 
 @dataclass(frozen=True)
-class Squeeze(AtAxis):
-    """Let elements of few bits that follow one another along a loop share a byte: `squeeze wp at k -> wq`.
+class Squeeze(Step):
+    """Let elements of few bits that follow one another along a loop share words: `squeeze wp at k in u8 -> wq`.
 
         alloc wp: i4[8, 16]; for k in 0..8 { for j in 0..16 { wp[k, j] = w[k, j] } }; … wp[i, j.1] …
      -> alloc wq: u8[4, 16]
         for k in 0..4 { for j in 0..16 { wq[k, j] = code of w[2 * k, j] | code of w[2 * k + 1, j] << 4 } }
         … bitcast(wq[i // 2, j.1] >> 4 * (i % 2), i4) …
 
-    The first of them is in the low bits. Refused but for a temporary of 1, 2 or 4 bits that one statement sets, in a
-    loop over all of one dimension whose length is a multiple of the elements of a byte.
+    Along the loop, element i of n bits is at bits [i*n, (i+1)*n) of the words, the lowest bits first, whether it ends
+    in the word in which it begins or in the next one. Words are u8, u16 or u32. Refused but for a temporary of fewer
+    than 8 bits that one statement sets, in a loop over all of one dimension whose elements fill whole words.
     """
+
+    buffer: str
+    axis: str
+    element: str
+    new: str
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        buffer = words.name()
+        words.expect("at")
+        axis = words.name()
+        words.expect("in")
+        element = words.name()
+        words.expect("->")
+        return cls(buffer, axis, element, words.name())
+
+    def rest(self) -> str:
+        return f"{self.buffer} at {self.axis} in {self.element} -> {self.new}"

@@ -251,6 +251,8 @@ def arrays_for(kernel: Kernel, sizes: Mapping[str, int], seed: int = 0) -> dict[
         shape = tuple(extent.evaluate(sizes) for extent in buffer.shape)
         if buffer.dtype.is_float:
             values: Array = random.standard_normal(shape)
+        elif buffer.dtype.is_narrow:
+            values = random.integers(int(buffer.dtype.least), int(buffer.dtype.greatest) + 1, shape)
         else:
             values = random.integers(0, 2 if buffer.dtype.kind == "bool" else 9, shape)
         found[buffer.name] = np.asarray(values.astype(buffer.dtype.numpy))

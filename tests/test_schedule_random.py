@@ -115,7 +115,8 @@ class Proposals:
         return f"localize {self.random.choice(temporaries)} at {self._axis(kernel)} {memory}"
 
     def _squeeze(self, kernel: Kernel) -> str:
-        return f"squeeze {self._buffer(kernel)} at {self._axis(kernel)} -> {self._new()}"
+        word = self.random.choice(["u8", "u16", "u32"])
+        return f"squeeze {self._buffer(kernel)} at {self._axis(kernel)} in {word} -> {self._new()}"
 
     def _overlap(self, kernel: Kernel) -> str:
         extents = [str(self.random.choice((1, 2, 3, 5, 8))) for _ in range(self.random.choice((1, 1, 2)))]

@@ -13,7 +13,7 @@ EVERY_STEP = (
     "split m 64; split k 4 peel -> ko ku; collapse i j -> f; partition n; peel m.0; align j to y; skew j i 2; "
     "wavefront i j 2; reorder m.0 k m.1; merge a b c; move x before y; sink i into j; distribute i at k; "
     "overlap y z 16 128 -> b c; overlap y 8; "
-    "squeeze wp at k -> wq; dot k; multiply y as u8 i8 -> z; "
+    "squeeze wp at k in u8 -> wq; dot k; multiply y as u8 i8 -> z; "
     "stage y -> t; warps 8; stages 3; programs 132; "
     "describe x w; "
     "localize t at i register; pack b at root -> bp[jn, k, jv, j] cache; "

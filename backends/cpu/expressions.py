@@ -44,6 +44,10 @@ class Expressions(Memory):
                 return self.index(size)
             case Load():
                 return self.load(expression)
+            case Cast(dtype, Bitcast(_, element)) if dtype == U32 and element.dtype.bits < 8:
+                code = self._code(element)
+                spare = constant((1 << element.dtype.bits) - 1, U32, code.lanes)
+                return instruction(self.function, "and", code, spare)
             case Cast(dtype, inner):
                 return convert(self.function, self.value(inner), dtype)
             case Bitcast(dtype, inner):
@@ -59,18 +63,40 @@ class Expressions(Memory):
 
     def _code(self, element: Expr) -> Value:
         """The code of an element in 32 bits, below anything: shifted there, where vectors of bytes cannot be."""
-        match element:
-            case Bitcast(_, Apply("shift_right", (byte, Cast(_, Index(size))))) if (
-                n := self.index(size).text
-            ).isdecimal():
-                wide = convert(self.function, self.value(byte), U32)
-                return (
-                    instruction(self.function, "lshr", wide, constant(int(n) % 8, U32, wide.lanes)) if int(n) else wide
-                )
-            case Bitcast(_, byte):
-                return convert(self.function, self.value(byte), U32)
+        if isinstance(element, Bitcast):
+            return self._low_bits(element.value, element.dtype.bits)
         raw = self.value(element)
         return convert(self.function, Value(raw.text, U8, raw.lanes), U32)
+
+    def _low_bits(self, e: Expr, bits: int) -> Value:
+        """A value in 32 bits whose lowest ones are those of an integer of 32 bits or fewer."""
+        match e:
+            case _ if bits <= 0:
+                return constant(0, U32)
+            case Cast(_, inner) if inner.dtype.kind == "uint" and bits <= inner.dtype.bits <= 32:
+                return self._low_bits(inner, bits)
+            case Apply("bit_or", (a, b)):
+                return instruction(self.function, "or", self._low_bits(a, bits), self._low_bits(b, bits))
+            case Apply("shift_left", (inner, by)) if (known := self._number(by)) is not None:
+                distance = known % e.dtype.bits
+                return self._shifted("shl", self._low_bits(inner, bits - distance), distance)
+            case Apply("shift_right", (inner, by)) if (
+                e.dtype.kind == "uint" and (known := self._number(by)) is not None
+            ):
+                return self._shifted("lshr", convert(self.function, self.value(inner), U32), known % e.dtype.bits)
+        return convert(self.function, self.value(e), U32)
+
+    def _shifted(self, opcode: str, value: Value, distance: int) -> Value:
+        return instruction(self.function, opcode, value, constant(distance, U32, value.lanes)) if distance else value
+
+    def _number(self, e: Expr) -> int | None:
+        """An integer that is known where instructions are written."""
+        match e:
+            case Const(int() as number):
+                return number
+            case Cast(_, Index(size)) if (text := self.index(size).text).isdecimal():
+                return int(text)
+        return None
 
     def _ordered(self, function: str, a: Size, b: Size) -> Value:
         """A comparison of integers that no data decides, as the condition of a mask: one instruction for all lanes."""

@@ -1,9 +1,9 @@
 """Functions of a few bits as tables in a register: one permutation in place of the arithmetic that decodes an element.
 
-    f32(bitcast(bit_xor(bitcast(w, u8), 8) - 8, i8))   =>   table[w], with 16 numbers that are known now
+    f32(bitcast(bit_xor(u32(bitcast(w, u8)), 8) - 8, i32))   =>   table[w], with 16 numbers that are known now
 
-A vector of 16 numbers is looked up by the low four bits of each lane. Any function of an element of four bits or fewer
-will do: integers, floats, and codes whose values a format lists (`nf4`).
+A vector of 16 numbers is looked up by the low four bits of each lane, two of them by the low five. Any function of an
+element of five bits or fewer will do: integers, floats, and codes whose values a format lists (`nf4`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr
 from intarsia.ir.target import Target
 
 ENTRIES = 16
-"""Numbers of a table: as many as a vector of 512 bits holds."""
+"""Numbers that a vector of 512 bits holds."""
+
+BITS = 5
+"""Bits of an element whose table fills two of them: what one instruction looks up."""
 
 
 class FewBits:
@@ -29,7 +32,7 @@ class FewBits:
         self._known: dict[Expr, frozenset[Expr] | None] = {}
 
     def argument(self, expression: Expr) -> Expr | None:
-        """The element of at most four bits of which an f32 is a function, if it is one of nothing else."""
+        """The element of few bits of which an f32 is a function, if it is one of nothing else."""
         if expression.dtype != F32 or not isinstance(expression, (Apply, Cast)):
             return None
         found = self._arguments(expression)
@@ -45,7 +48,7 @@ class FewBits:
         match e:
             case Const():
                 return frozenset()
-            case Bitcast(dtype, element) if dtype == U8 and element.dtype.is_narrow and element.dtype.bits <= 4:
+            case Bitcast(dtype, element) if dtype == U8 and element.dtype.is_narrow and element.dtype.bits <= BITS:
                 return frozenset((e,))
             case Cast() | Bitcast():
                 return self._arguments(e.value)
@@ -66,9 +69,14 @@ def look_up(function: Function, expression: Expr, argument: Expr, code: Value) -
     assert isinstance(argument, Bitcast)
     count = 1 << argument.value.dtype.bits
     entries = _Table(argument, np.arange(count, dtype=np.uint8)).value(expression)
-    table = vector_constant([float(v) for v in np.tile(entries, ENTRIES // count)], F32)
-    name = "llvm.x86.avx512.permvar.sf.512"
-    text = function.call(table.type, name, [(table.type, table.text), (code.type, code.text)])
+    entries = np.tile(entries, max(1, ENTRIES // count))
+    first, *second = (
+        (table.type, table.text)
+        for start in range(0, entries.size, ENTRIES)
+        for table in [vector_constant([float(v) for v in entries[start : start + ENTRIES]], F32)]
+    )
+    index, name = (code.type, code.text), "llvm.x86.avx512.vpermi2var.ps" if second else "llvm.x86.avx512.permvar.sf"
+    text = function.call(first[0], f"{name}.512", [first, index, *second])
     return Value(text, F32, ENTRIES)
 
 

@@ -18,7 +18,7 @@ _LARGE = 1 << 53
 def decode(x: Expr, dtype: DType) -> Expr:
     """An element of a narrow type as `dtype`, which is not narrow. Exact, but for the rounding to `dtype` itself."""
     code = Term(Bitcast(U8, x))
-    value = _float_of(code, x.dtype) if x.dtype.is_float else _integer_of(code, x.dtype)
+    value = _float_of(code, x.dtype) if x.dtype.is_float else _integer_of(code, x.dtype, dtype)
     return value.cast(dtype).expr
 
 
@@ -37,11 +37,14 @@ def encode(x: Expr, dtype: DType) -> Expr:
     return Bitcast(dtype, code.expr)
 
 
-def _integer_of(code: Term, dtype: DType) -> Term:
+def _integer_of(code: Term, dtype: DType, wanted: DType) -> Term:
+    """A code as an integer: of 32 bits on the way to wide types, as lanes are then, and else a byte."""
+    wide = wanted.bits >= 32
+    code = code.cast(U32) if wide else code
     if dtype.kind == "uint":
         return code
     sign = 1 << (dtype.bits - 1)
-    return ((code ^ sign) - sign).bitcast(I8)
+    return ((code ^ sign) - sign).bitcast(I32 if wide else I8)
 
 
 def _float_of(code: Term, dtype: DType) -> Term:

@@ -6,14 +6,17 @@ rows that are pages apart; in the order of the loops it is one piece, which pref
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from intarsia.ir.dtypes import U32
 from intarsia.ir.kernel import For, Kernel, Prefetch, Put, walk
 from intarsia.ir.kernel_access import trips
 from intarsia.ir.scalar import Load, loads
 from intarsia.ir.schedule import ROOT, Pack, Squeeze
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.shape import bytes_of, count
+from intarsia.passes.schedule.squeeze import WORDS
 
 LARGE = 1 << 18
 """Bytes of codes from which their order in memory matters: smaller ones stay in the second cache."""
@@ -32,16 +35,22 @@ def lay_out_codes(b: Builder) -> None:
         before, new = set(b.axes()), b.fresh(buffer.name)
         if b.attempt(Pack(buffer.name, ROOT, new, order, "prepared")):
             copied = [axis for axis in b.axes() if axis not in before]
-            share_bytes(b, new, [copied[n] for n, x in enumerate(order) if b.loop(x).kind == "unroll"])
+            share_words(b, new, [copied[n] for n, x in enumerate(order) if b.loop(x).kind == "unroll"])
 
 
-def share_bytes(b: Builder, codes: str, steps: Sequence[str]) -> str:
-    """Let codes of four bits or fewer share bytes along one of the steps that are written out, where which of them is
+def filled_by(*bits: int) -> int:
+    """The fewest codes of so many bits that fill whole words of the widest type."""
+    return U32.bits // math.gcd(U32.bits, *bits)
+
+
+def share_words(b: Builder, codes: str, steps: Sequence[str]) -> str:
+    """Let codes of fewer than 8 bits share words along one of the steps that are written out, where which of them is
     meant is known. Returns what the codes are in now."""
     bits = b.kernel.buffers()[codes].dtype.bits
     for axis in steps:
-        fills = bits < 8 and 8 % bits == 0 and count(trips(b.loop(axis))) % (8 // bits) == 0
-        if fills and b.attempt(Squeeze(codes, axis, new := b.fresh(codes))):
+        filled = count(trips(b.loop(axis))) * bits
+        word = next((name for name, word in WORDS.items() if filled % word.bits == 0), None)
+        if bits < 8 and word and b.attempt(Squeeze(codes, axis, word, new := b.fresh(codes))):
             return new
     return codes
 

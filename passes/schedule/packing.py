@@ -11,7 +11,7 @@ from intarsia.ir.kernel_access import trips
 from intarsia.ir.scalar import Load, loads
 from intarsia.ir.schedule import ROOT, Dot, Pack, Parallel, Prefetch, Reorder, Unroll, Vectorize, Version
 from intarsia.passes.schedule.builder import SMALL, Builder
-from intarsia.passes.schedule.codes import share_bytes
+from intarsia.passes.schedule.codes import share_words
 from intarsia.passes.schedule.nests import Contraction
 from intarsia.passes.schedule.shape import count, effort, stride
 from intarsia.passes.schedule.tiling import Tiling
@@ -79,7 +79,7 @@ def pack_right(
         if steps:
             b.attempt(Prefetch(c.right.buffer, new, steps[-1], AHEAD))
     b.attempt(Version(panels[-1]))
-    return share_bytes(b, new, inner[:-1]) if b.kernel.buffers()[new].memory == "prepared" and not word else new
+    return share_words(b, new, inner[:-1]) if b.kernel.buffers()[new].memory == "prepared" and not word else new
 
 
 def copy_tile(b: Builder, c: Contraction, main: Tiled, reduced: tuple[str, ...]) -> str:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from intarsia.ir.kernel import For, Put
 from intarsia.ir.kernel_access import trips
+from intarsia.ir.scalar import loads
 from intarsia.ir.schedule import Accumulate, Peel, Reorder, Unroll, Vectorize
 from intarsia.passes.schedule.block_options import choose_size
 from intarsia.passes.schedule.builder import Builder
+from intarsia.passes.schedule.codes import filled_by
 from intarsia.passes.schedule.shape import count, is_contiguous, lanes_for, points, vector_cost, work
 from intarsia.passes.schedule.tree import loops_in, perfect_nest
 
@@ -121,10 +123,17 @@ def _sum_columns(b: Builder, stage: _Stage, lanes: int) -> None:
     b.take(Vectorize((lane,)))
     sums = b.fresh(stage.put.buffer)
     b.take(Accumulate(stage.put.buffer, reduced[0], sums, "cache"))
-    _, row = b.split(reduced[-1], b.choose(f"rows of {stage.put.buffer}", ROWS), "peel")
+    _, row = b.split(reduced[-1], b.choose(f"rows of {stage.put.buffer}", _rows(b, stage)), "peel")
     b.take(Reorder((block, row, vector, lane)))
     b.take(Accumulate(sums, row, b.fresh(sums), "register"))
     b.take(Unroll((row,)))
     for loop in loops_in(b.loop(columns).body):
         if loop.axis == block or loop.axis.startswith(f"{block}."):
             b.attempt(Peel(loop.axis))
+
+
+def _rows(b: Builder, stage: _Stage) -> tuple[int, ...]:
+    """Rows that may be added up in registers, the likeliest number first: codes of few bits fill whole words then."""
+    buffers = b.kernel.buffers()
+    bits = {n for x in loads(stage.put.value) if (n := buffers[x.buffer].dtype.bits) < 8}
+    return tuple(dict.fromkeys((max(ROWS[0], filled_by(*bits)), *ROWS))) if bits else ROWS
