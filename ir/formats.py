@@ -52,6 +52,17 @@ class BlockFormat:
         """The same along another axis."""
         return replace(self, axis=axis)
 
+    def from_front(self, rank: int) -> BlockFormat:
+        """The same for tensors of a rank, with axes counted from the front: what stores them alike is equal. An axis
+        that they lack stays."""
+        axis = self.axis
+        if axis is not None and -rank <= axis < 0:
+            axis += rank
+        scale = self.scale
+        if isinstance(scale, BlockFormat):
+            scale = scale.from_front(0 if axis is None else rank)
+        return replace(self, axis=axis, scale=scale)
+
     def grouped(self, shape: tuple[Size, ...]) -> tuple[Size, ...]:
         """The shape of the scales: one for each group. Raises IndexError if there is no such axis."""
         if self.axis is None:

@@ -13,7 +13,7 @@ from intarsia.dsl.evaluation.nodes import NodeMaker
 from intarsia.dsl.semantics.names import ScopeNames
 from intarsia.dsl.semantics.scope import File, Scope, suggest
 from intarsia.dsl.semantics.signature import Signature, read_signature
-from intarsia.dsl.semantics.types import TensorPattern, concrete, named_format, read_type
+from intarsia.dsl.semantics.types import TensorPattern, named_format, read_type
 from intarsia.dsl.semantics.unify import Unifier
 from intarsia.dsl.semantics.values import FormatTensor, Item, Poison, Poisoned, Struct, StructList, describe, tensor_of
 from intarsia.ir.dtypes import dtype
@@ -397,7 +397,7 @@ class Builder(NodeMaker):
         pattern = read_type(expression, ScopeNames(scope))
         if not isinstance(pattern, TensorPattern):
             raise CompileError("E0304", f"{what} has a type that is no tensor's", expression.span)
-        return calls.fit(self, item, concrete(pattern), what, span)
+        return calls.fit_pattern(self, item, pattern, Unifier(self.bounds, {}), what, span)
 
 
 def _values(count: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +21,7 @@ from intarsia.dsl.semantics.unify import Unifier, unknown
 from intarsia.dsl.semantics.values import (
     EXPRESSIONS,
     Format,
+    FormatElement,
     FormatTensor,
     Item,
     ListElement,
@@ -126,7 +127,7 @@ def cast_item(builder: Builder, element: DType, item: Item, span: Span, scope: S
                 return cast(element, builder.element(item, span))
             value = builder.as_value(item, span)
             return value if value.dtype == element else builder.add(Cast(value, element, span=span)).value
-        case FormatTensor():
+        case FormatTensor() | FormatElement():
             hint = "dequantize(w) gives its values as f32"
             raise CompileError("E0202", f"{element} of {item}", span, hint=hint)
     if isinstance(item, EXPRESSIONS):
@@ -383,21 +384,31 @@ def fit_results(
         if isinstance(pattern, StructPattern):
             raise CompileError("E0304", f"{what} is a struct: results are tensors", span)
         assert isinstance(pattern, TensorPattern)
-        if isinstance(item, FormatTensor) or isinstance(pattern.element, Format):
-            fitted.append(_fit_format(item, pattern, unifier, what, span))
-        else:
-            fitted.append(fit(builder, item, unifier.tensor(pattern), what, span))
+        fitted.append(fit_pattern(builder, item, pattern, unifier, what, span))
     return tuple(fitted)
 
 
-def _fit_format(item: Item, pattern: TensorPattern, unifier: Unifier, what: str, span: Span) -> Item:
+def fit_pattern(builder: Builder, item: Item, pattern: TensorPattern, unifier: Unifier, what: str, span: Span) -> Item:
+    """An item that must have a type whose names are known. Raises CompileError E0304 or E0308."""
+    if isinstance(item, FormatTensor) or isinstance(unifier.element(pattern), Format):
+        return _fit_format(builder, item, pattern, unifier, what, span)
+    return fit(builder, item, unifier.tensor(pattern), what, span)
+
+
+def _fit_format(builder: Builder, item: Item, pattern: TensorPattern, unifier: Unifier, what: str, span: Span) -> Item:
     wanted = unifier.shape(pattern)
-    if not isinstance(item, FormatTensor) or item.format != pattern.element or len(item.shape) != len(wanted):
+    element = unifier.element(pattern)
+    if (
+        not isinstance(item, FormatTensor)
+        or not isinstance(element, Format)
+        or len(item.shape) != len(wanted)
+        or not item.format.stores_like(element, len(wanted))
+    ):
         raise CompileError("E0304", f"{what} is {describe(item)}, and {pattern} is wanted", span)
     for found, size in zip(item.shape, wanted):
-        if found != size:
+        if builder.bounds.compare(found, size) is False:
             raise CompileError("E0308", f"{what} is {item}, and {pattern} is wanted", span)
-    return item
+    return replace(item, format=element, shape=wanted)
 
 
 # ---------------------------------------------------------------------- static conditions

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 from intarsia.dsl import ast
 from intarsia.dsl.evaluation.operators import sharing_hint
 from intarsia.dsl.semantics.scope import Scope
-from intarsia.dsl.semantics.values import Item, ListElement, Poisoned, Struct, StructList, is_weak, tensor_of
+from intarsia.dsl.semantics.values import (
+    FormatTensor,
+    Item,
+    ListElement,
+    Poisoned,
+    Struct,
+    StructList,
+    is_weak,
+    shape_of,
+)
 from intarsia.ir.dtypes import dtype
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.graph import Value
@@ -149,8 +158,7 @@ def _shape(builder: Builder, node: ast.Expression, scope: Scope, wanted: set[str
         return (item.length,)
     if is_weak(item):
         return ()
-    found = tensor_of(item)
-    return found.shape if found is not None else None
+    return shape_of(item) if isinstance(item, (Value, ListElement, FormatTensor)) else None
 
 
 def _path(node: ast.Expression, scope: Scope) -> Item:

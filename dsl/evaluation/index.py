@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from intarsia.dsl import ast
 from intarsia.dsl.evaluation.extents import binder_name, find_extents
+from intarsia.dsl.evaluation.moves import IndexMap, moved
 from intarsia.dsl.primitives.reductions import require_reducible
 from intarsia.dsl.semantics.frames import Frame, Guard, IndexAxis, bound
 from intarsia.dsl.semantics.literals import to_size
 from intarsia.dsl.semantics.scope import Scope
-from intarsia.dsl.semantics.values import EXPRESSIONS, Item, PackIndices, Poisoned
+from intarsia.dsl.semantics.values import EXPRESSIONS, FormatElement, FormatTensor, Item, PackIndices, Poisoned
 from intarsia.ir.dtypes import I64, DType
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.functions import COMBINERS
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from intarsia.dsl.evaluation.builder import Builder
 
 
-def define(builder: Builder, node: ast.Define, scope: Scope) -> Value:
+def define(builder: Builder, node: ast.Define, scope: Scope) -> Value | FormatTensor:
     """`y[i, j] = value`."""
     return definition(builder, node.binders, node.value, scope, node.span)
 
@@ -46,7 +47,7 @@ def comprehension(builder: Builder, node: ast.Comprehension, scope: Scope) -> It
 
 def definition(
     builder: Builder, binders: Sequence[ast.BinderItem], value: ast.Expression, scope: Scope, span: Span
-) -> Value:
+) -> Value | FormatTensor:
     """A tensor with one dimension for each index."""
     frame = Frame("definition")
     inner = scope.child(frame)
@@ -57,8 +58,11 @@ def definition(
     return _space_value(builder, axes, value, inner, span)
 
 
-def _space_value(builder: Builder, axes: tuple[Axis, ...], value: ast.Expression, scope: Scope, span: Span) -> Value:
-    """The op for a body; a body that is one reduction is reduced by the same op."""
+def _space_value(
+    builder: Builder, axes: tuple[Axis, ...], value: ast.Expression, scope: Scope, span: Span
+) -> Value | FormatTensor:
+    """The op for a body; a body that is one reduction is reduced by the same op, one that is an element of a tensor in
+    a format moves its elements."""
     if isinstance(value, ast.Comprehension) and value.head.text in COMBINERS:
         frame, body = _reduction(builder, value, scope)
         combiner = value.head.text
@@ -66,7 +70,10 @@ def _space_value(builder: Builder, axes: tuple[Axis, ...], value: ast.Expression
         reduced = tuple(axis.axis for axis in frame.axes)
         return builder.compute(Space(axes, summed, dtype, reduced, combiner), span)
     name = value.name if isinstance(value, ast.Name) else ""
-    element = builder.element(builder.evaluate(value, scope), value.span, name)
+    item = builder.evaluate(value, scope)
+    if isinstance(item, FormatElement):
+        return moved(builder, item.tensor, IndexMap(axes, item.indices), span)
+    element = builder.element(item, value.span, name)
     return builder.compute(Space(axes, element, element.dtype), span)
 
 

@@ -8,19 +8,23 @@ from typing import TYPE_CHECKING
 
 from intarsia.dsl import ast
 from intarsia.dsl.evaluation.extents import evaluate_base, wrong_count
+from intarsia.dsl.evaluation.moves import IndexMap, Reshaping, moved
 from intarsia.dsl.semantics.names import ScopeNames
 from intarsia.dsl.semantics.scope import Scope
 from intarsia.dsl.semantics.values import (
     EXPRESSIONS,
     Format,
+    FormatElement,
     FormatTensor,
     Item,
     ListElement,
     PackIndices,
     Struct,
     StructList,
+    Subscripted,
     describe,
     is_weak,
+    shape_of,
 )
 from intarsia.ir.dtypes import DType
 from intarsia.ir.errors import CompileError, Span
@@ -28,7 +32,7 @@ from intarsia.ir.graph import Value
 from intarsia.ir.ops import Reshape, Slice
 from intarsia.ir.scalar import Load
 from intarsia.ir.sizes import ONE, ZERO, Size, minimum
-from intarsia.ir.space import Axis, Space
+from intarsia.ir.space import Axis
 from intarsia.ir.types import TensorType
 
 if TYPE_CHECKING:
@@ -39,7 +43,7 @@ def subscript(builder: Builder, node: ast.Subscript, scope: Scope) -> Item:
     """The value of `value[items]`."""
     base = evaluate_base(builder, node.value, scope) if scope.frame is not None else builder.evaluate(node.value, scope)
     match base:
-        case Value() | ListElement():
+        case Value() | ListElement() | FormatTensor():
             return _of_tensor(builder, base, node, scope)
         case StructList():
             return _of_list(builder, base, node, scope)
@@ -47,9 +51,6 @@ def subscript(builder: Builder, node: ast.Subscript, scope: Scope) -> Item:
             return _type(builder, base, node, scope)
         case tuple() if len(node.items) == 1:
             return _of_tuple(builder, base, node, scope)
-        case FormatTensor():
-            hint = "take the part of the values, as in dequantize(w)[i]: what is not used is not computed"
-            raise CompileError("E0901", f"subscripts of {base} are not built yet", node.span, hint=hint)
     if (is_weak(base) or isinstance(base, EXPRESSIONS)) and not evaluate_positions(builder, node.items, scope):
         return base  # a pack of no dimensions
     hint = "index notation subscripts tensors" if isinstance(base, EXPRESSIONS) else ""
@@ -104,16 +105,18 @@ def _position(builder: Builder, item: Item, extent: Size, span: Span) -> Size:
 # ---------------------------------------------------------------------- tensors
 
 
-def _of_tensor(builder: Builder, base: Value | ListElement, node: ast.Subscript, scope: Scope) -> Item:
+def _of_tensor(builder: Builder, base: Subscripted, node: ast.Subscript, scope: Scope) -> Item:
     """An element where index notation asks for one, else a part of the tensor."""
     items = evaluate_positions(builder, node.items, scope)
     if scope.frame is not None:
         whole = any(isinstance(i.item, (_Slice, _Ellipsis)) or i.item is None for i in items)
         open_items = [i for i in items if _is_open(i.item, scope)]
-        if open_items and (whole or len(items) != base.tensor.rank):
+        if open_items and (whole or len(items) != len(shape_of(base))):
             raise _wrong_count(base, node, items, whole)
-        if not whole and len(items) == base.tensor.rank:
+        if not whole and len(items) == len(shape_of(base)):
             return element_at(builder, base, items, node, scope)
+    if isinstance(base, FormatTensor):
+        return part_of_format(builder, base, items, node)
     return part(builder, builder.as_value(base, node.value.span), items, node)
 
 
@@ -175,23 +178,21 @@ def _is_open(item: object, scope: Scope) -> bool:
     return not symbols.isdisjoint(scope.frame.names()) or isinstance(item, EXPRESSIONS)
 
 
-def _wrong_count(
-    base: Value | ListElement, node: ast.Subscript, items: Sequence[Position], whole: bool
-) -> CompileError:
+def _wrong_count(base: Subscripted, node: ast.Subscript, items: Sequence[Position], whole: bool) -> CompileError:
     if whole:
         what = f"`{node.span.source.text[node.span.start : node.span.end]}`"
         hint = "in index notation every dimension has an integer subscript; cut the tensor before, outside of it"
         return CompileError("E0406", f"{what} mixes an index with a slice, `...` or none", node.span, hint=hint)
-    return wrong_count(node, len(items), base.tensor.shape)
+    return wrong_count(node, len(items), shape_of(base))
 
 
 def element_at(
-    builder: Builder, base: Value | ListElement, items: Sequence[Position], node: ast.Subscript, scope: Scope
-) -> Load:
+    builder: Builder, base: Subscripted, items: Sequence[Position], node: ast.Subscript, scope: Scope
+) -> Load | FormatElement:
     """One element, proved in bounds. Raises E0403 and E0406."""
     indices: list[Size] = []
     shown = node.span.source.text[node.span.start : node.span.end]
-    for dimension, (position, extent) in enumerate(zip(items, base.tensor.shape)):
+    for dimension, (position, extent) in enumerate(zip(items, shape_of(base))):
         item = position.item
         if isinstance(item, (Value, ListElement)) and item.tensor.rank:
             text = position.span.source.text[position.span.start : position.span.end]
@@ -200,10 +201,10 @@ def element_at(
         assert not isinstance(item, (_Slice, _Ellipsis))
         index = _position(builder, item, extent, position.span)
         name = node.value.name if isinstance(node.value, ast.Name) else "the tensor"
-        where = f"{name} ({base.tensor})"
+        where = f"{name} ({describe(base)})"
         builder.bounds.require_access(index, extent, f"`{shown}`", dimension, where, scope.frame, node.span)
         indices.append(index)
-    return builder.load(base, indices)
+    return FormatElement(base, tuple(indices)) if isinstance(base, FormatTensor) else builder.load(base, indices)
 
 
 # ---------------------------------------------------------------------- parts of whole tensors
@@ -355,7 +356,7 @@ def part(builder: Builder, value: Value, items: Sequence[Position], node: ast.Su
         builder.bounds.require_nonnegative(extent, f"an extent of `{shown}`", node.span)
     result = value
     if any(s.opaques for s in found.starts):
-        result = _gathered(builder, value, found, node.span)
+        result = _index_map(builder, found).apply(builder, value, node.span)
     elif not found.is_whole(value.tensor.shape):
         fields = (tuple(found.starts), tuple(found.extents), tuple(found.steps), tuple(found.dropped))
         result = builder.add(Slice(value, *fields, span=node.span)).value
@@ -364,10 +365,23 @@ def part(builder: Builder, value: Value, items: Sequence[Position], node: ast.Su
     return result
 
 
-def _gathered(builder: Builder, value: Value, found: _Part, span: Span) -> Value:
-    """A part that begins where data says."""
-    kept = [d for d in range(value.tensor.rank) if d not in found.dropped]
+def part_of_format(
+    builder: Builder, base: FormatTensor, items: Sequence[Position], node: ast.Subscript
+) -> FormatTensor:
+    """The same of a tensor in a format. Raises E0212 where it cuts through groups."""
+    shown = node.span.source.text[node.span.start : node.span.end]
+    found = select(builder, base.shape, items, shown, str(base))
+    for extent in found.result:
+        builder.bounds.require_nonnegative(extent, f"an extent of `{shown}`", node.span)
+    result = base if found.is_whole(base.shape) else moved(builder, base, _index_map(builder, found), node.span)
+    if found.has_new_axis:
+        result = moved(builder, result, Reshaping(result.shape, tuple(found.result)), node.span)
+    return result
+
+
+def _index_map(builder: Builder, found: _Part) -> IndexMap:
+    """A part as a map from its places to those of the tensor."""
+    kept = [d for d in range(len(found.starts)) if d not in found.dropped]
     axes = tuple(Axis.of(builder.axis_symbol(f"i{n}", None), found.extents[d]) for n, d in enumerate(kept))
     places = {d: Size.of(a.name) * found.steps[d] for d, a in zip(kept, axes)}
-    indices = [start + places.get(d, ZERO) for d, start in enumerate(found.starts)]
-    return builder.compute(Space(axes, builder.load(value, indices), value.dtype), span)
+    return IndexMap(axes, tuple(start + places.get(d, ZERO) for d, start in enumerate(found.starts)))

@@ -12,7 +12,7 @@ from intarsia.dsl.semantics.bounds import Bounds
 from intarsia.dsl.semantics.frames import Frame
 from intarsia.dsl.semantics.literals import adapt, default_dtype, strong, to_size
 from intarsia.dsl.semantics.signature import RESERVED
-from intarsia.dsl.semantics.values import EXPRESSIONS, FormatTensor, Item, ListElement, describe
+from intarsia.dsl.semantics.values import EXPRESSIONS, FormatElement, FormatTensor, Item, ListElement, describe
 from intarsia.ir.dtypes import DType
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.graph import Node, Parameter, Region, Value
@@ -101,7 +101,7 @@ class NodeMaker:
                 return self.add(Constant(item.value, item.dtype, span=span)).value
             case int() | float() | Size():
                 return self.as_value(adapt(item, dtype or default_dtype(item), span), span)
-            case FormatTensor():
+            case FormatTensor() | FormatElement():
                 hint = "dequantize(w) gives its values as f32"
                 raise CompileError("E0202", f"{item} is stored in a format", span, hint=hint)
         if isinstance(item, EXPRESSIONS):
@@ -175,7 +175,7 @@ class NodeMaker:
                 return self.load(item, ())
             case int() | float() | Size():
                 return strong(item, span)
-            case FormatTensor():
+            case FormatTensor() | FormatElement():
                 hint = "dequantize(w) gives its values as f32"
                 raise CompileError("E0202", f"{item} is stored in a format", span, hint=hint)
         if isinstance(item, EXPRESSIONS):

@@ -11,7 +11,15 @@ import numpy as np
 from intarsia.dsl.semantics.bounds import Bounds
 from intarsia.dsl.semantics.literals import adapt, default_dtype
 from intarsia.dsl.semantics.scope import Scope
-from intarsia.dsl.semantics.values import EXPRESSIONS, FormatTensor, Item, ListElement, describe, tensor_of
+from intarsia.dsl.semantics.values import (
+    EXPRESSIONS,
+    FormatElement,
+    FormatTensor,
+    Item,
+    ListElement,
+    describe,
+    tensor_of,
+)
 from intarsia.ir.dtypes import BOOL, DType
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.functions import FUNCTIONS
@@ -160,7 +168,7 @@ def _fold_sizes(name: str, items: list[Any]) -> Item:
 def _resolved(item: Item, name: str, span: Span) -> Item:
     if isinstance(item, (int, float, Size, Value, ListElement, *EXPRESSIONS)):
         return item
-    if isinstance(item, FormatTensor):
+    if isinstance(item, (FormatTensor, FormatElement)):
         hint = "a format is storage: dequantize(…) gives its values as f32"
         raise CompileError("E0202", f"{_shown(name)} of {item}", span, hint=hint)
     hint = "a tuple is taken apart first: a, b = …" if isinstance(item, tuple) else ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from intarsia.dsl import ast
 from intarsia.dsl.semantics.literals import adapt
 from intarsia.dsl.semantics.scope import Scope, suggest
-from intarsia.dsl.semantics.values import Item, describe
+from intarsia.dsl.semantics.values import FormatTensor, Item, describe
 from intarsia.ir.dtypes import BOOL, DType
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.graph import Value
@@ -85,10 +85,18 @@ class Arguments:
         argument = self.given[name]
         return builder.as_value(argument.item, argument.span)
 
-    def tensors(self, builder: Builder, name: str) -> list[Value]:
-        """A tuple of tensors."""
+    def stored(self, builder: Builder, name: str) -> Value | FormatTensor:
+        """A tensor, perhaps in a format."""
+        item = self.item(name)
+        return item if isinstance(item, FormatTensor) else self.tensor(builder, name)
+
+    def tensors(self, builder: Builder, name: str) -> list[Value] | list[FormatTensor]:
+        """A tuple of tensors, all in formats or none."""
         argument = self.given[name]
         if isinstance(argument.item, tuple) and argument.item:
+            formats = [item for item in argument.item if isinstance(item, FormatTensor)]
+            if len(formats) == len(argument.item):
+                return formats
             return [builder.as_value(item, argument.span) for item in argument.item]
         hint = f"tensors stand in parentheses: {self.function}((a, b))"
         raise self.wrong(name, "a tuple of tensors", hint)

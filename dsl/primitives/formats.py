@@ -18,7 +18,7 @@ from intarsia.ir.dtypes import F32, I32, U8, U32, DType
 from intarsia.ir.errors import Span
 from intarsia.ir.formats import BlockFormat
 from intarsia.ir.graph import Value
-from intarsia.ir.scalar import apply
+from intarsia.ir.scalar import Expr, apply
 from intarsia.ir.sizes import ZERO, Size, minimum
 from intarsia.ir.space import Axis, Space
 from intarsia.ir.terms import Term, where
@@ -45,17 +45,20 @@ class Blocks:
     def values(self, parts: Parts) -> Value:
         """The values, in f32, of the tensors that store them."""
         scales = self._scales(parts)
+        return self._each(self.shape, lambda point: self._value(parts, scales, point), F32)
 
-        def value(point: Point) -> Term:
-            group = self._group(point)
-            number = self._number(self._load(parts["codes"], point))
-            factor = self._factor(scales, group, parts)
-            if self.format.zero is None:
-                return number * factor
-            zero = self._load(parts["zero"], group).cast(F32)
-            return number * factor - zero if self.format.zero_means == "value" else (number - zero) * factor
+    def value(self, parts: Parts, point: Point) -> Expr:
+        """The value of one element."""
+        return self._value(parts, self._scales(parts), point).expr
 
-        return self._each(self.shape, value, F32)
+    def _value(self, parts: Parts, scales: Item, point: Point) -> Term:
+        group = self._group(point)
+        number = self._number(self._load(parts["codes"], point))
+        factor = self._factor(scales, group, parts)
+        if self.format.zero is None:
+            return number * factor
+        zero = self._load(parts["zero"], group).cast(F32)
+        return number * factor - zero if self.format.zero_means == "value" else (number - zero) * factor
 
     def _scales(self, parts: Parts) -> Item:
         """The scales as a tensor of floats."""

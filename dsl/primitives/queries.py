@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from intarsia.dsl.primitives.arguments import Arguments, Primitive
 from intarsia.dsl.semantics.literals import default_dtype
 from intarsia.dsl.semantics.scope import Scope
-from intarsia.dsl.semantics.values import Item, is_weak, tensor_of
+from intarsia.dsl.semantics.values import FormatTensor, Item, is_weak, tensor_of
 from intarsia.ir.errors import Span
-from intarsia.ir.sizes import product
+from intarsia.ir.sizes import Size, product
 from intarsia.ir.types import TensorType
 
 if TYPE_CHECKING:
@@ -24,15 +24,20 @@ def _type_of(arguments: Arguments) -> TensorType:
     return found
 
 
+def _shape(arguments: Arguments) -> tuple[Size, ...]:
+    item = arguments.item("x")
+    return item.shape if isinstance(item, FormatTensor) else _type_of(arguments).shape
+
+
 def _extent(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -> Item:
     """The number of elements along some dimensions, all by default."""
-    found = _type_of(arguments)
-    return product(found.shape[axis] for axis in arguments.axes("axis", found.rank))
+    shape = _shape(arguments)
+    return product(shape[axis] for axis in arguments.axes("axis", len(shape)))
 
 
 def _rank(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -> Item:
     """The number of dimensions."""
-    return _type_of(arguments).rank
+    return len(_shape(arguments))
 
 
 def _dtype_of(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -> Item:

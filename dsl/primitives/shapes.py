@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias
 
+from intarsia.dsl.evaluation.moves import IndexMap, Reshaping, joined_formats, moved
 from intarsia.dsl.evaluation.operators import sharing_hint
 from intarsia.dsl.primitives.arguments import Arguments, Primitive, adapt_literal
 from intarsia.dsl.semantics.scope import Scope
-from intarsia.dsl.semantics.values import Item
+from intarsia.dsl.semantics.values import FormatTensor, Item, describe, shape_of
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.graph import Value
 from intarsia.ir.ops import BroadcastTo, Compute, Concat, Pad, Reshape, Slice, Transpose
@@ -19,10 +22,13 @@ from intarsia.ir.types import TensorType
 if TYPE_CHECKING:
     from intarsia.dsl.evaluation.builder import Builder
 
+Stored: TypeAlias = "Value | FormatTensor"
+
 
 def _reshape(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -> Item:
     """One entry of the shape may be -1: what is left."""
-    x, shape = arguments.tensor(builder, "x"), list(arguments.sizes("shape"))
+    x, shape = arguments.stored(builder, "x"), list(arguments.sizes("shape"))
+    own = shape_of(x)
     unknown = [position for position, size in enumerate(shape) if size.constant == -1]
     where = arguments["shape"].span
     if len(unknown) > 1:
@@ -32,24 +38,37 @@ def _reshape(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -
             builder.bounds.require_nonnegative(size, f"size {position} of the shape", where)
     if unknown:
         rest = product(s for position, s in enumerate(shape) if position != unknown[0])
-        shape[unknown[0]] = _quotient(builder, x, rest, arguments, where)
-    new = TensorType(x.dtype, tuple(shape))
+        shape[unknown[0]] = _quotient(builder, x, rest, where)
+    elements, wanted = product(own), product(shape)
+    new = _with_shape(x, shape)
     # Sizes of other names may be equal by value.
-    if not builder.bounds.may_be_zero(x.tensor.elements - new.elements, f"reshape of {x.type} to {new}", span):
+    if not builder.bounds.may_be_zero(elements - wanted, f"reshape of {describe(x)} to {new}", span):
         show = builder.bounds.show
-        message = f"reshape of {x.type} to {new}: {show(x.tensor.elements)} elements are not {show(new.elements)}"
+        message = f"reshape of {describe(x)} to {new}: {show(elements)} elements are not {show(wanted)}"
         raise CompileError("E0205", message, span)
-    return builder.add(Reshape(x, tuple(shape), span=span)).value
+    return reshaped(builder, x, tuple(shape), span)
 
 
-def _quotient(builder: Builder, x: Value, rest: Size, arguments: Arguments, span: Span) -> Size:
-    elements = x.tensor.elements
+def _with_shape(x: Stored, shape: Sequence[Size]) -> str:
+    """The type of a tensor with another shape, for messages."""
+    return str(replace(x, shape=tuple(shape)) if isinstance(x, FormatTensor) else TensorType(x.dtype, tuple(shape)))
+
+
+def reshaped(builder: Builder, x: Stored, shape: tuple[Size, ...], span: Span) -> Stored:
+    """The same elements in row-major order under another shape."""
+    if isinstance(x, FormatTensor):
+        return moved(builder, x, Reshaping(x.shape, shape), span)
+    return builder.add(Reshape(x, shape, span=span)).value
+
+
+def _quotient(builder: Builder, x: Stored, rest: Size, span: Span) -> Size:
+    elements = product(shape_of(x))
     exact = divide_exactly(elements, rest)
     if exact is not None:
         return exact
     divides = builder.bounds.may_be_zero(elements % rest, f"reshape: {elements} does not divide by {rest}", span)
     if not divides or builder.bounds.value(rest) == 0 or (elements.constant and rest.constant == 0):
-        message = f"reshape of {x.type}: {builder.bounds.show(elements)} elements do not divide by {rest}"
+        message = f"reshape of {describe(x)}: {builder.bounds.show(elements)} elements do not divide by {rest}"
         raise CompileError("E0205", message, span)
     return elements // rest
 
@@ -72,16 +91,16 @@ def divide_exactly(dividend: Size, divisor: Size) -> Size | None:
 
 
 def _transpose(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -> Item:
-    x = arguments.tensor(builder, "x")
-    rank = x.tensor.rank
+    x = arguments.stored(builder, "x")
+    rank = len(shape_of(x))
     if arguments.item("axes") is None:
         order = tuple(reversed(range(rank)))
     else:
         order = tuple(arguments.normal("axes", int(a), rank) for a in _numbers(arguments, "axes"))
         if sorted(order) != list(range(rank)):
-            message = f"transpose of {x.type}: the axes {order} do not name each of its {rank} dimensions once"
+            message = f"transpose of {describe(x)}: the axes {order} do not name each of its {rank} dimensions once"
             raise CompileError("E0209", message, arguments["axes"].span)
-    return transposed(builder, x, order, span)
+    return _turned(builder, x, order, span)
 
 
 def _numbers(arguments: Arguments, name: str) -> list[int]:
@@ -98,41 +117,66 @@ def transposed(builder: Builder, x: Value, order: tuple[int, ...], span: Span) -
     return builder.add(Transpose(x, order, span=span)).value
 
 
+def _turned(builder: Builder, x: Stored, order: tuple[int, ...], span: Span) -> Stored:
+    """The same of a tensor that may be in a format."""
+    if not isinstance(x, FormatTensor):
+        return transposed(builder, x, order, span)
+    if order == tuple(range(len(order))):
+        return x
+    axes = _axes(builder, [x.shape[d] for d in order])
+    places = tuple(Size.of(axes[order.index(d)].name) for d in range(len(order)))
+    return moved(builder, x, IndexMap(axes, places), span)
+
+
 def _move_axis(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -> Item:
     """`count` dimensions that begin at `source` moved so that they begin at `destination`."""
-    x, count = arguments.tensor(builder, "x"), arguments.integer("count")
-    rank = x.tensor.rank
+    x, count = arguments.stored(builder, "x"), arguments.integer("count")
+    rank = len(shape_of(x))
     if count == 0:
         return x
     source, destination = arguments.axis("source", rank), arguments.axis("destination", rank)
     if count < 0 or max(source, destination) + count > rank:
-        message = f"moveaxis of {x.type}: {count} dimensions from {source} do not fit at {destination}"
+        message = f"moveaxis of {describe(x)}: {count} dimensions from {source} do not fit at {destination}"
         raise CompileError("E0209", message, arguments["count"].span)
     order = [d for d in range(rank) if not source <= d < source + count]
     order[destination:destination] = range(source, source + count)
-    return transposed(builder, x, tuple(order), span)
+    return _turned(builder, x, tuple(order), span)
 
 
 def _broadcast_to(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -> Item:
-    x, shape = arguments.tensor(builder, "x"), list(arguments.sizes("shape"))
-    own = x.tensor.shape
+    x, shape = arguments.stored(builder, "x"), list(arguments.sizes("shape"))
+    own = shape_of(x)
     if len(own) > len(shape):
-        raise CompileError("E0204", f"{x.type} does not broadcast to {len(shape)} dimensions", span)
+        raise CompileError("E0204", f"{describe(x)} does not broadcast to {len(shape)} dimensions", span)
     aligned: list[Size] = []
     for found, wanted in zip(own, shape[len(shape) - len(own) :]):
         if found != ONE and builder.bounds.compare(found, wanted) is False:
-            new = TensorType(x.dtype, tuple(shape))
-            message = f"{x.type} does not broadcast to {new}: {builder.bounds.show(found)} is not {wanted}"
+            message = f"{describe(x)} does not broadcast to {_with_shape(x, shape)}"
+            message += f": {builder.bounds.show(found)} is not {wanted}"
             raise CompileError("E0204", message, span, hint=sharing_hint(found, wanted))
         aligned.append(ONE if found == ONE else wanted)
+    if isinstance(x, FormatTensor):
+        axes = _axes(builder, shape)
+        names = [Size.of(axis.name) for axis in axes[len(shape) - len(own) :]]
+        places = tuple(ZERO if size == ONE else name for size, name in zip(own, names))
+        return moved(builder, x, IndexMap(axes, places), span)
     return builder.add(BroadcastTo(builder.reshaped(x, aligned, span), tuple(shape), span=span)).value
 
 
 def _concat(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -> Item:
     parts = arguments.tensors(builder, "tensors")
-    rank = parts[0].tensor.rank
-    axis = arguments.axis("axis", rank)
-    return concatenated(builder, parts, axis, span, "concat")
+    axis = arguments.axis("axis", len(shape_of(parts[0])))
+    return joined(builder, parts, axis, span, "concat")
+
+
+def joined(builder: Builder, parts: Sequence[Stored], axis: int, span: Span, name: str) -> Stored:
+    """Tensors one after the other, in a format or none."""
+
+    def join(items: Sequence[Item]) -> Value:
+        return concatenated(builder, [builder.as_value(item, span) for item in items], axis, span, name)
+
+    formats = [part for part in parts if isinstance(part, FormatTensor)]
+    return joined_formats(builder, formats, axis, join, span) if formats else join(parts)
 
 
 def concatenated(builder: Builder, parts: list[Value], axis: int, span: Span, name: str) -> Value:
@@ -160,39 +204,43 @@ def concatenated(builder: Builder, parts: list[Value], axis: int, span: Span, na
 
 def _stack(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -> Item:
     parts = arguments.tensors(builder, "tensors")
-    axis = arguments.axis("axis", parts[0].tensor.rank + 1)
+    axis = arguments.axis("axis", len(shape_of(parts[0])) + 1)
     raised = []
     for part in parts:
-        shape = list(part.tensor.shape)
+        shape = list(shape_of(part))
         shape.insert(min(axis, len(shape)), ONE)
-        raised.append(builder.add(Reshape(part, tuple(shape), span=span)).value)
-    return concatenated(builder, raised, axis, span, "stack")
+        raised.append(reshaped(builder, part, tuple(shape), span))
+    return joined(builder, raised, axis, span, "stack")
 
 
 def _split(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -> Item:
     """`parts` equal parts, or parts of the sizes that a tuple gives."""
-    x = arguments.tensor(builder, "x")
-    axis = arguments.axis("axis", x.tensor.rank)
-    extent, where = x.tensor.shape[axis], arguments["parts"].span
+    x = arguments.stored(builder, "x")
+    axis = arguments.axis("axis", len(shape_of(x)))
+    extent, where = shape_of(x)[axis], arguments["parts"].span
     if isinstance(arguments.item("parts"), tuple):
         sizes = list(arguments.sizes("parts"))
         total = sum(sizes, ZERO)
         if builder.bounds.compare(total, extent) is False:
-            message = f"split of {x.type}: the parts sum to {builder.bounds.show(total)}, axis {axis} has {extent}"
+            message = f"split of {describe(x)}: the parts sum to {builder.bounds.show(total)}, axis {axis} has {extent}"
             raise CompileError("E0206", message, where)
     else:
         count = arguments.integer("parts")
         if count < 1:
             raise arguments.wrong("parts", "at least 1")
         if not builder.bounds.may_be_zero(extent % count, f"split: {extent} is not a multiple of {count}", where):
-            message = f"split of {x.type}: {builder.bounds.show(extent)} is not a multiple of {count}"
+            message = f"split of {describe(x)}: {builder.bounds.show(extent)} is not a multiple of {count}"
             raise CompileError("E0206", message, where)
         sizes = [extent // count] * count
     starts = [sum(sizes[:position], ZERO) for position in range(len(sizes))]
     return tuple(_part(builder, x, axis, start, size, span) for start, size in zip(starts, sizes))
 
 
-def _part(builder: Builder, x: Value, axis: int, start: Size, size: Size, span: Span) -> Value:
+def _part(builder: Builder, x: Stored, axis: int, start: Size, size: Size, span: Span) -> Stored:
+    if isinstance(x, FormatTensor):
+        axes = _axes(builder, [size if d == axis else s for d, s in enumerate(x.shape)])
+        places = tuple(Size.of(a.name) + (start if d == axis else ZERO) for d, a in enumerate(axes))
+        return moved(builder, x, IndexMap(axes, places), span)
     starts = tuple(start if d == axis else ZERO for d in range(x.tensor.rank))
     extents = tuple(size if d == axis else s for d, s in enumerate(x.tensor.shape))
     return builder.add(Slice(x, starts, extents, (1,) * x.tensor.rank, span=span)).value
@@ -224,16 +272,24 @@ def _pad(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -> It
 
 def _tile(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -> Item:
     """x repeated as a whole, `repeats[d]` times along dimension d."""
-    x, repeats = arguments.tensor(builder, "x"), list(arguments.sizes("repeats"))
-    rank = max(len(repeats), x.tensor.rank)
+    x, repeats = arguments.stored(builder, "x"), list(arguments.sizes("repeats"))
+    dims = len(shape_of(x))
+    rank = max(len(repeats), dims)
     repeats = [ONE] * (rank - len(repeats)) + repeats
-    own = (ONE,) * (rank - x.tensor.rank) + x.tensor.shape
-    axes = tuple(Axis.of(builder.axis_symbol(f"i{d}", None), s * n) for d, (s, n) in enumerate(zip(own, repeats)))
+    own = (ONE,) * (rank - dims) + shape_of(x)
+    axes = _axes(builder, [s * n for s, n in zip(own, repeats)])
     indices = tuple(
         Size.of(axis.name) % size if n != ONE else Size.of(axis.name) for axis, size, n in zip(axes, own, repeats)
-    )[rank - x.tensor.rank :]
+    )[rank - dims :]
+    if isinstance(x, FormatTensor):
+        return moved(builder, x, IndexMap(axes, indices), span)
     body = Load("a0", indices, x.dtype)
     return builder.add(Compute((x,), Space(axes, body, x.dtype), span=span)).value
+
+
+def _axes(builder: Builder, shape: Sequence[Size]) -> tuple[Axis, ...]:
+    """Names for the dimensions of a result."""
+    return tuple(Axis.of(builder.axis_symbol(f"i{d}", None), size) for d, size in enumerate(shape))
 
 
 SHAPES = (

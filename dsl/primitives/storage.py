@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from intarsia.dsl.primitives.arguments import Arguments, Primitive
 from intarsia.dsl.primitives.formats import Blocks
 from intarsia.dsl.semantics.scope import Scope
-from intarsia.dsl.semantics.values import EXPRESSIONS, Format, FormatTensor, Item
+from intarsia.dsl.semantics.values import EXPRESSIONS, Format, FormatElement, FormatTensor, Item
 from intarsia.ir.dtypes import F32
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.ops import Cast
@@ -33,6 +33,9 @@ def _quantize(builder: Builder, scope: Scope, arguments: Arguments, span: Span) 
 
 def _dequantize(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -> Item:
     item = arguments.item("q")
+    if isinstance(item, FormatElement):
+        x = item.tensor
+        return Blocks(builder, x.format.definition, x.shape, span).value(x.parts, item.indices)
     if not isinstance(item, FormatTensor):
         hint = "a plain narrow tensor is cast: f32(w)"
         raise arguments.wrong("q", "a tensor of a format", hint)

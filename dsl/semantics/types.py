@@ -13,7 +13,6 @@ from intarsia.ir.dtypes import ALL_NAMES, DType, dtype
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.formats import BUILT_IN
 from intarsia.ir.sizes import Size
-from intarsia.ir.types import TensorType
 
 if TYPE_CHECKING:
     pass
@@ -301,10 +300,3 @@ def accepts(kind: str, element: DType) -> bool:
         case "any":
             return True
     return False
-
-
-def concrete(pattern: TensorPattern) -> TensorType:
-    """A type without generics and packs."""
-    assert isinstance(pattern.element, DType)
-    dims = tuple(d for d in pattern.dims if isinstance(d, Size))
-    return TensorType(pattern.element, dims, pattern.sharding, pattern.annotation)

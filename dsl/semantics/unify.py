@@ -61,7 +61,9 @@ class Unifier:
         """Note what an argument says. Raises CompileError E0304 where it cannot fit the pattern."""
         match pattern, item:
             case TensorPattern(element=Format() | GenericDType()), FormatTensor(found, shape):
-                self._match_element(pattern.element, found, where, span, f"{where} is {item}, and {pattern} is wanted")
+                mismatch = f"{where} is {item}, and {pattern} is wanted"
+                if not (isinstance(pattern.element, Format) and found.stores_like(pattern.element, len(shape))):
+                    self._match_element(pattern.element, found, where, span, mismatch)
                 self._match_dims(pattern, shape, str(item), where, span)
             case TensorPattern(), _ if (found_type := tensor_of(item)) is not None:
                 self.match_tensor(pattern, found_type, where, span)
@@ -85,7 +87,7 @@ class Unifier:
         if isinstance(wanted, GenericDType):
             name = wanted.name
             kind = self.classes[name]
-            fits = kind == "format" if isinstance(found, Format) else accepts(kind, found)
+            fits = kind in ("format", "any") if isinstance(found, Format) else accepts(kind, found)
             if not fits:
                 hint = f"cast it up first, as in f32({_argument(where)})" if _is_narrow(found) else ""
                 raise CompileError("E0305", f"{where} is of {found}, and {name} is any {kind} type", span, hint=hint)
@@ -211,13 +213,18 @@ class Unifier:
 
     # ------------------------------------------------------------------ reading
 
+    def element(self, pattern: TensorPattern) -> DType | Format:
+        """What the elements of a pattern are. Raises E0309 where nothing determines it."""
+        element = pattern.element
+        if not isinstance(element, GenericDType):
+            return element
+        if element.name not in self.elements:
+            raise CompileError("E0309", f"nothing decides which type {element.name} is")
+        return self.elements[element.name]
+
     def tensor(self, pattern: TensorPattern) -> TensorType:
         """The type that a pattern stands for. Raises E0309 where a part of it is not determined."""
-        element = pattern.element
-        if isinstance(element, GenericDType):
-            if element.name not in self.elements:
-                raise CompileError("E0309", f"nothing decides which type {element.name} is")
-            element = self.elements[element.name]
+        element = self.element(pattern)
         assert isinstance(element, DType)
         marks = pattern.sharding or ("",) * len(pattern.dims)
         dims: list[Size] = []

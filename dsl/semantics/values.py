@@ -28,15 +28,32 @@ EXPRESSIONS = (Const, Index, Load, Apply, Cast, Bitcast)
 
 @dataclass(frozen=True)
 class Format:
-    """A block-quantised storage format that a `format` declaration names."""
+    """A block-quantised storage format that a `format` declaration names. `turned` is what it has become where the
+    groups of a tensor are along another axis than it says."""
 
     name: str
     declaration: ast.Format | None
+    turned: BlockFormat | None = None
 
     @property
     def definition(self) -> BlockFormat:
         """What it says. Raises CompileError E0303."""
+        if self.turned is not None:
+            return self.turned
         return BUILT_IN[self.name] if self.declaration is None else read_format(self.declaration.value)
+
+    def __str__(self) -> str:
+        return self.name if self.turned is None else f"{self.name}(axis={self.turned.axis})"
+
+    def stores_like(self, other: Format, rank: int) -> bool:
+        """Are tensors of a rank stored alike in both, whatever their names?"""
+        return self.definition.from_front(rank) == other.definition.from_front(rank)
+
+    def turn(self, definition: BlockFormat, rank: int) -> Format:
+        """The format of a tensor whose elements have moved; the one that was declared, if it says the same."""
+        declared = replace(self, turned=None)
+        turned = replace(self, turned=definition)
+        return declared if declared.stores_like(turned, rank) else turned
 
     def leaves(self, shape: tuple[Size, ...], label: str) -> list[tuple[str, DType, tuple[Size, ...]]]:
         """The tensors that store one of a shape, by dotted name. Raises CompileError E0303 where it lacks the axis."""
@@ -58,7 +75,18 @@ class FormatTensor:
     parts: Mapping[str, Item] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{self.format.name}[{', '.join(map(str, self.shape))}]"
+        return f"{self.format}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class FormatElement:
+    """One element of a tensor of a format, within index notation. It can be moved, and dequantized."""
+
+    tensor: FormatTensor
+    indices: tuple[Size, ...]
+
+    def __str__(self) -> str:
+        return f"an element of {self.tensor}"
 
 
 @dataclass(frozen=True)
@@ -137,9 +165,12 @@ class Poisoned(Exception):
     """An expression uses what was already reported as wrong."""
 
 
+Subscripted: TypeAlias = "Value | ListElement | FormatTensor"
+"""What has elements at places: tensors of all kinds."""
+
 Item: TypeAlias = (
-    "bool | int | float | str | DType | Size | Value | Expr | TensorType | Format | FormatTensor | PackDims"
-    " | PackIndices | ListElement | Struct | StructList | Poison | tuple[Item, ...] | None"
+    "bool | int | float | str | DType | Size | Value | Expr | TensorType | Format | FormatTensor | FormatElement"
+    " | PackDims | PackIndices | ListElement | Struct | StructList | Poison | tuple[Item, ...] | None"
 )
 
 
@@ -158,6 +189,11 @@ def tensor_of(item: Item) -> TensorType | None:
         case Const() | Index() | Load() | Apply() | Cast() | Bitcast():
             return TensorType(item.dtype)
     return None
+
+
+def shape_of(item: Subscripted) -> tuple[Size, ...]:
+    """The dimensions of a tensor, however it is stored."""
+    return item.shape if isinstance(item, FormatTensor) else item.tensor.shape
 
 
 def describe(item: Item) -> str:
@@ -180,11 +216,11 @@ def describe(item: Item) -> str:
         case DType() | TensorType():
             return f"the type {item}"
         case Format():
-            return f"the format {item.name}"
+            return f"the format {item}"
         case tuple():
             return f"a tuple of {len(item)}"
         case PackDims() | PackIndices():
             return "a pack"
-        case Struct() | StructList() | FormatTensor():
+        case Struct() | StructList() | FormatTensor() | FormatElement():
             return str(item)
     return "a value"
