@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 import ml_dtypes
@@ -30,6 +31,7 @@ DECLARED = {
     "two_levels": "quant(i4, scale=quant(u8, scale=f32, group=4, axis=0), group=8, axis=0)",
 }
 W4 = "quant(i4, scale=f16, group=128, axis=0)"
+W8 = "quant(f8e4m3, scale=f32, axis=0)"
 NAMES = [*DECLARED, *BUILT_IN]
 
 
@@ -302,3 +304,15 @@ def test_codes_share_bytes_in_products(declaration: str) -> None:
         assert "prepared" in scheduled and "f32[768, 1024]" not in scheduled
         bound = np.abs(x.astype(np.float64)) @ np.abs(values) * 768 * 2.0**-23
         assert (np.abs(function(x) - x.astype(np.float64) @ values) <= bound).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("declaration", "words"), [("mxfp4(axis=0)", "u32"), ("nf4(axis=0)", "u32"), (W8, "f8e4m3")])
+def test_large_codes_lie_as_they_are_read(declaration: str, words: str) -> None:
+    """One row by a matrix: codes are copied once into whole words, scales of groups are not copied, and neither is
+    fetched ahead."""
+    text = f"format s = {declaration}\nfn f(x: f32[1, K], const w: s[K, N]) -> f32[1, N] {{ return x @ dequantize(w) }}"
+    parts = intarsia.quantize(np.ones((1024, 1024), np.float32), declaration)
+    scheduled = intarsia.compile(text).f.bind(w=parts).lower(np.ones((1, 1024), np.float32)).asm["scheduled"]
+    copies = re.findall(r"alloc (\w+)\S*: (\w+)\[.*\] prepared", scheduled)
+    assert copies == [("codes", words)] and "prefetch" not in scheduled

@@ -7,7 +7,7 @@ bits. `Bitcast` between a narrow type and `u8` is what takes the code out of an 
 
 from __future__ import annotations
 
-from intarsia.ir.dtypes import BOOL, F32, F64, I8, I32, I64, U8, U32, U64, DType
+from intarsia.ir.dtypes import BOOL, F16, F32, F64, I8, I32, I64, U8, U16, U32, U64, DType
 from intarsia.ir.scalar import Bitcast, Expr
 from intarsia.ir.terms import Term, where
 
@@ -54,17 +54,15 @@ def _float_of(code: Term, dtype: DType) -> Term:
     if dtype.specials == "scale":  # unsigned powers of two: 0 is the subnormal 2^-127, 255 is NaN
         power = where(bits.equals(0), 1 << 22, bits << 23)
         return where(bits.equals(255), 0x7FC00000, power).bitcast(F32)
-    magnitude = bits & ((1 << (dtype.bits - 1)) - 1)
-    sign = (bits >> (dtype.bits - 1)) << 31
-    value = ((magnitude << (23 - dtype.mantissa)) | sign).bitcast(F32) * 2.0 ** (127 - _bias(dtype))
-    match dtype.specials:
-        case "ieee":
-            infinity = ((1 << dtype.exponent) - 1) << dtype.mantissa
-            special = ((bits & ((1 << dtype.mantissa) - 1)) << (23 - dtype.mantissa) | sign | 0x7F800000).bitcast(F32)
-            return where(magnitude >= infinity, special, value)
-        case "nan-only":
-            return where(magnitude.equals((1 << (dtype.bits - 1)) - 1), float("nan"), value)
-    return value
+    if dtype.specials == "ieee":  # f8e5m2: an f16 cut short
+        assert dtype.exponent == F16.exponent
+        return (code.cast(U16) << (16 - dtype.bits)).bitcast(F16).cast(F32)
+    largest = (1 << (dtype.bits - 1)) - 1
+    magnitude = bits & largest
+    signed = (bits << (32 - dtype.bits)).bitcast(I32) >> (8 - dtype.exponent)  # copies of the sign are in between
+    kept = signed & (((largest << (23 - dtype.mantissa)) | 0x80000000) - (1 << 32))
+    value = kept.bitcast(F32) * 2.0 ** (127 - _bias(dtype))
+    return where(magnitude.equals(largest), float("nan"), value) if dtype.specials == "nan-only" else value
 
 
 def _bias(dtype: DType) -> int:

@@ -15,7 +15,7 @@ from intarsia.ir.kernel_access import trips
 from intarsia.ir.scalar import Load, loads
 from intarsia.ir.schedule import ROOT, Pack, Squeeze
 from intarsia.passes.schedule.builder import Builder
-from intarsia.passes.schedule.shape import bytes_of, count
+from intarsia.passes.schedule.shape import bytes_of, count, readings
 from intarsia.passes.schedule.squeeze import WORDS
 
 LARGE = 1 << 18
@@ -31,6 +31,8 @@ def lay_out_codes(b: Builder) -> None:
         if found is None:
             continue
         load, loops = found
+        if readings(buffer, load, loops) > 1:
+            continue  # a copy of all that is read would be larger
         order = tuple(x.axis for x in loops if x.axis in load.symbols)
         before, new = set(b.axes()), b.fresh(buffer.name)
         if b.attempt(Pack(buffer.name, ROOT, new, order, "prepared")):

@@ -77,10 +77,10 @@ def build_schedule(
         walk_diagonals(b, loop.axis)
     for loop in b.waiting():
         vectorize_region(b, loop.axis)
+    lay_out_codes(b)
     fetch_early(b)
     if blocks:
         b.attempt(Version(blocks))
-    lay_out_codes(b)
     for loop in b.outermost():
         parallelize(b, loop.axis)
     bypass_caches(b, repeated)

@@ -9,7 +9,7 @@ from intarsia.ir.kernel import Buffer, Call, Check, For, Kernel, Put, Statement,
 from intarsia.ir.kernel_access import accesses, expressions, trips
 from intarsia.ir.kernel_effort import SORTED
 from intarsia.ir.kernel_effort import operations as operations
-from intarsia.ir.scalar import Apply, Cast, Expr, Index
+from intarsia.ir.scalar import Apply, Cast, Expr, Index, Load
 from intarsia.ir.sizes import ZERO, Extremum, Quotient, Size, row_major_strides
 from intarsia.ir.target import Target
 
@@ -155,6 +155,11 @@ def widest(body: Iterable[Statement]) -> int:
 def lanes_for(body: Iterable[Statement], target: Target) -> int:
     """Lanes in which statements compute, so that the widest element fills a register."""
     return max(1, target.lanes(widest(body)))
+
+
+def readings(buffer: Buffer, load: Load, loops: Iterable[For]) -> float:
+    """How often a load in loops reads each element, about: scales of groups once for each element of a group."""
+    return points(x for x in loops if x.axis in load.symbols) / max(1, math.prod(count(s) for s in buffer.shape))
 
 
 def bytes_of(buffer: Buffer) -> int:

@@ -10,11 +10,14 @@ from intarsia.ir.kernel_access import trips
 from intarsia.ir.scalar import Load, loads
 from intarsia.ir.schedule import Nontemporal, Prefetch
 from intarsia.passes.schedule.builder import Builder
-from intarsia.passes.schedule.shape import LINE, bytes_of, count, operations, stride
+from intarsia.passes.schedule.shape import LINE, bytes_of, count, operations, readings, stride
 
 AHEAD = (8192, 0, 2048, 4096, 16384)
 """Bytes that a single pass over memory fetches ahead: two pages are likeliest; the machine itself stops at the end of
 one."""
+
+AGAIN = 4
+"""How often a pass reads each element, from which on fetching it for each time costs more than waiting for it once."""
 
 REST = 16
 """A row of which at most one part in so many stands apart, as what fills no vector does, is one piece with the next."""
@@ -73,6 +76,7 @@ def _passes(b: Builder, name: str, top: For) -> list[_Pass]:
         loops = tuple(loop for loop in around if loop.kind not in ("lane", "unroll"))
         for load in loads(statement.value):
             along = load.buffer == name and stride(buffers[name], load.indices, around[-1].axis) == 1
+            along = along and readings(buffers[name], load, around) < AGAIN
             if along and loops and loops[-1].axis in load.symbols:
                 other = found.get(statement.buffer)
                 if other is None or count(trips(other.loops[-1])) < count(trips(loops[-1])):
