@@ -19,6 +19,9 @@ REDUCTIONS = ("sum", "prod", "max", "min", "any", "all", "argmax", "argmin")
 COMPREHENSIONS = ("tensor", *REDUCTIONS)
 """All names that may be followed by `[binders](body)`."""
 
+TRANSFORMS = ("grad", "value_and_grad")
+"""Functions of functions: `grad(f, wrt=x)` is one, which is called where it is made."""
+
 BinaryOperator: TypeAlias = Literal["or", "and", "+", "-", "*", "/", "//", "%", "@", "**"]
 CompareOperator: TypeAlias = Literal["==", "!=", "<", "<=", ">", ">="]
 UnaryOperator: TypeAlias = Literal["-", "not"]
@@ -227,6 +230,15 @@ class Call(Node):
 
 
 @dataclass(frozen=True, eq=False)
+class Derived(Node):
+    """`grad(f, wrt=x)(positional, name=value)`: a function made of another one; `transform` is the first call."""
+
+    transform: Call
+    positional: tuple[Expression, ...]
+    keywords: tuple[Keyword, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Binder(Node):
     """An index that is bound: `i`, `i < n` (only `upper`) or `i in a..b` (both)."""
 
@@ -327,6 +339,7 @@ Expression: TypeAlias = (
     | Binary
     | Compare
     | Call
+    | Derived
     | Comprehension
     | Subscript
     | Field

@@ -137,7 +137,7 @@ def _anchors(program: ast.Program) -> Iterator[ast.Node]:
             case ast.LoopExpr():
                 yield from node.states
                 yield from node.body
-            case ast.Call():
+            case ast.Call() | ast.Derived():
                 yield from node.positional
                 yield from node.keywords
             case ast.Comprehension():

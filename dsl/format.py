@@ -297,6 +297,8 @@ class Printer:
                 return self.chain(node, hang)
             case ast.Call(function, positional, keywords):
                 return (function.text, self.items("(", (*positional, *keywords), ")"))
+            case ast.Derived(transform, positional, keywords):
+                return (self.expression(transform), self.items("(", (*positional, *keywords), ")"))
             case ast.Comprehension(head, binders, body):
                 return (head.text, self.items("[", binders, "]"), self.body(body))
             case ast.Subscript(value, items):

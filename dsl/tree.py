@@ -323,7 +323,7 @@ class TreeBuilder:
 
     def call(
         self, span: Span, callee: ast.Expression, arguments: tuple[Argument, ...] | None
-    ) -> ast.Call | ast.Comprehension:
+    ) -> ast.Call | ast.Derived | ast.Comprehension:
         positional, keywords = self.arguments(arguments or ())
         function = ast.Identifier(self.text(callee.span), span=callee.span)
         match callee:
@@ -337,6 +337,8 @@ class TreeBuilder:
                     )
                 names = ", ".join(ast.COMPREHENSIONS)
                 self.report("E0113", f"`{head}` does not bind indices", callee.span, f"only {names} take […](…)")
+            case ast.Call(head) if head.text in ast.TRANSFORMS:
+                return ast.Derived(callee, positional, keywords, span=span)
             case ast.Field(value, name):
                 arguments_text = "x" if isinstance(value, ast.LoopExpr) else self.text(value.span)
                 hint = f"functions are called by name: {name}({arguments_text}{', …' if arguments else ''})"

@@ -72,7 +72,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
 
 def is_basic(function: str) -> bool:
     """Is the function one that every back end has?"""
-    return function not in EXPANSIONS
+    return function not in EXPANSIONS and function != "stop_gradient"
 
 
 def expand(expression: Apply, *, unbounded: bool = False) -> Expr:
@@ -82,6 +82,8 @@ def expand(expression: Apply, *, unbounded: bool = False) -> Expr:
     if is_basic(name):
         return expression
     dtype = expression.dtype
+    if name == "stop_gradient":
+        return arguments[0]
     if name == "pow" and (short := _short_power(Term(arguments[0]), arguments[1])) is not None:
         return short.expr
     if dtype.is_integer:

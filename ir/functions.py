@@ -209,6 +209,7 @@ _TABLE = (
     ScalarFunction("or", 2, "boolean", np.logical_or, "one or both"),
     ScalarFunction("not", 1, "boolean", np.logical_not, "not"),
     ScalarFunction("where", 3, "any", np.where, "the second where the first holds, else the third"),
+    ScalarFunction("stop_gradient", 1, "any", np.array, "x, for derivatives a constant", operations=0),
     ScalarFunction("bit_and", 2, "integer", np.bitwise_and, "and of the bits"),
     ScalarFunction("bit_or", 2, "integer", np.bitwise_or, "or of the bits"),
     ScalarFunction("bit_xor", 2, "integer", np.bitwise_xor, "exclusive or of the bits"),

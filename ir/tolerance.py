@@ -35,7 +35,9 @@ UNITS = 8.0
 LEAST_NORMAL = 2.0**-126
 """The least number of f32, and of bf16, that is not subnormal."""
 
-EXACT = frozenset(("neg", "abs", "sign", "floor", "ceil", "round", "minimum", "maximum", "where", "isnan", "isinf"))
+EXACT = frozenset(
+    ("neg", "abs", "sign", "floor", "ceil", "round", "minimum", "maximum", "where", "isnan", "isinf", "stop_gradient")
+)
 """Functions that are not rounded."""
 
 

@@ -40,7 +40,11 @@ def test_errors(path: Path, golden: Any) -> None:
 
 ROOT = FOLDER.parent.parent
 PAGES = sorted(p for p in (ROOT / "docs" / "errors").glob("E0*.md") if p.stem[2] in "23459")
-SOURCES = [*(ROOT / "dsl").rglob("*.py"), *(ROOT / "ir" / "ops").glob("*.py")]
+SOURCES = [
+    *(ROOT / "dsl").rglob("*.py"),
+    *(ROOT / "ir" / "ops").glob("*.py"),
+    *(ROOT / "ir" / "gradients").glob("*.py"),
+]
 
 
 def test_every_code_has_a_page() -> None:

@@ -251,6 +251,8 @@ class Expressions(Functions):
                 )
             case Apply(("lt" | "le" | "gt" | "ge" | "eq" | "ne") as function, (Index(a), Index(b))):
                 return self.infix(function, order, BOOL, self.size(a, order), self.size(b, order))
+            case Apply("stop_gradient", (inner,)):
+                return self.value(inner, order)
             case Apply("pow", arguments) if (short := expand(e)) is not e and (
                 arguments[0].dtype.is_integer or (isinstance(arguments[1], Const) and short.length < 12)
             ):

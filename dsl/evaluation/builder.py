@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from intarsia.dsl import ast
-from intarsia.dsl.evaluation import calls, index, indexing, loops, operators, updates
+from intarsia.dsl.evaluation import calls, derivatives, index, indexing, loops, operators, updates
 from intarsia.dsl.evaluation.nodes import NodeMaker
 from intarsia.dsl.semantics.names import ScopeNames
 from intarsia.dsl.semantics.scope import File, Scope, suggest
@@ -122,6 +122,8 @@ class Builder(NodeMaker):
                 return operators.apply_function(self, scope, name, [part], node.span)
             case ast.Call():
                 return calls.call(self, node, scope)
+            case ast.Derived():
+                return derivatives.derived(self, node, scope)
             case ast.Subscript():
                 return indexing.subscript(self, node, scope)
             case ast.Field(value, name):

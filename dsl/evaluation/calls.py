@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -65,10 +65,15 @@ def call(builder: Builder, node: ast.Call, scope: Scope) -> Item:
         primitive = PRIMITIVES[name]
         if name == "where" and scope.frame is not None:
             return _guarded_where(builder, node, scope)
-        arguments = bind_arguments(primitive, _positional(builder, node, scope), _keywords(builder, node, scope), node)
+        arguments = bind_arguments(
+            primitive, positional_arguments(builder, node, scope), keyword_arguments(builder, node, scope), node
+        )
         return primitive.build(builder, scope, arguments, node.span)
-    if (found := _in_prelude(builder, name)) is not None:
+    if (found := in_prelude(builder, name)) is not None:
         return call_function(builder, *found, node, scope)
+    if name in ast.TRANSFORMS:
+        hint = f"{name}(loss, wrt=w) is a function, which is called where it is made: {name}(loss, wrt=w)(x, w)"
+        raise CompileError("E0322", f"{name} gives a function, and a function is no value", node.span, hint=hint)
     candidates = [*scope.file.names(), *PRIMITIVES, *ALL_NAMES[:12]]
     if builder.prelude is not None:
         candidates += [n for n in builder.prelude.names() if not n.startswith("_")]
@@ -77,10 +82,10 @@ def call(builder: Builder, node: ast.Call, scope: Scope) -> Item:
 
 def is_built_in(builder: Builder, name: str) -> bool:
     """Is there a built-in function of that name?"""
-    return name in PRIMITIVES or _in_prelude(builder, name) is not None
+    return name in PRIMITIVES or in_prelude(builder, name) is not None
 
 
-def _in_prelude(builder: Builder, name: str) -> tuple[ast.Function, File] | None:
+def in_prelude(builder: Builder, name: str) -> tuple[ast.Function, File] | None:
     """A function of the standard library. Those that begin with `_` are its own."""
     if builder.prelude is None or name.startswith("_"):
         return None
@@ -92,11 +97,13 @@ def _is_callable(builder: Builder, name: str, scope: Scope) -> bool:
     return is_built_in(builder, name) or scope.file.function(name) is not None
 
 
-def _positional(builder: Builder, node: ast.Call, scope: Scope) -> list[Argument]:
+def positional_arguments(builder: Builder, node: ast.Call | ast.Derived, scope: Scope) -> list[Argument]:
+    """The arguments before the first keyword."""
     return [Argument(builder.evaluate(a, scope), a.span) for a in node.positional]
 
 
-def _keywords(builder: Builder, node: ast.Call, scope: Scope) -> dict[str, Argument]:
+def keyword_arguments(builder: Builder, node: ast.Call | ast.Derived, scope: Scope) -> dict[str, Argument]:
+    """The arguments that are given by name. Raises E0315 for one that is given twice."""
     found: dict[str, Argument] = {}
     for keyword in node.keywords:
         if keyword.name.text in found:
@@ -154,7 +161,9 @@ def _guarded_where(builder: Builder, node: ast.Call, scope: Scope) -> Item:
     """`where` within index notation: its condition holds while the second and third arguments are evaluated."""
     primitive = PRIMITIVES["where"]
     if len(node.positional) != 3 or node.keywords:
-        arguments = bind_arguments(primitive, _positional(builder, node, scope), _keywords(builder, node, scope), node)
+        arguments = bind_arguments(
+            primitive, positional_arguments(builder, node, scope), keyword_arguments(builder, node, scope), node
+        )
         return primitive.build(builder, scope, arguments, node.span)
     frame = scope.frame
     assert frame is not None
@@ -186,17 +195,36 @@ class Given:
 
 def call_function(builder: Builder, function: ast.Function, file: File, node: ast.Call, scope: Scope) -> Item:
     """Evaluate the body of a function on the arguments of a call."""
+    require_no_recursion(builder, function, node.span)
+    positional, keywords = positional_arguments(builder, node, scope), keyword_arguments(builder, node, scope)
+    return call_on(builder, function, file, positional, keywords, node.span, scope)
+
+
+def require_no_recursion(builder: Builder, function: ast.Function, span: Span) -> None:
+    """Raise E0318 if a function is being evaluated already."""
     if any(site.function is function for site in builder.calls):
         first = next(i for i, site in enumerate(builder.calls) if site.function is function)
         names = [str(site.function.name) for site in builder.calls[first:]] + [str(function.name)]
         hint = "calls are put in place of themselves; repeat with loop or scan"
-        raise CompileError("E0318", f"recursion: {' calls '.join(names)}", node.span, hint=hint)
+        raise CompileError("E0318", f"recursion: {' calls '.join(names)}", span, hint=hint)
+
+
+def call_on(
+    builder: Builder,
+    function: ast.Function,
+    file: File,
+    positional: Sequence[Argument],
+    keywords: Mapping[str, Argument],
+    span: Span,
+    scope: Scope,
+) -> Item:
+    """Evaluate the body of a function on arguments; `span` is that of the call."""
     signature = builder.signature(function, file)
-    positional, keywords = _positional(builder, node, scope), _keywords(builder, node, scope)
+    keywords = dict(keywords)
     sizes = {name: keywords.pop(name) for name in signature.explicit if name in keywords}
-    given = _assign_parameters(signature, positional, keywords, node)
+    given = assign_parameters(signature, positional, keywords, span)
     sizes |= _static_sizes(builder, signature, given)
-    unifier = _unify(builder, signature, given, sizes, node.span)
+    unifier = _unify(builder, signature, given, sizes, span)
     opened = scope.frame if any(_is_open(a.argument.item, scope) for a in given) else None
     body = Scope(file, frame=opened)
     bind_signature(signature, unifier, body)
@@ -205,7 +233,7 @@ def call_function(builder: Builder, function: ast.Function, file: File, node: as
         if entry.parameter.pattern is not None:
             item = fit_parameter(builder, item, entry.parameter.pattern, unifier, entry.where, entry.argument.span)
         body.bind(entry.parameter.name, item, entry.parameter.declaration.name.span)
-    return builder.function_body(signature, unifier, body, node.span)
+    return builder.function_body(signature, unifier, body, span)
 
 
 def _is_open(item: Item, scope: Scope) -> bool:
@@ -216,8 +244,8 @@ def _is_open(item: Item, scope: Scope) -> bool:
     return isinstance(item, EXPRESSIONS) and is_open(item, scope)
 
 
-def _assign_parameters(
-    signature: Signature, positional: list[Argument], keywords: Mapping[str, Argument], node: ast.Call
+def assign_parameters(
+    signature: Signature, positional: Sequence[Argument], keywords: Mapping[str, Argument], span: Span
 ) -> list[Given]:
     """The argument of each parameter that has one. Raises E0315."""
     name = signature.name
@@ -240,7 +268,7 @@ def _assign_parameters(
         elif parameter.name in keywords:
             given.append(Given(parameter, keywords[parameter.name], where))
         elif parameter.declaration.default is None:
-            raise CompileError("E0315", f"{where} is not given", node.span, hint=f"{name}({wanted})")
+            raise CompileError("E0315", f"{where} is not given", span, hint=f"{name}({wanted})")
     return given
 
 

@@ -343,6 +343,16 @@ def check_test(test: ast.Test, file: SourceFile, builder: Builder) -> None:
         builder.report(error)
 
 
+def calls_of(node: ast.Node) -> str | None:
+    """The function that a call, or a transform of a function, names."""
+    match node:
+        case ast.Call(head, (ast.Name(name), *_)) if head.text in ast.TRANSFORMS:
+            return name
+        case ast.Call(head):
+            return head.text
+    return None
+
+
 def call_order(files: Iterable[SourceFile]) -> list[tuple[ast.Function, File]]:
     """All functions, each after those that it calls, so that a mistake is found where it is made."""
     order: dict[ast.Function, File] = {}
@@ -360,7 +370,8 @@ def call_order(files: Iterable[SourceFile]) -> list[tuple[ast.Function, File]]:
                 seen.add(current)
                 stack.append((current, home, True))
                 for node in ast.walk(current):
-                    found = home.function(node.function.text) if isinstance(node, ast.Call) else None
+                    called = calls_of(node)
+                    found = home.function(called) if called is not None else None
                     if found is not None:
                         stack.append((*found, False))
     return list(order.items())

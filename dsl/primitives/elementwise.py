@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 UNARY = (
     "abs", "sign", "floor", "ceil", "round", "exp", "exp2", "log", "log2", "log1p", "expm1", "sqrt", "rsqrt",
     "sin", "cos", "tan", "tanh", "sinh", "cosh", "asin", "acos", "atan", "erf", "sigmoid", "isnan", "isinf",
-    "bit_not", "popcount",
+    "bit_not", "popcount", "stop_gradient",
 )  # fmt: skip
 BINARY = (
     "atan2", "pow", "minimum", "maximum", "bit_and", "bit_or", "bit_xor", "shift_left", "shift_right",

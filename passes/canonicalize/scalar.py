@@ -131,6 +131,14 @@ def integer_absorption(e: Expr) -> Expr | None:
     return None
 
 
+def stopped_gradient(e: Expr) -> Expr | None:
+    """stop_gradient(x) -> x: gradients have been taken when the program was built"""
+    match e:
+        case Apply("stop_gradient", (x,)):
+            return x
+    return None
+
+
 def negation(e: Expr) -> Expr | None:
     """-(-x) -> x, x * -1 -> -x, x + -y -> x - y, x - -y -> x + y, |-x| -> |x|, ||x|| -> |x|"""
     match e:
@@ -253,6 +261,7 @@ SCALAR_RULES: Sequence[ScalarRule] = (
     constant_right,
     neutral_element,
     integer_absorption,
+    stopped_gradient,
     negation,
     divide_by_power_of_two,
     small_power,

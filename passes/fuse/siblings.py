@@ -36,7 +36,8 @@ def run_side_by_side(stages: Stages, value: Value) -> bool:
     if any(longest[: len(own)] != own for own in ranges):
         return False
     in_order = all(_is_in_order(point) for points in stages.reads.values() for point in points)
-    return in_order and all(point.indices == _everything(point.stage) for point in stages.reads[value])
+    # What one of the groups makes itself, and does not store, none of the stages reads.
+    return in_order and all(point.indices == _everything(point.stage) for point in stages.reads.get(value, ()))
 
 
 def _everything(stage: Member) -> tuple[Size, ...]:

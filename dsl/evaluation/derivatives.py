@@ -1,0 +1,198 @@
+"""Functions made of functions: `grad(loss, wrt=w)(x, w)` evaluates the loss, and then its gradient, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from intarsia.dsl import ast
+from intarsia.dsl.evaluation import calls
+from intarsia.dsl.primitives.arguments import Argument
+from intarsia.dsl.semantics.scope import File, Scope, suggest
+from intarsia.dsl.semantics.signature import Signature
+from intarsia.dsl.semantics.types import TensorPattern
+from intarsia.dsl.semantics.values import FormatTensor, Item, Struct, StructList, describe, tensor_of
+from intarsia.ir.dtypes import DType
+from intarsia.ir.errors import CompileError, Span
+from intarsia.ir.gradients import gradients
+from intarsia.ir.graph import Node, Value
+from intarsia.ir.ops import Reshape
+
+if TYPE_CHECKING:
+    from intarsia.dsl.evaluation.builder import Builder
+
+
+@dataclass(frozen=True)
+class Given:
+    """The arguments of a derived function, and the call that they come from."""
+
+    positional: tuple[Argument, ...]
+    keywords: dict[str, Argument]
+    span: Span
+    scope: Scope
+
+    def argument(self, signature: Signature, name: str) -> Argument | None:
+        """The argument of a parameter, if it has one."""
+        position = [p.name for p in signature.parameters].index(name)
+        return self.positional[position] if position < len(self.positional) else self.keywords.get(name)
+
+    def with_item(self, signature: Signature, name: str, item: Item) -> Given:
+        """The same with another argument for a parameter that has one."""
+        position = [p.name for p in signature.parameters].index(name)
+        if position >= len(self.positional):
+            keywords = {**self.keywords, name: replace(self.keywords[name], item=item)}
+            return replace(self, keywords=keywords)
+        positional = list(self.positional)
+        positional[position] = replace(positional[position], item=item)
+        return replace(self, positional=tuple(positional))
+
+
+def derived(builder: Builder, node: ast.Derived, scope: Scope) -> Item:
+    """The value of `grad(f, wrt=x)(…)` and its like."""
+    positional = tuple(calls.positional_arguments(builder, node, scope))
+    given = Given(positional, calls.keyword_arguments(builder, node, scope), node.span, scope)
+    return _evaluate(builder, node.transform, given)
+
+
+def _evaluate(builder: Builder, function: ast.Expression, given: Given) -> Item:
+    """A function, or one made of it by transforms, on arguments."""
+    match function:
+        case ast.Call(head) if head.text in ast.TRANSFORMS:
+            return _gradient(builder, function, given)
+    found, file = _function(builder, function, given.scope)
+    calls.require_no_recursion(builder, found, given.span)
+    return calls.call_on(builder, found, file, given.positional, given.keywords, given.span, given.scope)
+
+
+def _function(builder: Builder, expression: ast.Expression, scope: Scope) -> tuple[ast.Function, File]:
+    """The function that is meant, under all transforms. Raises E0316 and E0322."""
+    match expression:
+        case ast.Call(head, (inner, *_)) if head.text in ast.TRANSFORMS:
+            return _function(builder, inner, scope)
+        case ast.Name(name):
+            found = scope.file.function(name) or calls.in_prelude(builder, name)
+            if found is not None:
+                return found
+            hint = suggest(name, scope.file.names())
+            raise CompileError("E0316", f"no function is named `{name}`", expression.span, hint=hint)
+    hint = "name a function that is declared with `fn`: grad(loss, wrt=w)(x, w)"
+    raise CompileError("E0322", "a derivative is of a function", expression.span, hint=hint)
+
+
+# ---------------------------------------------------------------------- gradients
+
+
+def _gradient(builder: Builder, transform: ast.Call, given: Given) -> Item:
+    """`grad` and `value_and_grad`: a gradient for each parameter of `wrt`, after the value."""
+    if len(transform.positional) != 1 or [k.name.text for k in transform.keywords] != ["wrt"]:
+        usage = f"{transform.function}(loss, wrt=(w, b))(x, w, b)"
+        raise CompileError("E0322", f"{transform.function} takes a function and `wrt`", transform.span, hint=usage)
+    (target,) = transform.positional
+    signature = builder.signature(*_function(builder, target, given.scope))
+    leaves = _Leaves(builder)
+    copies: list[Item] = []
+    names = _names(transform.keywords[0].value)
+    for name in names:
+        copies.append(leaves.of(_argument(signature, name, given), signature, name))
+        given = given.with_item(signature, name.name, copies[-1])
+    loss = _loss(builder, _evaluate(builder, target, given), target)
+    found = iter(_reverse(builder, loss, leaves.values, given.span))
+    results = tuple(_like(copy, found) for copy in copies)
+    if transform.function.text == "value_and_grad":
+        return (loss, *results)
+    return results[0] if len(results) == 1 else results
+
+
+def _names(wrt: ast.Expression) -> tuple[ast.Name, ...]:
+    """The parameters that `wrt` names. Raises E0322."""
+    items = wrt.items if isinstance(wrt, ast.TupleExpr) else (wrt,)
+    names = tuple(item for item in items if isinstance(item, ast.Name))
+    if not names or len(names) < len(items) or len({n.name for n in names}) < len(names):
+        hint = "wrt=w, or wrt=(w, b) for several"
+        raise CompileError("E0322", "`wrt` names parameters of the function, each once", wrt.span, hint=hint)
+    return names
+
+
+def _argument(signature: Signature, name: ast.Name, given: Given) -> Argument:
+    """The argument for which a gradient is wanted. Raises E0322."""
+    known = [p.name for p in signature.parameters]
+    if name.name not in known:
+        hint = suggest(name.name, known) or f"its parameters are {', '.join(known)}"
+        raise CompileError("E0322", f"{signature.name} has no parameter `{name.name}`", name.span, hint=hint)
+    argument = given.argument(signature, name.name)
+    if argument is None:
+        raise CompileError("E0322", f"`{name.name}` of {signature.name} is not given", given.span)
+    return argument
+
+
+@dataclass
+class _Leaves:
+    """Copies of arguments, so that a gradient is of this parameter even where another one has the same argument."""
+
+    builder: Builder
+
+    def __post_init__(self) -> None:
+        self.values: list[Value] = []
+
+    def of(self, argument: Argument, signature: Signature, name: ast.Name) -> Item:
+        """A copy of an argument. Raises E0324 where it is no tensor of floats."""
+        pattern = next(p.pattern for p in signature.parameters if p.name == name.name)
+        element = pattern.element if isinstance(pattern, TensorPattern) else None
+        wanted = element if isinstance(element, DType) else None
+        return self._copy(argument.item, wanted, name.name, name.span, argument.span)
+
+    def _copy(self, item: Item, wanted: DType | None, label: str, span: Span, place: Span) -> Item:
+        match item:
+            case Struct():
+                fields = {n: self._copy(f, None, f"{label}.{n}", span, place) for n, f in item.fields.items()}
+                return replace(item, fields=fields)
+            case bool() | None | str() | DType() | tuple() | FormatTensor() | StructList():
+                raise _not_differentiable(label, describe(item), span)
+        found = tensor_of(item)
+        if isinstance(item, Value) and found is None:
+            raise _not_differentiable(label, f"a list of tensors, {item.type}", span)
+        if found is not None and (not found.dtype.is_float or found.dtype.is_narrow):
+            raise _not_differentiable(label, describe(item), span)
+        value = self.builder.as_value(item, place, wanted)
+        if not value.dtype.is_float:
+            raise _not_differentiable(label, describe(item), span)
+        leaf = self.builder.add(Reshape(value, value.tensor.shape, span=place)).value
+        self.values.append(leaf)
+        return leaf
+
+
+def _not_differentiable(label: str, what: str, span: Span) -> CompileError:
+    hint = "gradients are of tensors of f64, f32, f16 and bf16, and of structs of these"
+    return CompileError("E0324", f"`{label}` is {what}, which has no gradient", span, hint=hint)
+
+
+def _loss(builder: Builder, item: Item, target: ast.Expression) -> Value:
+    """What is differentiated: one number. Raises E0323."""
+    found = tensor_of(item)
+    if found is None or found.rank or not found.dtype.is_float:
+        hint = "sum(…) or mean(…) of a tensor is one number"
+        what = "several results" if isinstance(item, tuple) else describe(item)
+        raise CompileError("E0323", f"a gradient is of one float, and this gives {what}", target.span, hint=hint)
+    return builder.as_value(item, target.span)
+
+
+def _reverse(builder: Builder, loss: Value, leaves: Sequence[Value], span: Span) -> list[Value]:
+    """The gradients as nodes. Raises E0325, with the place where they are taken."""
+    try:
+        return gradients(loss, leaves, _maker(builder, span))
+    except CompileError as error:
+        first = error.diagnostics[0]
+        notes = (*first.notes, ("in the gradient that is taken here", span))
+        raise CompileError(first.code, first.message, first.span or span, hint=first.hint, notes=notes) from None
+
+
+def _maker(builder: Builder, span: Span) -> Callable[[Node], Node]:
+    return lambda node: builder.add(node if node.span is not None else replace(node, span=span))
+
+
+def _like(copy: Item, found: Iterator[Value]) -> Item:
+    """The gradients of an argument in its form: a struct of gradients for a struct."""
+    if isinstance(copy, Struct):
+        return replace(copy, fields={name: _like(field, found) for name, field in copy.fields.items()})
+    return next(found)

@@ -1,0 +1,86 @@
+"""Reverse mode: cotangents flow from a result back to the values that it depends on, node by node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from intarsia.ir.errors import CompileError
+from intarsia.ir.gradients.spaces import Contribution, Make, added, linearise, pull_back, tensor_of, zeros
+from intarsia.ir.gradients.whole import pull_back_whole
+from intarsia.ir.graph import Node, Region, Structured, Value
+from intarsia.ir.ops import Constant, Reshape
+from intarsia.ir.types import ListType
+
+
+def gradients(result: Value, wrt: Sequence[Value], make: Make) -> list[Value]:
+    """The gradient of a scalar with respect to each of `wrt`, in nodes that `make` takes.
+
+    A value of `wrt` counts as given: nothing flows on to what it is made of. Raises CompileError E0325 where
+    something in between has no derivative, at the place of the op.
+    """
+    seed = make(Constant(1.0, result.dtype)).value
+    flow = Reverse(make)
+    flow.add(result, lambda before: seed)
+    flow.run([result], wrt)
+    return [flow.cotangents.get(v) or zeros(tensor_of(v), make) for v in wrt]
+
+
+@dataclass
+class Reverse:
+    """Cotangents on their way back. `counters` are the counters of loops around the nodes."""
+
+    make: Make
+    counters: frozenset[str] = frozenset()
+    cotangents: dict[Value, Value] = field(default_factory=dict)
+
+    def add(self, value: Value, contribution: Contribution) -> None:
+        self.cotangents[value] = contribution(self.cotangents.get(value))
+
+    def run(self, results: Sequence[Value], wrt: Sequence[Value]) -> None:
+        """Carry the cotangents of `results` back to `wrt`."""
+        nodes = Region.of((), results, frozenset(v.node for v in wrt)).nodes
+        active = set(wrt)
+        varying: list[Node] = []
+        for node in nodes:
+            if any(v in active for v in node.inputs):
+                changing = [v for v in node.values if is_differentiable(v)]
+                active.update(changing)
+                varying += [node] if changing else []
+        for node in reversed(varying):
+            if any(v in self.cotangents for v in node.values):
+                self._through(node, active)
+
+    def _through(self, node: Node, active: set[Value]) -> None:
+        """Carry what has arrived at a node on to its operands."""
+
+        def make(new: Node) -> Node:
+            return self.make(new if new.span is not None else replace(new, span=node.span, more_spans=node.more_spans))
+
+        try:
+            for value, contribution in self._pull_back(node, active, make):
+                if value in active:
+                    self.add(value, contribution)
+        except CompileError as error:
+            first = error.diagnostics[0]
+            if first.span is not None or node.span is None:
+                raise
+            raise CompileError(first.code, first.message, node.span, hint=first.hint) from None
+
+    def _pull_back(self, node: Node, active: set[Value], make: Make) -> list[tuple[Value, Contribution]]:
+        match node:
+            case Reshape(x):
+                back = make(Reshape(self.cotangents[node.value], x.tensor.shape)).value
+                return [(x, lambda before: added(before, back, make))]
+            case Structured():
+                wanted = [p for p, v in enumerate(node.operands) if v in active]
+                linear = linearise(node, wanted, make)
+                return pull_back(linear, self.cotangents[node.value], make=make, counters=self.counters)
+        return pull_back_whole(node, self.cotangents, active, make)
+
+
+def is_differentiable(value: Value) -> bool:
+    """Is it a tensor, or a list of tensors, of floats?"""
+    found = value.type
+    dtype = found.element.dtype if isinstance(found, ListType) else found.dtype
+    return dtype.is_float

@@ -1,0 +1,240 @@
+"""The adjoint of a space: a space, or an update, over the same points seen from the elements that they read.
+
+An op's result changes, at each point of its axes, by the sum over its loads of a factor times the change of what is
+loaded: `linearise`. Seen from an element of an operand that is the sum, over the points that load it, of the factor
+times the cotangent of the result there: `pull_back`. Where the index expressions can be solved for the axes, that is a
+space over the operand's elements; else the cotangents are added where the loads point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import TypeVar
+
+from intarsia.ir.dtypes import BOOL, DType
+from intarsia.ir.errors import CompileError
+from intarsia.ir.gradients.inverse import Inverse, invert
+from intarsia.ir.gradients.scalar import derivative, plus, times
+from intarsia.ir.graph import Node, Structured, Value
+from intarsia.ir.ops import BroadcastTo, Cast, Compute, Constant, Elementwise, Update
+from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, apply, cast, constant, transform, walk, where
+from intarsia.ir.sizes import ZERO, Size, maximum, minimum
+from intarsia.ir.space import Axis, Space, operand, operand_position, rename_size_buffers
+from intarsia.ir.types import ListType, TensorType
+
+N = TypeVar("N", bound=Node)
+Make = Callable[[Node], Node]
+"""Takes a node into the graph, and gives it back."""
+
+Contribution = Callable[["Value | None"], Value]
+"""Adds to a cotangent, None at first."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """How a result changes: by the sum over `reduced`, and over the loads, of the factor times the load's change.
+
+    The bodies load `operands` as `a0`, `a1`, …; the factors are of `dtype`, in which the sum is formed.
+    """
+
+    axes: tuple[Axis, ...]
+    reduced: tuple[Axis, ...]
+    operands: tuple[Value, ...]
+    factors: Mapping[Load, Expr]
+    dtype: DType
+
+    @property
+    def all_axes(self) -> tuple[Axis, ...]:
+        return (*self.axes, *self.reduced)
+
+
+def tensor_of(value: Value) -> TensorType:
+    """The type of the cotangent of a value: a list's is one tensor with a leading dimension."""
+    found = value.type
+    if isinstance(found, ListType):
+        return TensorType(found.element.dtype, (found.length, *found.element.shape))
+    return found
+
+
+def linearise(node: Structured, wanted: Collection[int], make: Make) -> Linear:
+    """How a node's result changes with the operands at the `wanted` positions. Its axes get the names j0, j1, …"""
+    space = _with_literals(node)
+    space = space.rename_axes({a.name: f"j{n}" for n, a in enumerate(space.all_axes)})
+    operands = [*node.operands]
+    result = Load(operand(len(operands)), tuple(Size.of(a.name) for a in space.axes), space.dtype)
+    found = {load: derivative(space.body, load) for load in space.loads() if operand_position(load.buffer) in wanted}
+    factors = {load: factor for load, factor in found.items() if factor is not None}
+    if factors and space.combiner in ("max", "min"):
+        operands.append(node.value)
+        selected = _selection(space, result, operands, make)
+        factors = {load: selected(factor) for load, factor in factors.items()}
+    elif factors and space.combiner == "prod":
+        others = _others(space, operands, make)
+        factors = {load: times(others, factor) for load, factor in factors.items()}
+    elif space.combiner is None and space.body.dtype == space.dtype and isinstance(space.body, Apply):
+        # What the node computes need not be computed again: the derivative of exp(x) is the result.
+        operands.append(node.value)
+        again = lambda e: result if e == space.body else None  # noqa: E731
+        factors = {load: transform(factor, rule=again) for load, factor in factors.items()}
+    return Linear(space.axes, space.reduced, tuple(operands), factors, space.body.dtype)
+
+
+def _with_literals(node: Structured) -> Space:
+    """The space of a node with the numbers that it reads written in it."""
+    known = {operand(p): literal for p, v in enumerate(node.operands) if (literal := _literal(v)) is not None}
+    if not known:
+        return node.space
+    rule = lambda e: known.get(e.buffer) if isinstance(e, Load) else None  # noqa: E731
+    return replace(node.space, body=transform(node.space.body, rule=rule))
+
+
+def _literal(value: Value) -> Const | None:
+    match value.node:
+        case Constant(literal, dtype):
+            return constant(literal, dtype)
+        case BroadcastTo(x):
+            return _literal(x)
+    return None
+
+
+def _selection(space: Space, result: Load, operands: list[Value], make: Make) -> Callable[[Expr], Expr]:
+    """The share of a factor at the elements that are the maximum or minimum: equal ones share equally."""
+    hit: Expr = apply("eq", space.body, result)
+    if space.body.dtype.is_float:
+        hit = apply("or", hit, apply("isnan", space.body))
+    wide = space.body.dtype.accumulator
+    one = where(hit, constant(1.0, wide), constant(0.0, wide))
+    count = make(Compute(tuple(operands), replace(space, body=one, dtype=wide, combiner="sum")))
+    operands.append(count.value)
+    share = cast(space.body.dtype, replace(result, buffer=operand(len(operands) - 1), dtype=wide))
+
+    def selected(factor: Expr) -> Expr:
+        return where(hit, apply("div", factor, share), constant(0.0, factor.dtype))
+
+    return selected
+
+
+def _others(space: Space, operands: list[Value], make: Make) -> Expr:
+    """The product of all elements of a product but the one at the point."""
+    own = {a.name for a in space.all_axes}
+    if any(a.lower != ZERO or a.upper.opaques or a.upper.symbols & own for a in space.reduced):
+        raise CompileError("E0325", "a product over a range that depends on indices or data has no derivative yet")
+    copies = {a.name: f"r{n}" for n, a in enumerate(space.reduced)}
+    body = space.body.substitute({old: Size.of(new) for old, new in copies.items()})
+    same = [apply("eq", Index(Size.of(old)), Index(Size.of(new))) for old, new in copies.items()]
+    body = where(_all(same), constant(1.0, body.dtype), body)
+    reduced = tuple(replace(a, name=copies[a.name]) for a in space.reduced)
+    others = make(Compute(tuple(operands), Space(space.all_axes, body, body.dtype, reduced, "prod")))
+    operands.append(others.value)
+    return Load(operand(len(operands) - 1), tuple(Size.of(a.name) for a in space.all_axes), body.dtype)
+
+
+def _all(conditions: Iterable[Expr]) -> Expr:
+    return reduce(lambda a, b: apply("and", a, b), conditions, constant(True, BOOL))
+
+
+# ---------------------------------------------------------------------- pulling back
+
+
+def pull_back(
+    linear: Linear,
+    cotangent: Value,
+    read: Callable[[Sequence[Size]], tuple[Sequence[Size], Sequence[Expr]]] | None = None,
+    make: Make = lambda node: node,
+    counters: frozenset[str] = frozenset(),
+) -> list[tuple[Value, Contribution]]:
+    """What a cotangent of the result adds to those of the operands.
+
+    `read` maps the axes to the element of the cotangent and to guards, where these are not the axes themselves. An
+    operand read at a loop counter, one of `counters`, is added to in place, not swept through.
+    """
+    values = (*linear.operands, cotangent)
+    axes = tuple(Size.of(a.name) for a in linear.axes)
+    indices, guards = read(axes) if read is not None else (axes, ())
+    arriving = cast(linear.dtype, Load(operand(len(linear.operands)), tuple(indices), cotangent.dtype))
+    spaces: dict[tuple[Value, tuple[Axis, ...]], Expr] = {}
+    scattered: list[tuple[Value, Contribution]] = []
+    for load, factor in linear.factors.items():
+        source = linear.operands[operand_position(load.buffer)]
+        body = _guarded(guards, times(arriving, factor))
+        places = tuple(Axis.of(f"i{d}", extent) for d, extent in enumerate(tensor_of(source).shape))
+        inverse = None
+        if not any(i.symbols & counters for i in load.indices):
+            inverse = invert(linear.all_axes, load.indices, places)
+        if inverse is None:
+            scattered.append((source, _scatter(values, linear.all_axes, load, body, source, make)))
+        else:
+            key, term = _gathered(inverse, body)
+            spaces[source, key] = plus(spaces.get((source, key)), term) or term
+    gathered = [(s, _gather(values, reduced, body, s, make)) for (s, reduced), body in spaces.items()]
+    return [*gathered, *scattered]
+
+
+def _guarded(guards: Sequence[Expr], body: Expr) -> Expr:
+    return where(reduce(lambda a, b: apply("and", a, b), guards), body, constant(0.0, body.dtype)) if guards else body
+
+
+def _gathered(inverse: Inverse, body: Expr) -> tuple[tuple[Axis, ...], Expr]:
+    """The axes that are left, with names of their own order, and the body in them."""
+    names = {name: f"r{n}" for n, name in enumerate(inverse.axes)}
+    sizes = {old: Size.of(new) for old, new in names.items()}
+    axes = tuple(replace(a.substitute(sizes), name=names[a.name]) for a in inverse.axes.values())
+    decided = {n: s.substitute(sizes) for n, s in inverse.names.items()} | sizes
+    guards = [g.substitute(sizes) for g in inverse.guards]
+    return axes, _guarded(guards, body.substitute(decided))
+
+
+def wide_dtype(source: DType, body: DType) -> DType:
+    """In which a cotangent is summed: at least f32, and as wide as both."""
+    return (source if source.bits >= body.bits else body).accumulator
+
+
+def _gather(values: Sequence[Value], reduced: tuple[Axis, ...], body: Expr, source: Value, make: Make) -> Contribution:
+    tensor = tensor_of(source)
+    axes = tuple(Axis.of(f"i{d}", extent) for d, extent in enumerate(tensor.shape))
+    body = cast(wide_dtype(tensor.dtype, body.dtype) if reduced else tensor.dtype, body)
+    space = Space(axes, body, tensor.dtype, reduced, "sum" if reduced else None)
+    return lambda before: added(before, make(Compute(tuple(values), space)).value, make)
+
+
+def _scatter(
+    values: Sequence[Value], axes: tuple[Axis, ...], load: Load, body: Expr, source: Value, make: Make
+) -> Contribution:
+    tensor = tensor_of(source)
+    wide = wide_dtype(tensor.dtype, body.dtype)
+    # A read outside of the tensor is clamped to it, or is of an arm that does not count, whose derivative is 0.
+    targets = tuple(
+        maximum(0, minimum(index, extent - 1)) if index.opaques or _has_guards(body) else index
+        for index, extent in zip(load.indices, tensor.shape)
+    )
+    names = {operand(p): operand(p + 1) for p in range(len(values))}
+
+    def contribution(before: Value | None) -> Value:
+        base = before if before is not None and before.dtype == wide else zeros(tensor.with_dtype(wide), make)
+        own = Space(axes, cast(wide, body), wide).rename_operands(names)
+        moved = tuple(rename_size_buffers(t, names) for t in targets)
+        total = make(Update(base, tuple(values), own.axes, moved, "+=", own.body)).value
+        return total if base is before else added(before, converted(total, tensor.dtype, make), make)
+
+    return contribution
+
+
+def _has_guards(body: Expr) -> bool:
+    return any(isinstance(e, Apply) and e.function == "where" for e in walk(body))
+
+
+def added(before: Value | None, value: Value, make: Make) -> Value:
+    """The sum of two cotangents, the first of which may be missing."""
+    return value if before is None else make(Elementwise("add", (before, value))).value
+
+
+def converted(value: Value, dtype: DType, make: Make) -> Value:
+    return value if value.dtype == dtype else make(Cast(value, dtype)).value
+
+
+def zeros(tensor: TensorType, make: Make) -> Value:
+    """A tensor of zeros."""
+    scalar = make(Constant(0.0, tensor.dtype)).value
+    return make(BroadcastTo(scalar, tensor.shape)).value if tensor.rank else scalar
