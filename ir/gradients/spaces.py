@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TypeVar
 
-from intarsia.ir.dtypes import BOOL, DType
+from intarsia.ir.dtypes import DType
 from intarsia.ir.errors import CompileError
 from intarsia.ir.gradients.inverse import Inverse, invert
 from intarsia.ir.gradients.scalar import derivative, plus, times
@@ -132,7 +132,9 @@ def _others(space: Space, operands: list[Value], make: Make) -> Expr:
 
 
 def _all(conditions: Iterable[Expr]) -> Expr:
-    return reduce(lambda a, b: apply("and", a, b), conditions, constant(True, BOOL))
+    """The conjunction of one or more conditions."""
+    first, *rest = conditions
+    return reduce(lambda a, b: apply("and", a, b), rest, first)
 
 
 # ---------------------------------------------------------------------- pulling back
@@ -173,7 +175,7 @@ def pull_back(
 
 
 def _guarded(guards: Sequence[Expr], body: Expr) -> Expr:
-    return where(reduce(lambda a, b: apply("and", a, b), guards), body, constant(0.0, body.dtype)) if guards else body
+    return where(_all(guards), body, constant(0.0, body.dtype)) if guards else body
 
 
 def _gathered(inverse: Inverse, body: Expr) -> tuple[tuple[Axis, ...], Expr]:
