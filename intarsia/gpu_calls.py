@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from intarsia.deep_stack import with_deep_stack
-from intarsia.gpu_program import GpuCall, GpuPlace, GpuProgram
+from intarsia.gpu_program import GpuCall, GpuPlace, GpuProgram, Launched
+from intarsia.ir.dtypes import BF16, Array, DType
 from intarsia.ir.errors import CompileError
 from intarsia.runtime.gpu import Watch
 from intarsia.tensors import Tensors, declared_types, kind_of
@@ -59,7 +60,7 @@ class GpuCalls:
             _bounded(self._repeated)[kinds] = again
         results = call(call.addresses(tensors))
         if not foreign:
-            results = [as_array(r) for r in results]
+            results = as_arrays(call.launch, results)
         return results[0] if len(results) == 1 else tuple(results)
 
     def _repetition(self, call: GpuCall, tensors: Sequence[Any], positional: Sequence[object]) -> RepeatedCall | None:
@@ -100,7 +101,7 @@ class GpuCalls:
         key = (kinds, repr(sorted(statics.items())), tuple(dims.items()), constants)
         call = self._calls.get(key)
         if call is None:
-            types = declared_types(self.function.form, tensors, dims)
+            types = declared_types(self.function.form, tensors, dims, codes=True)
             code, sizes = self.function.code_key(types, statics, dims, constants)
             program = self._programs.get(code)
             if program is None:
@@ -243,12 +244,14 @@ def _numpy_type(name: str) -> np.dtype[Any]:
         raise CompileError("E0601", f"there is no element type for {name}") from None
 
 
-def as_array(tensor: Any) -> Any:
-    """A tensor as an array of NumPy."""
-    name = str(tensor.dtype).removeprefix("torch.")
-    host = tensor.cpu()
-    if name.startswith(("bfloat", "float8")):
-        import torch
+def as_arrays(launched: Launched, results: Sequence[Any]) -> list[Array]:
+    """The results of launches as arrays of NumPy."""
+    return [_as_array(launched.place.torch, r, dtype) for r, (_, dtype) in zip(results, launched.plan.shapes)]
 
-        return host.view(torch.int16 if name == "bfloat16" else torch.uint8).numpy().view(_numpy_type(name))
-    return host.numpy()
+
+def _as_array(torch: Any, tensor: Any, dtype: DType) -> Array:
+    host = tensor.cpu()
+    if dtype == BF16 or dtype.is_narrow:  # which NumPy knows by ml_dtypes only
+        host = host.view(torch.int16 if dtype == BF16 else torch.uint8)
+    array: Array = host.numpy()
+    return array.view(dtype.numpy)

@@ -13,7 +13,7 @@ import numpy as np
 from intarsia.backends.gpu.torch_types import torch_type
 from intarsia.cache import cache_directory
 from intarsia.driver import checks_of
-from intarsia.ir.dtypes import Array, of_numpy
+from intarsia.ir.dtypes import BF16, Array, of_numpy
 from intarsia.runtime.cuda import CudaDevice, require_torch
 from intarsia.runtime.gpu import RECORD_BYTES, Device, DevicePlan, PlanCall, Watch, addresses
 
@@ -63,7 +63,8 @@ class GpuPlace:
         element = of_numpy(array.dtype)
         assert element is not None, array.dtype
         plain = np.array(array, order="C")
-        codes = plain.view(np.int16 if plain.itemsize == 2 else np.uint8) if plain.dtype.kind == "V" else plain
+        bits = np.dtype(np.int16) if element == BF16 else np.dtype(np.uint8) if element.is_narrow else plain.dtype
+        codes = plain.view(bits)  # of what NumPy knows by ml_dtypes only
         return self.torch.from_numpy(codes).view(self.kind(element)).to(self.place)
 
     def wait(self) -> None:
@@ -144,6 +145,7 @@ class Launched:
 
     def __init__(self, plan: PlanCall, place: GpuPlace, scratch: Scratch, has_record: bool = False) -> None:
         self.plan = plan
+        self.place = place
         self.scratch = scratch
         self.has_record = has_record
         self._stream = place.stream

@@ -123,10 +123,12 @@ def type_of(value: Array | tuple[Array, ...]) -> Type:
     return TensorType.of(found, *value.shape)
 
 
-def declared_types(form: SignatureForm, tensors: Tensors, dims: Mapping[str, int] | None = None) -> dict[str, Type]:
-    """The concrete type of each tensor. Where NumPy has no name for the declared element type, such as `i4`, the codes
-    in bytes that stand for it have the declared type. `dims` are sizes that are given: a list without items has those
-    of the signature.
+def declared_types(
+    form: SignatureForm, tensors: Tensors, dims: Mapping[str, int] | None = None, *, codes: bool = False
+) -> dict[str, Type]:
+    """The concrete type of each tensor. Where NumPy has no name for the declared element type, such as `i3`, the codes
+    in bytes that stand for it have the declared type; with `codes`, where it has one too, as PyTorch lacks most. `dims`
+    are sizes that are given: a list without items has those of the signature.
 
     Raises CompileError E0614 for such a list where nothing decides a size.
     """
@@ -138,8 +140,10 @@ def declared_types(form: SignatureForm, tensors: Tensors, dims: Mapping[str, int
             continue
         kind = type_of(value)
         element = forms[label].dtype if label in forms else None
-        if element is not None and element.is_narrow and _element_of(kind).numpy == element.numpy:
-            kind = _with_element(kind, element)
+        if element is not None and element.is_narrow:
+            stored = element.numpy_codes if codes else element.numpy
+            if _element_of(kind).numpy == stored:
+                kind = _with_element(kind, element)
         found[label] = kind
     return found
 

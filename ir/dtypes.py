@@ -62,6 +62,11 @@ class DType:
         return _numpy_dtype(self)
 
     @property
+    def numpy_codes(self) -> np.dtype[Any]:
+        """The NumPy dtype of an array of codes of a narrow type, one per byte."""
+        return np.dtype(np.int8 if self.kind == "int" else np.uint8)
+
+    @property
     def least(self) -> int | float | bool:
         """The neutral element of `max`."""
         if self.kind == "bool":
@@ -165,7 +170,7 @@ def _numpy_dtype(t: DType) -> np.dtype[Any]:
     if t.kind == "bool":
         return np.dtype(np.bool_)
     if t.is_narrow:
-        return np.dtype(np.int8 if t.kind == "int" else np.uint8)
+        return t.numpy_codes
     return np.dtype(f"{'i' if t.kind == 'int' else 'u' if t.kind == 'uint' else 'f'}{t.bits // 8}")
 
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import fake_driver
+import ml_dtypes
 import numpy as np
 import pytest
 from test_gpu_plan import InterpretedDevice
@@ -76,7 +77,8 @@ class Torch:
         return getattr(self.torch, name)
 
     def add(self, tensor: Any) -> Any:
-        self.known.add(tensor.view(self.torch.uint8).numpy() if tensor.numel() and tensor.ndim else tensor.numpy())
+        memory = tensor.reshape(tensor.shape or 1)
+        self.known.add(memory.view(self.torch.uint8).numpy() if tensor.numel() else memory.numpy())
         return tensor
 
     def empty(self, *arguments: Any, **options: Any) -> Any:
@@ -156,6 +158,23 @@ def test_arrays_are_moved_with_a_warning(calls: Torch) -> None:
         product, _ = fresh().f(x, w)
     assert isinstance(product, np.ndarray)
     np.testing.assert_array_equal(product, x * w)
+
+
+@pytest.mark.slow
+def test_codes_are_tensors_of_bytes(calls: Torch) -> None:
+    """PyTorch has some floats of 8 bits, and of other narrow types the codes."""
+    text = "fn f(x: i4[N], s: f8e5m2[N]) -> (f32[N], i4[N], f8e5m2[N]) {\n"
+    text += "    return f32(x) * f32(s), i4(x), f8e5m2(f32(s))\n}"
+    program, torch = intarsia.compile(text, Options(target=TARGET), use_cache=False), calls.torch
+    x, s = torch.arange(-8, 8, dtype=torch.int8), torch.randn(16).to(torch.float8_e5m2)
+    product, same, scale = program.f(x, s)
+    torch.testing.assert_close(product, x * s.float())
+    torch.testing.assert_close(same, x)
+    assert (scale.view(torch.uint8) == s.view(torch.uint8)).all()
+    with pytest.warns(UserWarning, match="copied to the GPU"):
+        arrays = program.f(x.numpy().astype(ml_dtypes.int4), s.view(torch.uint8).numpy().view(ml_dtypes.float8_e5m2))
+    assert [a.dtype for a in arrays] == [np.float32, ml_dtypes.int4, ml_dtypes.float8_e5m2]
+    assert (arrays[1].astype(int) == x.numpy()).all()
 
 
 def test_numbers_are_scalars(calls: Torch) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from intarsia.backends.gpu.functions import Functions
 from intarsia.backends.gpu.triton_kernel import Transfer
-from intarsia.backends.gpu.values import AND, ATOM, COMPARISON, PRODUCT, SUM, TYPE_NAMES, Value, joined, literal, union
+from intarsia.backends.gpu.values import AND, ATOM, COMPARISON, PRODUCT, SUM, Value, joined, literal, type_name, union
 from intarsia.ir.approximations import expand
 from intarsia.ir.dtypes import BOOL, I64
 from intarsia.ir.errors import ScheduleError
@@ -245,10 +245,7 @@ class Expressions(Functions):
             case Cast(dtype, inner):
                 return self.convert(self.value(inner, order), dtype)
             case Bitcast(dtype, inner):
-                value = self.value(inner, order)
-                return replace(
-                    value, text=f"{value.at(ATOM)}.to({TYPE_NAMES[dtype]}, bitcast=True)", dtype=dtype, level=ATOM
-                )
+                return self.bitcast(self.value(inner, order), dtype)
             case Apply(("lt" | "le" | "gt" | "ge" | "eq" | "ne") as function, (Index(a), Index(b))):
                 return self.infix(function, order, BOOL, self.size(a, order), self.size(b, order))
             case Apply("stop_gradient", (inner,)):
@@ -413,9 +410,7 @@ class Expressions(Functions):
         if (constant := self.pending.pop(buffer, None)) is not None:
             tile = self.tiles[buffer]
             number = literal(constant.value, constant.dtype).text
-            self.line(
-                f"{tile.variable} = tl.full({tuple_text(tile.blocks)}, {number}, {TYPE_NAMES[tile.buffer.dtype]})"
-            )
+            self.line(f"{tile.variable} = tl.full({tuple_text(tile.blocks)}, {number}, {type_name(tile.buffer.dtype)})")
 
 
 def tuple_text(items: Sequence[object]) -> str:

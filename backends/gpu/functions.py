@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from intarsia.backends.gpu.lines import Lines
 from intarsia.backends.gpu.values import (
     AND,
+    ATOM,
     COMPARISON,
     OR,
     PRODUCT,
     SHIFT,
     SUM,
-    TYPE_NAMES,
     UNARY,
     XOR,
     Value,
     joined,
+    literal,
+    type_name,
     union,
 )
-from intarsia.ir.dtypes import BOOL, F64, DType
+from intarsia.ir.dtypes import BOOL, F64, U8, DType
 
 INFIX: dict[str, tuple[str, int]] = {
     "add": ("+", SUM), "sub": ("-", SUM), "mul": ("*", PRODUCT), "div": ("/", PRODUCT),
@@ -212,24 +215,40 @@ class Functions(Lines):
             return Value(f"{value.at(OR)} != 0", BOOL, value.axes, COMPARISON, depends=value.depends)
         value = value.typed()
         if value.literal:
-            value = Value(f"tl.full((), {value.text}, {TYPE_NAMES[source]})", source)
+            value = Value(f"tl.full((), {value.text}, {type_name(source)})", source)
         if source.is_float and not dtype.is_float:
             name = f"{source}_to_{dtype}"
             self.helpers.setdefault(name, _to_integer(name, source, dtype))
             return Value(f"{name}({value.text})", dtype, value.axes, depends=value.depends)
-        return Value(f"{value.at(10)}.to({TYPE_NAMES[dtype]})", dtype, value.axes, depends=value.depends)
+        return Value(f"{value.at(10)}.to({type_name(dtype)})", dtype, value.axes, depends=value.depends)
+
+    def bitcast(self, value: Value, dtype: DType) -> Value:
+        """The bits of a value as another type. An element of a narrow type is a byte whose low bits are its code;
+        where one is made, the others are 0 or its sign, as PyTorch has it."""
+        if value.dtype.is_narrow or dtype.is_narrow:
+            bits = min(value.dtype.bits, dtype.bits)
+            code = value if bits == 8 else self._bits("bit_and", value, (1 << bits) - 1)
+            if dtype.kind == "int" and bits < 8 and dtype.is_narrow:
+                sign = 1 << (bits - 1)
+                code = self._bits("sub", self._bits("bit_xor", code, sign), sign)
+            return replace(code, dtype=dtype)
+        value = value.typed()
+        return replace(value, text=f"{value.at(ATOM)}.to({type_name(dtype)}, bitcast=True)", dtype=dtype, level=ATOM)
+
+    def _bits(self, function: str, value: Value, number: int) -> Value:
+        return self.infix(function, value.axes, U8, value, literal(number, U8))
 
 
 def _to_integer(name: str, source: DType, target: DType) -> str:
     """A function that truncates and saturates. Below both bounds lies what can be converted: the upper one is a power
     of two, which every float type that is wide enough has."""
-    low, high, type_name = int(target.least), int(target.greatest), TYPE_NAMES[target]
+    low, high, kind = int(target.least), int(target.greatest), type_name(target)
     above, below = float(high + 1), float(low) - (1.0 if target.bits < 32 else 0.0)
     return f'''
 @triton.jit
 def {name}(x):
     """Truncated, cut to the range of the type; NaN becomes 0."""
     inside = (x > {below!r}) & (x < {above!r})
-    whole = tl.where(inside, x, 0.0).to({type_name})
-    return tl.where(x >= {above!r}, {high}, tl.where(x <= {below!r}, {low}, whole)).to({type_name})
+    whole = tl.where(inside, x, 0.0).to({kind})
+    return tl.where(x >= {above!r}, {high}, tl.where(x <= {below!r}, {low}, whole)).to({kind})
 '''.strip()

@@ -209,12 +209,16 @@ class _Program:
     def _random(self, slot: Slot) -> str:
         shape = _tuple(str(s.evaluate(self.sizes)) for s in slot.shape)
         kind = torch_type(slot.dtype)
-        if slot.dtype.is_float:
+        if slot.dtype.is_float and kind != "torch.uint8":
             plain = kind in ("torch.float32", "torch.float64", "torch.float16", "torch.bfloat16")
-            made = f"torch.randn({shape}, device=device"
+            function = "rand" if slot.dtype.specials == "scale" else "randn"  # scales are positive
+            made = f"torch.{function}({shape}, device=device"
             return f"{made}, dtype={kind})" if plain else f"{made}).to({kind})"
-        high = 2 if slot.dtype.kind == "bool" or slot.dtype.is_narrow else 4
-        drawn = f"torch.randint(0, {high}, {shape}, device=device)"
+        low, high = 0, 2 if slot.dtype.kind == "bool" else 4
+        if slot.dtype.is_narrow:  # any code
+            low = int(slot.dtype.least) if slot.dtype.kind == "int" else 0
+            high = low + (1 << slot.dtype.bits)
+        drawn = f"torch.randint({low}, {high}, {shape}, device=device)"
         return drawn if kind == "torch.int64" else f"{drawn}.to({kind})"
 
 
@@ -359,7 +363,8 @@ class _Launcher:
                 if _is_record(parameter):
                     words.append(self.record)
                 elif isinstance(parameter, Pointer):
-                    words.append(self.reference(given[parameter.buffer], parameter.element))
+                    codes = ".view(torch.uint8)" if parameter.dtype.is_narrow else ""
+                    words.append(self.reference(given[parameter.buffer], parameter.element) + codes)
                 else:
                     words.append(self.size(parameter.value.substitute(sizes)))
             words += [f"{name}={value}" for name, value in launch.constants]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from intarsia.backends.gpu.python_layout import tidy
 from intarsia.backends.gpu.python_names import Names
 from intarsia.backends.gpu.torch_spaces import SpaceWriter, reduced
-from intarsia.backends.gpu.torch_texts import Text, Unwritten, applied, converted, integer, number
+from intarsia.backends.gpu.torch_texts import Text, Unwritten, applied, converted, integer, number, reinterpreted
 from intarsia.backends.gpu.torch_texts import torch_arithmetic_type as torch_type
 from intarsia.ir.dtypes import BOOL, I64
 from intarsia.ir.graph import Graph, Node, Region, Structured, Value
@@ -153,7 +153,7 @@ class _Writer:
         first = self.of(node.operands[0]).tensor if node.operands else ""
         match node:
             case BitcastOp(dtype=dtype):
-                return f"{first}.view({torch_type(dtype)})"
+                return reinterpreted(self.of(node.operands[0]), dtype).text
             case Reshape(shape=shape):
                 return f"{first}.reshape({self.shape(shape)})"
             case BroadcastTo(shape=shape):

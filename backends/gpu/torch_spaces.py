@@ -17,6 +17,8 @@ from intarsia.backends.gpu.torch_texts import (
     converted,
     integer,
     number,
+    reinterpreted,
+    require_type,
     torch_arithmetic_type,
 )
 from intarsia.backends.gpu.torch_types import TORCH_TYPES
@@ -152,7 +154,7 @@ class SpaceWriter:
             case Cast(dtype, inner):
                 return converted(self.value(inner, order), dtype)
             case Bitcast(dtype, inner):
-                return Text(f"{self.value(inner, order).tensor}.view({torch_arithmetic_type(dtype)})", dtype)
+                return reinterpreted(self.value(inner, order), dtype)
             case Load():
                 return self.load(e, order)
 
@@ -160,7 +162,7 @@ class SpaceWriter:
         """Elements of an operand; where the mask does not hold, `other`."""
         position = operand_position(load.buffer)
         source, kind = self.operands[position], self.values[position].type
-        torch_arithmetic_type(load.dtype)
+        require_type(load.dtype)
         if isinstance(kind, ListType):
             raise Unwritten("a tensor of a list is chosen for each element")
         if source.literal:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from intarsia.backends.gpu.torch_types import TORCH_TYPES
+from intarsia.backends.gpu.torch_types import TORCH_TYPES, has_type
 from intarsia.ir.dtypes import DType
 from intarsia.ir.scalar import Expr
 from intarsia.ir.sizes import Atom, Extremum, Opaque, Quotient, Remainder, Size
@@ -115,11 +115,24 @@ def applied(function: str, arguments: Sequence[Text], dtype: DType) -> Text:
 
 def converted(value: Text, dtype: DType) -> Text:
     """A value as another type."""
-    wanted = torch_arithmetic_type(dtype)
-    torch_arithmetic_type(value.dtype)
     if value.dtype == dtype:
         return value
+    wanted = torch_arithmetic_type(dtype)
+    require_type(value.dtype)
     return Text(f"{value.tensor}.to({wanted})", dtype)
+
+
+def require_type(dtype: DType) -> None:
+    """Raise Unwritten for a type whose elements PyTorch cannot convert."""
+    if not has_type(dtype):
+        raise Unwritten(f"PyTorch has no {dtype}")
+
+
+def reinterpreted(value: Text, dtype: DType) -> Text:
+    """The bits of a value as another type."""
+    if min(value.dtype.bits, dtype.bits) < 8:
+        raise Unwritten(f"PyTorch has no codes of {min(value.dtype.bits, dtype.bits)} bits")
+    return Text(f"{value.tensor}.view({torch_arithmetic_type(dtype)})", dtype)
 
 
 def integer(size: Size, names: Callable[[str], str], opaque: Callable[[Expr], str], of_tensors: bool) -> str:

@@ -12,6 +12,12 @@ TORCH_TYPES: dict[DType, str] = {
 _FLOATS_OF_8_BITS = {"f8e4m3": "torch.float8_e4m3fn", "f8e5m2": "torch.float8_e5m2", "f8e8m0": "torch.float8_e8m0fnu"}
 
 
+def has_type(dtype: DType) -> bool:
+    """Has PyTorch this type, so that it can say what its elements are worth? A byte with the code of an integer is as
+    good as one."""
+    return dtype in TORCH_TYPES or dtype.is_integer or dtype.name in _FLOATS_OF_8_BITS
+
+
 def torch_type(dtype: DType) -> str:
     """The type of a tensor; one code a byte where PyTorch has no such type."""
     codes = "torch.int8" if dtype.kind == "int" else "torch.uint8"

@@ -10,12 +10,17 @@ from intarsia.ir.kernel import Buffer
 from intarsia.ir.kernel_launch import STAGES
 from intarsia.ir.sizes import Size
 
-TRITON_TYPES: dict[DType, str] = {
+_TRITON_TYPES: dict[DType, str] = {
     F16: "fp16", BF16: "bf16", F32: "fp32", F64: "fp64",
     I8: "i8", I16: "i16", I32: "i32", I64: "i64",
     U8: "u8", U16: "u16", U32: "u32", U64: "u64", BOOL: "u8",
 }  # fmt: skip
-"""Element types of kernels, in the notation of Triton's signatures. A bool lies in a byte, 0 or 1."""
+
+
+def triton_type(dtype: DType) -> str:
+    """An element type in the notation of Triton's signatures. A bool lies in a byte, 0 or 1, and so does the code of an
+    element of a narrow type."""
+    return _TRITON_TYPES[U8 if dtype.is_narrow else dtype]
 
 
 @dataclass(frozen=True)

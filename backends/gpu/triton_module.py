@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
-from intarsia.backends.gpu.triton_kernel import TRITON_TYPES, Pointer, TritonKernel
+from intarsia.backends.gpu.triton_kernel import Pointer, TritonKernel, triton_type
 from intarsia.ir.errors import CompileError
 
 HEADER = """import triton
@@ -40,7 +40,7 @@ def parts_of(kernels: Iterable[TritonKernel]) -> list[str]:
 
 def signature(kernel: TritonKernel) -> dict[str, str]:
     """The types of a kernel's parameters in Triton's notation."""
-    types = {p.name: f"*{TRITON_TYPES[p.dtype]}" if isinstance(p, Pointer) else p.type for p in kernel.parameters}
+    types = {p.name: f"*{triton_type(p.dtype)}" if isinstance(p, Pointer) else p.type for p in kernel.parameters}
     return {**types, **{name: "constexpr" for name, _ in kernel.constants}}
 
 

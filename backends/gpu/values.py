@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from intarsia.ir.conversion import code_of
 from intarsia.ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64, DType
 
 ATOM = 10
@@ -17,11 +18,16 @@ OR = 2
 COMPARISON = 1
 """How tightly Python's operators bind."""
 
-TYPE_NAMES: dict[DType, str] = {
+_TYPE_NAMES: dict[DType, str] = {
     BOOL: "tl.int1", F16: "tl.float16", BF16: "tl.bfloat16", F32: "tl.float32", F64: "tl.float64",
     I8: "tl.int8", I16: "tl.int16", I32: "tl.int32", I64: "tl.int64",
     U8: "tl.uint8", U16: "tl.uint16", U32: "tl.uint32", U64: "tl.uint64",
 }  # fmt: skip
+
+
+def type_name(dtype: DType) -> str:
+    """Triton's name of an element type. An element of a narrow type is a byte with its code in the low bits."""
+    return _TYPE_NAMES[U8 if dtype.is_narrow else dtype]
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Value:
         """The same with a type of its own, if it is a literal that would be taken for another."""
         if not self.literal or self.dtype in (F32, I32, BOOL):
             return self
-        return replace(self, text=f"tl.full((), {self.text}, {TYPE_NAMES[self.dtype]})", level=ATOM, literal=False)
+        return replace(self, text=f"tl.full((), {self.text}, {type_name(self.dtype)})", level=ATOM, literal=False)
 
 
 def union(order: tuple[str, ...], *values: Value) -> tuple[str, ...]:
@@ -65,6 +71,8 @@ def joined(*values: Value) -> frozenset[str]:
 
 def literal(number: int | float | bool, dtype: DType) -> Value:
     """A number as it is written in Python."""
+    if dtype.is_narrow:
+        return Value(repr(code_of(number, dtype)), dtype, literal=True)
     if not dtype.is_float:
         return Value(repr(number), dtype, level=UNARY if number < 0 else ATOM, literal=True)
     if number != number:

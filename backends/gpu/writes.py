@@ -9,7 +9,7 @@ from intarsia.backends.gpu.descriptors import Block
 from intarsia.backends.gpu.expressions import Tile, base_name, tuple_text
 from intarsia.backends.gpu.lanes import lanes_of, single_axes
 from intarsia.backends.gpu.products import Products
-from intarsia.backends.gpu.values import TYPE_NAMES, Value, literal
+from intarsia.backends.gpu.values import Value, literal, type_name
 from intarsia.ir.dtypes import BOOL, DType
 from intarsia.ir.errors import ScheduleError, Span
 from intarsia.ir.functions import COMBINERS
@@ -247,7 +247,7 @@ class Writes(Products):
         text = value.text
         if value.axes != order or value.literal:
             if value.literal or not value.axes:
-                text = f"tl.full({tuple_text(blocks)}, {value.text}, {TYPE_NAMES[dtype]})"
+                text = f"tl.full({tuple_text(blocks)}, {value.text}, {type_name(dtype)})"
                 if not axes and not value.literal:
                     text = value.text
                 order = axes

@@ -103,9 +103,9 @@ class Bound:
 
 def to_host(call: PlacedCall) -> Callable[[], list[Array]]:
     """A callable that runs a program on the GPU and brings the results to the host."""
-    from intarsia.gpu_calls import as_array
+    from intarsia.gpu_calls import as_arrays
 
-    return lambda: [as_array(r) for r in call()]
+    return lambda: as_arrays(call.call.launch, call())
 
 
 def bind(

@@ -63,10 +63,10 @@ def _run(module: Module, program: Program, target: str | None) -> list[Array]:
     if target in INTERPRETERS:
         return list(evaluate(module if target == "reference" else compilation.scheduled, [], checks=True))
     if compilation.target.kind == "gpu":
-        from intarsia.gpu_calls import as_array
+        from intarsia.gpu_calls import as_arrays
         from intarsia.gpu_program import GpuPlace, GpuProgram
 
         call = GpuProgram(compilation, GpuPlace.current(compilation.target)).call({})
-        return [as_array(r) for r in call(call.addresses([]))]
+        return as_arrays(call.launch, call(call.addresses([])))
     require_host(compilation.target)
     return compilation.executable().run([], {})

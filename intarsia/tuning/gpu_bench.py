@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from intarsia.gpu_calls import as_array
+from intarsia.gpu_calls import as_arrays
 from intarsia.gpu_launches import launches_of_plan
 from intarsia.gpu_program import GpuPlace, Launched, Scratch
 from intarsia.ir.dtypes import Array
@@ -84,7 +84,7 @@ class _GpuRun:
     def results(self) -> Sequence[Array]:
         found = self._call(self._given)
         self._place.wait()
-        return [as_array(tensor) for tensor in found]
+        return as_arrays(self._call, found)
 
     def samples(self) -> list[float]:
         """Of a mean over several runs, each between two events; the host is ahead of the GPU while that empties its

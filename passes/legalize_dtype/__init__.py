@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from intarsia.ir.dtypes import BF16, BOOL, F16, F32, U8, DType
-from intarsia.ir.errors import CompileError
 from intarsia.ir.functions import FUNCTIONS
 from intarsia.ir.graph import Module, Node, Region, Value
 from intarsia.ir.kernel import PUT_FUNCTIONS
 from intarsia.ir.ops import ArgReduce, Cast, Compute, Constant, Elementwise, Reduce, Update
 from intarsia.ir.target import Target
-from intarsia.ir.types import ListType
 from intarsia.passes.legalize_dtype.scalar import legal_body, rounded, widened
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.regions import change_regions
@@ -40,17 +38,12 @@ class LegalizeDtype(Pass):
 
     Keeps: values within the tolerance. Needs: nothing. Leaves: no arithmetic on f16, bf16 that the target lacks, and
     no comparison, minimum or maximum of bools; no conversion from or to narrow types, but for their codes.
-
-    Raises CompileError E0901: narrow types on a GPU.
     """
 
     name: ClassVar[str] = "legalize-dtype"
     exact: ClassVar[bool] = False
 
     def run(self, module: Module, context: Context) -> Module:
-        if context.target.kind == "gpu":
-            for node in (*module.graph.parameters, *module.graph.body.walk()):
-                _refuse_narrow(node)
         body = _Legalizer(frozenset({F16, BF16}) - native(context.target)).region(module.graph.body)
         return module if body is module.graph.body else module.with_body(body)
 
@@ -59,15 +52,6 @@ def native(target: Target) -> frozenset[DType]:
     """The 16-bit floats that a target computes with. A GPU would round them after every operation; its matrix units
     take them as they are, and do not."""
     return frozenset({F16}) if {"avx512fp16", "fullfp16"} & set(target.features) else frozenset()
-
-
-def _refuse_narrow(node: Node) -> None:
-    """Raise E0901 for elements that kernels for GPUs do not take apart yet."""
-    for value in node.values:
-        dtype = value.type.element.dtype if isinstance(value.type, ListType) else value.type.dtype
-        if dtype.is_narrow:
-            message = f"elements of type {dtype} cannot be compiled for a GPU yet"
-            raise CompileError("E0901", message, node.span, hint="CPUs take them; or hold the data in i8 or f16")
 
 
 @dataclass
