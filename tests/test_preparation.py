@@ -128,6 +128,9 @@ fn stack(x: f32[M, K], const w: f32[L, K, K]) -> f32[M, K] {
 }
 fn items(x: f32[M, K], const p: Layer(K)[L]) -> f32[M, K] {
     return loop (h = x) for t < L { yield tanh(h @ p[t].w) }
+}
+fn elements(x: f32[M, K], const p: Layer(K)[L]) -> f32[M, K] {
+    return loop (h = x) for t < L { yield tensor[m, n](tanh(sum[k](h[m, k] * p[t].w[k, n]))) }
 }"""
 
 
@@ -139,12 +142,14 @@ def test_a_list_and_a_stack_of_layers_are_prepared_alike(preparations: list[Exec
         expected = x
         for row in w:
             expected = np.tanh(expected @ row)
-        stack, items = program.stack.bind(w=w), program.items.bind(p=[{"w": row} for row in w])
-        for function in (stack, items):
+        layers_of = [{"w": row} for row in w]
+        stack, items = program.stack.bind(w=w), program.items.bind(p=layers_of)
+        elements = program.elements.bind(p=layers_of)
+        for function in (stack, items, elements):
             for _ in range(3):
                 np.testing.assert_allclose(function(x), expected, rtol=1e-4, atol=1e-4)
         assert [k.name for k in stack.lower(x).compilation.plan.kernels] == ["stack_matmul_tanh_row"]
-    assert len(preparations) == 6
+    assert len(preparations) == 9
 
 
 @pytest.mark.parametrize(

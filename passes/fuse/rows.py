@@ -15,6 +15,7 @@ from typing import TypeAlias
 from intarsia.ir.graph import Node, Value
 from intarsia.ir.ops import Reshape, Update
 from intarsia.ir.sizes import Size
+from intarsia.ir.space import operand_position
 from intarsia.ir.types import TensorType
 from intarsia.passes.fuse.members import Member, Point
 from intarsia.passes.lower.uses import CHEAP, sums_of
@@ -46,7 +47,7 @@ class Stages:
     stages: the members whose values are stored, in order. places: where each member is computed, by node; a stage at
     least at its own axes. reads: where each value, of the group or from outside, is read, once inlined members are
     gone. work: to compute each member from what is stored or comes from outside. outputs: the values that are needed
-    outside of the group.
+    outside of the group. short: the members that are much shorter as they are stored.
     """
 
     stages: tuple[Member, ...]
@@ -54,6 +55,7 @@ class Stages:
     reads: Mapping[Value, tuple[Point, ...]]
     work: Mapping[Node, int]
     outputs: frozenset[Value]
+    short: frozenset[Node]
 
     def internal(self) -> Iterable[tuple[Member, Point]]:
         """Every stored value that another stage reads, and where."""
@@ -69,6 +71,7 @@ def stages_of(members: Sequence[Member], outputs: frozenset[Value]) -> Stages:
     several points, or at one that several iterations share.
     """
     reduced = {m.node for m in members if m.is_reduced}
+    short = _short(members)
     total: dict[Node, int] = {}
     for member in members:
         total[member.node] = member.work + sum([total.get(n, 0) for n in member.reads_of if n not in reduced])
@@ -79,7 +82,7 @@ def stages_of(members: Sequence[Member], outputs: frozenset[Value]) -> Stages:
         points = tuple(reads.get(member.value, ()))
         result = member.value in outputs
         several = len(points) + result > 1 or any(p.repeats for p in points)
-        is_dear = total[member.node] > CHEAP and several and not _is_decoded(member, points)
+        is_dear = total[member.node] > CHEAP and several and not (member.node in short and _only_for_products(points))
         kept = member.is_reduced or isinstance(member.node, Update) or is_dear
         places = [] if kept else list(points)
         if kept or result or not points:
@@ -92,7 +95,7 @@ def stages_of(members: Sequence[Member], outputs: frozenset[Value]) -> Stages:
             for value, indices in at(member, place):
                 reads.setdefault(value, {})[Point(place.stage, indices)] = None
     found = {value: tuple(points) for value, points in reads.items()}
-    return Stages(tuple(reversed(stages)), computed, found, total, outputs)
+    return Stages(tuple(reversed(stages)), computed, found, total, outputs, short)
 
 
 def at(member: Member, place: Point) -> Iterable[tuple[Value, tuple[Size, ...]]]:
@@ -107,7 +110,7 @@ def refusal(members: Sequence[Member], stages: Stages) -> Refusal | None:
     """Why a group cannot be one kernel, or None if it can."""
     for member in members:
         for place in stages.places[member.node]:
-            if place.stage is not member and (found := _refuse_inlining(member, place)):
+            if place.stage is not member and (found := _refuse_inlining(member, place, stages.short)):
                 return found
     updates = [s for s in stages.stages if isinstance(s.node, Update)]
     if updates and len(stages.stages) > 1:
@@ -131,7 +134,7 @@ def _refuse_beside(update: Member, members: Sequence[Member], stages: Stages) ->
     return None
 
 
-def _refuse_inlining(member: Member, place: Point) -> Refusal | None:
+def _refuse_inlining(member: Member, place: Point, short: frozenset[Node]) -> Refusal | None:
     """What is computed inside of a contraction is computed again for every element that shares it."""
     reshapes = isinstance(member.node, Reshape) or isinstance(place.stage.node, Reshape)
     if not reshapes and not place.stage.is_contraction:
@@ -142,7 +145,7 @@ def _refuse_inlining(member: Member, place: Point) -> Refusal | None:
         isinstance(place.stage.node, Reshape) and not place.is_affine
     ):
         return Refusal("not affine", "this reshape needs divisions in subscripts, and costs nothing by itself")
-    if not place.stage.is_contraction or _is_decoded(member, (place,)):
+    if not place.stage.is_contraction or member.node in short:
         return None
     if not member.is_plain:
         return Refusal("dear recompute", f"{member.title} would run again for every element that {user} shares")
@@ -214,12 +217,22 @@ def _other(arrays: Sequence[Member], stage: Member) -> Member:
     return next(s for s in arrays if s is not stage)
 
 
-def _is_decoded(member: Member, points: Sequence[Point]) -> bool:
-    """Is it an operand of products, and much shorter as it is stored? Then it is made where they use it: a tile or a
-    panel at a time, which schedules keep for all who need it (`pack … value`)."""
-    names = {str(a.name) for a in member.space.axes}
-    own = [load.dtype.bits for load in member.space.loads() if {str(i) for i in load.indices} >= names]
-    return bool(own and points) and all(p.stage.is_contraction for p in points) and max(own) <= 8
+def _short(members: Sequence[Member]) -> frozenset[Node]:
+    """The members whose elements are each made of one that is stored in 8 bits or fewer, or are such elements in another
+    order. Products decode them where they use them: a tile or a panel at a time, which schedules keep for all who need
+    it (`pack … value`)."""
+    found: set[Node] = set()
+    for member in members:
+        names = {a.name for a in member.space.axes}
+        own = [load for load in member.space.loads() if {str(i) for i in load.indices} >= names]
+        nodes = {member.node.operands[operand_position(load.buffer)].node for load in own}
+        if own and (all(load.dtype.bits <= 8 for load in own) or (member.only_moves and nodes <= found)):
+            found.add(member.node)
+    return frozenset(found)
+
+
+def _only_for_products(points: Sequence[Point]) -> bool:
+    return bool(points) and all(p.stage.is_contraction for p in points)
 
 
 def _blame(stage: Member, other: Member, stages: Stages) -> Refusal:

@@ -1,8 +1,9 @@
-"""Kernels in a loop that read rows of constants at its counter are given the row: `w[i, k, j]` becomes `w[k, j]`.
+"""Kernels in a loop that read rows of constants, or items of lists of them, at its counter are given the row or the item:
+`w[i, k, j]` becomes `w[k, j]`.
 
     loop i { call @f_matmul(%w, %h)[i] }   =>   loop i { %1 = list_get %w[i]; call @f_matmul(%1, %h) }
 
-A stack of the weights of layers is then what a list of them is. Such a kernel knows no counter, so that it is the same
+A stack of the weights of layers is then what a list of them is, and a list read in index notation one of whole tensors. Such a kernel knows no counter, so that it is the same
 for all layers, and what its schedule lays out in advance can be laid out before the loop, for every layer.
 """
 
@@ -14,12 +15,13 @@ from dataclasses import replace
 
 from intarsia.ir.graph import Module, Node, Parameter, Region, Value
 from intarsia.ir.kernel import Call as RoutineCall
-from intarsia.ir.kernel import Kernel, Prefetch
+from intarsia.ir.kernel import Buffer, Kernel, Prefetch
 from intarsia.ir.kernel_access import accesses
 from intarsia.ir.ops import Call, ListGet, Loop, Reshape
 from intarsia.ir.proofs import Facts
 from intarsia.ir.scalar import Expr, Load
 from intarsia.ir.sizes import ZERO, Size, product, row_major_strides
+from intarsia.ir.types import ListType
 from intarsia.passes.dce import without_dead_kernels
 from intarsia.passes.lower.constants import Constants
 from intarsia.passes.lower.stages import Names, symbols
@@ -70,7 +72,7 @@ class _Made:
         views: list[Node] = []
         for name, row in _rows(kernel, frozenset(n for n, s in sizes.items() if s.symbols & counters)).items():
             source, place = given[name], tuple(i.substitute(sizes) for i in row)
-            extents = source.tensor.shape[: len(row)]
+            extents = _extents(source)[: len(row)]
             is_inside = all(facts.proves(i) and facts.proves_below(i, e) for i, e in zip(place, extents))
             if is_inside and isinstance(source.node, Parameter) and source.node.constant:
                 views += _row(source, place)
@@ -91,7 +93,7 @@ class _Made:
                 return None
             return replace(e, indices=e.indices[depths[e.buffer] :])
 
-        parameters = tuple(replace(b, shape=b.shape[depths.get(b.name, 0) :]) for b in old.parameters)
+        parameters = tuple(_without(b, depths.get(b.name, 0)) for b in old.parameters)
         body = change_loads(old.body, read)
         used = symbols(body, parameters)
         new = Kernel("", parameters, body, tuple(n for n in old.sizes if n in used), old.span)
@@ -105,23 +107,39 @@ class _Made:
 
 def _rows(kernel: Kernel, counters: frozenset[str]) -> dict[str, tuple[Size, ...]]:
     """The leading subscripts, all of them formulas of counters, that everything which reads an input has in common; of
-    the inputs that only loads read."""
-    found = {b.name: [a for a in accesses(kernel.body) if a.buffer == b.name] for b in kernel.inputs if not b.length}
+    the inputs that only loads read. Of a list that is which item."""
+    found = {b.name: [a for a in accesses(kernel.body) if a.buffer == b.name] for b in kernel.inputs}
+    lists = {b.name for b in kernel.inputs if b.length is not None}
     rows: dict[str, tuple[Size, ...]] = {}
     for name, own in found.items():
         columns = (set(column) for column in zip(*(a.indices for a in own)))
         same = itertools.takewhile(lambda places: len(places) == 1, columns)
         leading = tuple(itertools.takewhile(lambda i: i.symbols and i.symbols <= counters, (p for (p,) in same)))
         if leading and not any(isinstance(a.statement, (RoutineCall, Prefetch)) for a in own):
-            rows[name] = leading
+            rows[name] = leading[:1] if name in lists else leading
     return rows
+
+
+def _extents(source: Value) -> tuple[Size, ...]:
+    """How long a tensor is along its dimensions, a list along that of its items first."""
+    kind = source.type
+    if isinstance(kind, ListType):
+        return (kind.length, *kind.element.shape)
+    return source.tensor.shape
+
+
+def _without(buffer: Buffer, depth: int) -> Buffer:
+    """A buffer for what is at the first so many subscripts."""
+    if depth and buffer.length is not None:
+        return replace(buffer, length=None)
+    return replace(buffer, shape=buffer.shape[depth:])
 
 
 def _row(source: Value, place: Sequence[Size]) -> tuple[Node, ...]:
     """The nodes that give a row of a tensor at some leading subscripts."""
-    shape, depth = source.tensor.shape, len(place)
-    if depth == 1:
+    if len(place) == 1:
         return (ListGet(source, place[0]),)
+    shape, depth = source.tensor.shape, len(place)
     rows = Reshape(source, (product(shape[:depth]), *shape[depth:]))
     strides = row_major_strides(shape[:depth])
     return (rows, ListGet(rows.value, sum((i * s for i, s in zip(place, strides)), ZERO)))
