@@ -181,6 +181,24 @@ def test_products_of_many_sizes(
     check_pair(scheduled(product_of(text, pair, sizes), target), *pair[:2], target)
 
 
+LINEAR = """kernel linear(a: i8[M, K], const b: i8[N, K], bias: f32[N], out y: f32[M, N]) {
+  alloc t: i32[M, N]
+  for i0 in 0..M { for j0 in 0..N { t[i0, j0] = i32:0 } }
+  for i in 0..M { for j in 0..N { for k in 0..K { t[i, j] += i32(a[i, k]) * i32(b[j, k]) } } }
+  for p in 0..M { for q in 0..N { y[p, q] = f32(t[p, q]) * 0.5 + bias[q] } }
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(16, 384, 384), (16, 1536, 384), (5, 1540, 300), (512, 384, 640)])
+def test_sums_in_parts_have_dots(sizes: tuple[int, int, int]) -> None:
+    """Whatever the blocks of a product of constant weights are."""
+    shown = scheduled(product_of(LINEAR, PAIRS[1], sizes), host_target())
+    if "avx512vnni" in host_target().features:
+        assert "dot k" in shown
+    check_pair(shown, "i8", "i8", host_target())
+
+
 INSTRUCTIONS = [
     ("cpu:x86-avx512", "znver4", ("avx512vnni", "avx512bf16"), ("bf16", "bf16", "f32"), "vdpbf16ps"),
     ("cpu:x86-avx512", "znver4", ("avx512vnni", "avx512bf16"), ("i8", "i8", "i32"), "vpdpbusd"),

@@ -218,9 +218,9 @@ def _other(arrays: Sequence[Member], stage: Member) -> Member:
 
 
 def _short(members: Sequence[Member]) -> frozenset[Node]:
-    """The members whose elements are each made of one that is stored in 8 bits or fewer, or are such elements in another
-    order. Products decode them where they use them: a tile or a panel at a time, which schedules keep for all who need
-    it (`pack … value`)."""
+    """The members whose elements are each made of one that is stored in 8 bits or fewer, or are such elements in
+    another order. Products decode them where they use them: a tile or a panel at a time, which schedules keep for all
+    who need it (`pack … value`)."""
     found: set[Node] = set()
     for member in members:
         names = {a.name for a in member.space.axes}

@@ -1,10 +1,11 @@
-"""Kernels in a loop that read rows of constants, or items of lists of them, at its counter are given the row or the item:
-`w[i, k, j]` becomes `w[k, j]`.
+"""Kernels in a loop that read rows of constants at its counter are given the row: `w[i, k, j]` becomes `w[k, j]`. So it
+is with items of lists.
 
     loop i { call @f_matmul(%w, %h)[i] }   =>   loop i { %1 = list_get %w[i]; call @f_matmul(%1, %h) }
 
-A stack of the weights of layers is then what a list of them is, and a list read in index notation one of whole tensors. Such a kernel knows no counter, so that it is the same
-for all layers, and what its schedule lays out in advance can be laid out before the loop, for every layer.
+A stack of the weights of layers is then what a list of them is, also where items of the list are read in index notation.
+Such a kernel knows no counter, so that it is the same for all layers, and what its schedule lays out in advance can be
+laid out before the loop, for every layer.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from intarsia.ir.graph import Module, Node, Parameter, Region, Value
-from intarsia.ir.kernel import Call as RoutineCall
 from intarsia.ir.kernel import Buffer, Kernel, Prefetch
+from intarsia.ir.kernel import Call as RoutineCall
 from intarsia.ir.kernel_access import accesses
 from intarsia.ir.ops import Call, ListGet, Loop, Reshape
 from intarsia.ir.proofs import Facts

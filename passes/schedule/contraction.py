@@ -274,14 +274,14 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
     """Tiles in registers, lanes along the columns."""
     early = fetched_early(extents(b, c), t, b.target)
     repeated = tuple(n for n, a in enumerate(c.main.batch) if t.inside and a not in c.right.symbols)
-    is_across = _is_across(b, c)
+    is_across, width = _is_across(b, c), dot_width(b, c)
     main = _split(b, c.main, t, repeated)
     reduced, part = c.main.reduced, ""
     if t.part:
-        part, inside = b.split(reduced[0], -(-t.part // dot_width(b, c)) * dot_width(b, c), "min")
+        part, inside = b.split(reduced[0], -(-t.part // width) * width, "min")
         reduced = (inside,)
     parts = (part,) if part else ()
-    if (width := dot_width(b, c)) > 1:
+    if width > 1:
         words, word = b.split(reduced[-1], width)
         reduced, main = (*reduced[:-1], words), replace(main, word=word)
     once = t.packed and b.copy_memory(c.right, ROOT) == "prepared"
