@@ -255,6 +255,31 @@ def test_a_program_takes_what_quantize_gives() -> None:
     assert np.allclose(result, x @ values + bias, rtol=1e-5, atol=1e-3)
 
 
+def test_a_program_reads_what_stores_a_tensor() -> None:
+    text = """
+    format w8 = quant(i8, scale=f32)
+    format two = quant(u4, scale=quant(u8, scale=f32, axis=0), zero=u4)
+    fn linear(x: f32[M, K], w: w8[N, K]) -> f32[M, N] {
+        q = quantize(x, w8)
+        sums[i, j] = sum[k](i32(q.codes[i, k]) * i32(w.codes[j, k]))
+        return f32(sums) * q.scale * w.scale[:, 0]
+    }
+    fn zeros_of(w: two[N, K]) -> i32[N, 1] { return i32(w.zero) }
+    """
+    program = intarsia.compile(text)
+    x, w = data(), data()[::-1]
+    left, right = quantized(x, "quant(i8, scale=f32)"), quantized(w, "quant(i8, scale=f32)")
+    exact = left["codes"].astype(np.int32) @ right["codes"].T.astype(np.int32)
+    wanted = exact * left["scale"] * right["scale"].T
+    arguments, sizes = [x, right["codes"], right["scale"]], {"M": len(x), "N": len(w), "K": x.shape[1]}
+    (found,) = evaluate(program.library.build("linear"), arguments, sizes)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    for field in ("scale", "values"):
+        with pytest.raises(CompileError) as caught:
+            intarsia.compile(text + f"fn f(w: two[N, K]) -> f32[N, 1] {{ return w.{field} }}").library.build("f")
+        assert caught.value.code == "E0313" and "codes, zero" in str(caught.value)
+
+
 def test_errors_name_the_declaration() -> None:
     with pytest.raises(CompileError) as caught:
         quantized(np.ones(8, np.float32), "quant(i4, scale=f16, axis=1)")

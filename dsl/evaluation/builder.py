@@ -232,8 +232,8 @@ class Builder(NodeMaker):
         if isinstance(value, StructList):
             hint = f"it is a list: subscript it first, as in [i].{name}"
             raise CompileError("E0313", f"{value} has no field `{name}`", name.span, hint=hint)
-        if not isinstance(value, Struct):
-            hint = "only structs have fields; functions are called by name, as in sum(x)"
+        if not isinstance(value, (Struct, FormatTensor)):
+            hint = "only structs and tensors of a format have fields; functions are called by name, as in sum(x)"
             raise CompileError("E0313", f"{describe(value)} has no field `{name}`", name.span, hint=hint)
         if name.text not in value.fields:
             hint = suggest(name.text, value.fields) or f"its fields are {', '.join(value.fields)}"

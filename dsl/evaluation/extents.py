@@ -169,7 +169,7 @@ def _path(node: ast.Expression, scope: Scope) -> Item:
             return None if binding is None else binding.item
         case ast.Field(value, name):
             inner = _path(value, scope)
-            return inner.fields.get(name.text) if isinstance(inner, Struct) else None
+            return inner.fields.get(name.text) if isinstance(inner, (Struct, FormatTensor)) else None
         case ast.Subscript(value, (_,)):
             inner = _path(value, scope)
             return inner.element.at(ZERO) if isinstance(inner, StructList) else None

@@ -74,6 +74,12 @@ class FormatTensor:
     shape: tuple[Size, ...]
     parts: Mapping[str, Item] = field(default_factory=dict)
 
+    @property
+    def fields(self) -> Mapping[str, Item]:
+        """The tensors that hold it, as a program names them: `w.codes`, `w.scale`. Scales with a format of their own
+        are several, and not among them."""
+        return {name: part for name, part in self.parts.items() if "." not in name}
+
     def __str__(self) -> str:
         return f"{self.format}[{', '.join(map(str, self.shape))}]"
 

@@ -3,9 +3,9 @@ is with items of lists.
 
     loop i { call @f_matmul(%w, %h)[i] }   =>   loop i { %1 = list_get %w[i]; call @f_matmul(%1, %h) }
 
-A stack of the weights of layers is then what a list of them is, also where items of the list are read in index notation.
-Such a kernel knows no counter, so that it is the same for all layers, and what its schedule lays out in advance can be
-laid out before the loop, for every layer.
+A stack of the weights of layers is then what a list of them is, also where items of the list are read in index
+notation. Such a kernel knows no counter, so that it is the same for all layers, and what its schedule lays out in
+advance can be laid out before the loop, for every layer.
 """
 
 from __future__ import annotations
