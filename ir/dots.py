@@ -1,11 +1,14 @@
-"""Dot instructions: each lane adds up several products of neighbouring narrow numbers, and what was there before."""
+"""Dot instructions: products of neighbouring narrow numbers are added up, several at once, to what was there before.
+
+On a CPU each lane of a vector does so; on a GPU the matrix units do, for blocks of rows and columns.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from intarsia.ir.dtypes import BF16, F32, I8, I16, I32, U8, DType
+from intarsia.ir.dtypes import BF16, F16, F32, I8, I16, I32, U8, DType
 from intarsia.ir.kernel import Put
 from intarsia.ir.scalar import Apply, Cast, Expr
 from intarsia.ir.target import Target
@@ -13,10 +16,12 @@ from intarsia.ir.target import Target
 
 @dataclass(frozen=True)
 class Dot:
-    """An instruction for the dot product of `width` numbers of types `left` and `right`, in each lane of 32 bits.
+    """An instruction for the dot product of `width` numbers of types `left` and `right`: in each lane of 32 bits of a
+    vector; or, of matrix units, of the rows of one block and the columns of another, which are so long at least.
 
     features: any one of these is enough for a target to have it. total: the type of what it adds to; of integers also
-    the unsigned one. flushes: subnormal factors, products and sums become 0.
+    the unsigned one. flushes: subnormal factors, products and sums become 0. saturates: sums of integers beyond the
+    range of their type stay at its ends, and do not wrap.
     """
 
     features: tuple[str, ...]
@@ -25,13 +30,26 @@ class Dot:
     total: DType
     width: int
     flushes: bool = False
+    saturates: bool = False
 
     def adds(self, total: DType) -> bool:
         """Does it add to sums of this type? Integers of 32 bits wrap alike."""
         return total == self.total or (self.total == I32 and total.is_integer and total.bits == 32)
 
+    @property
+    def most_terms(self) -> int | None:
+        """So many products may be added up whatever the factors are: no sum leaves the range. None: any number."""
+        if not self.saturates:
+            return None
+        largest = max(abs(a * b) for a in _ends(self.left) for b in _ends(self.right))
+        return int(self.total.greatest) // largest
 
-DOTS = (
+
+def _ends(dtype: DType) -> tuple[int, int]:
+    return int(dtype.least), int(dtype.greatest)
+
+
+VECTOR_DOTS = (
     Dot(("avx512bf16", "bf16"), BF16, BF16, F32, 2, flushes=True),
     Dot(("avx512vnni", "avxvnni", "i8mm"), U8, I8, I32, 4),
     Dot(("avx512vnni", "avxvnni", "i8mm"), I8, U8, I32, 4),
@@ -39,14 +57,25 @@ DOTS = (
     Dot(("avxvnniint8", "dotprod"), U8, U8, I32, 4),
     Dot(("avx2", "avx512bw"), I16, I16, I32, 2),
 )
-"""The dot instructions of all targets, those with more products first."""
+"""The dot instructions of all CPUs, those with more products first."""
+
+MATRIX_DOTS = (
+    Dot(("mma",), I8, I8, I32, 32, saturates=True),
+    Dot(("mma",), BF16, BF16, F32, 16),
+    Dot(("mma",), F16, F16, F32, 16),
+)
+"""The dot instructions of the matrix units of all GPUs. Those for integers saturate in some forms: on sm_80, and
+of blocks of few rows."""
 
 
 def dots_of(target: Target) -> Iterable[Dot]:
     """The dot instructions of a target."""
-    if target.kind != "cpu":
-        return ()
-    return (d for d in DOTS if not {*d.features}.isdisjoint(target.features))
+    return (d for d in (*VECTOR_DOTS, *MATRIX_DOTS) if not {*d.features}.isdisjoint(target.features))
+
+
+def matrix_dot(left: DType, right: DType, total: DType) -> Dot | None:
+    """What matrix units do with blocks of two types, of those GPUs that have it."""
+    return next((d for d in MATRIX_DOTS if (d.left, d.right) == (left, right) and d.adds(total)), None)
 
 
 def find_dot(target: Target, put: Put) -> Dot | None:

@@ -192,7 +192,7 @@ UNLIKE = {
 def test_factors_that_are_widened_before_they_are_multiplied_have_smaller_blocks() -> None:
     for name in UNLIKE:
         blocks = dict(one_launch(UNLIKE[name]).constants)
-        assert blocks["BLOCK_K"] == (16 if "f32" in name else 128), name
+        assert blocks["BLOCK_K"] == (16 if "f32" in name else 64), name
 
 
 @pytest.mark.slow

@@ -43,6 +43,7 @@ _NUMPY_DTYPES = {
 
 _ADDRESS = np.dtype("u8")
 _TF32_BITS = np.uint32(0xFFFFE000)
+_RANGE_OF_DOTS = (-(1 << 31), (1 << 31) - 1)
 
 
 def numpy_dtype(dtype: Any) -> np.dtype[Any]:
@@ -237,9 +238,10 @@ class Builder(stock.InterpreterBuilder):  # type: ignore[misc]
 
     def create_dot(self, a: Handle, b: Handle, d: Handle, input_precision: Any, max_num_imprecise_acc: Any) -> Handle:
         left, right, total = widen(a), widen(b), widen(d)
-        if left.dtype.kind in "iu":  # products and sums of 8 bits are exact in f64
+        if left.dtype.kind in "iu":  # products and sums of 8 bits are exact in f64; some matrix units saturate
             product = np.matmul(left.astype(np.float64), right.astype(np.float64)).astype(np.int64)
-        elif left.dtype == np.float64:
+            return narrow(np.clip(product + total, *_RANGE_OF_DOTS), d.dtype.scalar)
+        if left.dtype == np.float64:
             product = np.matmul(left, right)
         else:
             left, right = left.astype(np.float32), right.astype(np.float32)

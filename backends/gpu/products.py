@@ -7,26 +7,29 @@ from collections.abc import Mapping
 from intarsia.backends.gpu.descriptors import Descriptors
 from intarsia.backends.gpu.expressions import Tile
 from intarsia.backends.gpu.values import Value, literal
-from intarsia.ir.dtypes import BF16, F16, F32, F64, I8, I32, DType
+from intarsia.ir.dots import Dot, matrix_dot
+from intarsia.ir.dtypes import BF16, F16, F32, F64, I32, U32, DType
 from intarsia.ir.kernel import Buffer, Put
-from intarsia.ir.scalar import Cast, Expr, Load, apply, cast, factors, loads
-from intarsia.ir.sizes import Size
+from intarsia.ir.kernel_access import Access, trips
+from intarsia.ir.scalar import Cast, Const, Expr, Load, apply, cast, factors, loads
+from intarsia.ir.sizes import Size, product
 
 SHORTEST = 16
 """Elements that every dimension of a product of blocks must have."""
 
 
 class Products(Descriptors):
-    """Writes products of blocks."""
+    """Writes products of blocks. written: the tiles that have a value; users: the accesses of each buffer."""
 
     def __init__(self, buffers: Mapping[str, Buffer], wide: bool) -> None:
         super().__init__(buffers, wide)
         self.written: set[str] = set()
+        self.users: dict[str, list[Access]] = {}
         self.results = frozenset(b.dtype for b in buffers.values() if b.role in ("out", "inout"))
 
     def dot(self, put: Put, tile: Tile, axes: tuple[str, ...], reduced: tuple[str, ...], value: Expr) -> bool:
         """Write an accumulation as a product of two blocks, if it is one. Returns whether it is."""
-        if len(reduced) != 1 or len(axes) != 2 or tile.buffer.dtype not in (F32, F64, I32):
+        if len(reduced) != 1 or len(axes) != 2 or tile.buffer.dtype not in (F32, F64, I32, U32):
             return False
         if any(self.extents[a] < SHORTEST for a in (*axes, *reduced)):
             return False
@@ -39,26 +42,61 @@ class Products(Descriptors):
             narrow = _narrow(left, right, tile.buffer.dtype, self.results)
             if narrow is None:
                 return False
+            unit = matrix_dot(narrow[0].dtype, narrow[1].dtype, tile.buffer.dtype)
+            if unit is not None and self.extents[along] < unit.width:
+                return False
             conditions = tuple(m for m in put.mask if along in m.substitute(self.known).symbols)
             a = self._operand(narrow[0], (rows, along), conditions)
             b = self._operand(narrow[1], (along, columns), conditions)
             if (rows, columns) != axes:
                 continue
-            self._write(tile, a, b, narrow[0].dtype)
+            if tile.buffer.dtype.is_integer:
+                self._write_integers(tile, a, b, unit is None or self._stays_within(put, unit))
+            else:
+                self._write(
+                    tile, a, b, {F32: ', input_precision="ieee"', F64: ", out_dtype=tl.float64"}.get(a.dtype, "")
+                )
             return True
         return False
 
-    def _write(self, tile: Tile, a: Value, b: Value, dtype: DType) -> None:
-        options = {F32: ', input_precision="ieee"', F64: ", out_dtype=tl.float64", I8: ", out_dtype=tl.int32"}.get(
-            dtype, ""
-        )
+    def _write(self, tile: Tile, a: Value, b: Value, options: str) -> None:
+        held = "" if self._is_zero(tile) else f", {tile.variable}"
+        self.line(f"{tile.variable} = tl.dot({a.text}, {b.text}{held}{options})")
+
+    def _write_integers(self, tile: Tile, a: Value, b: Value, stays_within: bool) -> None:
+        """A product of integers. What wraps is added outside of the matrix units, some of which saturate. It is taken
+        away twice, as Triton would make one operation of a product and a sum again."""
+        signed, options = tile.buffer.dtype == I32, ", out_dtype=tl.int32"
+        if signed and stays_within:
+            self._write(tile, a, b, options)
+            return
+        text = f"tl.dot({a.text}, {b.text}{options})"
+        text = text if signed else f"{text}.to(tl.uint32, bitcast=True)"
+        self.line(f"{tile.variable} = {text if self._is_zero(tile) else f'{tile.variable} - (-{text})'}")
+
+    def _is_zero(self, tile: Tile) -> bool:
+        """Is 0 all that a tile holds, so far not even written? Else what it holds is written, if need be."""
         held = self.pending.get(tile.buffer.name)
         if held is not None and held.value == 0:
             del self.pending[tile.buffer.name]
-            self.line(f"{tile.variable} = tl.dot({a.text}, {b.text}{options})")
-            return
+            return True
         self.settle(tile.buffer.name)
-        self.line(f"{tile.variable} = tl.dot({a.text}, {b.text}, {tile.variable}{options})")
+        return False
+
+    def _stays_within(self, put: Put, unit: Dot) -> bool:
+        """Are so few products added to 0 that no sum leaves the range of its type, whatever the factors are?"""
+        if unit.most_terms is None:
+            return True
+        writes = [a for a in self.users[put.buffer] if a.writes]
+        here = next(a for a in writes if a.statement is put)
+        others = [a for a in writes if a.statement is not put]
+        if not others or not all(isinstance(a.statement, Put) and _is_zero(a.statement) for a in others):
+            return False
+        kept = frozenset().union(*(i.symbols for i in put.indices))
+        around = [{x.axis for x in a.loops} for a in others]
+        summed = [x for x in here.loops if x.axis not in kept and not all(x.axis in own for own in around)]
+        terms = product(trips(x).substitute(self.known) for x in summed).constant
+        return terms is not None and terms <= unit.most_terms
 
     def _sides(self, value: Expr, rows: str, columns: str) -> tuple[Expr, Expr] | None:
         """The factors that depend on the rows, and those that depend on the columns; None if one depends on both."""
@@ -96,6 +134,10 @@ class Products(Descriptors):
         return value
 
 
+def _is_zero(put: Put) -> bool:
+    return put.operator == "=" and isinstance(put.value, Const) and put.value.value == 0
+
+
 def _product(factors: list[Expr]) -> Expr:
     result = factors[0]
     for factor in factors[1:]:
@@ -112,9 +154,7 @@ def _narrow(left: Expr, right: Expr, result: DType, results: frozenset[DType]) -
             return _inner(left), cast(dtype, right)
         case _, Cast(_, Load(dtype=dtype)) if result == F32 == left.dtype and _rounds(left, dtype, results):
             return cast(dtype, left), _inner(right)
-        case Cast(_, a), Cast(_, b) if a.dtype == b.dtype and (
-            (result == F32 and a.dtype in (F16, BF16)) or (result == I32 and a.dtype == I8)
-        ):
+        case Cast(_, a), Cast(_, b) if matrix_dot(a.dtype, b.dtype, result) is not None:
             return a, b
     return (left, right) if left.dtype == right.dtype == result and result in (F32, F64) else None
 

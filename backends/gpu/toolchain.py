@@ -30,6 +30,7 @@ INSTRUCTIONS = {
     "qgmma": r"QGMMA",  # f8,
     "igmma": r"IGMMA",  # i8
     "hmma": r"HMMA",  # tensor cores, operands in registers: 16-bit and tf32,
+    "qmma": r"QMMA",  # f8,
     "imma": r"IMMA",  # i8
     "dmma": r"DMMA",  # f64
     "ffma": r"FFMA2?",

@@ -14,7 +14,7 @@ from intarsia.ir.dtypes import BOOL, DType
 from intarsia.ir.errors import ScheduleError, Span
 from intarsia.ir.functions import COMBINERS
 from intarsia.ir.kernel import COMBINER_OPERATORS, PUT_FUNCTIONS, Alloc, Buffer, For, Put, PutOperator, Statement, walk
-from intarsia.ir.kernel_access import Access, accesses, is_injective
+from intarsia.ir.kernel_access import accesses, is_injective
 from intarsia.ir.kernel_scan import running_values
 from intarsia.ir.scalar import Const, Expr, Load, loads, transform
 from intarsia.ir.sizes import Size, product
@@ -23,7 +23,7 @@ _COMBINER: dict[PutOperator, str] = {operator: name for name, operator in COMBIN
 
 
 class Writes(Products):
-    """Writes statements that write. loops: those that are open, but for lanes. users: the accesses of each buffer.
+    """Writes statements that write. loops: those that are open, but for lanes.
     largest: elements of the largest block so far. span: the line of the user that was last shown. harmless: conditions
     that lanes may break, as nothing that they compute then is seen. shared: temporaries in memory. running: the buffers
     whose running values each open scan makes; totals: the tiles of those that it has made, for all lanes together."""
@@ -42,7 +42,6 @@ class Writes(Products):
         self.largest = 1
         self.running: dict[str, frozenset[str]] = {}
         self.totals: dict[str, dict[str, Tile]] = {}
-        self.users: dict[str, list[Access]] = {}
         for access in accesses(body):
             self.users.setdefault(access.buffer, []).append(access)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from intarsia.ir.dots import find_dot
 from intarsia.ir.dtypes import BF16, F16, DType
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import For, Put, walk
@@ -52,13 +53,14 @@ ALIGNED = 8
 @dataclass(frozen=True)
 class Matrix:
     """A sum of products: the axes of its rows, its columns and of the sum, bits of the elements as they are multiplied,
-    those that they have in memory at least, and the buffers that are multiplied as they lie in memory, if all that is
-    multiplied is."""
+    how many of them one instruction takes at least, bits that they have in memory at least, and the buffers that are
+    multiplied as they lie in memory, if all that is multiplied is."""
 
     row: str
     column: str
     along: str
     bits: int
+    least: int
     stored: int
     factors: tuple[str, ...]
 
@@ -73,10 +75,9 @@ def block_matrix(b: Builder, top: str) -> bool:
     is_light = _is_light(b, outer[0])
     most = BLOCKS[matrix.bits][0 if is_light or matrix.bits != 16 else 1 :]
     most = WIDENED if matrix.bits == 32 and matrix.stored < 32 else most
-    least = 32 if matrix.bits == 8 else 16
     extents = (rows_in_all, columns_in_all, depth)
-    sizes = block_sizes(extents, batches, most, least, b.target.cores)
-    sizes = _chosen_sizes(b, matrix, sizes, extents, least)
+    sizes = block_sizes(extents, batches, most, matrix.least, b.target.cores)
+    sizes = _chosen_sizes(b, matrix, sizes, extents)
     rows, row = lanes(b, matrix.row, sizes[0])
     columns, column = lanes(b, matrix.column, sizes[1])
     _move_inside(b, matrix.along)
@@ -98,10 +99,10 @@ def block_matrix(b: Builder, top: str) -> bool:
 
 
 def _chosen_sizes(
-    b: Builder, matrix: Matrix, sizes: tuple[int, int, int], extents: tuple[int, int, int], least: int
+    b: Builder, matrix: Matrix, sizes: tuple[int, int, int], extents: tuple[int, int, int]
 ) -> tuple[int, int, int]:
     """Rows, columns and depth of blocks as they are decided, each by itself."""
-    axes, smallest = (matrix.row, matrix.column, matrix.along), (SIDE[0], SIDE[0], least)
+    axes, smallest = (matrix.row, matrix.column, matrix.along), (SIDE[0], SIDE[0], matrix.least)
     rows, columns, depth = (
         choose_size(b, f"block along {axis}", size, low, max(size, min(SIDE[1], power_of_two(extent))))
         for axis, size, low, extent in zip(axes, sizes, smallest, extents)
@@ -209,22 +210,25 @@ def _matrix(b: Builder, outer: Sequence[str]) -> Matrix | None:
         column = max(columns, key=lambda a: (count(trips(b.loop(a))), outer.index(a)))
         if outer.index(column) < outer.index(row):
             row, column = column, row
-        bits = _multiplied_bits(statement.value, {result.dtype for result in b.kernel.outputs})
+        dot = find_dot(b.target, statement)
+        results = {result.dtype for result in b.kernel.outputs}
+        bits = _multiplied_bits(statement.value, results) if dot is None else dot.left.bits
+        least = SIDE[0] if dot is None else dot.width
         work = math.prod(count(trips(loop)) for loop in around)
         if best is None or work > best[0]:
             stored = min(x.dtype.bits for x in loads(statement.value))
-            best = work, Matrix(row, column, along, bits, stored, _plain_factors(statement.value))
+            best = work, Matrix(row, column, along, bits, least, stored, _plain_factors(statement.value))
     return None if best is None else best[1]
 
 
 def _multiplied_bits(value: Expr, results: set[DType]) -> int:
-    """Bits of the elements that a product takes: those in memory where all factors are widened from one type, or where
-    the results are rounded to that of one of them anyway; else those of the sum, as factors are widened before."""
+    """Bits of the elements that a product takes which no dot instruction takes as it stands: those of a factor to which
+    the results, and so the other factor, are rounded anyway; else those of the sum, as factors are widened before."""
     kinds = {f.value.dtype if isinstance(f, Cast) else f.dtype for f in factors(value)}
     narrow = min(kinds, key=lambda dtype: dtype.bits)
-    if narrow.bits < 32 and (len(kinds) == 1 or (results == {narrow} and narrow in (BF16, F16))):
+    if narrow in (BF16, F16) and results == {narrow}:
         return min(x.dtype.bits for x in loads(value))
-    return max(dtype.bits for dtype in kinds)
+    return value.dtype.bits
 
 
 def _plain_factors(value: Expr) -> tuple[str, ...]:

@@ -1,0 +1,109 @@
+"""Products of narrow numbers on the matrix units of GPUs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_gpu_emit import assert_same, compilation
+
+from intarsia.backends.gpu.emit import emit_kernel
+from intarsia.backends.gpu.interpreter import run as run_launch
+from intarsia.backends.gpu.toolchain import CompiledKernel, compile_kernel
+from intarsia.backends.gpu.triton_kernel import TritonKernel
+from intarsia.driver import Compilation
+from intarsia.ir.dots import dots_of, matrix_dot
+from intarsia.ir.dtypes import F32, I8, I32, U32, Array
+from intarsia.ir.errors import Source
+from intarsia.ir.interpreter import evaluate
+from intarsia.ir.kernel_text import read_kernel
+from intarsia.ir.schedule import Schedule
+from intarsia.ir.target import TARGETS
+from intarsia.passes.schedule.apply import apply
+
+pytest.importorskip("triton")
+
+
+def program(a: str, b: str, c: str, m: int, n: int, k: int) -> str:
+    """A product of rows of two matrices, of types a and b, in type c."""
+    total = f"sum[k]({c}(x[i, k]) * {c}(w[j, k]))"
+    return f"fn f(x: {a}[{m}, {k}], w: {b}[{n}, {k}]) -> {c}[{m}, {n}] {{ return tensor[i, j]({total}) }}"
+
+
+def launches(made: Compilation) -> list[TritonKernel]:
+    return [launch for kernels in made.launches.values() for launch in kernels]
+
+
+def compiled(text: str, target: str, directory: Path) -> list[CompiledKernel]:
+    return [compile_kernel(k, TARGETS[target], directory) for k in launches(compilation(text, target))]
+
+
+def same(text: str, inputs: list[Array | list[Array]], target: str = "gpu:sm_90") -> list[TritonKernel]:
+    """The launches of a program, which computes what the graph does."""
+    made = compilation(text, target)
+    assert_same(made, inputs, tuple(evaluate(made.source_module, inputs, {})))
+    return launches(made)
+
+
+def test_what_saturates_takes_few_terms() -> None:
+    unit = matrix_dot(I8, I8, I32)
+    assert unit is not None and unit.saturates and unit.most_terms == 131071
+    assert unit.most_terms * 128 * 128 < 1 << 31 <= (unit.most_terms + 1) * 128 * 128
+    assert matrix_dot(I8, I8, U32) == unit and matrix_dot(I8, I8, F32) is None
+    assert unit in dots_of(TARGETS["gpu:sm_80"]) and unit not in dots_of(TARGETS["cpu:x86-avx512"])
+
+
+@pytest.mark.parametrize("c", ["i32", "u32"])
+def test_bytes_are_multiplied_as_they_are(c: str) -> None:
+    random = np.random.default_rng(0)
+    x, w = (random.integers(-128, 128, shape).astype(np.int8) for shape in ((40, 80), (24, 80)))
+    (launch,) = same(program("i8", "i8", c, 40, 24, 80), [x, w])
+    assert "tl.dot(x, w" in launch.text and "out_dtype=tl.int32" in launch.text
+
+
+def sums_of(terms: int, depth: int, c: str = "i32") -> TritonKernel:
+    """A kernel that sums up so many products of bytes, in steps of some depth."""
+    text = f"""kernel f(x: i8[16, {terms}], w: i8[16, {terms}], out y: {c}[16, 16]) {{
+      for i in 0..16 {{ for j in 0..16 {{ y[i, j] = {c}:0 for k in 0..{terms} {{
+        y[i, j] += {c}(x[i, k]) * {c}(w[j, k])
+      }} }} }}
+    }}"""
+    steps = f"accumulate y at k -> t register set; split k {depth}; vectorize k.1; vectorize j; vectorize i"
+    kernel = apply(read_kernel(Source("test.ir", text)), Schedule.parse(steps))
+    (launch,) = emit_kernel(kernel)
+    return launch
+
+
+def test_sums_that_may_wrap_are_added_up_outside_of_matrix_units() -> None:
+    assert "t = tl.dot(x, w, t, out_dtype=tl.int32)" in sums_of(131040, 32).text
+    assert "t = t - (-tl.dot(x, w, out_dtype=tl.int32))" in sums_of(131072, 32).text
+    assert "t = t - (-tl.dot(x, w, out_dtype=tl.int32).to(tl.uint32, bitcast=True))" in sums_of(64, 32, "u32").text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("c", ["i32", "u32"])
+def test_long_sums_of_integers_wrap(c: str) -> None:
+    """Some matrix units stay at the ends of the range."""
+    terms = 131072
+    launch = sums_of(terms, 8192, c)
+    x, y = np.full((16, terms), -128, np.int8), np.zeros((16, 16), np.dtype(c.replace("i", "int").replace("u", "uint")))
+    run_launch(launch, {"x": x, "w": x, "y": y}, {})
+    assert (y == np.array(1 << 31, np.int64).astype(y.dtype)).all()
+
+
+def test_blocks_that_are_too_shallow_are_summed_without_matrix_units() -> None:
+    assert "tl.dot" in sums_of(96, 32).text and "tl.dot" not in sums_of(96, 16).text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "target, instruction", [("gpu:sm_80", "imma"), ("gpu:sm_90", "igmma"), ("gpu:sm_100", "tcgen05")]
+)
+def test_bytes_are_on_matrix_units(target: str, instruction: str, tmp_path: Path) -> None:
+    (code,) = compiled(program("i8", "i8", "i32", 4096, 4096, 4096), target, tmp_path)
+    assert code.resources.count(instruction) > 0 and code.resources.spilled == 0
+    (code,) = compiled(program("i8", "i8", "i32", 4096, 4096, 262144), target, tmp_path)
+    assert code.resources.count(instruction) > 0 and code.resources.spilled == 0
+    assert re.search(r"arith\.subi .*tensor<\d+x\d+xi32", code.ttgir), "what wraps is added outside of the dot"
