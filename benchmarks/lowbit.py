@@ -1,9 +1,12 @@
-"""Matrix products of bf16 and of 8-bit integers beside PyTorch and the peak of the machine's dot instructions.
+"""Matrix products of narrow numbers: of bf16 and of 8-bit integers beside PyTorch and the peak of the machine's dot
+instructions, and of one row with weights in few bits (`lowbit_weights.py`).
 
-    venv-intarsia/bin/python lowbit.py [--torch venv-torch/bin/python] [--threads 1,2] [--out results/lowbit.json]
+    venv-intarsia/bin/python lowbit.py [--torch venv-torch/bin/python] [--ort venv-misc/bin/python] [--threads 1,2]
+        [--parts dots,weights,curve] [--out results/lowbit.json]
 
-Ours, PyTorch (in a process of its own) and the peak loop take turns; results are checked first, bf16 against f64 within
-the tolerance of the language, integers exactly. Medians of 15 turns; LOWBIT.md shows them.
+Ours, peers (in processes of their own) and the limit take turns; results are checked first, bf16 against f64 within
+the tolerance of the language, integers exactly. Medians of 15 turns; LOWBIT.md shows them. Parts that are not measured
+keep the figures that they have.
 """
 
 import argparse
@@ -11,13 +14,14 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import time
 from functools import partial
 from pathlib import Path
 
+import lowbit_weights
 import numpy as np
+from lowbit_weights import Peer
 
 HERE = Path(__file__).resolve().parent
 TURNS = 15
@@ -96,19 +100,6 @@ def torch_worker(threads):
         print(second_run(call), flush=True)
 
 
-class Torch:
-    """PyTorch in a process of its own."""
-
-    def __init__(self, python, threads):
-        command = [python, str(Path(__file__).resolve()), "--worker", str(threads)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.version = self.process.stdout.readline().strip()
-
-    def seconds(self, name, size):
-        print(name, size, file=self.process.stdin, flush=True)
-        return float(self.process.stdout.readline())
-
-
 def checked(name, arrays, result):
     """Is a result right?"""
     if name.startswith("bf16"):
@@ -131,7 +122,7 @@ def measure(threads, python):
     from intarsia.runtime.threads import THREADS
 
     THREADS.set(threads)
-    program, torch, target = intarsia.compile(PROGRAM), Torch(python, threads), host_target()
+    program, torch, target = intarsia.compile(PROGRAM), Peer(python, "lowbit.py", "--worker", threads), host_target()
     dots = {d.left.name: DotLoop(target, d) for d in reversed(tuple(dots_of(target)))}
     rows = []
     for name, size in CASES:
@@ -160,10 +151,13 @@ def measure(threads, python):
             row[f"{who} / ours"] = statistics.median(ratios) if known else None
         rows.append(row)
         print(json.dumps(row), flush=True)
+    torch.close()
     return rows, torch.version
 
 
 TABLE = """# Products of narrow numbers
+
+## Dot instructions
 
 One run of `lowbit.py` on {cpu} with {cores} cores, by turns: ours, PyTorch {torch}, a loop of nothing but the dot
 instruction that these types have. Of {turns} turns medians, those of the ratios within a turn, and the least times, which
@@ -199,22 +193,41 @@ def table(about, rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--torch", default=str(HERE / "venv-torch/bin/python"))
+    parser.add_argument("--ort", default=str(HERE / "venv-misc/bin/python"))
     parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--parts", default="dots,weights,curve")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "lowbit.json")
     parser.add_argument("--worker", type=int)
     options = parser.parse_args()
     if options.worker:
         torch_worker(options.worker)
         return
-    rows, version = [], ""
-    for threads in map(int, options.threads.split(",")):
-        found, version = measure(threads, options.torch)
-        rows += found
     from intarsia.options import host_target
 
-    about = {"cpu": host_target().cpu, "cores": os.cpu_count(), "turns": TURNS, "torch": version}
-    options.out.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
-    (HERE / "LOWBIT.md").write_text(table(about, rows))
+    found = json.loads(options.out.read_text()) if options.out.exists() else {}
+    about = found.get("about", {}) | {"cpu": host_target().cpu, "cores": os.cpu_count(), "turns": TURNS}
+    threads, parts = [int(n) for n in options.threads.split(",")], options.parts.split(",")
+    if "dots" in parts:
+        found["rows"] = []
+        for n in threads:
+            rows, about["torch"] = measure(n, options.torch)
+            found["rows"] += rows
+    if "weights" in parts:
+        weights, found["weights"] = lowbit_weights.Weights(), []
+        for n in threads:
+            rows, versions = lowbit_weights.measure(weights, n, TURNS, options.torch, options.ort)
+            found["weights"] += rows
+            about |= versions
+    if "curve" in parts:
+        found["curve"] = lowbit_weights.curve(TURNS)
+    found["about"] = about
+    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    pages = [table(about, found["rows"])]
+    if "weights" in found:
+        pages.append(lowbit_weights.table(about, found["weights"]))
+    if "curve" in found:
+        pages.append(lowbit_weights.curve_page(about, found["curve"]))
+    (HERE / "LOWBIT.md").write_text("\n".join(pages))
 
 
 if __name__ == "__main__":

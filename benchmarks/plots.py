@@ -21,7 +21,8 @@ def _styles(peers):
 
 def _save(figure, path):
     plt.rcParams["svg.hashsalt"] = "intarsia"  # the same picture, the same bytes
-    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
+    metadata = {"Date" if Path(path).suffix == ".svg" else "Software": None}
+    figure.savefig(path, metadata=metadata, bbox_inches="tight")
     plt.close(figure)
     return Path(path).name
 

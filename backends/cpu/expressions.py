@@ -5,14 +5,18 @@ from __future__ import annotations
 from intarsia.backends.cpu.conversion import bitcast, convert
 from intarsia.backends.cpu.memory import Memory
 from intarsia.backends.cpu.tables import FewBits, is_usable, look_up
-from intarsia.backends.cpu.values import Value, constant, instruction, select, widen
+from intarsia.backends.cpu.values import Value, constant, instruction, recast, select, widen
 from intarsia.ir.approximations import expand
-from intarsia.ir.dtypes import BOOL, U8, U32
+from intarsia.ir.dtypes import BOOL, F32, U8, U32
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load
 from intarsia.ir.sizes import Size
 
 _COSTLY = 60
 """Parts of an expression beyond which evaluating it for nothing costs more than a branch that is guessed wrong."""
+
+
+_MANTISSA = 23
+"""Bits of an f32 after the first one."""
 
 
 class Expressions(Memory):
@@ -44,10 +48,14 @@ class Expressions(Memory):
                 return self.index(size)
             case Load():
                 return self.load(expression)
-            case Cast(dtype, Bitcast(_, element)) if dtype == U32 and element.dtype.bits < 8:
-                code = self._code(element)
-                spare = constant((1 << element.dtype.bits) - 1, U32, code.lanes)
+            case Cast(dtype, Bitcast(_, e)) if dtype == U32 and e.dtype.is_narrow and e.dtype.bits < 8:
+                code = self._code(e)
+                spare = constant((1 << e.dtype.bits) - 1, U32, code.lanes)
                 return instruction(self.function, "and", code, spare)
+            case Cast(dtype, Bitcast(_, Apply("sub", (whole, Const(int() as less))))) if (
+                dtype == F32 and _bits(whole) < _MANTISSA and 0 <= less < 1 << _MANTISSA
+            ):
+                return self._difference(self.value(whole), less)
             case Cast(dtype, inner):
                 return convert(self.function, self.value(inner), dtype)
             case Bitcast(dtype, inner):
@@ -98,6 +106,14 @@ class Expressions(Memory):
                 return int(text)
         return None
 
+    def _difference(self, code: Value, less: int) -> Value:
+        """A small number less another one as f32: placed below a power of two, from which both are taken away. Two
+        cheap instructions in place of those that extend a sign, and of a conversion."""
+        power = constant(float(1 << _MANTISSA), F32)
+        bits = recast(self.function, "bitcast", power, U32)
+        placed = recast(self.function, "bitcast", instruction(self.function, "or", code, bits), F32)
+        return instruction(self.function, "fsub", placed, constant(float((1 << _MANTISSA) + less), F32))
+
     def _ordered(self, function: str, a: Size, b: Size) -> Value:
         """A comparison of integers that no data decides, as the condition of a mask: one instruction for all lanes."""
         difference = b - a if function in ("lt", "le") else a - b
@@ -127,6 +143,16 @@ class Expressions(Memory):
     def _apply(self, expression: Apply) -> Value:
         # Products and sums are not fused here: sqrt(x*x - y*y) must not become NaN where x == y.
         return self.arithmetic.apply(expression.function, tuple(self.value(a) for a in expression.arguments))
+
+
+def _bits(e: Expr) -> int:
+    """The bits that an unsigned integer of 32 bits has at most."""
+    match e:
+        case Cast(_, Bitcast(_, element)) if e.dtype == U32:
+            return element.dtype.bits
+        case Apply("bit_xor", (a, Const(int() as number))) if e.dtype == U32:
+            return max(_bits(a), number.bit_length())
+    return 32
 
 
 def _is_costly(expression: Expr) -> bool:
