@@ -9,6 +9,7 @@ import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from intarsia.cli import main
 from intarsia.dsl.library import load
 from intarsia.ir.dtypes import of_numpy
 from intarsia.ir.errors import Source
@@ -72,6 +74,31 @@ class Golden:
     def check(self, path: Path, actual: str) -> None:
         """Fail unless `actual` is what the file expects; see `check_golden`."""
         check_golden(path, actual, self.update)
+
+
+Run = Callable[..., "tuple[int, str, str]"]
+
+
+@pytest.fixture
+def ita(
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Run:
+    """Runs a command in a folder of its own, which has the `FILES` of the module of tests; gives the exit status,
+    standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in request.module.FILES.items():
+        Path(name).write_text(text)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status = main(arguments)
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err, err
+        return status, out, err
+
+    return run
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Run
 
 import intarsia
 from intarsia.cli import main
@@ -31,25 +31,9 @@ MLP = """fn mlp(x: f32[B, K], w1: f32[K, F], b1: f32[F], w2: f32[F, N]) -> f32[B
     return h @ w2
 }
 """
+FILES = {"mlp.ita": MLP}
 SIZES = ("--dim", "B=3", "--dim", "K=5", "--dim", "F=8", "--dim", "N=2")
 DOUBLE = "fn f(x: f32[N]) -> f32[N] { return 2.0 * x }"
-
-Run = Callable[..., "tuple[int, str, str]"]
-
-
-@pytest.fixture
-def ita(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Runs a command in a folder of its own; gives the exit status, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-    Path("mlp.ita").write_text(MLP)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        status = main(arguments)
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err, err
-        return status, out, err
-
-    return run
 
 
 def let_all_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 from chains import generate_chain
 from compare import LEVELS, compare
 from generate import FuzzProgram, generate
+from stored import generate_stored
 
 CHUNK = 20
 
@@ -37,6 +38,12 @@ def test_chains_of_products(first: int) -> None:
 @pytest.mark.parametrize("seed", (300015, 300152))
 def test_a_few_chains_of_products(seed: int) -> None:
     require_agreement(generate_chain(seed), ("scheduled", "cpu"))
+
+
+@pytest.mark.slow
+def test_weights_in_formats() -> None:
+    for seed in range(15):
+        require_agreement(generate_stored(seed), ("fused", "cpu"))
 
 
 @pytest.mark.parametrize("seed", (*range(1000, 1005), *range(1006, 1009)))

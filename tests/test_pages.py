@@ -34,7 +34,10 @@ fn main(x: f32[N], y: f32[M]) -> f32[N] {
     return x + y
 }
 """
-FILES = {"gather.ita": GATHER, "attention.ita": ATTENTION, "big.ita": BIG}
+LINEAR = """format w4 = quant(i4, scale=f16, group=128, axis=0)
+fn linear(x: f32[1, K], const w: w4[K, N]) -> f32[1, N] { return x @ dequantize(w) }
+"""
+FILES = {"linear.ita": LINEAR, "gather.ita": GATHER, "attention.ita": ATTENTION, "big.ita": BIG}
 
 TIMED = re.compile(r"--time|--profile|--timing|^intarsia bench")
 """Commands whose output is full of numbers, and in an order, that a machine decides."""

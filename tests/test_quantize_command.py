@@ -3,40 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import Run
 
 import intarsia
-from intarsia.cli import main
 from intarsia.files import open_arrays, read_array, read_weights, write_results
 from intarsia.ir.formats import BUILT_IN, BlockFormat, block_format
 from intarsia.quantization_error import QuantizationError, channel_axis, error_histogram, measured_error
 
-Run = Callable[..., "tuple[int, str, str]"]
 W4 = "quant(i4, scale=f16, group=32, axis=0)"
 LINEAR = f"""format w4 = {W4}
 fn linear(x: f32[M, K], w: w4[K, N]) -> f32[M, N] {{ return x @ dequantize(w) }}
 """
-
-
-@pytest.fixture
-def ita(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Runs a command in a folder of its own; gives the exit status, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-    Path("linear.ita").write_text(LINEAR)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        status = main(arguments)
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err, err
-        return status, out, err
-
-    return run
+FILES = {"linear.ita": LINEAR}
 
 
 def weights(*shape: int) -> np.ndarray[Any, Any]:

@@ -10,6 +10,7 @@ import click
 
 from intarsia.commands.binding import bind_types, type_options
 from intarsia.commands.layouts import layout_report
+from intarsia.commands.lowbit import lowbit_report
 from intarsia.commands.options import compile_options, open_program, options_of, program_argument
 from intarsia.deep_stack import with_deep_stack
 from intarsia.documentation import error_page
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
     from intarsia.backends.gpu.triton_kernel import TritonKernel
     from intarsia.ir.kernel import Kernel
 
-REPORTED = ("fusion", "memory", "schedule", "layout")
+REPORTED = ("fusion", "memory", "schedule", "layout", "lowbit")
 """Topics with a report below the decisions."""
 
-TOPICS = (*REPORTED, "lowbit", "sharding")
+TOPICS = (*REPORTED, "sharding")
 
 
 @click.command("explain")
@@ -71,6 +72,10 @@ def command(
         report = with_deep_stack(lambda: layout_report(compilation))
         _show(compilation.remarks.items, about)
         click.echo(report)
+    elif about == "lowbit":
+        report = with_deep_stack(lambda: lowbit_report(compilation))
+        _show(compilation.remarks.items, about)
+        click.echo(report, nl=bool(report))
     else:
         with_deep_stack(lambda: compilation.scheduled)
         _show(compilation.remarks.items, about)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -11,6 +12,8 @@ from intarsia.ir.functions import FUNCTIONS
 from intarsia.ir.graph import Module, Node, Region, Value
 from intarsia.ir.kernel import PUT_FUNCTIONS
 from intarsia.ir.ops import ArgReduce, Cast, Compute, Constant, Elementwise, Reduce, Update
+from intarsia.ir.scalar import Cast as CastExpr
+from intarsia.ir.scalar import Expr, walk
 from intarsia.ir.target import Target
 from intarsia.passes.legalize_dtype.scalar import legal_body, rounded, widened
 from intarsia.passes.pipeline import Context, Pass
@@ -44,7 +47,10 @@ class LegalizeDtype(Pass):
     exact: ClassVar[bool] = False
 
     def run(self, module: Module, context: Context) -> Module:
-        body = _Legalizer(frozenset({F16, BF16}) - native(context.target)).region(module.graph.body)
+        def say(message: str, node: Node) -> None:
+            self.remark(context, "lowbit", message, node.span)
+
+        body = _Legalizer(frozenset({F16, BF16}) - native(context.target), say).region(module.graph.body)
         return module if body is module.graph.body else module.with_body(body)
 
 
@@ -56,13 +62,15 @@ def native(target: Target) -> frozenset[DType]:
 
 @dataclass
 class _Legalizer:
-    """Rewrites one region. `slow` are the dtypes that have no arithmetic; `nodes` what the region becomes."""
+    """Rewrites one region. `slow` are the dtypes that have no arithmetic, `say` records what becomes of a node; `nodes`
+    is what the region becomes."""
 
     slow: frozenset[DType]
+    say: Callable[[str, Node], None]
     nodes: list[Node] = field(default_factory=list)
 
     def region(self, old: Region) -> Region:
-        region = change_regions(old, lambda _, r: _Legalizer(self.slow).region(r))
+        region = change_regions(old, lambda _, r: _Legalizer(self.slow, self.say).region(r))
         values: dict[Value, Value] = {}
         for node in region.nodes:
             results = self.legal(node.with_operands(values))
@@ -91,6 +99,7 @@ class _Legalizer:
             case Reduce(x, "max" | "min" as combiner) if x.dtype == BOOL:
                 return (self.add(dataclasses.replace(node, combiner=_BOOL_COMBINERS[combiner])),)
             case Reduce(x) if x.dtype in self.slow:
+                self.say(f"the {node.combiner} of {x.dtype} is formed in f32, and rounded once", node)
                 wide = self.add(dataclasses.replace(node, x=self.wide(x, node)))
                 return (self.add(Cast(wide, x.dtype, optional=True, span=node.span)),)
             case ArgReduce(x) if x.dtype in self.slow:
@@ -117,6 +126,7 @@ class _Legalizer:
         return any(isinstance(a.node, Cast) and a.node.optional for a in node.arguments[1:])
 
     def _elementwise(self, node: Elementwise) -> Value:
+        self.say(f"{node.function} of {node.arguments[-1].dtype} is computed in f32, and rounded to it", node)
         arguments = tuple(self.wide(a, node) if a.dtype in self.slow else a for a in node.arguments)
         result = self.add(dataclasses.replace(node, arguments=arguments))
         if result.dtype == node.value.dtype:
@@ -133,6 +143,8 @@ class _Legalizer:
             combiner = _BOOL_COMBINERS[combiner]
         if body == space.body and combiner == space.combiner:
             return node
+        for message in dict.fromkeys(_casts(space.body)):
+            self.say(message, node)
         return dataclasses.replace(node, definition=dataclasses.replace(space, body=body, combiner=combiner))
 
     def _update(self, node: Update) -> Value:
@@ -146,6 +158,16 @@ class _Legalizer:
         arguments = node.arguments
         result = self.add(Update(base, arguments, node.axes, node.targets, node.operator, body, span=node.span))
         return self.add(Cast(result, node.base.dtype, optional=True, span=node.span))
+
+
+def _casts(body: Expr) -> Iterator[str]:
+    """What becomes of the narrow elements of a body."""
+    for e in walk(body):
+        match e:
+            case CastExpr(dtype, value) if value.dtype.is_narrow:
+                yield f"{value.dtype} is read as the code in its byte, from which {dtype} is computed"
+            case CastExpr(dtype, value) if dtype.is_narrow:
+                yield f"the code of {dtype} is computed from {value.dtype}"
 
 
 def _orders(function: str) -> bool:

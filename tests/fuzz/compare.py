@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from guarded_memory import GuardedMemory
 
+from intarsia.backends.cpu.compile import compile_plan
 from intarsia.backends.cpu.compile import load as load_code
 from intarsia.backends.cpu.machine import LoadedFunction
 from intarsia.backends.gpu.guard import MemoryFault
@@ -19,6 +20,7 @@ from intarsia.driver import Compilation
 from intarsia.ir.dtypes import Array
 from intarsia.ir.errors import CompileError, ScheduleError, Source
 from intarsia.ir.interpreter import evaluate
+from intarsia.ir.plan import Plan
 from intarsia.ir.plan_interpreter import run_plan
 from intarsia.ir.points import Operand
 from intarsia.ir.tolerance import Expected, expected
@@ -106,13 +108,15 @@ def _run(level: str, compilation: Compilation, inputs: list[Operand]) -> list[Se
         case "cubin":
             _compile_for_chips(compilation)
             return []
-    code = compilation.code
-    loaded = load_code(code.object_code, code.entry, native_symbols())
+    loaded = [_loaded(part, compilation) for part in compilation.plan.whole]
     found = []
     before = THREADS.get()
     for threads in (1, 3):
         THREADS.set(threads)
-        found.append(_run_native(compilation, loaded, inputs))
+        prepared: list[Array] = []
+        if (once := compilation.plan.preparation) is not None:
+            prepared = _run_native(once.plan, sizes, loaded[0], [inputs[n] for n in once.inputs])
+        found.append(_run_native(compilation.plan, sizes, loaded[-1], [*inputs, *prepared]))
     THREADS.set(before)
     for one, other in zip(*found):
         assert one.tobytes() == other.tobytes(), "the number of threads changes a result"
@@ -129,10 +133,14 @@ def _compile_for_chips(compilation: Compilation) -> None:
             assert made.resources.spilled == 0, f"{launch.name} spills {made.resources.spilled} bytes on {chip}"
 
 
-def _run_native(compilation: Compilation, loaded: LoadedFunction, inputs: list[Operand]) -> list[Array]:
+def _loaded(plan: Plan, compilation: Compilation) -> LoadedFunction:
+    code = compile_plan(plan, compilation.target)
+    return load_code(code.object_code, code.entry, native_symbols())
+
+
+def _run_native(plan: Plan, known: Mapping[str, int], loaded: LoadedFunction, inputs: Sequence[Operand]) -> list[Array]:
     """Machine code on guarded memory: arguments, poisoned results and workspace each end at a page without access."""
-    plan = compilation.plan
-    sizes = {name: compilation.sizes[name] for name in plan.sizes}
+    sizes = {name: known[name] for name in plan.sizes}
     memory = GuardedMemory()
     outputs = [
         memory.array(np.full(tuple(s.evaluate(sizes) for s in slot.shape), 85, slot.dtype.numpy))

@@ -1,9 +1,9 @@
-"""A long run of the fuzzer: `python tests/fuzz/run.py FIRST COUNT [--chains] [--dynamic] [--keep DIR] [--target T]`.
+"""A long run of the fuzzer: `python tests/fuzz/run.py FIRST COUNT [--chains] [--stored] [--dynamic] [--keep DIR] …`.
 
 Seeds FIRST to FIRST + COUNT; progress and failures grouped by kind; for each new kind a reduced program is kept in DIR
 (default tests/fuzz/found), named by its seed. A run is resumed by its range of seeds. With `--dynamic` some of the
 dimensions of each program stay open. With `--chains` the programs are products, reductions and products again, at
-larger sizes.
+larger sizes; with `--stored` weights are in formats.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 from chains import generate_chain
 from compare import LEVELS, compare
 from generate import FuzzProgram, generate
+from stored import generate_stored
 
 from intarsia.deep_stack import with_deep_stack
 from intarsia.ir.errors import Source
@@ -54,12 +55,14 @@ def main() -> int:
     parser.add_argument("--target", default="cpu")
     parser.add_argument("--dynamic", action="store_true", help="keep some of the dimensions open")
     parser.add_argument("--chains", action="store_true", help="chains of products and reductions")
+    parser.add_argument("--stored", action="store_true", help="weights that are stored in formats")
     options = parser.parse_args()
     levels = options.levels.split(",")
+    made = generate_chain if options.chains else generate_stored if options.stored else generate
     kinds: dict[str, list[int]] = {}
     start = time.perf_counter()
     for number, seed in enumerate(range(options.first, options.first + options.count)):
-        program = (generate_chain if options.chains else generate)(seed)
+        program = made(seed)
         compiled = options_for(program, options.target, options.dynamic)
         failure = compare(program.text, program.arguments, levels, compiled)
         if failure is not None:
