@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias, get_args
 
 from intarsia.ir.errors import CompileError
 from intarsia.ir.kernel import Memory
+from intarsia.ir.schedule_codes import Group as Group
 from intarsia.ir.schedule_codes import Squeeze as Squeeze
 from intarsia.ir.schedule_dots import Dot as Dot
 from intarsia.ir.schedule_dots import Multiply as Multiply

@@ -39,3 +39,37 @@ class Squeeze(Step):
 
     def rest(self) -> str:
         return f"{self.buffer} at {self.axis} in {self.element} -> {self.new}"
+
+
+@dataclass(frozen=True)
+class Group(Step):
+    """Form a sum in groups, and multiply once for each what does not change within it: `group y at k 128 -> t`.
+
+        y = 0.0; for j { for k in 0..K { y[j] += x[k] * (w[k, j] * s[k // 128, j]) } }
+     -> y = 0.0; for g { for j { t[g, j] = 0.0 } }
+        for g { for j { for k in 0..128 { t[g, j] += x[128 * g + k] * w[128 * g + k, j] } } }
+        for g { for j { y[j] += t[g, j] * s[g, j] } }
+
+    A shorter last group is added as before. With `as i32` t is of that type: products of two integers are then summed
+    exactly. Refused unless one nest over numbers adds floats to y, after a statement that sets it to 0.0, and unless
+    sums of integers always fit into i32.
+    """
+
+    buffer: str
+    axis: str
+    size: int
+    new: str
+    total: str = ""
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        buffer = words.name()
+        words.expect("at")
+        axis, size = words.name(), words.number()
+        total = words.name() if words.accept("as") else ""
+        words.expect("->")
+        return Group(buffer, axis, size, words.name(), total)
+
+    def rest(self) -> str:
+        total = f" as {self.total}" if self.total else ""
+        return f"{self.buffer} at {self.axis} {self.size}{total} -> {self.new}"

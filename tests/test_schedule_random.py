@@ -118,6 +118,13 @@ class Proposals:
         word = self.random.choice(["u8", "u16", "u32"])
         return f"squeeze {self._buffer(kernel)} at {self._axis(kernel)} in {word} -> {self._new()}"
 
+    def _group(self, kernel: Kernel) -> str:
+        added = [a for a in accesses(kernel.body) if a.writes and a.operator == "+="] or [*accesses(kernel.body)]
+        put = self.random.choice(added)
+        axis = self.random.choice([loop.axis for loop in put.loops] or ["i"])
+        total = self.random.choice(["", " as i32"])
+        return f"group {put.buffer} at {axis} {self.random.choice([2, 4, 8])}{total} -> {self._new()}"
+
     def _overlap(self, kernel: Kernel) -> str:
         extents = [str(self.random.choice((1, 2, 3, 5, 8))) for _ in range(self.random.choice((1, 1, 2)))]
         outs = [b.name for b in kernel.parameters if b.role == "out"]

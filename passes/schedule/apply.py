@@ -15,6 +15,7 @@ from intarsia.passes.schedule.accumulate import accumulate
 from intarsia.passes.schedule.align import align
 from intarsia.passes.schedule.distribute import distribute
 from intarsia.passes.schedule.factor import factor
+from intarsia.passes.schedule.grouping import group
 from intarsia.passes.schedule.hints import fetch, nontemporal, prefetch
 from intarsia.passes.schedule.kinds import dot, grid, parallel, unroll, vectorize
 from intarsia.passes.schedule.launch import describe, programs, stages, warps
@@ -51,6 +52,7 @@ _APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
     steps.Pack: pack,
     steps.Accumulate: accumulate,
     steps.Factor: factor,
+    steps.Group: group,
     steps.Multiply: multiply,
     steps.Online: online,
     steps.Parts: parts,

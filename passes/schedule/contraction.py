@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import TypeAlias
 
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import For, Put
@@ -20,6 +21,7 @@ from intarsia.ir.schedule import (
     ROOT,
     Accumulate,
     Fetch,
+    Group,
     Inline,
     Localize,
     Merge,
@@ -35,12 +37,19 @@ from intarsia.ir.schedule import (
 )
 from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
 from intarsia.passes.schedule.dots import dot_width, multiply_as, other_types
-from intarsia.passes.schedule.nests import Contraction, Nest, find_contraction, flattened, result_step
+from intarsia.passes.schedule.groups import groups_of
+from intarsia.passes.schedule.nests import (
+    Contraction,
+    Nest,
+    find_contraction,
+    flattened,
+    reducing_nest,
+    result_step,
+)
 from intarsia.passes.schedule.packing import (
     Tiled,
     copy,
     copy_tile,
-    is_plain,
     left_load,
     pack_left,
     pack_right,
@@ -75,6 +84,12 @@ WORTH = 0.95
 # ---------------------------------------------------------------------- choosing
 
 
+PLACES = ("block", "inside", "group")
+"""Where a tiling walks through a batch axis: outside of blocks, inside of them, or between, where sums are added up."""
+
+Batches: TypeAlias = tuple[str, ...]
+
+
 def extents(b: Builder, c: Contraction) -> Extents:
     """What a contraction's tiling depends on."""
 
@@ -93,9 +108,9 @@ def extents(b: Builder, c: Contraction) -> Extents:
         bytes=buffer.dtype.bytes,
         follows=bool(c.epilogues),
         across=stride(buffer, c.right.indices, c.main.column) != 1,
-        movable=is_plain(c.right),
-        constant=is_plain(c.right) and b.copy_memory(c.right, ROOT) == "prepared",
-        divisible=len(c.main.reduced) == 1 and not _is_across(b, c),
+        movable=c.right in c.plain,
+        constant=c.right in c.plain and b.copy_memory(c.right, ROOT) == "prepared",
+        divisible=len(c.main.reduced) == 1 and not c.summed and not _is_across(b, c),
         apart=buffer.dtype.bytes * (stride(buffer, c.right.indices, c.main.reduced[-1]) or 0),
     )
 
@@ -124,8 +139,16 @@ def _is_across(b: Builder, c: Contraction) -> bool:
 
 def _batches(c: Contraction) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The batch axes along which the right operand changes, and those along which it does not."""
-    outer = tuple(a for a in c.main.batch if a in c.right.symbols)
-    return outer, tuple(a for a in c.main.batch if a not in c.right.symbols)
+    outer = tuple(a for a in c.main.batch if a in c.right.symbols and a not in c.summed)
+    return outer, tuple(a for a in c.main.batch if a not in (*outer, *c.summed))
+
+
+def _places(c: Contraction, t: Tiling) -> Batches:
+    """Where the batch axes of a contraction are walked through."""
+    _, repeated = _batches(c)
+    return tuple(
+        "group" if a in c.summed else "inside" if t.inside and a in repeated else "block" for a in c.main.batch
+    )
 
 
 # ---------------------------------------------------------------------- scheduling
@@ -159,6 +182,8 @@ def _schedule_typed(b: Builder, loop: For) -> bool:
     size = extents(b, c)
     if _is_made(b, c.right.buffer) and b.attempt(Inline(c.right.buffer)):  # tiles decode what they read
         return schedule_contraction(b, next(x for x in b.outermost() if c.put.operator in _operators(x, c.put.buffer)))
+    if (step := groups_of(b, c)) is not None and b.together(f"groups of {step.axis}", partial(_in_groups, b, step)):
+        return True
     likeliest = choose_tiling(size, b.target)
     if likeliest is None:
         return _schedule_narrow(b, loop, c) or _schedule_spread(b, loop, c)
@@ -170,6 +195,19 @@ def _schedule_typed(b: Builder, loop: For) -> bool:
     if tiling.few and not size.constant and _is_dot(b, c):
         return b.together(f"tiles of dot products of {c.put.buffer}", lambda: _tile_dots(b, c, tiling))
     return b.together(f"tiles of {c.put.buffer}", lambda: _tile(b, c, tiling))
+
+
+def _in_groups(b: Builder, step: Group) -> None:
+    """Schedule a contraction of which some factor is the same within groups, as products without that factor whose
+    sums are added up, and what is left of a last group."""
+    b.take(step)
+    for buffer in (step.new, step.buffer):
+        nests = [x for x in b.outermost() if [s.buffer for s in puts_in((x,))] == [buffer] and reducing_nest(x)]
+        for loop in nests[:1]:
+            if not schedule_contraction(b, loop) and buffer == step.new:
+                raise ScheduleError("they are no contraction")
+    if b.kernel.buffers()[step.new].memory != "register":
+        raise ScheduleError(f"{step.new} would be kept for all groups")
 
 
 def _schedule_ragged(b: Builder, loop: For) -> None:
@@ -253,10 +291,9 @@ def _schedule_spread(b: Builder, loop: For, c: Contraction) -> bool:
     return False
 
 
-def _split(b: Builder, nest: Nest, t: Tiling, repeated: tuple[int, ...]) -> Tiled:
-    """Split a nest; `repeated` says which batch axes are walked inside a block."""
-    blocks = [a for n, a in enumerate(nest.batch) if n not in repeated]
-    inside = [a for n, a in enumerate(nest.batch) if n in repeated]
+def _split(b: Builder, nest: Nest, t: Tiling, batches: Batches, first: bool) -> Tiled:
+    """Split a nest; `first` says whether panels come before groups and parts of the reduction."""
+    blocks, inside, groups = ([a for a, place in zip(nest.batch, batches) if place == name] for name in PLACES)
     rows, row = b.split(nest.row, t.rows)
     panels, column = b.split(nest.column, t.columns)
     vectors = b.split(column, t.lanes) if t.vectors > 1 else (column,)
@@ -267,15 +304,16 @@ def _split(b: Builder, nest: Nest, t: Tiling, repeated: tuple[int, ...]) -> Tile
         block, panels = b.split(panels, max(1, t.block_columns // t.columns), "min")
         blocks.append(block)
     tiles = (panels, *inside, rows) if t.few else (*inside, rows, panels)
-    return Tiled(tuple(blocks), tiles, panels, (row, *vectors))
+    return Tiled(tuple(blocks), tiles, panels, (row, *vectors), tuple(groups), first)
 
 
 def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
     """Tiles in registers, lanes along the columns."""
     early = fetched_early(extents(b, c), t, b.target)
-    repeated = tuple(n for n, a in enumerate(c.main.batch) if t.inside and a not in c.right.symbols)
+    once = t.packed and b.copy_memory(c.right, ROOT) == "prepared"
+    split = partial(_split, b, t=t, batches=_places(c, t), first=once and t.few)  # what lies together is read in order
     is_across, width = _is_across(b, c), dot_width(b, c)
-    main = _split(b, c.main, t, repeated)
+    main = split(c.main)
     reduced, part = c.main.reduced, ""
     if t.part:
         part, inside = b.split(reduced[0], -(-t.part // width) * width, "min")
@@ -284,16 +322,13 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
     if width > 1:
         words, word = b.split(reduced[-1], width)
         reduced, main = (*reduced[:-1], words), replace(main, word=word)
-    once = t.packed and b.copy_memory(c.right, ROOT) == "prepared"
-    outside, tiles = main.blocks, main.tiles
-    if once and t.few:  # what lies together is gone through in order
-        outside, tiles = (*main.blocks, main.panels), tuple(a for a in main.tiles if a != main.panels)
-    b.take(Reorder((*outside, *parts, *tiles, *reduced, *main.inner, *main.words)))
-    initial = None if c.initial is None else _split(b, c.initial, t, repeated)
+    outside = (*main.outside, *main.groups)
+    b.take(Reorder((*outside, *parts, *main.inside, *reduced, *main.inner, *main.words)))
+    initial = None if c.initial is None else split(c.initial)
     if initial is not None:
         b.take(Reorder((*initial.outer, *initial.inner)))
     for epilogue in c.epilogues:
-        own = _split(b, epilogue, t, repeated)
+        own = split(epilogue)
         written = (*own.inner[1:], own.inner[0]) if is_across else own.inner
         b.take(Reorder((*own.outer, *written)))
         for ours, theirs in zip(outside if part else main.outer, own.outer):
@@ -307,8 +342,9 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
         panels = (*(blocked if at == ROOT else ()), main.panels)
         packed = pack_right(b, c, at, (*dict.fromkeys(panels), *reduced, *main.inner[1:]), steps, main.word)
     copied = copy_tile(b, c, main, reduced) if t.copied else ""
-    if not t.few or (part and count(trips(b.loop(main.tiles[-1]))) > 1):
-        pack_left(b, c, t, main, (*parts, *(a for a in main.tiles if a != main.panels), *reduced, main.inner[0]))
+    if not t.few or ((part or main.groups) and count(trips(b.loop(main.tiles[-1]))) > 1):
+        across = tuple(a for a in main.tiles if a != main.panels)
+        pack_left(b, c, t, main, (*main.groups, *parts, *across, *reduced, main.inner[0]))
     if not is_across:
         write_out(b, main.inner, main.word)
     tile = Accumulate(c.put.buffer, reduced[0], b.fresh(c.put.buffer), "register", "set", outer=part)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,6 +10,7 @@ from intarsia.ir.kernel import For, Put
 from intarsia.ir.kernel_access import accesses, trips
 from intarsia.ir.scalar import Const, Load, loads
 from intarsia.ir.schedule import Collapse
+from intarsia.ir.sizes import ZERO, Size
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.shape import count, stride
 from intarsia.passes.schedule.tree import perfect_nest, puts_in
@@ -32,15 +33,18 @@ class Nest:
 @dataclass(frozen=True)
 class Contraction:
     """A stage `y[…] += left * right`, or another operation of both and another reduction, with the stages that come
-    before and after it: the initial value, and what is done to each element of the result. is_ragged: do different
-    elements sum over different ranges?"""
+    before and after it: the initial value, and what is done to each element of the result. summed: batch axes over
+    which what follows adds up, such as groups with scales of their own. is_ragged: do different elements sum over
+    different ranges? plain: the loads that can be copied with a dimension for each axis that they depend on."""
 
     put: Put
     right: Load
     main: Nest
     initial: Nest | None
     epilogues: tuple[Nest, ...]
+    summed: tuple[str, ...] = ()
     is_ragged: bool = False
+    plain: frozenset[Load] = frozenset()
 
 
 # ---------------------------------------------------------------------- recognizing
@@ -79,7 +83,44 @@ def find_contraction(b: Builder, loop: For, across: str = "", longest: bool = Fa
     main = Nest(row, column, tuple(a for a in kept if a not in (row, column)), _by_step(b, left, reduced))
     before, after = neighbours(b, put, main, loop)
     is_ragged = bool(put.mask) or any(axes.keys() & (x.lower.symbols | x.upper.symbols) for x in axes.values())
-    return Contraction(put, whole, main, before, after, is_ragged)
+    plain = frozenset(x for x in operands if is_plain(x, axes))
+    return Contraction(put, whole, main, before, after, _summed(b, main, after), is_ragged, plain)
+
+
+def _summed(b: Builder, main: Nest, epilogues: tuple[Nest, ...]) -> tuple[str, ...]:
+    """The batch axes over which the stages that follow add up."""
+    found: dict[str, None] = {}
+    for own in epilogues:
+        (put,) = puts_in((b.loop(own.row),))
+        if put.operator != "=":
+            found |= dict.fromkeys(a for a, axis in zip(main.batch, own.batch) if not _is_subscript(put, axis))
+    return tuple(found)
+
+
+def _is_subscript(put: Put, axis: str) -> bool:
+    return any(axis in index.symbols for index in put.indices)
+
+
+def is_plain(load: Load, axes: Mapping[str, For]) -> bool:
+    """Is every subscript an axis, a number, or a number that axes write as digits, `128 * g + k` with k < 128?"""
+    return all(
+        i.as_name is not None or i.constant is not None or (load.symbols <= axes.keys() and _is_digits(i, axes))
+        for i in load.indices
+    )
+
+
+def _is_digits(index: Size, axes: Mapping[str, For]) -> bool:
+    """Does a sum of multiples of axes count up by one, from one point to the next?"""
+    digits = sorted((index.coefficient(axis) or 0, axis) for axis in index.symbols)
+    if index != sum((Size.of(axis) * step for step, axis in digits), ZERO):
+        return False
+    unit = 1
+    for step, axis in digits:
+        extent = trips(axes[axis]).constant
+        if step != unit or extent is None or axes[axis].lower != ZERO:
+            return False
+        unit *= extent
+    return True
 
 
 def _whole(right: list[Load]) -> Load | None:
@@ -124,7 +165,7 @@ def neighbours(b: Builder, put: Put, main: Nest, loop: For) -> tuple[Nest | None
     position = {str(index.as_name): d for d, index in enumerate(put.indices) if index.constant is None}
     for stage in b.outermost():
         nest, body = perfect_nest(stage)
-        if stage is loop or len(body) != 1 or not isinstance(own := body[0], Put) or own.operator != "=":
+        if stage is loop or len(body) != 1 or not isinstance(own := body[0], Put):
             continue
         places = {a.indices for a in accesses(body) if a.buffer == put.buffer}
         if len(places) != 1:
@@ -134,11 +175,17 @@ def neighbours(b: Builder, put: Put, main: Nest, loop: For) -> tuple[Nest | None
         if {inner.axis for inner in nest} != set(names.values()):
             continue
         found = Nest(str(names[main.row]), str(names[main.column]), tuple(str(names[a]) for a in main.batch))
-        if own.buffer == put.buffer and isinstance(own.value, Const):
+        if own.buffer == put.buffer and isinstance(own.value, Const) and own.operator == "=":
             initial = found
-        elif own.buffer != put.buffer:
+        elif own.buffer != put.buffer and (own.operator == "=" or _adds_up(own, found)):
             epilogues.append(found)
     return initial, tuple(epilogues)
+
+
+def _adds_up(put: Put, nest: Nest) -> bool:
+    """Does a stage add what it makes of each element up over batches?"""
+    kept = all(_is_subscript(put, axis) for axis in (nest.row, nest.column))
+    return put.operator == "+=" and kept and not all(_is_subscript(put, axis) for axis in nest.batch)
 
 
 def result_step(b: Builder, put: Put, main: Nest, epilogues: tuple[Nest, ...], axis: str) -> int | None:

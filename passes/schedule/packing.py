@@ -26,19 +26,32 @@ STREAMS = 8
 
 @dataclass(frozen=True)
 class Tiled:
-    """The axes of a nest after it was split, from the outermost: `blocks`, of batches, rows and columns; inside a block
-    `tiles`, and among them panels of columns; inside a tile rows, vectors if there are several, lanes. word: inside of
-    these, the few steps of the reduction that a dot instruction adds up; "" without one."""
+    """The axes of a nest after it was split, from the outermost: `blocks`, of batches, rows and columns; `groups` whose
+    sums are added up; inside of these `tiles`, and among them panels of columns, which are outside of the groups if
+    they come `first`; inside a tile rows, vectors if there are several, lanes. word: inside of these, the few steps of
+    the reduction that a dot instruction adds up; "" without one."""
 
     blocks: tuple[str, ...]
     tiles: tuple[str, ...]
     panels: str
     inner: tuple[str, ...]
+    groups: tuple[str, ...] = ()
+    first: bool = False
     word: str = ""
 
     @property
+    def outside(self) -> tuple[str, ...]:
+        """The axes outside of the groups, and of the parts of a reduction."""
+        return (*self.blocks, self.panels) if self.first else self.blocks
+
+    @property
+    def inside(self) -> tuple[str, ...]:
+        """Those of the tiles inside of them."""
+        return tuple(a for a in self.tiles if not (self.first and a == self.panels))
+
+    @property
     def outer(self) -> tuple[str, ...]:
-        return (*self.blocks, *self.tiles)
+        return (*self.outside, *self.groups, *self.inside)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -157,15 +170,10 @@ def left_load(b: Builder, c: Contraction, row: str) -> Load | None:
     and nothing else is read of its buffer, which a copy would serve too."""
     read = dict.fromkeys(x for put in puts_in((b.loop(row),)) for x in loads(put.value))
     left = [x for x in read if row in x.symbols]
-    plain = [x for x in loads(c.put.value) if c.main.row in x.symbols and is_plain(x)]
+    plain = [x for x in c.plain if c.main.row in x.symbols]
     if len(left) != 1 or not plain or sum(x.buffer == left[0].buffer for x in read) > 1:
         return None
     return left[0]
-
-
-def is_plain(load: Load) -> bool:
-    """Is every subscript an axis or a number?"""
-    return all(i.as_name is not None or i.constant is not None for i in load.indices)
 
 
 def load_along(b: Builder, buffer: str, axis: str) -> Load:

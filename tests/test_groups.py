@@ -1,0 +1,61 @@
+"""Products with weights in groups: scales are multiplied once for each group, whatever its size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import intarsia
+from intarsia.ir.errors import Source
+from intarsia.ir.kernel import Kernel
+from intarsia.ir.kernel_text import print_kernel, read_kernel
+from intarsia.ir.target import TARGETS
+from intarsia.passes.schedule.default import schedule_kernel
+
+SHAPES = [(2, (5, 96, 40)), (16, (16, 130, 33)), (64, (3, 70, 65)), (100, (9, 250, 32))]
+"""Elements of a group; rows, summands, columns."""
+
+
+def product(rows: int, length: int, columns: int, group: int) -> Kernel:
+    groups = -(-length // group)
+    text = f"""kernel f(x: f32[{rows}, {length}], const c: i4[{length}, {columns}], const s: f16[{groups}, {columns}],
+      out y: f32[{rows}, {columns}]) {{
+      for i in 0..{rows} {{ for j in 0..{columns} {{ y[i, j] = 0.0 }} }}
+      for i.1 in 0..{rows} {{ for j.1 in 0..{columns} {{ for k in 0..{length} {{
+        y[i.1, j.1] += x[i.1, k] * (f32(bitcast(bit_xor(bitcast(c[k, j.1], u8), u8:8) - u8:8, i8))
+          * f32(s[k // {group}, j.1])) }} }} }}
+    }}"""
+    return read_kernel(Source("f", text))
+
+
+def test_scales_are_multiplied_once_for_each_group() -> None:
+    schedule, kernel = schedule_kernel(product(16, 512, 512, 64), TARGETS["cpu:x86-avx512"])
+    assert str(schedule).startswith("group y at k 64 -> ")
+    lines = [line for line in print_kernel(kernel).splitlines() if "s[" in line]
+    assert lines and all(line.split("=")[0].strip().startswith("y[") for line in lines), "where sums are added up"
+    assert not any("cache" in line for line in print_kernel(kernel).splitlines() if "alloc y" in line)
+
+
+def check(declaration: str, rows: int, length: int, columns: int) -> None:
+    """Is a product with weights of a format within the tolerance of the language?"""
+    random = np.random.default_rng(length)
+    x, w = (random.standard_normal(shape, np.float32) for shape in ((rows, length), (length, columns)))
+    parts = intarsia.quantize(w, declaration)
+    text = f"format w = {declaration}\nfn f(x: f32[M, K], const w: w[K, N]) -> f32[M, N] {{ return x @ dequantize(w) }}"
+    function = intarsia.compile(text).f
+    values = intarsia.dequantize(parts, declaration).astype(np.float64)
+    bound = 8 * 2.0**-23 * (abs(x) @ abs(values))
+    for result in (function.bind(w=parts)(x), function(x, parts)):
+        assert (abs(result - x @ values) <= bound).all()
+
+
+@pytest.mark.slow
+def test_a_shorter_last_group() -> None:
+    check("quant(i4, scale=f16, group=7, axis=0)", 5, 61, 40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group, shape", SHAPES)
+@pytest.mark.parametrize("kind", ["i4, scale=f16", "u4, scale=f16, zero=u4"])
+def test_any_group_and_shape(kind: str, group: int, shape: tuple[int, int, int]) -> None:
+    check(f"quant({kind}, group={group}, axis=0)", *shape)
