@@ -39,7 +39,7 @@ class Expressions(Memory):
     def _new_value(self, expression: Expr) -> Value:
         if isinstance(argument := self._few_bits.argument(expression), Bitcast):
             code = self._code(argument.value)
-            if is_usable(self.target, code):
+            if is_usable(self.target, expression, argument, code.lanes):
                 return look_up(self.function, expression, argument, code)
         match expression:
             case Const(number, dtype):

@@ -2,24 +2,30 @@
 
     f32(bitcast(bit_xor(u32(bitcast(w, u8)), 8) - 8, i32))   =>   table[w], with 16 numbers that are known now
 
-A vector of 16 numbers is looked up by the low four bits of each lane, two of them by the low five. Any function of an
-element of five bits or fewer will do: integers, floats, and codes whose values a format lists (`nf4`).
+With AVX-512, a vector of 16 numbers is looked up by the low four bits of each lane, two of them by the low five. With
+AVX2 it is one of 8 by the low three; of several the upper bits choose, where the arithmetic takes longer. Any function
+of an element of five bits or fewer will do: integers, floats, and codes whose values a format lists (`nf4`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from intarsia.backends.cpu.llvm import Function
-from intarsia.backends.cpu.values import Value, vector_constant
+from intarsia.backends.cpu.values import Value, comparison, constant, instruction, select, vector_constant
 from intarsia.ir.arithmetic import Arithmetic
-from intarsia.ir.dtypes import F32, U8, Array
+from intarsia.ir.dtypes import F32, U8, U32, Array
 from intarsia.ir.functions import FUNCTIONS
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr
 from intarsia.ir.target import Target
 
 ENTRIES = 16
 """Numbers that a vector of 512 bits holds."""
+
+PERMUTATIONS = {16: ("avx512f", "llvm.x86.avx512.permvar.sf.512"), 8: ("avx2", "llvm.x86.avx2.permps")}
+"""By lanes: the feature that it takes, and the permutation of a vector by the lowest bits of each lane."""
 
 BITS = 5
 """Bits of an element whose table fills two of them: what one instruction looks up."""
@@ -60,24 +66,58 @@ class FewBits:
         return None
 
 
-def is_usable(target: Target, code: Value) -> bool:
-    return "avx512f" in target.features and code.lanes == ENTRIES
+def is_usable(target: Target, expression: Expr, argument: Expr, lanes: int) -> bool:
+    """Has the target a permutation for so many lanes, and is it no dearer than the arithmetic? Numbers of several
+    registers take a permutation each, a choice for each but one, and a shift for each bit that chooses."""
+    feature, _ = PERMUTATIONS.get(lanes, ("", ""))
+    if feature not in target.features:
+        return False
+    registers = 1 if lanes == ENTRIES else -(-_count(argument) // lanes)
+    instructions = registers + (registers - 1) + (registers - 1).bit_length()
+    return sum(1 for _ in _between(expression, argument)) >= instructions
+
+
+def _count(argument: Expr) -> int:
+    """The codes of an element."""
+    assert isinstance(argument, Bitcast)
+    return 1 << argument.value.dtype.bits
+
+
+def _between(expression: Expr, argument: Expr) -> Iterator[Expr]:
+    """The operations that a value takes, each once; a bitcast is none."""
+    stack, seen = [expression], {argument}
+    while stack:
+        e = stack.pop()
+        if e not in seen:
+            seen.add(e)
+            stack += e.children
+            if isinstance(e, (Apply, Cast)):
+                yield e
 
 
 def look_up(function: Function, expression: Expr, argument: Expr, code: Value) -> Value:
     """A function of a code in 32 bits, above which may be anything, in all lanes."""
-    assert isinstance(argument, Bitcast)
-    count = 1 << argument.value.dtype.bits
-    entries = _Table(argument, np.arange(count, dtype=np.uint8)).value(expression)
-    entries = np.tile(entries, max(1, ENTRIES // count))
-    first, *second = (
-        (table.type, table.text)
-        for start in range(0, entries.size, ENTRIES)
-        for table in [vector_constant([float(v) for v in entries[start : start + ENTRIES]], F32)]
-    )
-    index, name = (code.type, code.text), "llvm.x86.avx512.vpermi2var.ps" if second else "llvm.x86.avx512.permvar.sf"
-    text = function.call(first[0], f"{name}.512", [first, index, *second])
-    return Value(text, F32, ENTRIES)
+    entries = _Table(argument, np.arange(_count(argument), dtype=np.uint8)).value(expression)
+    entries = np.tile(entries, max(1, code.lanes // entries.size))
+    tables = [
+        vector_constant([float(v) for v in entries[start : start + code.lanes]], F32)
+        for start in range(0, entries.size, code.lanes)
+    ]
+    name = PERMUTATIONS[code.lanes][1]
+    if code.lanes == ENTRIES and len(tables) == 2:
+        first, second = tables
+        arguments = [(first.type, first.text), (code.type, code.text), (second.type, second.text)]
+        return Value(function.call(first.type, "llvm.x86.avx512.vpermi2var.ps.512", arguments), F32, code.lanes)
+    found = [
+        Value(function.call(x.type, name, [(x.type, x.text), (code.type, code.text)]), F32, code.lanes) for x in tables
+    ]
+    bit = code.lanes.bit_length() - 1  # the lowest one that no permutation looks at
+    while len(found) > 1:
+        sign = instruction(function, "shl", code, constant(31 - bit, U32, code.lanes))
+        upper = comparison(function, "icmp slt", sign, constant(0, U32, code.lanes))
+        found = [select(function, upper, high, low) for low, high in zip(found[::2], found[1::2])]
+        bit += 1
+    return found[0]
 
 
 class _Table:

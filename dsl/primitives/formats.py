@@ -82,10 +82,13 @@ class Blocks:
         table = self.format.table
         if table is None:
             return code.cast(F32)
-        found = code.cast(F32).like(table[-1])
-        for entry in reversed(range(len(table) - 1)):
-            found = where(code.cast(I32) <= entry, found.like(table[entry]), found)
-        return found
+        found = [code.cast(F32).like(entry) for entry in table]
+        bit = 1
+        while len(found) > 1:  # halved by each bit: the last two by the highest one
+            is_set = (code.cast(I32) & bit).differs(0)
+            found = [where(is_set, odd, even) for even, odd in zip(found[::2], found[1::2])]
+            bit *= 2
+        return found[0]
 
     # ------------------------------------------------------------------ from values to codes
 

@@ -3,13 +3,15 @@ types is computed, stands how kernels store, decode and multiply codes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
-from intarsia.backends.cpu.tables import FewBits
+from intarsia.backends.cpu.tables import FewBits, is_usable
 from intarsia.driver import Compilation
 from intarsia.ir.dots import find_dot, widened_factors
 from intarsia.ir.dtypes import U8, DType
 from intarsia.ir.kernel import Alloc, For, Kernel, Put, walk
+from intarsia.ir.kernel_access import trips
 from intarsia.ir.scalar import Bitcast, Expr
 from intarsia.ir.scalar import walk as parts
 from intarsia.ir.schedule import Pack, Schedule, Squeeze
@@ -57,13 +59,14 @@ def _stored(kernel: Kernel, steps: Schedule) -> Iterator[str]:
 def _decoded(target: Target, put: Put, loops: Sequence[For]) -> Iterator[str]:
     """How codes become numbers."""
     few, done = FewBits(), set[DType]()
-    has_tables = "avx512f" in target.features and any(loop.kind == "lane" for loop in loops)
+    lanes = math.prod(trips(loop).constant or 0 for loop in loops if loop.kind == "lane")
     for e in parts(put.value):
-        element = _element(few.argument(e) or e)
+        argument = few.argument(e)
+        element = _element(argument or e)
         if element is not None and element not in done:
             done.add(element)
-            if has_tables and few.argument(e) is not None:
-                yield f"{element} is decoded by one look-up in a table of {1 << element.bits} numbers"
+            if argument is not None and is_usable(target, e, argument, lanes):
+                yield f"{element} is decoded by a look-up in a table of {1 << element.bits} numbers"
             else:
                 yield f"{element} is decoded by arithmetic on its bits"
 
