@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from intarsia.ir.dtypes import BF16, F16, F32, I8, I16, I32, U8, DType
+from intarsia.ir.dtypes import BF16, F8E4M3, F8E5M2, F16, F32, I8, I16, I32, U8, DType
 from intarsia.ir.kernel import Put
 from intarsia.ir.scalar import Apply, Cast, Expr
 from intarsia.ir.target import Target
@@ -61,6 +61,7 @@ VECTOR_DOTS = (
 
 MATRIX_DOTS = (
     Dot(("mma",), I8, I8, I32, 32, saturates=True),
+    *(Dot(("fp8",), left, right, F32, 32) for left in (F8E4M3, F8E5M2) for right in (F8E4M3, F8E5M2)),
     Dot(("mma",), BF16, BF16, F32, 16),
     Dot(("mma",), F16, F16, F32, 16),
 )

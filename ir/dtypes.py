@@ -108,6 +108,8 @@ BF16 = DType("bf16", "float", 16, 8, 7)
 I64, I32, I16, I8 = (DType(f"i{n}", "int", n) for n in (64, 32, 16, 8))
 U64, U32, U16, U8 = (DType(f"u{n}", "uint", n) for n in (64, 32, 16, 8))
 BOOL = DType("bool", "bool", 8)
+F8E4M3 = DType("f8e4m3", "float", 8, 4, 3, "nan-only")
+F8E5M2 = DType("f8e5m2", "float", 8, 5, 2)
 
 
 def have_same_bits(a: DType, b: DType) -> bool:

@@ -86,6 +86,11 @@ class Target:
         return "tma" in self.features
 
     @property
+    def has_f8(self) -> bool:
+        """Does it convert from f8e4m3 and f8e5m2 to f32 by itself?"""
+        return "fp8" in self.features
+
+    @property
     def has_unbounded_ldexp(self) -> bool:
         """Does `ldexp` take any power, the infinite ones and NaN included, in one instruction?"""
         return "avx512f" in self.features
@@ -109,7 +114,7 @@ TARGETS: dict[str, Target] = {
         Target("cpu:x86-avx2", "cpu", "x86_64-unknown-linux-gnu", "haswell", _AVX2, 256, 16),
         Target("cpu:neon", "cpu", "aarch64-unknown-linux-gnu", "generic", ("neon",), 128, 32),
         Target("gpu:sm_80", "gpu", "nvptx64-nvidia-cuda", "sm_80", ("mma",), 128, 255, (192 << 10, 40 << 20), 108, 128, 163 << 10, _SM_80, _CHIP_80),  # noqa: E501
-        Target("gpu:sm_90", "gpu", "nvptx64-nvidia-cuda", "sm_90", ("mma", "tma"), 128, 255, (256 << 10, 50 << 20), 132, 128, 227 << 10, _SM_90, Chip()),  # noqa: E501
-        Target("gpu:sm_100", "gpu", "nvptx64-nvidia-cuda", "sm_100", ("mma", "tma"), 128, 255, (256 << 10, 126 << 20), 148, 128, 227 << 10, _SM_100, _CHIP_100),  # noqa: E501
+        Target("gpu:sm_90", "gpu", "nvptx64-nvidia-cuda", "sm_90", ("mma", "fp8", "tma"), 128, 255, (256 << 10, 50 << 20), 132, 128, 227 << 10, _SM_90, Chip()),  # noqa: E501
+        Target("gpu:sm_100", "gpu", "nvptx64-nvidia-cuda", "sm_100", ("mma", "fp8", "tma"), 128, 255, (256 << 10, 126 << 20), 148, 128, 227 << 10, _SM_100, _CHIP_100),  # noqa: E501
     )
 }  # fmt: skip

@@ -15,7 +15,7 @@ from intarsia.backends.gpu.toolchain import CompiledKernel, compile_kernel
 from intarsia.backends.gpu.triton_kernel import TritonKernel
 from intarsia.driver import Compilation
 from intarsia.ir.dots import dots_of, matrix_dot
-from intarsia.ir.dtypes import F32, I8, I32, U32, Array
+from intarsia.ir.dtypes import F32, I8, I32, U32, Array, dtype
 from intarsia.ir.errors import Source
 from intarsia.ir.interpreter import evaluate
 from intarsia.ir.kernel_text import read_kernel
@@ -107,3 +107,62 @@ def test_bytes_are_on_matrix_units(target: str, instruction: str, tmp_path: Path
     (code,) = compiled(program("i8", "i8", "i32", 4096, 4096, 262144), target, tmp_path)
     assert code.resources.count(instruction) > 0 and code.resources.spilled == 0
     assert re.search(r"arith\.subi .*tensor<\d+x\d+xi32", code.ttgir), "what wraps is added outside of the dot"
+
+
+PAIRS = [("f8e4m3", "f8e4m3"), ("f8e4m3", "f8e5m2"), ("f8e5m2", "f8e5m2")]
+
+
+@pytest.mark.parametrize("target", ["gpu:sm_80", "gpu:sm_90"])
+@pytest.mark.parametrize("a, b", PAIRS[:2])
+def test_floats_of_8_bits_are_multiplied_as_they_are_or_as_halves(a: str, b: str, target: str) -> None:
+    """Both hold all of their values."""
+    random = np.random.default_rng(0)
+    types = [found.numpy for found in map(dtype, (a, b)) if found is not None]
+    x, w = (random.standard_normal(shape).astype(t) for shape, t in zip(((40, 80), (24, 80)), types))
+    x[3, 5], w[7, 9] = np.nan, 2.0**-9  # the latter is subnormal in f8e4m3
+    *_, launch = same(program(a, b, "f32", 40, 24, 80), [x, w], target)
+    native = "tl.dot(x.to(tl.float8e4nv, bitcast=True), w.to(tl.float8e" in launch.text
+    assert native == (target == "gpu:sm_90") and "ieee" not in launch.text
+
+
+@pytest.mark.parametrize(
+    "a, b, c, k", [("i4", "i8", "i32", 64), ("u3", "i4", "i32", 64), ("f4e2m1", "f6e3m2", "f32", 48)]
+)
+def test_codes_are_multiplied_in_the_least_type_that_holds_them(a: str, b: str, c: str, k: int) -> None:
+    random = np.random.default_rng(0)
+    types = [found.numpy for found in map(dtype, (a, b)) if found is not None]
+    limits = (0, 4) if a == "u3" else (-4, 4)
+    x, w = (random.integers(*limits, shape).astype(t) for shape, t in zip(((32, k), (16, k)), types))
+    *_, launch = same(program(a, b, c, 32, 16, k), [x, w])
+    assert "tl.dot(" in launch.text and "ieee" not in launch.text
+
+
+def test_types_of_products_are_remarks() -> None:
+    made = compilation(program("f8e4m3", "f8e5m2", "f32", 64, 64, 64))
+    assert launches(made)
+    said = [remark.message for remark in made.remarks.items]
+    assert said == ["f_dot: f8e4m3 by f8e5m2 is multiplied by matrix units, and summed in f32"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "target, instruction", [("gpu:sm_80", "hmma"), ("gpu:sm_90", "qgmma"), ("gpu:sm_100", "tcgen05")]
+)
+def test_floats_of_8_bits_are_on_matrix_units(target: str, instruction: str, tmp_path: Path) -> None:
+    for a, b in PAIRS:
+        (code,) = compiled(program(a, b, "f32", 4096, 4096, 4096), target, tmp_path)
+        assert code.resources.count(instruction) > 0 and code.resources.spilled == 0
+        assert not code.resources.count("ffma")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("a, b, c, instruction", [("i4", "i8", "i32", "igmma"), ("f4e2m1", "f4e2m1", "f32", "hgmma")])
+def test_codes_are_on_matrix_units(a: str, b: str, c: str, instruction: str, tmp_path: Path) -> None:
+    (code,) = compiled(program(a, b, c, 4096, 4096, 4096), "gpu:sm_90", tmp_path)
+    assert code.resources.count(instruction) > 0 and code.resources.spilled == 0
+
+
+def test_a_code_as_a_signed_byte_is_two_bitcasts() -> None:
+    """There is no single one."""
+    x = np.arange(8, dtype=np.uint8)
+    same("fn f(x: u3[8]) -> i8[8] { return bitcast(bitcast(x, u8), i8) }", [x])

@@ -10,6 +10,7 @@ from intarsia.backends.gpu.values import (
     AND,
     ATOM,
     COMPARISON,
+    FLOATS_OF_8_BITS,
     OR,
     PRODUCT,
     SHIFT,
@@ -216,11 +217,18 @@ class Functions(Lines):
         value = value.typed()
         if value.literal:
             value = Value(f"tl.full((), {value.text}, {type_name(source)})", source)
+        if source in FLOATS_OF_8_BITS:
+            value = self.as_float_of_8_bits(value)
         if source.is_float and not dtype.is_float:
             name = f"{source}_to_{dtype}"
             self.helpers.setdefault(name, _to_integer(name, source, dtype))
             return Value(f"{name}({value.text})", dtype, value.axes, depends=value.depends)
         return Value(f"{value.at(10)}.to({type_name(dtype)})", dtype, value.axes, depends=value.depends)
+
+    def as_float_of_8_bits(self, value: Value) -> Value:
+        """A block of codes as one of the type that Triton has for them."""
+        text = f"{value.at(ATOM)}.to({FLOATS_OF_8_BITS[value.dtype]}, bitcast=True)"
+        return replace(value, text=text, level=ATOM)
 
     def bitcast(self, value: Value, dtype: DType) -> Value:
         """The bits of a value as another type. An element of a narrow type is a byte whose low bits are its code;

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from intarsia.backends.gpu.descriptors import Descriptors
 from intarsia.backends.gpu.expressions import Tile
-from intarsia.backends.gpu.values import Value, literal
+from intarsia.backends.gpu.values import FLOATS_OF_8_BITS, Value, literal
 from intarsia.ir.dots import Dot, matrix_dot
 from intarsia.ir.dtypes import BF16, F16, F32, F64, I32, U32, DType
 from intarsia.ir.kernel import Buffer, Put
@@ -16,6 +16,11 @@ from intarsia.ir.sizes import Size, product
 
 SHORTEST = 16
 """Elements that every dimension of a product of blocks must have."""
+
+IMPRECISE_TERMS = 128
+"""Products of f8 after which sm_90 adds up in f32: its matrix units keep fewer bits of sums of them."""
+
+_OPTIONS = {F32: ', input_precision="ieee"', F64: ", out_dtype=tl.float64"}
 
 
 class Products(Descriptors):
@@ -52,10 +57,11 @@ class Products(Descriptors):
                 continue
             if tile.buffer.dtype.is_integer:
                 self._write_integers(tile, a, b, unit is None or self._stays_within(put, unit))
+            elif a.dtype in FLOATS_OF_8_BITS:
+                terms = f", max_num_imprecise_acc={min(IMPRECISE_TERMS, self.extents[along])}"
+                self._write(tile, self.as_float_of_8_bits(a), self.as_float_of_8_bits(b), terms)
             else:
-                self._write(
-                    tile, a, b, {F32: ', input_precision="ieee"', F64: ", out_dtype=tl.float64"}.get(a.dtype, "")
-                )
+                self._write(tile, a, b, _OPTIONS.get(a.dtype, ""))
             return True
         return False
 

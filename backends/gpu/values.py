@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from intarsia.ir.conversion import code_of
-from intarsia.ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64, DType
+from intarsia.ir.dtypes import BF16, BOOL, F8E4M3, F8E5M2, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64, DType
 
 ATOM = 10
 UNARY = 8
@@ -28,6 +28,10 @@ _TYPE_NAMES: dict[DType, str] = {
 def type_name(dtype: DType) -> str:
     """Triton's name of an element type. An element of a narrow type is a byte with its code in the low bits."""
     return _TYPE_NAMES[U8 if dtype.is_narrow else dtype]
+
+
+FLOATS_OF_8_BITS = {F8E4M3: "tl.float8e4nv", F8E5M2: "tl.float8e5"}
+"""Narrow types that Triton has too: what their codes are read as where chips multiply or convert them."""
 
 
 @dataclass(frozen=True)

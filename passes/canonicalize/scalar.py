@@ -13,7 +13,7 @@ import numpy as np
 
 from intarsia.ir.arithmetic import Arithmetic
 from intarsia.ir.conversion import convert, is_exact
-from intarsia.ir.dtypes import BOOL, F64, I64, DType
+from intarsia.ir.dtypes import BOOL, F64, I64, DType, have_same_bits
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, apply, as_size, cast, constant, where
 from intarsia.ir.sizes import maximum, minimum
 
@@ -239,7 +239,9 @@ def conversion(e: Expr) -> Expr | None:
             return x
         case Cast(last, Cast(middle, x)) if _skips(x.dtype, middle, last):
             return cast(last, x)
-        case Bitcast(dtype, Bitcast(middle, x)) if middle.bits >= min(dtype.bits, x.dtype.bits):
+        case Bitcast(dtype, Bitcast(middle, x)) if middle.bits >= min(dtype.bits, x.dtype.bits) and have_same_bits(
+            dtype, x.dtype
+        ):
             return x if x.dtype == dtype else Bitcast(dtype, x)
     return None
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from intarsia.ir.dtypes import BF16, BOOL, F16, F32, U8, DType
+from intarsia.ir.dtypes import BF16, BOOL, F8E4M3, F8E5M2, F16, F32, U8, DType
 from intarsia.ir.functions import FUNCTIONS
 from intarsia.ir.graph import Module, Node, Region, Value
 from intarsia.ir.kernel import PUT_FUNCTIONS
@@ -15,7 +15,7 @@ from intarsia.ir.ops import ArgReduce, Cast, Compute, Constant, Elementwise, Red
 from intarsia.ir.scalar import Cast as CastExpr
 from intarsia.ir.scalar import Expr, walk
 from intarsia.ir.target import Target
-from intarsia.passes.legalize_dtype.scalar import legal_body, rounded, widened
+from intarsia.passes.legalize_dtype.scalar import Arithmetic, legal_body, rounded, widened
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.regions import change_regions
 
@@ -37,10 +37,12 @@ class LegalizeDtype(Pass):
     Moving, comparing for equality of bits, and storing need no arithmetic and stay.
 
     Elements of narrow types (floats of 8 bits or fewer, integers of 7 or fewer) become functions of their codes
-    (`legalize_dtype/codes.py`): `%0 = cast %w : f32[4]` of an `i4` is arithmetic on `bitcast(%w[i], u8)`.
+    (`legalize_dtype/codes.py`): `%0 = cast %w : f32[4]` of an `i4` is arithmetic on `bitcast(%w[i], u8)`. For GPUs it
+    ends with an i8 or f16, as matrix units multiply it, which is cast; and those that convert f8 to f32 do so.
 
     Keeps: values within the tolerance. Needs: nothing. Leaves: no arithmetic on f16, bf16 that the target lacks, and
-    no comparison, minimum or maximum of bools; no conversion from or to narrow types, but for their codes.
+    no comparison, minimum or maximum of bools; no conversion from or to narrow types, but for their codes
+    and what the target converts.
     """
 
     name: ClassVar[str] = "legalize-dtype"
@@ -50,27 +52,34 @@ class LegalizeDtype(Pass):
         def say(message: str, node: Node) -> None:
             self.remark(context, "lowbit", message, node.span)
 
-        body = _Legalizer(frozenset({F16, BF16}) - native(context.target), say).region(module.graph.body)
+        body = _Legalizer(arithmetic(context.target), say).region(module.graph.body)
         return module if body is module.graph.body else module.with_body(body)
 
 
-def native(target: Target) -> frozenset[DType]:
-    """The 16-bit floats that a target computes with. A GPU would round them after every operation; its matrix units
-    take them as they are, and do not."""
-    return frozenset({F16}) if {"avx512fp16", "fullfp16"} & set(target.features) else frozenset()
+def arithmetic(target: Target) -> Arithmetic:
+    """What a target computes with. A GPU would round floats of 16 bits after every operation; its matrix units take
+    them as they are, and do not."""
+    fast = frozenset({F16}) if {"avx512fp16", "fullfp16"} & set(target.features) else frozenset[DType]()
+    converted = frozenset({F8E4M3, F8E5M2}) if target.has_f8 else frozenset[DType]()
+    return Arithmetic(frozenset({F16, BF16}) - fast, converted, short=target.kind == "gpu")
 
 
 @dataclass
 class _Legalizer:
-    """Rewrites one region. `slow` are the dtypes that have no arithmetic, `say` records what becomes of a node; `nodes`
-    is what the region becomes."""
+    """Rewrites one region. `native` is what the target computes with, `say` records what becomes of a node; `nodes` is
+    what the region becomes."""
 
-    slow: frozenset[DType]
+    native: Arithmetic
     say: Callable[[str, Node], None]
     nodes: list[Node] = field(default_factory=list)
 
+    @property
+    def slow(self) -> frozenset[DType]:
+        """The floats of 16 bits that have no arithmetic."""
+        return self.native.slow
+
     def region(self, old: Region) -> Region:
-        region = change_regions(old, lambda _, r: _Legalizer(self.slow, self.say).region(r))
+        region = change_regions(old, lambda _, r: _Legalizer(self.native, self.say).region(r))
         values: dict[Value, Value] = {}
         for node in region.nodes:
             results = self.legal(node.with_operands(values))
@@ -135,36 +144,36 @@ class _Legalizer:
 
     def _compute(self, node: Compute) -> Compute:
         space = node.definition
-        body = legal_body(space.body, self.slow)
+        body = legal_body(space.body, self.native)
         combiner = space.combiner
         if combiner is not None and body.dtype in self.slow:
-            body = widened(space.body, self.slow)
+            body = widened(space.body, self.native)
         if combiner in _BOOL_COMBINERS and body.dtype == BOOL:
             combiner = _BOOL_COMBINERS[combiner]
         if body == space.body and combiner == space.combiner:
             return node
-        for message in dict.fromkeys(_casts(space.body)):
+        for message in dict.fromkeys(_casts(space.body, self.native.converted)):
             self.say(message, node)
         return dataclasses.replace(node, definition=dataclasses.replace(space, body=body, combiner=combiner))
 
     def _update(self, node: Update) -> Value:
         """An update that accumulates does so in f32: base and result are cast."""
         if node.operator == "=" or node.base.dtype not in self.slow:
-            body = legal_body(node.body, self.slow)
+            body = legal_body(node.body, self.native)
             return self.add(node if body == node.body else dataclasses.replace(node, body=body))
         assert node.operator in PUT_FUNCTIONS
-        body = widened(node.body, self.slow, wide_buffer="a0")
+        body = widened(node.body, self.native, wide_buffer="a0")
         base = self.wide(node.base, node)
         arguments = node.arguments
         result = self.add(Update(base, arguments, node.axes, node.targets, node.operator, body, span=node.span))
         return self.add(Cast(result, node.base.dtype, optional=True, span=node.span))
 
 
-def _casts(body: Expr) -> Iterator[str]:
-    """What becomes of the narrow elements of a body."""
+def _casts(body: Expr, converted: frozenset[DType]) -> Iterator[str]:
+    """What becomes of the narrow elements of a body, but for those that the target converts."""
     for e in walk(body):
         match e:
-            case CastExpr(dtype, value) if value.dtype.is_narrow:
+            case CastExpr(dtype, value) if value.dtype.is_narrow and value.dtype not in converted:
                 yield f"{value.dtype} is read as the code in its byte, from which {dtype} is computed"
             case CastExpr(dtype, value) if dtype.is_narrow:
                 yield f"the code of {dtype} is computed from {value.dtype}"

@@ -15,10 +15,18 @@ _LARGE = 1 << 53
 """An integer of at most this is an f64."""
 
 
-def decode(x: Expr, dtype: DType) -> Expr:
-    """An element of a narrow type as `dtype`, which is not narrow. Exact, but for the rounding to `dtype` itself."""
+def decode(x: Expr, dtype: DType, short: bool = False) -> Expr:
+    """An element of a narrow type as `dtype`, which is not narrow. Exact, but for the rounding to `dtype` itself.
+
+    short: put together as i8 or f16, as matrix units take it, if these have all values of the type; else in 32 bits.
+    """
     code = Term(Bitcast(U8, x))
-    value = _float_of(code, x.dtype) if x.dtype.is_float else _integer_of(code, x.dtype, dtype)
+    if not x.dtype.is_float:
+        value = _integer_of(code, x.dtype, dtype, short)
+    elif short and x.dtype.specials != "scale" and x.dtype.exponent <= F16.exponent:
+        value = _half_of(code, x.dtype)
+    else:
+        value = _float_of(code, x.dtype)
     return value.cast(dtype).expr
 
 
@@ -37,14 +45,27 @@ def encode(x: Expr, dtype: DType) -> Expr:
     return Bitcast(dtype, code.expr)
 
 
-def _integer_of(code: Term, dtype: DType, wanted: DType) -> Term:
-    """A code as an integer: of 32 bits on the way to wide types, as lanes are then, and else a byte."""
-    wide = wanted.bits >= 32
+def _integer_of(code: Term, dtype: DType, wanted: DType, short: bool) -> Term:
+    """A code as an integer: of 32 bits on the way to wide types, as lanes are then, and else a byte. On the way to
+    integers, short ones are an i8."""
+    wide = wanted.bits >= 32 and not (short and wanted.is_integer)
     code = code.cast(U32) if wide else code
     if dtype.kind == "uint":
-        return code
+        return code.cast(I8) if short and wanted.is_integer else code
     sign = 1 << (dtype.bits - 1)
     return ((code ^ sign) - sign).bitcast(I32 if wide else I8)
+
+
+def _half_of(code: Term, dtype: DType) -> Term:
+    """The same as `_float_of` with an f16 in place of the f32."""
+    bits = code.cast(U16)
+    largest = (1 << (dtype.bits - 1)) - 1
+    sign = (bits & (largest + 1)) << (F16.bits - dtype.bits)
+    value = (((bits & largest) << (F16.mantissa - dtype.mantissa)) | sign).bitcast(F16)
+    if dtype.specials == "ieee":  # f8e5m2: an f16 cut short
+        return value
+    value = value * 2.0 ** (_bias(F16) - _bias(dtype))
+    return where((bits & largest).equals(largest), float("nan"), value) if dtype.specials == "nan-only" else value
 
 
 def _float_of(code: Term, dtype: DType) -> Term:

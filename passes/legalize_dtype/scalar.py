@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,27 +16,39 @@ _BOOL_FUNCTIONS = {"maximum": "or", "minimum": "and"}
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 
 
+@dataclass(frozen=True)
+class Arithmetic:
+    """What a target computes with. slow: floats of 16 bits that it computes with in f32. converted: narrow floats that
+    it makes f32 of by itself. short: has it instructions for products of i8 and of f16, so that narrow elements are
+    better no wider than these?"""
+
+    slow: frozenset[DType]
+    converted: frozenset[DType] = frozenset()
+    short: bool = False
+
+
 def rounded(literal: int | float | bool, dtype: DType) -> float:
     """The value of a literal of a float type."""
     return float(convert(convert(np.asarray(float(literal)), F64, dtype), dtype, F64))
 
 
-def legal_body(e: Expr, slow: frozenset[DType]) -> Expr:
-    """The expression with arithmetic on `slow` types done in f32, and rounded where the value leaves them; and with
+def legal_body(e: Expr, native: Arithmetic) -> Expr:
+    """The expression with arithmetic on slow types done in f32, and rounded where the value leaves them; and with
     narrow elements as functions of their codes."""
-    return _Body(slow).legal(e)
+    return _Body(native).legal(e)
 
 
-def widened(e: Expr, slow: frozenset[DType], wide_buffer: str = "") -> Expr:
+def widened(e: Expr, native: Arithmetic, wide_buffer: str = "") -> Expr:
     """The expression, which is of a slow type, in f32. The buffer `wide_buffer` holds f32 already."""
-    return _Body(slow, wide_buffer).wide(e)
+    return _Body(native, wide_buffer).wide(e)
 
 
 class _Body:
     """Rebuilds expressions; equal parts are visited once."""
 
-    def __init__(self, slow: frozenset[DType], wide_buffer: str = "") -> None:
-        self.slow = slow
+    def __init__(self, native: Arithmetic, wide_buffer: str = "") -> None:
+        self.native = native
+        self.slow = native.slow
         self.wide_buffer = wide_buffer
         self._legal: dict[Expr, Expr] = {}
         self._wide: dict[Expr, Expr] = {}
@@ -95,9 +107,12 @@ class _Body:
 
     def _of_narrow(self, dtype: DType, value: Expr) -> Expr:
         """An element of a narrow type as another type, by way of one that is computed with."""
-        if not dtype.is_narrow:
-            return decode(value, dtype)
-        return encode(decode(value, F32 if value.dtype.is_float else I8 if value.dtype.is_signed else U8), dtype)
+        if dtype.is_narrow:
+            wide = F32 if value.dtype.is_float else I8 if value.dtype.is_signed else U8
+            return encode(self._of_narrow(wide, value), dtype)
+        if value.dtype in self.native.converted:
+            return cast(dtype, Cast(F32, value))
+        return decode(value, dtype, self.native.short)
 
     def _computes(self, e: Apply) -> bool:
         """Does it do arithmetic? A `where` of values that are there already only moves."""

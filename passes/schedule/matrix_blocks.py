@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from intarsia.ir.dots import find_dot
+from intarsia.ir.dots import Dot, find_dot
 from intarsia.ir.dtypes import BF16, F16, DType
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import For, Put, walk
@@ -52,17 +52,22 @@ ALIGNED = 8
 
 @dataclass(frozen=True)
 class Matrix:
-    """A sum of products: the axes of its rows, its columns and of the sum, bits of the elements as they are multiplied,
-    how many of them one instruction takes at least, bits that they have in memory at least, and the buffers that are
+    """A sum of products: the axes of its rows, its columns and of the sum, the instruction that takes it as it stands,
+    bits of the elements as they are multiplied, those that they have in memory at least, and the buffers that are
     multiplied as they lie in memory, if all that is multiplied is."""
 
     row: str
     column: str
     along: str
+    dot: Dot | None
     bits: int
-    least: int
     stored: int
     factors: tuple[str, ...]
+
+    @property
+    def least(self) -> int:
+        """The least depth of blocks."""
+        return SIDE[0] if self.dot is None else self.dot.width
 
 
 def block_matrix(b: Builder, top: str) -> bool:
@@ -72,8 +77,8 @@ def block_matrix(b: Builder, top: str) -> bool:
         return False
     rows_in_all, columns_in_all, depth = (count(trips(b.loop(a))) for a in (matrix.row, matrix.column, matrix.along))
     batches = math.prod(count(trips(b.loop(a))) for a in outer if a not in (matrix.row, matrix.column))
-    is_light = _is_light(b, outer[0])
-    most = BLOCKS[matrix.bits][0 if is_light or matrix.bits != 16 else 1 :]
+    has_room = _is_light(b, outer[0]) and matrix.stored == matrix.bits  # what is decoded takes registers as well
+    most = BLOCKS[matrix.bits][1 if matrix.bits == 16 and not has_room else 0 :]
     most = WIDENED if matrix.bits == 32 and matrix.stored < 32 else most
     extents = (rows_in_all, columns_in_all, depth)
     sizes = block_sizes(extents, batches, most, matrix.least, b.target.cores)
@@ -95,6 +100,10 @@ def block_matrix(b: Builder, top: str) -> bool:
     share(b, _grouped(b, counters, rows, columns))
     if matrix.bits == 16 and b.target.has_tensor_descriptors:
         _walk(b, matrix, sizes)
+    if matrix.dot is not None:
+        b.remark(
+            f"{matrix.dot.left} by {matrix.dot.right} is multiplied by matrix units, and summed in {matrix.dot.total}"
+        )
     return True
 
 
@@ -213,11 +222,10 @@ def _matrix(b: Builder, outer: Sequence[str]) -> Matrix | None:
         dot = find_dot(b.target, statement)
         results = {result.dtype for result in b.kernel.outputs}
         bits = _multiplied_bits(statement.value, results) if dot is None else dot.left.bits
-        least = SIDE[0] if dot is None else dot.width
         work = math.prod(count(trips(loop)) for loop in around)
         if best is None or work > best[0]:
             stored = min(x.dtype.bits for x in loads(statement.value))
-            best = work, Matrix(row, column, along, bits, least, stored, _plain_factors(statement.value))
+            best = work, Matrix(row, column, along, dot, bits, stored, _plain_factors(statement.value))
     return None if best is None else best[1]
 
 
