@@ -10,20 +10,21 @@ from intarsia.ir.schedule_words import Words
 
 @dataclass(frozen=True)
 class Squeeze(Step):
-    """Let elements of few bits that follow one another along a loop share words: `squeeze wp at k in u8 -> wq`.
+    """Let elements of few bits that follow one another along loops share words: `squeeze wp at k in u8 -> wq`.
 
         alloc wp: i4[8, 16]; for k in 0..8 { for j in 0..16 { wp[k, j] = w[k, j] } }; … wp[i, j.1] …
      -> alloc wq: u8[4, 16]
         for k in 0..4 { for j in 0..16 { wq[k, j] = code of w[2 * k, j] | code of w[2 * k + 1, j] << 4 } }
         … bitcast(wq[i // 2, j.1] >> 4 * (i % 2), i4) …
 
-    Along the loop, element i of n bits is at bits [i*n, (i+1)*n) of the words, the lowest bits first, whether it ends
-    in the word in which it begins or in the next one. Words are u8, u16 or u32. Refused but for a temporary of fewer
-    than 8 bits that one statement sets, in a loop over all of one dimension whose elements fill whole words.
+    Along the loops, of which the last one changes first, element i of n bits is at bits [i*n, (i+1)*n) of the words,
+    the lowest bits first, whether it ends in the word in which it begins or in the next one. Words are u8, u16 or u32.
+    Refused but for a temporary of fewer than 8 bits that one statement sets, in loops over all of a dimension each
+    whose elements fill whole words.
     """
 
     buffer: str
-    axis: str
+    axes: tuple[str, ...]
     element: str
     new: str
 
@@ -31,14 +32,15 @@ class Squeeze(Step):
     def read(cls, words: Words) -> Step:
         buffer = words.name()
         words.expect("at")
-        axis = words.name()
-        words.expect("in")
+        axes = [words.name()]
+        while not words.accept("in"):
+            axes.append(words.name())
         element = words.name()
         words.expect("->")
-        return cls(buffer, axis, element, words.name())
+        return cls(buffer, tuple(axes), element, words.name())
 
     def rest(self) -> str:
-        return f"{self.buffer} at {self.axis} in {self.element} -> {self.new}"
+        return f"{self.buffer} at {' '.join(self.axes)} in {self.element} -> {self.new}"
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ DECLARED = {
     "two_levels": "quant(i4, scale=quant(u8, scale=f32, group=4, axis=0), group=8, axis=0)",
 }
 W4 = "quant(i4, scale=f16, group=128, axis=0)"
+W3 = "quant(i3, scale=f16, group=128, axis=0)"
+W7 = "quant(i7, scale=f16, group=128, axis=0)"
 W8 = "quant(f8e4m3, scale=f32, axis=0)"
 NAMES = [*DECLARED, *BUILT_IN]
 
@@ -311,7 +313,7 @@ def test_compiled_code_does_the_same(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("declaration", [W4, "nf4", "mxfp4", "quant(u2, scale=f32, zero=u2, group=64, axis=0)"])
+@pytest.mark.parametrize("declaration", [W4, W3, W7, "nf4", "quant(u2, scale=f32, zero=u2, group=64, axis=0)"])
 def test_codes_share_bytes_in_products(declaration: str) -> None:
     """Weights that are large enough to be laid out in the order of the loops; and the values are never all there."""
     rng = np.random.default_rng(2)
@@ -327,6 +329,8 @@ def test_codes_share_bytes_in_products(declaration: str) -> None:
         x = rng.standard_normal((rows, 768)).astype(np.float32)
         scheduled = function.lower(x).asm["scheduled"]
         assert "prepared" in scheduled and "f32[768, 1024]" not in scheduled
+        if name == "stored":
+            assert re.search(r"alloc codes\S*: u\d+\[.*\] prepared", scheduled)
         bound = np.abs(x.astype(np.float64)) @ np.abs(values) * 768 * 2.0**-23
         assert (np.abs(function(x) - x.astype(np.float64) @ values) <= bound).all()
 

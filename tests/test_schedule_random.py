@@ -116,7 +116,8 @@ class Proposals:
 
     def _squeeze(self, kernel: Kernel) -> str:
         word = self.random.choice(["u8", "u16", "u32"])
-        return f"squeeze {self._buffer(kernel)} at {self._axis(kernel)} in {word} -> {self._new()}"
+        axes = " ".join(self._axis(kernel) for _ in range(self.random.choice([1, 1, 2])))
+        return f"squeeze {self._buffer(kernel)} at {axes} in {word} -> {self._new()}"
 
     def _group(self, kernel: Kernel) -> str:
         added = [a for a in accesses(kernel.body) if a.writes and a.operator == "+="] or [*accesses(kernel.body)]

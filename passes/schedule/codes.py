@@ -37,7 +37,8 @@ def lay_out_codes(b: Builder) -> None:
         before, new = set(b.axes()), b.fresh(buffer.name)
         if b.attempt(Pack(buffer.name, ROOT, new, order, "prepared")):
             copied = [axis for axis in b.axes() if axis not in before]
-            share_words(b, new, [copied[n] for n, x in enumerate(order) if b.loop(x).kind == "unroll"])
+            written = [copied[n] for n, x in enumerate(order) if b.loop(x).kind == "unroll"]
+            share_words(b, new, [((axis,), count(trips(b.loop(axis)))) for axis in written])
 
 
 def filled_by(*bits: int) -> int:
@@ -45,15 +46,19 @@ def filled_by(*bits: int) -> int:
     return U32.bits // math.gcd(U32.bits, *bits)
 
 
-def share_words(b: Builder, codes: str, steps: Sequence[str]) -> str:
-    """Let codes of fewer than 8 bits share words along one of the steps that are written out, where which of them is
-    meant is known. Returns what the codes are in now."""
+def share_words(b: Builder, codes: str, ways: Sequence[tuple[tuple[str, ...], int]]) -> str:
+    """Let codes of fewer than 8 bits share words, as wide as they fill. Returns what the codes are in now.
+
+    ways: along which axes of the copy, and how many steps along the first of them are written out with all of the
+    others where the codes are read: there it is known which of them is meant.
+    """
     bits = b.kernel.buffers()[codes].dtype.bits
-    for axis in steps:
-        filled = count(trips(b.loop(axis))) * bits
-        word = next((name for name, word in WORDS.items() if filled % word.bits == 0), None)
-        if bits < 8 and word and b.attempt(Squeeze(codes, axis, word, new := b.fresh(codes))):
-            return new
+    for name, word in WORDS.items():
+        for axes, steps in ways:
+            filled = steps * math.prod(count(trips(b.loop(axis))) for axis in axes[1:]) * bits
+            step = Squeeze(codes, axes, name, new := b.fresh(codes))
+            if bits < 8 and filled % word.bits == 0 and b.attempt(step):
+                return new
     return codes
 
 

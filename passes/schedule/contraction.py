@@ -47,6 +47,7 @@ from intarsia.passes.schedule.nests import (
     result_step,
 )
 from intarsia.passes.schedule.packing import (
+    STEPS,
     Tiled,
     copy,
     copy_tile,
@@ -75,7 +76,7 @@ SQUARE = 4
 NEAR = 4
 """How far apart neighbouring lanes of a result may be written."""
 
-UNROLLED = (4, 1, 2, 8)
+UNROLLED = (STEPS, 1, 2, 8)
 """Steps of the reduction that are written out, the likeliest number first."""
 
 WORTH = 0.95

@@ -20,6 +20,9 @@ from intarsia.passes.schedule.tree import puts_in
 AHEAD = 8
 """Steps of the reduction for which an operand is fetched before it is packed."""
 
+STEPS = 4
+"""Steps of the reduction that are likely to be written out."""
+
 STREAMS = 8
 """Tiles of rows that are packed at a time, so that whole lines of memory are read."""
 
@@ -92,7 +95,10 @@ def pack_right(
         if steps:
             b.attempt(Prefetch(c.right.buffer, new, steps[-1], AHEAD))
     b.attempt(Version(panels[-1]))
-    return share_words(b, new, inner[:-1]) if b.kernel.buffers()[new].memory == "prepared" and not word else new
+    if word or b.kernel.buffers()[new].memory != "prepared":
+        return new
+    ways = [((axis,), count(trips(b.loop(axis)))) for axis in inner[:-1]]
+    return share_words(b, new, [*ways, *([((steps[-1], *inner[:-1]), STEPS)] if steps else ())])
 
 
 def copy_tile(b: Builder, c: Contraction, main: Tiled, reduced: tuple[str, ...]) -> str:
