@@ -19,6 +19,7 @@ from intarsia.passes.schedule.tree import (
     blocks,
     change_loads,
     find_buffer,
+    loops_in,
     perfect_around,
     rename_axes,
     replace_block,
@@ -97,6 +98,8 @@ def _corrected(kernel: Kernel, step: Multiply, put: Put, nest: tuple[For, ...], 
     names = {loop.axis for loop in nest}
     if any(names & (x.symbols) for loop in (*dims, *summed) for x in (loop.lower, loop.upper)):
         raise ScheduleError("different elements sum over different ranges")
+    if other.symbols & {loop.axis for loop in loops_in((block[here],))} - names:
+        raise ScheduleError(f"{other} changes with loops in which there is more than the sum")
     if put.mask or any(loop.lower.constant != 0 or loop.step != 1 for loop in dims):
         raise ScheduleError("the sum is masked, or does not begin with the first element")
     is_constant = not around and all(kernel.buffers()[x.buffer].constant for x in loads(other))
