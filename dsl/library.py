@@ -9,9 +9,12 @@ from functools import cached_property, partial
 
 from intarsia.dsl import ast
 from intarsia.dsl.evaluation.builder import MAX_DIAGNOSTICS, Assigned, Builder
+from intarsia.dsl.evaluation.derivatives import derived_function
 from intarsia.dsl.evaluation.entry import bind_types, build_function, build_test, call_order, check_function, check_test
 from intarsia.dsl.files import Prelude, SourceFile, load_files, load_prelude
+from intarsia.dsl.parser import parse_expression
 from intarsia.dsl.semantics.checks import check_declarations
+from intarsia.dsl.semantics.scope import File
 from intarsia.dsl.semantics.signature import Signature, read_signature
 from intarsia.dsl.semantics.types import leaves
 from intarsia.ir.conditions import Condition
@@ -68,6 +71,7 @@ class Library:
     files: Sequence[SourceFile]
     prelude: Prelude
     _signatures: dict[str, Signature] = field(default_factory=dict)
+    _derived: dict[str, tuple[ast.Function, File]] = field(default_factory=dict)
 
     @property
     def root(self) -> SourceFile:
@@ -93,7 +97,8 @@ class Library:
         return self.root.tests
 
     def entry(self, name: str | None = None) -> str:
-        """The function to run: the one named, else `main`, else the last one of the file.
+        """The function to run: the one named, else `main`, else the last one of the file. A name may be a derivative,
+        `grad(loss, wrt=w)`.
 
         Raises:
             CompileError: E0316 there is no such function.
@@ -103,6 +108,11 @@ class Library:
             if not own:
                 raise CompileError("E0316", f"{self.root.source.name} has no function", hint="fn main(…) { … }")
             return "main" if "main" in own else own[-1]
+        if name.startswith(tuple(f"{transform}(" for transform in ast.TRANSFORMS)):
+            if name not in self._derived:
+                transform = parse_expression(Source("<entry>", name))
+                self._derived[name] = derived_function(transform, self.root, self.prelude)
+            return name
         if name not in self.functions:
             near = difflib.get_close_matches(name, self.functions, 1)
             hint = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(self.functions) or 'no functions'}"
@@ -137,7 +147,7 @@ class Library:
 
     def _signature(self, name: str) -> Signature:
         if name not in self._signatures:
-            found = self.root.function(name)
+            found = self._derived.get(name) or self.root.function(name)
             assert found is not None
             self._signatures[name] = read_signature(*found)
         return self._signatures[name]

@@ -19,9 +19,11 @@ if (_Path(__file__).parent.parent / "pyproject.toml").is_file():
 
 if TYPE_CHECKING:
     from intarsia.api import compile as compile
+    from intarsia.api import grad as grad
     from intarsia.api import jit as jit
     from intarsia.api import load as load
     from intarsia.api import release_memory as release_memory
+    from intarsia.api import value_and_grad as value_and_grad
     from intarsia.files import read_weights as read_weights
     from intarsia.function import Function as Function
     from intarsia.ir.errors import CompileError as CompileError
@@ -42,6 +44,7 @@ _HOMES = {
     "Program": "intarsia.program",
     "compile": "intarsia.api",
     "dequantize": "intarsia.quantization",
+    "grad": "intarsia.api",
     "jit": "intarsia.api",
     "load": "intarsia.api",
     "quantize": "intarsia.quantization",
@@ -50,6 +53,7 @@ _HOMES = {
     "read_weights": "intarsia.files",
     "release_memory": "intarsia.api",
     "torch_op": "intarsia.operators",
+    "value_and_grad": "intarsia.api",
 }
 __all__ = [
     "CompileError",
@@ -58,6 +62,7 @@ __all__ = [
     "Program",
     "compile",
     "dequantize",
+    "grad",
     "jit",
     "load",
     "quantize",
@@ -66,6 +71,7 @@ __all__ = [
     "read_weights",
     "release_memory",
     "torch_op",
+    "value_and_grad",
 ]
 
 

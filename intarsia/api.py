@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from intarsia.files import read_source
@@ -29,6 +30,26 @@ def compile(text: str, options: Options | None = None, *, use_cache: bool = True
 def jit(text: str, options: Options | None = None, *, use_cache: bool = True) -> Function:
     """The entry point of a program in a string, ready to call: `main`, else the only or the last function."""
     return compile(text, options, use_cache=use_cache).entry()
+
+
+def grad(function: Function, wrt: str | Sequence[str]) -> Function:
+    """The gradient of a function, which gives one float: `grad(program.loss, wrt=("w", "b"))`.
+
+    It takes the same arguments, and gives one result for each name; for a struct, one for each of its tensors, in the
+    order of its fields. Raises CompileError E0322 to E0325, when it is used, where there is no such gradient.
+    """
+    return _transformed("grad", function, wrt)
+
+
+def value_and_grad(function: Function, wrt: str | Sequence[str]) -> Function:
+    """Like `grad`, with the value of the function as the first result."""
+    return _transformed("value_and_grad", function, wrt)
+
+
+def _transformed(transform: str, function: Function, wrt: str | Sequence[str]) -> Function:
+    names = wrt if isinstance(wrt, str) else f"({', '.join(wrt)},)"
+    entry = function.program.entry(f"{transform}({function.name or function.form.function}, wrt={names})")
+    return Function(entry.program, entry.name, function.bound) if function.bound else entry
 
 
 def release_memory() -> None:

@@ -236,6 +236,17 @@ class Region:
             yield node
 
 
+def region_of(parameters: Sequence[Parameter], nodes: Sequence[Node], results: Sequence[Value]) -> Region:
+    """A region of those of the nodes, which are in order, that its results need."""
+    needed = {v.node for v in results}
+    kept: list[Node] = []
+    for node in reversed(nodes):
+        if node in needed:
+            kept.append(node)
+            needed.update(v.node for v in node.inputs)
+    return Region(tuple(parameters), tuple(reversed(kept)), tuple(results))
+
+
 @dataclass(frozen=True, eq=False)
 class Graph:
     """A function: a region with a name. `dimensions` are the names that its sizes use, in order of binding."""

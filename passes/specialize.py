@@ -9,10 +9,9 @@ from typing import Any, ClassVar
 
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.graph import Graph, Module, Node, Parameter, Region, Value
-from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Index, Load
 from intarsia.ir.sizes import Size
-from intarsia.ir.space import Axis, Space
-from intarsia.ir.types import ListType, TensorType, Type
+from intarsia.ir.substitution import substitute
+from intarsia.ir.types import ListType, Type
 from intarsia.passes.pipeline import OPEN, Context, Pass
 
 
@@ -80,21 +79,6 @@ def _node(node: Node, names: Mapping[str, Size], values: Mapping[Value, Value]) 
         if new is not old:
             changed[f.name] = new
     return dataclasses.replace(node, **changed) if changed else node
-
-
-def substitute(value: Any, names: Mapping[str, Size], values: Mapping[Value, Value] | None = None) -> Any:
-    """A field of a node with names replaced in sizes, types, axes, spaces and expressions, and operands by `values`."""
-    match value:
-        case Value():
-            return values.get(value, value) if values else value
-        case Size() | Axis() | Space() | Const() | Index() | Load() | Apply() | Cast() | Bitcast():
-            return value.substitute(names)
-        case TensorType() | ListType():
-            return value.substitute(dict(names))
-        case tuple():
-            new = tuple(substitute(v, names, values) for v in value)
-            return value if all(a is b for a, b in zip(new, value)) else new
-    return value
 
 
 def _check_type(new: Type, old: Type, span: Span | None, names: Mapping[str, Size]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,12 +45,13 @@ def gradient_module(graph: Graph, wrt: Sequence[Value], forward: bool = False) -
     """The gradients of a graph's weighted results, or these themselves."""
     loss, weights = weighted(graph.results)
     nodes: list[Node] = []
+    numbers = itertools.count(1)
 
     def make(node: Node) -> Node:
         nodes.append(node)
         return node
 
-    results = [loss] if forward else gradients(loss, wrt, make)
+    results = [loss] if forward else gradients(loss, wrt, make, lambda name: f"{name}_{next(numbers)}")
     module = Module(Graph(graph.name, Region.of((*graph.parameters, *weights), results), graph.dimensions))
     verify_module(module)
     return module

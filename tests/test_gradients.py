@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from differences import check_gradients, gradient_module
+from gradient_programs import PROGRAMS, SIZES
 
 import intarsia
 from intarsia.dsl.library import load
@@ -17,111 +18,7 @@ from intarsia.ir.interpreter import evaluate
 from intarsia.ir.ops import Elementwise
 from intarsia.ir.samples import samples
 from intarsia.ir.text import print_module
-
-PROGRAMS = {
-    "conv1": """fn f(x: f64[N], w: f64[R]) -> f64[N-R+1] {
- y[i < N-R+1] = sum[r](x[i + r] * w[r])
- return y }""",
-    "conv2d": """fn f(x: f64[B, C, 6, 7], w: f64[O, C, 3, 2]) { return conv2d(x, w, stride=(2, 1), padding=1) }""",
-    "pool": """fn f(x: f64[B, C, 6, 8]) { return max_pool2d(x, size=2) }""",
-    "avgpool": """fn f(x: f64[B, C, 6, 8]) { return avg_pool2d(x, size=3, stride=2, padding=1) }""",
-    "stencil": """fn f(x: f64[N]) -> f64[N] {
- y[i] = where(i > 0, x[i - 1], 0.0) * x[i] + where(i < N - 1, x[i + 1] * x[i + 1], 2.0)
- return y }""",
-    "triangular": """fn f(l: f64[N, N], x: f64[N]) -> f64[N] {
- y[i < N] = sum[k < i](l[i, k] * x[k])
- return y }""",
-    "sparse": """fn f(start: i64[R1], val: f64[P], col: i64[P], x: f64[C]) {
- y[r < R1 - 1] = sum[p in start[r]..start[r + 1]](val[p] * x[col[p]])
- return y }""",
-    "gather": """fn f(table: f64[V, D], ids: i64[T]) {
- y[t, d] = table[ids[t], d] * 2.0
- return y }""",
-    "take": """fn f(x: f64[N, M], ids: i64[T]) { return take(x, ids, axis=1) }""",
-    "softmax": """fn f(x: f64[N, M]) { return softmax(x) }""",
-    "log_softmax": """fn f(x: f64[N, M]) { return log_softmax(x) }""",
-    "logsumexp": """fn f(x: f64[N, M]) { return logsumexp(x, axis=1) }""",
-    "layer_norm": """fn f(x: f64[N, M], g: f64[M], b: f64[M]) { return layer_norm(x, g, b) }""",
-    "rms_norm": """fn f(x: f64[N, M], g: f64[M]) { return rms_norm(x, g) }""",
-    "attention": """fn f(q: f64[H, S, D], k: f64[H, T, D], v: f64[H, T, E]) { return attention(q, k, v, causal=true) }""",  # noqa: E501
-    "gelu": """fn f(x: f64[N, M]) { return gelu(x) + gelu_tanh(x) + silu(x) + softplus(x) + elu(x) + leaky_relu(x) + relu(x) }""",  # noqa: E501
-    "repeat": """fn f(x: f64[N, M]) { return repeat(x, 3, axis=1) }""",
-    "strided": """fn f(x: f64[N, 9]) { return x[1:, ::2] }""",
-    "quotient": """fn f(x: f64[4, 6]) {
- y[i < 24] = x[i // 6, i % 6] * 3.0
- return y }""",
-    "flat": """fn f(x: f64[24]) {
- y[i < 4, j < 6] = x[6 * i + j] * 3.0
- return y }""",
-    "diag": """fn f(x: f64[N, N]) { return trace(x) }""",
-    "flip": """fn f(x: f64[N, M]) { return flip(x, axis=0) }""",
-    "concat": """fn f(x: f64[N, M], y: f64[K, M]) { return concat((x, y, x), axis=0) }""",
-    "split": """fn f(x: f64[N, 6]) {
- a, b, c = split(x, 3, axis=1)
- return a * b + c }""",
-    "update": """fn f(x: f64[N], y: f64[M]) {
- return update x[i in 1..M+1] = y[i - 1] * x[i] }""",
-    "scatter": """fn f(x: f64[N], bin: i64[T], y: f64[T]) {
- return update x[bin[i]] += y[i] * y[i] }""",
-    "slices": """fn f(x: f64[N, M], y: f64[M], pos: i64) {
- return update x[pos, :] = y }""",
-    "dyn": """fn f(x: f64[N, M], pos: i64) { return x[pos] * x[0] * x[-1] }""",
-    "einsum": """fn f(x: f64[B, I, J], y: f64[B, J, K]) { return einsum("bij,bjk->kb", x, y) }""",
-    "prods": """fn f(x: f64[N, M]) { return prod(x, axis=1), prod(x) }""",
-    "maxs": """fn f(x: f64[N, M]) { return max(x, axis=1), min(x), max(x, axis=0, keepdims=true) * x }""",
-    "sort": """fn f(x: f64[N, M]) { return sort(x, axis=0) }""",
-    "topk": """fn f(x: f64[N, M]) {
- a, b = top_k(x, 2)
- return a }""",
-    "cumsum": """fn f(x: f64[N, M]) { return cumsum(x, axis=0) }""",
-    "reshape": """fn f(x: f64[N, M]) { return reshape(x, (M, N)) * 2.0 }""",
-    "pad": """fn f(x: f64[N, M]) { return pad(x, ((1, 2), (0, 3)), value=2.0) }""",
-    "varz": """fn f(x: f64[N, M]) { return var(x, axis=0), mean(x) }""",
-    "pown": """fn f(x: f64[N, M], y: f64[N, M]) { return abs(x) ** y, x ** 2, x ** 3 }""",
-    "matmulx": """fn f(x: f64[N, M], w: f64[M, K], b: f64[K]) { return tanh(x @ w + b) }""",
-    "batched": """fn f(x: f64[B, 1, N, M], w: f64[C, M, K]) { return x @ w }""",
-    "wheres": """fn f(x: f64[N, M]) { return where(x > 0, log(abs(x)), x * x) }""",
-    "clip": """fn f(x: f64[N, M]) { return clip(x, -0.5, 0.5) * x }""",
-    "masked": """fn f(x: f64[N, M]) {
- y[i, j] = where(j <= i, x[i, j], -inf)
- return softmax(y) }""",
-    "revidx": """fn f(x: f64[N], w: f64[4]) {
- y[i < N + 3] = sum[r < 4](where(i - r >= 0 and i - r < N, x[i - r] * w[r], 0.0))
- return y }""",
-    "negneg": """fn f(x: f64[N]) {
- y[i] = x[N - 1 - i] * x[i]
- return y }""",
-    "conv1t": """fn f(x: f64[B, 4, 8], w: f64[4, 1, 3]) { return conv1d(x, w, padding=1, groups=4, stride=2) }""",
-    "stack": """fn f(x: f64[N], y: f64[N]) { return stack((x, y), axis=1) }""",
-    "tile": """fn f(x: f64[N, M]) { return tile(x, (2, 3)) }""",
-    "multi": """fn f(x: f64[N, M]) {
- y[i] = sum[j, k < 2](x[i, j] * x[(i + k) % N, j])
- return y }""",
-    "bounded": """fn f(x: f64[N, M]) {
- y[i] = max[j < i + 1](x[i, minimum(j, M - 1)])
- return y }""",
-}
-"""Programs by what is hard about them."""
-
-SIZES = {
-    "N": 5,
-    "M": 4,
-    "R": 3,
-    "B": 2,
-    "C": 4,
-    "O": 3,
-    "R1": 5,
-    "P": 6,
-    "V": 7,
-    "D": 3,
-    "T": 4,
-    "H": 2,
-    "S": 4,
-    "E": 3,
-    "K": 3,
-    "I": 2,
-    "J": 3,
-}
+from intarsia.ir.verifier import verify_module
 
 
 def _inputs(graph: Graph, sizes: dict[str, int], low: float = -1.5) -> dict[str, Array]:
@@ -271,6 +168,16 @@ fn cube(x: f64, y: f64) -> f64 {
     return x ** 3 * y
 }
 
+fn power(x: f64) -> f64 {
+    return loop (y = x) for t < 3 {
+        yield y * x
+    }
+}
+
+fn curvature(x: f64) -> f64 {
+    return grad(grad(power, wrt=x), wrt=x)(x)
+}
+
 fn second(x: f64) -> (f64, f64) {
     return grad(grad(cube, wrt=x), wrt=x)(x, 2.0), grad(grad(cube, wrt=x), wrt=y)(x, 2.0)
 }
@@ -318,6 +225,7 @@ def test_the_language() -> None:
         db,
     ]
     assert _run("second", x=3.0) == [36.0, 27.0]
+    assert _run("curvature", x=2.0) == [48.0]
     assert _run("twice", x=3.0) == [81.0]  # of the first parameter alone
     assert np.allclose(_run("of_stopped", x=[1.0, 2.0])[0], [1.0, 4.0])
     assert np.allclose(_run("of_built_in", x=[1.0, 1.0])[0], [0.5, 0.5])
@@ -328,6 +236,45 @@ def test_a_training_loop_compiles() -> None:
     data = _data()
     slope, offset = program.train(data["x"], data["y"], np.int64(500))
     assert np.allclose(slope, [1, 2, 3], atol=1e-3) and np.allclose(offset, 4, atol=1e-3)
+    again = intarsia.value_and_grad(program.loss, wrt=("w", "b"))
+    assert again(data["x"], data["w"], data["b"], data["y"])[2] == pytest.approx(_run("step", **data)[2])
     value, dw, db = program.step(data["x"], data["w"], data["b"], data["y"])
     for found, wanted in zip((value, dw, db), _run("step", **data)):
         assert found == pytest.approx(wanted)
+
+
+def test_a_derivative_as_entry_point() -> None:
+    """What `intarsia.grad` makes is a function of the program with the same parameters."""
+    program = intarsia.compile(LANGUAGE)
+    second = intarsia.grad(intarsia.grad(program.cube, "x"), "x")
+    assert second.form.function == "grad_cube"
+    assert [p.name for p in second.form.parameters] == ["x", "y"]
+    library = load(Source("language.ita", LANGUAGE))
+    assert evaluate(library.build(second.name), [np.array(3.0), np.array(2.0)])[0] == 36.0
+    assert evaluate(library.build("grad(line_loss, wrt=line)"), list(_line(_data())))[1].shape == ()
+    with pytest.raises(CompileError, match="no parameter `z`"):
+        library.build("grad(cube, wrt=z)")
+    with pytest.raises(CompileError, match="no function is named `cub`"):
+        library.build("grad(cub, wrt=x)")
+
+
+def _line(data: dict[str, Array]) -> tuple[Array, ...]:
+    return data["x"], data["w"], data["b"], data["y"]
+
+
+def test_loops_carry_cotangents_back() -> None:
+    """The loop that is differentiated stacks its states itself, and rows of what it reads are added in place."""
+    text = """
+fn rnn(x: f64[T, N], w: f64[N, N], h0: f64[N]) -> f64 {
+    return sum(loop (h = h0) for t < T { yield tanh(h @ w + x[t]) })
+}
+
+fn f(x: f64[T, N], w: f64[N, N], h0: f64[N]) {
+    return value_and_grad(rnn, wrt=(x, w, h0))(x, w, h0)
+}
+"""
+    module = load(Source("rnn.ita", text)).build("f")
+    verify_module(module)
+    printed = print_module(module)
+    assert printed.count(" loop ") + printed.count(" scan ") == 2
+    assert "[T - t_1 - 1, j0] += " in printed

@@ -69,7 +69,7 @@ def call(builder: Builder, node: ast.Call, scope: Scope) -> Item:
             primitive, positional_arguments(builder, node, scope), keyword_arguments(builder, node, scope), node
         )
         return primitive.build(builder, scope, arguments, node.span)
-    if (found := in_prelude(builder, name)) is not None:
+    if (found := _in_prelude(builder, name)) is not None:
         return call_function(builder, *found, node, scope)
     if name in ast.TRANSFORMS:
         hint = f"{name}(loss, wrt=w) is a function, which is called where it is made: {name}(loss, wrt=w)(x, w)"
@@ -82,10 +82,10 @@ def call(builder: Builder, node: ast.Call, scope: Scope) -> Item:
 
 def is_built_in(builder: Builder, name: str) -> bool:
     """Is there a built-in function of that name?"""
-    return name in PRIMITIVES or in_prelude(builder, name) is not None
+    return name in PRIMITIVES or _in_prelude(builder, name) is not None
 
 
-def in_prelude(builder: Builder, name: str) -> tuple[ast.Function, File] | None:
+def _in_prelude(builder: Builder, name: str) -> tuple[ast.Function, File] | None:
     """A function of the standard library. Those that begin with `_` are its own."""
     if builder.prelude is None or name.startswith("_"):
         return None

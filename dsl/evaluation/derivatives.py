@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from intarsia.dsl import ast
@@ -60,21 +61,39 @@ def _evaluate(builder: Builder, function: ast.Expression, given: Given) -> Item:
     match function:
         case ast.Call(head) if head.text in ast.TRANSFORMS:
             return _gradient(builder, function, given)
-    found, file = _function(builder, function, given.scope)
+    found, file = _function(function, given.scope.file, builder.prelude)
     calls.require_no_recursion(builder, found, given.span)
     return calls.call_on(builder, found, file, given.positional, given.keywords, given.span, given.scope)
 
 
-def _function(builder: Builder, expression: ast.Expression, scope: Scope) -> tuple[ast.Function, File]:
+def derived_function(transform: ast.Expression, file: File, prelude: File | None) -> tuple[ast.Function, File]:
+    """A function with the parameters of the one that a transform is of, which calls that transform: an entry point."""
+    inner, home = _function(transform, file, prelude)
+    span = transform.span
+    arguments = tuple(ast.Name(p.name.text, span=span) for p in inner.parameters)
+    dims = tuple(ast.Keyword(g.name, ast.Name(g.name.text, span=span), span=span) for g in inner.generics if _is_dim(g))
+    assert isinstance(transform, ast.Call)
+    body = ast.Return((ast.Derived(transform, arguments, dims, span=span),), span=span)
+    name = ast.Identifier(f"{transform.function}_{inner.name}", span=inner.name.span)
+    return replace(inner, name=name, result=None, body=(body,)), home
+
+
+def _is_dim(generic: ast.Generic) -> bool:
+    return generic.kind.text == "dim"
+
+
+def _function(expression: ast.Expression, file: File, prelude: File | None) -> tuple[ast.Function, File]:
     """The function that is meant, under all transforms. Raises E0316 and E0322."""
     match expression:
         case ast.Call(head, (inner, *_)) if head.text in ast.TRANSFORMS:
-            return _function(builder, inner, scope)
+            return _function(inner, file, prelude)
         case ast.Name(name):
-            found = scope.file.function(name) or calls.in_prelude(builder, name)
+            found = file.function(name)
+            if found is None and prelude is not None and not name.startswith("_"):
+                found = prelude.function(name)
             if found is not None:
                 return found
-            hint = suggest(name, scope.file.names())
+            hint = suggest(name, file.names())
             raise CompileError("E0316", f"no function is named `{name}`", expression.span, hint=hint)
     hint = "name a function that is declared with `fn`: grad(loss, wrt=w)(x, w)"
     raise CompileError("E0322", "a derivative is of a function", expression.span, hint=hint)
@@ -89,14 +108,15 @@ def _gradient(builder: Builder, transform: ast.Call, given: Given) -> Item:
         usage = f"{transform.function}(loss, wrt=(w, b))(x, w, b)"
         raise CompileError("E0322", f"{transform.function} takes a function and `wrt`", transform.span, hint=usage)
     (target,) = transform.positional
-    signature = builder.signature(*_function(builder, target, given.scope))
+    signature = builder.signature(*_function(target, given.scope.file, builder.prelude))
     leaves = _Leaves(builder)
     copies: list[Item] = []
     names = _names(transform.keywords[0].value)
     for name in names:
         copies.append(leaves.of(_argument(signature, name, given), signature, name))
         given = given.with_item(signature, name.name, copies[-1])
-    loss = _loss(builder, _evaluate(builder, target, given), target)
+    with builder.saving_states():
+        loss = _loss(builder, _evaluate(builder, target, given), target)
     found = iter(_reverse(builder, loss, leaves.values, given.span))
     results = tuple(_like(copy, found) for copy in copies)
     if transform.function.text == "value_and_grad":
@@ -180,7 +200,8 @@ def _loss(builder: Builder, item: Item, target: ast.Expression) -> Value:
 def _reverse(builder: Builder, loss: Value, leaves: Sequence[Value], span: Span) -> list[Value]:
     """The gradients as nodes. Raises E0325, with the place where they are taken."""
     try:
-        return gradients(loss, leaves, _maker(builder, span))
+        fresh = partial(builder.counter_symbol, used=builder.counters_used)
+        return gradients(loss, leaves, _maker(builder, span), fresh)
     except CompileError as error:
         first = error.diagnostics[0]
         notes = (*first.notes, ("in the gradient that is taken here", span))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 from intarsia.dsl import ast
 from intarsia.dsl.evaluation.builder import Builder
 from intarsia.dsl.evaluation.calls import bind_signature
-from intarsia.dsl.evaluation.nodes import region_of
 from intarsia.dsl.files import SourceFile
 from intarsia.dsl.semantics.bounds import Bounds
 from intarsia.dsl.semantics.scope import File, Scope
@@ -19,7 +18,7 @@ from intarsia.dsl.semantics.unify import Equation, Unifier, unknown
 from intarsia.dsl.semantics.values import Format, FormatTensor, Item, Poisoned, Struct, StructList, describe, tensor_of
 from intarsia.ir.dtypes import BOOL, F32, I32, DType
 from intarsia.ir.errors import CompileError
-from intarsia.ir.graph import Graph, Module, Parameter, Value
+from intarsia.ir.graph import Graph, Module, Parameter, Value, region_of
 from intarsia.ir.sizes import Size
 from intarsia.ir.types import ListType, TensorType, Type
 
@@ -276,14 +275,23 @@ def static_item(value: object, name: str) -> Item:
 
 
 def _results(builder: Builder, item: Item, signature: Signature) -> list[Value]:
-    items = item if isinstance(item, tuple) else (item,)
     span = signature.function.name.span
+    items = [leaf for result in (item if isinstance(item, tuple) else (item,)) for leaf in _fields(result)]
     for result in items:
-        if isinstance(result, (Struct, StructList)) or result is None or isinstance(result, (str, DType, tuple)):
+        if isinstance(result, StructList) or result is None or isinstance(result, (str, DType, tuple)):
             hint = "results are tensors, or several tensors separated by commas"
             raise CompileError("E0310", f"{signature.name} returns {describe(result)}", span, hint=hint)
     tensors = [t for r in items for t in (r.parts.values() if isinstance(r, FormatTensor) else (r,))]
     return [builder.as_value(tensor, span) for tensor in tensors]
+
+
+def _fields(item: Item) -> Iterator[Item]:
+    """The tensors of a struct, in the order of its fields; anything else as it is."""
+    if isinstance(item, Struct):
+        for field_ in item.fields.values():
+            yield from _fields(field_)
+    else:
+        yield item
 
 
 def _header(file: File) -> tuple[str, ...]:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from intarsia.dsl import ast
 from intarsia.dsl.evaluation.calls import fit
-from intarsia.dsl.evaluation.nodes import region_of
 from intarsia.dsl.semantics.scope import Scope
 from intarsia.dsl.semantics.values import Item, describe, tensor_of
 from intarsia.ir.dtypes import BOOL, I64
 from intarsia.ir.errors import CompileError, Span
-from intarsia.ir.graph import Parameter, Region, Value
+from intarsia.ir.gradients.loops import with_saved_states
+from intarsia.ir.graph import Parameter, Region, Value, region_of
 from intarsia.ir.ops import Compute, Loop
 from intarsia.ir.scalar import Index
 from intarsia.ir.sizes import ZERO, Size, maximum
@@ -44,8 +44,10 @@ def loop(builder: Builder, node: ast.LoopExpr, scope: Scope) -> Item:
             initial.append(_scalar(builder, lower, node.span))
     bounds, scalars = builder.canonical([lower, upper])
     made = Loop(counter, bounds[0], bounds[1], scalars, tuple(initial), body, condition, stacked, span=node.span)
+    if builder.saves_states and condition is None and not (lower.opaques or upper.opaques):
+        made = with_saved_states(made)
     values = builder.add(made).values
-    results = (*values[: len(names)], *values[len(initial) :])
+    results = (*values[: len(names)], *values[len(initial) : len(initial) + stacked])
     return results[0] if len(results) == 1 else results
 
 

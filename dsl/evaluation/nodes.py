@@ -15,7 +15,7 @@ from intarsia.dsl.semantics.signature import RESERVED
 from intarsia.dsl.semantics.values import EXPRESSIONS, FormatElement, FormatTensor, Item, ListElement, describe
 from intarsia.ir.dtypes import DType
 from intarsia.ir.errors import CompileError, Span
-from intarsia.ir.graph import Node, Parameter, Region, Value
+from intarsia.ir.graph import Node, Value
 from intarsia.ir.ops import Compute, Constant, ListGet, Reshape
 from intarsia.ir.scalar import Const, Expr, Load, loads, transform
 from intarsia.ir.sizes import Size
@@ -37,6 +37,7 @@ class NodeMaker:
     axis_names: set[str] = field(default_factory=set)
     # The value of each counter of a loop that ends where data says: what it subscripts depends on data.
     counter_values: dict[str, Value] = field(default_factory=dict)
+    saves_states: bool = False  # do loops stack the states of every step, for a derivative?
     user_span: Span | None = None  # the call of the user's, while a function of the prelude is evaluated
 
     def add(self, node: N) -> N:
@@ -70,6 +71,15 @@ class NodeMaker:
             yield self.regions[-1]
         finally:
             self.regions.pop()
+
+    @contextmanager
+    def saving_states(self) -> Iterator[None]:
+        """Loops made inside stack the states of every step."""
+        before, self.saves_states = self.saves_states, True
+        try:
+            yield
+        finally:
+            self.saves_states = before
 
     # ------------------------------------------------------------------ symbols
 
@@ -228,22 +238,6 @@ def _renamed(expression: Expr, names: dict[str, str]) -> Expr | None:
         case Load(buffer=buffer) if names[buffer] != buffer:
             return dataclasses.replace(expression, buffer=names[buffer])
     return None
-
-
-def live(nodes: Sequence[Node], results: Sequence[Value]) -> tuple[Node, ...]:
-    """The nodes that the results need, in order."""
-    needed = {v.node for v in results}
-    kept: list[Node] = []
-    for node in reversed(nodes):
-        if node in needed:
-            kept.append(node)
-            needed.update(v.node for v in node.inputs)
-    return tuple(reversed(kept))
-
-
-def region_of(parameters: Sequence[Parameter], nodes: Sequence[Node], results: Sequence[Value]) -> Region:
-    """A region of the nodes that its results need."""
-    return Region(tuple(parameters), live(nodes, results), tuple(results))
 
 
 def _first_free(name: str, taken: Callable[[str], bool]) -> str:

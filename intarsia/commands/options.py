@@ -32,9 +32,10 @@ def read_text(name: str) -> Source:
 
 
 def split_function(name: str) -> tuple[str, str | None]:
-    """`FILE:FN` to the file and the function; a file alone gives None."""
+    """`FILE:FN` to the file and the function, which may be a derivative: `FILE:grad(FN, wrt=w)`. A file alone gives
+    None."""
     file, colon, function = name.rpartition(":")
-    if colon and file and function.isidentifier() and not Path(name).exists():
+    if colon and file and (function.isidentifier() or function.endswith(")")) and not Path(name).exists():
         return file, function
     return name, None
 

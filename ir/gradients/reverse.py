@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from intarsia.ir.errors import CompileError
-from intarsia.ir.gradients.spaces import Contribution, Make, added, linearise, pull_back, tensor_of, zeros
+from intarsia.ir.gradients.loops import pull_back_loop, pull_back_products
+from intarsia.ir.gradients.spaces import Contribution, Make, added, converted, linearise, pull_back, tensor_of, zeros
 from intarsia.ir.gradients.whole import pull_back_whole
 from intarsia.ir.graph import Node, Region, Structured, Value
-from intarsia.ir.ops import Constant, Reshape
+from intarsia.ir.ops import Constant, Cumulative, Loop, Reshape
 from intarsia.ir.types import ListType
 
 
-def gradients(result: Value, wrt: Sequence[Value], make: Make) -> list[Value]:
+def gradients(result: Value, wrt: Sequence[Value], make: Make, fresh: Callable[[str], str]) -> list[Value]:
     """The gradient of a scalar with respect to each of `wrt`, in nodes that `make` takes.
 
-    A value of `wrt` counts as given: nothing flows on to what it is made of. Raises CompileError E0325 where
-    something in between has no derivative, at the place of the op.
+    `fresh` gives a loop's counter a name that no other one has. A value of `wrt` counts as given: nothing flows on to
+    what it is made of. Raises CompileError E0325 where something in between has no derivative, at the place of the op.
     """
     seed = make(Constant(1.0, result.dtype)).value
-    flow = Reverse(make)
+    flow = Reverse(make, fresh)
     flow.add(result, lambda before: seed)
     flow.run([result], wrt)
-    return [flow.cotangents.get(v) or zeros(tensor_of(v), make) for v in wrt]
+    found = [flow.cotangents.get(v) or zeros(tensor_of(v), make) for v in wrt]
+    return [converted(g, tensor_of(v).dtype, make) for g, v in zip(found, wrt)]
 
 
 @dataclass
@@ -31,8 +33,13 @@ class Reverse:
     """Cotangents on their way back. `counters` are the counters of loops around the nodes."""
 
     make: Make
+    fresh: Callable[[str], str]
     counters: frozenset[str] = frozenset()
     cotangents: dict[Value, Value] = field(default_factory=dict)
+
+    def inside(self, make: Make, counter: str) -> Reverse:
+        """What flows through the body of a loop."""
+        return Reverse(make, self.fresh, self.counters | {counter})
 
     def add(self, value: Value, contribution: Contribution) -> None:
         self.cotangents[value] = contribution(self.cotangents.get(value))
@@ -76,6 +83,10 @@ class Reverse:
                 wanted = [p for p, v in enumerate(node.operands) if v in active]
                 linear = linearise(node, wanted, make)
                 return pull_back(linear, self.cotangents[node.value], make=make, counters=self.counters)
+            case Loop():
+                return pull_back_loop(node, self, active, make)
+            case Cumulative(combiner="prod"):
+                return pull_back_products(node, self, make)
         return pull_back_whole(node, self.cotangents, active, make)
 
 

@@ -84,6 +84,7 @@ def linearise(node: Structured, wanted: Collection[int], make: Make) -> Linear:
 def _with_literals(node: Structured) -> Space:
     """The space of a node with the numbers that it reads written in it."""
     known = {operand(p): literal for p, v in enumerate(node.operands) if (literal := _literal(v)) is not None}
+    known = {name: literal for name, literal in known.items() if literal.dtype == node.operands[int(name[1:])].dtype}
     if not known:
         return node.space
     rule = lambda e: known.get(e.buffer) if isinstance(e, Load) else None  # noqa: E731
@@ -94,8 +95,10 @@ def _literal(value: Value) -> Const | None:
     match value.node:
         case Constant(literal, dtype):
             return constant(literal, dtype)
-        case BroadcastTo(x):
+        case BroadcastTo(x) | Cast(x) if x.dtype.is_float:
             return _literal(x)
+        case Compute(definition=Space(body=Const() as number, reduced=())):
+            return number
     return None
 
 
@@ -155,7 +158,9 @@ def pull_back(
     values = (*linear.operands, cotangent)
     axes = tuple(Size.of(a.name) for a in linear.axes)
     indices, guards = read(axes) if read is not None else (axes, ())
-    arriving = cast(linear.dtype, Load(operand(len(linear.operands)), tuple(indices), cotangent.dtype))
+    number = _literal(cotangent)
+    arriving: Expr = Load(operand(len(linear.operands)), tuple(indices), cotangent.dtype)
+    arriving = cast(linear.dtype, arriving) if number is None else constant(number.value, linear.dtype)
     spaces: dict[tuple[Value, tuple[Axis, ...]], Expr] = {}
     scattered: list[tuple[Value, Contribution]] = []
     for load, factor in linear.factors.items():
@@ -228,8 +233,11 @@ def _has_guards(body: Expr) -> bool:
 
 
 def added(before: Value | None, value: Value, make: Make) -> Value:
-    """The sum of two cotangents, the first of which may be missing."""
-    return value if before is None else make(Elementwise("add", (before, value))).value
+    """The sum of two cotangents, in the wider of their dtypes; the first may be missing."""
+    if before is None:
+        return value
+    wide = before.dtype if before.dtype.bits >= value.dtype.bits else value.dtype
+    return make(Elementwise("add", (converted(before, wide, make), converted(value, wide, make)))).value
 
 
 def converted(value: Value, dtype: DType, make: Make) -> Value:

@@ -1,0 +1,58 @@
+"""Names replaced by sizes, and values by others, in whatever a node holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from intarsia.ir.graph import Node, Parameter, Region, Value
+from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Index, Load
+from intarsia.ir.sizes import Size
+from intarsia.ir.space import Axis, Space
+from intarsia.ir.types import ListType, TensorType
+
+
+def substitute(value: Any, names: Mapping[str, Size], values: Mapping[Value, Value] | None = None) -> Any:
+    """A field of a node with names replaced in sizes, types, axes, spaces and expressions, and operands by `values`."""
+    match value:
+        case Value():
+            return values.get(value, value) if values else value
+        case Size() | Axis() | Space() | Const() | Index() | Load() | Apply() | Cast() | Bitcast():
+            return value.substitute(names)
+        case TensorType() | ListType():
+            return value.substitute(dict(names))
+        case tuple():
+            new = tuple(substitute(v, names, values) for v in value)
+            return value if all(a is b for a, b in zip(new, value)) else new
+    return value
+
+
+def copied(node: Node, names: Mapping[str, Size], values: Mapping[Value, Value], fresh: Callable[[str], str]) -> Node:
+    """A node with names and values replaced, also in its regions, whose loops get counters of their own."""
+    changed: dict[str, Any] = {}
+    if (counter := getattr(node, "counter", None)) is not None:
+        changed["counter"] = fresh(counter)
+        names = {**names, counter: Size.of(changed["counter"])}
+    for f in dataclasses.fields(node):
+        if f.name not in ("span", "more_spans", "results", "counter"):
+            old = getattr(node, f.name)
+            new = _region(old, names, values, fresh) if isinstance(old, Region) else substitute(old, names, values)
+            if new is not old:
+                changed[f.name] = new
+    return dataclasses.replace(node, **changed) if changed else node
+
+
+def _region(
+    region: Region, names: Mapping[str, Size], outer: Mapping[Value, Value], fresh: Callable[[str], str]
+) -> Region:
+    values = dict(outer)
+    parameters: list[Parameter] = []
+    for parameter in region.parameters:
+        parameters.append(dataclasses.replace(parameter, type=substitute(parameter.type, names)))
+        values[parameter.value] = parameters[-1].value
+    nodes: list[Node] = []
+    for node in region.nodes:
+        nodes.append(copied(node, names, values, fresh))
+        values.update(zip(node.values, nodes[-1].values))
+    return Region(tuple(parameters), tuple(nodes), tuple(values.get(v, v) for v in region.results))
