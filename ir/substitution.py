@@ -29,7 +29,10 @@ def substitute(value: Any, names: Mapping[str, Size], values: Mapping[Value, Val
 
 
 def copied(node: Node, names: Mapping[str, Size], values: Mapping[Value, Value], fresh: Callable[[str], str]) -> Node:
-    """A node with names and values replaced, also in its regions, whose loops get counters of their own."""
+    """A new node with names and values replaced, also in its regions, whose loops get counters of their own.
+
+    It is new even where nothing changes: a node is in one region.
+    """
     changed: dict[str, Any] = {}
     if (counter := getattr(node, "counter", None)) is not None:
         changed["counter"] = fresh(counter)
@@ -40,7 +43,7 @@ def copied(node: Node, names: Mapping[str, Size], values: Mapping[Value, Value],
             new = _region(old, names, values, fresh) if isinstance(old, Region) else substitute(old, names, values)
             if new is not old:
                 changed[f.name] = new
-    return dataclasses.replace(node, **changed) if changed else node
+    return dataclasses.replace(node, **changed)
 
 
 def _region(

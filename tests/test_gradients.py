@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +16,12 @@ import intarsia
 from intarsia.dsl.library import load
 from intarsia.ir.dtypes import F32, F64, Array
 from intarsia.ir.errors import CompileError, Source
-from intarsia.ir.graph import Graph, Node, Parameter, Region
+from intarsia.ir.graph import Graph, Module, Node, Parameter, Region
 from intarsia.ir.interpreter import evaluate
 from intarsia.ir.ops import Elementwise
 from intarsia.ir.samples import samples
 from intarsia.ir.text import print_module
+from intarsia.ir.types import ListType
 from intarsia.ir.verifier import verify_module
 
 
@@ -231,6 +235,7 @@ def test_the_language() -> None:
     assert np.allclose(_run("of_built_in", x=[1.0, 1.0])[0], [0.5, 0.5])
 
 
+@pytest.mark.slow
 def test_a_training_loop_compiles() -> None:
     program = intarsia.compile(LANGUAGE)
     data = _data()
@@ -278,3 +283,43 @@ fn f(x: f64[T, N], w: f64[N, N], h0: f64[N]) {
     printed = print_module(module)
     assert printed.count(" loop ") + printed.count(" scan ") == 2
     assert "[T - t_1 - 1, j0] += " in printed
+
+
+# ---------------------------------------------------------------------- whole programs
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted([*(ROOT / "examples").glob("*.ita"), *(ROOT / "tests" / "programs").glob("*.ita")])
+FILES.remove(ROOT / "examples" / "minilm.ita")  # twelve heads, and every size here is 4
+
+
+def _functions(path: Path) -> Iterator[Graph]:
+    """The functions of a file in f64, that give floats and take neither lists nor what only a caller can say."""
+    text = re.sub(r"\b(f32|f16|bf16)\b", "f64", path.read_text("utf-8"))
+    library = load(Source(str(path), text))
+    for name in library.root.functions:
+        if any(p.is_static and p.default is None for p in library.signature(name).parameters):
+            continue
+        try:
+            graph = library.build(name).graph
+        except CompileError:
+            continue  # it wants sizes, or another dtype
+        if any(r.dtype.is_float for r in graph.results) and not any(
+            isinstance(p.type, ListType) for p in graph.parameters
+        ):
+            yield graph
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_gradients_of_whole_programs(path: Path) -> None:
+    """What has a derivative has the right one; what has none says so."""
+    for graph in _functions(path):
+        sizes = dict.fromkeys(graph.dimensions, 4)
+        given = _inputs(graph, sizes, 0.1)
+        values = evaluate(Module(graph), [given[p.label] for p in graph.parameters], sizes)
+        if not all(np.isfinite(v).all() for v in values):
+            continue  # such as a mean over nothing: 4 is no size for it
+        try:
+            check_gradients(graph, given, sizes=sizes, tolerance=1e-5)
+        except CompileError as error:
+            assert error.code == "E0325"
