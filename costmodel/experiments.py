@@ -103,7 +103,7 @@ OTHERS: dict[str, Predictor] = {
     "extra trees": learned("extra trees"),
     "ridge": learned("ridge"),
     "pairwise ranker": pairwise,
-    "residual": learned(target="residual"),
+    "residual": learned("boosting of medians", target="residual"),
     "text": learned("short boosting", text=True, target="residual"),
     "text alone": learned("short boosting", text=True, target="time"),
     "without the estimate": learned(without=ROOFLINE),
@@ -121,6 +121,31 @@ WORTHS = (1.0, 0.95, 0.9, 0.85, 0.8)
 
 WORSE = 1.1
 """A choice that takes so many times as long as another one is clearly worse."""
+
+GEMM = (
+    "matmul",
+    "square_matmul",
+    "transposed_matmul",
+    "batched_matmul",
+    "skinny_matmul",
+    "streamed_matmul",
+    "large_matmul",
+)
+"""Kinds of problems that are a product of two matrices of floats, and nothing else."""
+
+LOW_BIT = ("coded_matmul", "dot_matmul", "dequantised_matmul")
+"""Kinds of products of something else than wide floats."""
+
+TIMED: dict[str, Callable[[Dataset], npt.NDArray[np.bool_]]] = {
+    "gemm": lambda data: np.isin(data.kind.astype(str), GEMM) & (data.cores == 1),
+    "gemm, two cores": lambda data: np.isin(data.kind.astype(str), GEMM) & (data.cores == 2),
+    "low-bit products": lambda data: np.isin(data.kind.astype(str), LOW_BIT),
+    "all kinds": lambda data: np.ones(data.problems, bool),
+}
+"""The groups of problems of which predicted times are judged by themselves: (p,) which belong to one."""
+
+FEW = 5
+"""Schedules that are measured before one is chosen, where that is compared with the analytic model's choice."""
 
 Split = Callable[[Dataset, int], Iterator[tuple[Rows, Rows]]]
 
@@ -148,16 +173,16 @@ def run(data: Dataset, seeds: int, progress: Callable[[str], object] = lambda wh
             each = [held_out(data, split, predictor, seed) for seed in range(seeds if model == SEEDED else 1)]
             models[model] = _joined([summary(judged(data, predicted)) for predicted in each])
             first.setdefault(model, each[0])
-        found[name] = {**models[SEEDED], "models": models}
+            if model == SEEDED:
+                few = _measured_few(data, each[0])
+        found[name] = {**models[SEEDED], "models": models, "measured few": few}
     progress("choices")
     found["choices"] = _choices(data, first[SEEDED])
     progress("times")
     bounds = _predicted_bounds(data)
-    for name, of in (
-        ("gemm", np.char.find(data.kind.astype(str), "matmul") >= 0),
-        ("all kinds", np.ones(data.problems, bool)),
-    ):
-        found[name] = _times(data, (first["residual"], *bounds), of)
+    found |= {
+        name: _times(data, (first["residual"], *bounds), own) for name, of in TIMED.items() if (own := of(data)).any()
+    }
     progress("counts")
     found["targets"] = targets(data)
     progress("searches")
@@ -197,6 +222,28 @@ def _choices(data: Dataset, predicted: Floats) -> dict[str, Any]:
             "worst": float(gain.min()),
             "worse than analytic": float(np.mean(beside > WORSE)),
             "worst beside analytic": float(beside.max()),
+        }
+    return found
+
+
+def _measured_few(data: Dataset, predicted: Floats) -> dict[str, dict[str, float]]:
+    """What comes of measuring FEW schedules of each problem, those that look fastest, and in a second way with the
+    analytic model's choice in the place of the last of them, as `tune` does: the time of the best of them over that
+    of the analytic model's choice. The share of problems where that is clearly worse, and the worst."""
+    found = {}
+    for name, with_analytic in (("those that look fastest", False), ("one of them the analytic choice", True)):
+        beside = []
+        for problem in range(data.problems):
+            own = data.rows_of([problem])
+            choice = int(np.argmin(data.estimate[own]))
+            few = np.argsort(predicted[own], kind="stable")[:FEW]
+            few = np.append(few[: FEW - 1], choice) if with_analytic else few
+            beside.append(float(data.seconds[own][few].min() / data.seconds[own][choice]))
+        ratio = np.array(beside)
+        found[name] = {
+            "mean": float(np.exp(np.log(ratio).mean())),
+            "worse": float(np.mean(ratio > WORSE)),
+            "worst": float(ratio.max()),
         }
     return found
 

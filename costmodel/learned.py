@@ -64,6 +64,11 @@ class LearnedModel:
     names: tuple[str, ...] = NAMES
     machine: str = ""
 
+    @property
+    def cores(self) -> int:
+        """The most cores that anything was measured with; a model for CPUs only."""
+        return round(2 ** float(self.most[self.names.index("cores")]))
+
     def known(self, rows: Floats) -> npt.NDArray[np.bool_]:
         """Which rows are like those that were seen: (n, features) to (n,)."""
         margin = MARGIN * (self.most - self.least) + 1e-6

@@ -28,18 +28,18 @@ def shipped_model(kind: str = "cpu") -> LearnedModel | None:
 def predict(kernels: Sequence[Kernel], target: Target) -> list[float]:
     """Seconds of schedules of one kernel, of which the first is the default one.
 
-    The learned model for CPUs was fitted to one core, and to vectors of one width; one for GPUs is of one architecture:
-    other targets are left to the analytic one, which also says by how much several cores are faster than one.
+    The learned model for CPUs was fitted to few cores and to vectors of one width, one for GPUs to one architecture:
+    other targets are left to the analytic one, which also says by how much more cores are faster.
     """
     model = shipped_model(target.kind)
     if model is None or not _is_of(model, target):
         return [estimate(k, target).seconds for k in kernels]
     if target.kind == "gpu":
         return model.seconds(kernels, target)
-    alone = replace(target, cores=1)
-    found = model.seconds(kernels, alone)
-    if target.cores > 1:
-        shares = (estimate(k, target).seconds / max(estimate(k, alone).seconds, 1e-12) for k in kernels)
+    measured = replace(target, cores=min(target.cores, model.cores))
+    found = model.seconds(kernels, measured)
+    if target.cores > measured.cores:
+        shares = (estimate(k, target).seconds / max(estimate(k, measured).seconds, 1e-12) for k in kernels)
         found = [seconds * share for seconds, share in zip(found, shares)]
     return found
 

@@ -268,6 +268,59 @@ def dequantised_matmul(r: Random) -> str:
     return f"fn f(x: f32[{m}, {k}], w: i8[{k}, {n}], s: f32[{n}]) -> f32[{m}, {n}] {{ return x @ (f32(w) * s) }}"
 
 
+def coded_matmul(r: Random) -> str:
+    """A product with weights in a format: codes of a few bits, with a scale for each group of them."""
+    element, group = r.choice(("i4", "i4", "u4", "i8", "i2", "f4e2m1", "f8e4m3", "u3")), r.choice((32, 64, 128))
+    m, k, n = r.choice((1, 1, 2, 4, 8, 16, 64)), group * r.randrange(1, 2048 // group + 1), _size(r, 64, 2048)
+    while m * k * n > MOST_WORK:
+        n //= 2
+    return (
+        f"format w = quant({element}, scale=f16, group={group}, axis=0)\n"
+        f"fn f(x: f32[{m}, {k}], const w: w[{k}, {n}]) -> f32[{m}, {n}] {{ return x @ dequantize(w) }}"
+    )
+
+
+def dot_matmul(r: Random) -> str:
+    """A product of types that the machine multiplies and adds up in one instruction."""
+    m, k, n = _product(r, 16)
+    const = r.choice(("", "const "))
+    given, result = r.choice(((("bf16", "bf16"), "f32"), (("i8", "i8"), "i32"), (("u8", "i8"), "i32")))
+    return (
+        f"fn f(a: {given[0]}[{m}, {k}], {const}b: {given[1]}[{k}, {n}]) -> {result}[{m}, {n}] "
+        f"{{ return tensor[i, j](sum[k]({result}(a[i, k]) * {result}(b[k, j]))) }}"
+    )
+
+
+def random_graph(r: Random) -> str:
+    """Pointwise ops, reductions of rows and columns and products in any order, as fusion will have them."""
+    n, m = _matrix(r, 32, 1024)
+    body, full = [], ["x", "y"]
+    for step in range(r.randrange(3, 8)):
+        a, b = r.choice(full), r.choice(full)
+        body.append(
+            f"t{step} = "
+            + r.choice(
+                (
+                    f"{a} * {b} + 0.5",
+                    f"{a} - {b}",
+                    f"tanh({a})",
+                    f"{a} * s",
+                    f"{a} / (1.0 + abs({b}))",
+                    f"{a} - mean({a}, axis=1, keepdims=true)",
+                    f"{a} / sqrt(1.0 + sum({b} * {b}, axis=1, keepdims=true))",
+                    f"{a} * max({b}, axis=0, keepdims=true)",
+                    f"softmax({a}, axis=1)",
+                    f"where({a} > {b}, {a}, s)",
+                )
+            )
+        )
+        full.append(f"t{step}")
+    steps = "\n ".join(body)
+    last = r.choice((full[-1], full[-1], f"sum({full[-1]}, axis=1)", f"sum({full[-1]}, axis=0)"))
+    shape = f"{n}, {m}" if last == full[-1] else str(n if "axis=1" in last else m)
+    return f"fn f(x: f32[{n}, {m}], y: f32[{n}, {m}], s: f32[{m}]) -> f32[{shape}] {{ {steps}\n return {last} }}"
+
+
 def contraction(r: Random) -> str:
     """A tensor contraction of three or four dimensions."""
     while True:
@@ -344,7 +397,7 @@ KINDS: dict[str, Callable[[Random], str]] = {
     for kind in (
         matmul, elementwise, row_reduction, skinny_matmul, convolution, softmax, square_matmul, transposition, norm,
         batched_matmul, column_reduction, linear_layer, stencil, attention, transposed_matmul, matrix_vector, gather,
-        depthwise, mixed, dequantised_matmul, narrow_elementwise, contraction,
+        depthwise, mixed, dequantised_matmul, narrow_elementwise, contraction, coded_matmul, dot_matmul, random_graph,
         large_matmul, streamed_matmul, large_matrix,
     )
 }  # fmt: skip

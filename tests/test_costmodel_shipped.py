@@ -45,8 +45,8 @@ def kernel(text: str) -> Kernel:
 
 
 def test_what_ships_is_large_enough(data: Dataset) -> None:
-    assert len(data) >= 7_000 and data.problems >= 600 and len(set(data.kind.tolist())) >= 25
-    assert data.whole.sum() >= 300
+    assert len(data) >= 12_000 and data.problems >= 1_000 and len(set(data.kind.tolist())) >= 28
+    assert data.whole.sum() >= 500 and set(data.cores.tolist()) == {1, 2}
     assert data.is_default.sum() == data.problems and np.isfinite(data.features).all() and (data.seconds > 0).all()
 
 
@@ -80,12 +80,12 @@ def test_without_a_model_the_analytic_one_is_asked(monkeypatch: pytest.MonkeyPat
     predictor.shipped_model.cache_clear()
 
 
-def test_several_cores_are_as_much_faster_as_the_analytic_model_says() -> None:
+def test_more_cores_than_were_measured_are_as_much_faster_as_the_analytic_model_says() -> None:
     found = Space(kernel("fn f(a: f32[512, 512], b: f32[512, 512]) -> f32[512, 512] { return a @ b }"), TARGET).default
-    one, eight = replace(TARGET, cores=1), replace(TARGET, cores=8)
-    ratio = estimate(found.kernel, eight).seconds / estimate(found.kernel, one).seconds
-    (alone,), (together,) = (predictor.predict([found.kernel], t) for t in (one, eight))
-    assert together / alone == pytest.approx(ratio) and ratio < 0.5
+    measured, eight = replace(TARGET, cores=2), replace(TARGET, cores=8)
+    ratio = estimate(found.kernel, eight).seconds / estimate(found.kernel, measured).seconds
+    (few,), (many,) = (predictor.predict([found.kernel], t) for t in (measured, eight))
+    assert many / few == pytest.approx(ratio) and ratio < 0.5
 
 
 def test_other_vectors_are_left_to_the_analytic_model() -> None:

@@ -17,6 +17,7 @@ from typing import TypeAlias
 import numpy as np
 
 from intarsia.costmodel.correction import corrected
+from intarsia.costmodel.estimating import estimate
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.kernel_text import print_kernel
 from intarsia.ir.target import Target
@@ -113,10 +114,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a predictor says of the candidates of one kernel; each is asked about once, for reading the features off a
-    kernel takes longer than everything else between two batches."""
+    """What a predictor says of the candidates of one kernel on a target; each is asked about once, for reading the
+    features off a kernel takes longer than everything else between two batches."""
 
     default: Candidate
+    target: Target
     predict: Predictor
     _known: dict[str, float] = field(default_factory=dict)
 
@@ -127,6 +129,10 @@ class Forecast:
         seconds = self.predict([self.default.kernel, *new.values()])[1:] if new else []
         self._known.update(zip(new, np.log2(np.maximum(seconds, LEAST)).tolist()))
         return [self._known[text] for text in texts]
+
+    def analytic(self, candidates: Sequence[Candidate]) -> Candidate:
+        """The one that the analytic model likes best."""
+        return min(candidates, key=lambda c: estimate(c.kernel, self.target).seconds)
 
 
 def search(
@@ -149,7 +155,7 @@ def search(
     space, stopwatch = space_of(kernel, target, calls.is_read_again), Stopwatch.of(kernel, target, runs=calls.runs)
     key, machine = problem_key(kernel, target), machine_name(target)
     problem = ProblemRow(key, "tuned", source, print_kernel(kernel), target.cores)
-    result, forecast = Result(kernel.name, space.size), Forecast(space.default, predict)
+    result, forecast = Result(kernel.name, space.size), Forecast(space.default, target, predict)
     seen = {str(space.default.schedule)}
     batch, idle = [space.default], 0
     while batch:
@@ -171,7 +177,8 @@ def search(
 
 
 def _next(space: Space, result: Result, seen: set[str], forecast: Forecast, random: Random) -> list[Candidate]:
-    """The candidates to measure next: those that look fastest, and one that anything could be said of."""
+    """The candidates to measure next: those that look fastest, and one that anything could be said of. The first time
+    the analytic model's favourite is among them, so that no learned model can make a search worse than that."""
     made: list[Candidate] = []
     start = time.monotonic()
     for candidate in _made(space, result, random):
@@ -185,6 +192,10 @@ def _next(space: Space, result: Result, seen: set[str], forecast: Forecast, rand
     predicted = dict(zip(map(id, made), _corrected(made, result, forecast)))
     blind = made.pop()
     ranked = sorted(made, key=lambda c: predicted[id(c)])
+    if len(result.trials) == 1:
+        favourite = forecast.analytic(made)
+        ranked.remove(favourite)
+        ranked.insert(0, favourite)
     seen.difference_update(str(c.schedule) for c in ranked[BATCH - 1 :])  # they may be looked at again
     return [*ranked[: BATCH - 1], blind]
 
