@@ -54,7 +54,7 @@ def rank(
     """Look for schedules of a naive kernel that are predicted to be fast: next to the default one, next to the best
     ones, and anywhere."""
     space = space_of(kernel, target, calls.is_read_again)
-    seconds = _predicted(space, Forecast(space.default, predict), budget, Random(seed))
+    seconds = _predicted(space, Forecast(space.default, target, predict), budget, Random(seed))
     default = str(space.default.schedule)
     found = [seconds[default], *_best({text: own for text, own in seconds.items() if text != default}, SHOWN)]
     texts = map_in_workers(partial(code_text, target=target), [candidate.kernel for _, candidate in found])
