@@ -47,6 +47,12 @@ fn dequantized(w: w4[4, 2]) -> f32[4, 2] {
     return dequantize(w)
 }
 
+format large = quant(i4, scale=f16, group=128, axis=0)
+
+fn multiplied(x: f32[1, 1024], const w: large[1024, 1024]) -> f32[1, 1024] {
+    return x @ dequantize(w)
+}
+
 fn shifted(x: f32[N], y: f32[M]) -> f32[M] {
     return tensor[i < M](where(i < 3, x[i + 1], 0.0) + y[i])
 }
@@ -179,6 +185,31 @@ def test_a_tensor_of_a_format_is_its_parts(tmp_path: Path) -> None:
     assert run_c(tmp_path, "dequantized", body(code)) == "0 1 -4 3 -8 2.5 6 3.5 8"
     text = (tmp_path / "dequantized.h").read_text()
     assert "*w_codes, /* i4[4, 2] */" in text and "*w_scale, /* f16[2, 2] */" in text
+
+
+@pytest.mark.slow
+def test_weights_of_a_format_are_prepared(tmp_path: Path) -> None:
+    """Whatever is above the codes in their bytes; prepared, they share words. A row of x with a single 1 reads one row
+    of the weights."""
+    code = """enum { N = 1024 };
+    static int8_t codes[N * N]; static uint16_t scale[N / 128 * N]; static float x[N], y[N];
+    for (int i = 0; i < N * N; i++) codes[i] = (int8_t)((i / N * 7 + i % N * 3) % 16 | (i % 13) << 4);
+    for (int i = 0; i < N / 128 * N; i++) scale[i] = i % 3 ? 0x3C00 : 0x4000;
+    void *w = aligned_alloc(64, (multiplied_workspace_size() + 127) / 64 * 64);
+    void *p = aligned_alloc(64, (multiplied_prepared_size() + 127) / 64 * 64);
+    printf("%d", multiplied_prepare(codes, scale, p));
+    int wrong = 0;
+    for (int row = 0; row < N; row += 31) {
+        x[row] = 1;
+        wrong += multiplied(x, y, p, w) != 0;
+        for (int j = 0; j < N; j++) {
+            int number = (codes[row * N + j] & 15) - 16 * (codes[row * N + j] >> 3 & 1);
+            wrong += y[j] != (float)number * (scale[row / 128 * N + j] == 0x4000 ? 2 : 1);
+        }
+        x[row] = 0;
+    }
+    printf(" %d %d", wrong, multiplied_prepared_size() >= N * N / 2); free(w); free(p);"""
+    assert run_c(tmp_path, "multiplied", body(code)) == "0 0 1"
 
 
 def test_conditions_of_open_sizes_give_a_status(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from conftest import Run
 import intarsia
 from intarsia.driver import Compilation
 from intarsia.ir.formats import BUILT_IN
-from intarsia.ir.schedule import Pack, Schedule
+from intarsia.ir.schedule import Pack, Schedule, Squeeze
 from intarsia.ir.target import TARGETS
 from intarsia.options import Options, require_host
 from intarsia.program import Program
@@ -76,6 +76,15 @@ def test_every_format_is_compiled_for_every_target(name: str, target: str) -> No
     if (target, name) in (("cpu:x86-avx2", "nf4"), ("cpu:x86-avx2", "mxfp4"), ("cpu:x86-avx512", "nf4")):
         assert "\tvperm" in assembly and "cmpgt" not in assembly
     assert len(compilation.code.object_code) > 1000
+
+
+@pytest.mark.parametrize("columns, block", [(1536, 768), (4864, 608)])
+def test_blocks_of_codes_are_alike(columns: int, block: int) -> None:
+    """Columns that blocks of 1024 do not divide: a rest would be read by loops of its own, and nothing laid out."""
+    compilation = Compilation(program("i4", 512, columns).library.build("f"), {}, Options(target="cpu:x86-avx512"))
+    (text,) = compilation.schedules.values()
+    steps = Schedule.parse(text)
+    assert f" {block} min; " in text and any(isinstance(step, Squeeze) for step in steps)
 
 
 @pytest.mark.parametrize("target, decoded", [

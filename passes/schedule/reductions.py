@@ -114,7 +114,7 @@ def sum_columns(b: Builder, axis: str) -> bool:
 
 def _sum_columns(b: Builder, stage: _Stage, lanes: int) -> None:
     reduced = [loop.axis for loop in stage.reduced]
-    columns, inside = b.split(stage.lane, b.choose(f"columns of {stage.put.buffer}", COLUMNS), "min")
+    columns, inside = b.split(stage.lane, b.choose(f"columns of {stage.put.buffer}", _columns(b, stage, lanes)), "min")
     block, two = b.split(inside, 2 * lanes)
     vector, lane = b.split(two, lanes)
     others = [loop.axis for loop in stage.kept if loop.axis != stage.lane]
@@ -130,6 +130,17 @@ def _sum_columns(b: Builder, stage: _Stage, lanes: int) -> None:
     for loop in loops_in(b.loop(columns).body):
         if loop.axis == block or loop.axis.startswith(f"{block}."):
             b.attempt(Peel(loop.axis))
+
+
+def _columns(b: Builder, stage: _Stage, lanes: int) -> tuple[int, ...]:
+    """Columns of a block, the likeliest number first: of constant codes all blocks are alike if any number of whole
+    vectors makes them so, for these are laid out before the first call (`codes.py`)."""
+    constant = {buffer.name for buffer in b.kernel.inputs if buffer.constant and buffer.dtype.bits <= 8}
+    extent = trips(b.loop(stage.lane)).constant
+    if extent is None or constant.isdisjoint(x.buffer for x in loads(stage.put.value)):
+        return COLUMNS
+    alike = [n for n in range(COLUMNS[0], min(COLUMNS) - 1, -2 * lanes) if extent % n == 0]
+    return tuple(dict.fromkeys((*alike[:1], *COLUMNS)))
 
 
 def _rows(b: Builder, stage: _Stage) -> tuple[int, ...]:
