@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from intarsia.api import compile as compile
     from intarsia.api import grad as grad
     from intarsia.api import jit as jit
+    from intarsia.api import jvp as jvp
     from intarsia.api import load as load
     from intarsia.api import release_memory as release_memory
     from intarsia.api import value_and_grad as value_and_grad
@@ -46,6 +47,7 @@ _HOMES = {
     "dequantize": "intarsia.quantization",
     "grad": "intarsia.api",
     "jit": "intarsia.api",
+    "jvp": "intarsia.api",
     "load": "intarsia.api",
     "quantize": "intarsia.quantization",
     "read_awq": "intarsia.packed_checkpoints",
@@ -64,6 +66,7 @@ __all__ = [
     "dequantize",
     "grad",
     "jit",
+    "jvp",
     "load",
     "quantize",
     "read_awq",

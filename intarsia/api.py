@@ -46,6 +46,14 @@ def value_and_grad(function: Function, wrt: str | Sequence[str]) -> Function:
     return _transformed("value_and_grad", function, wrt)
 
 
+def jvp(function: Function, wrt: str | Sequence[str]) -> Function:
+    """The results of a function, and how each changes where its parameters `wrt` do, by forward mode.
+
+    It takes the same arguments, then a change for each of `wrt` in that order, named `d_w` for `w`.
+    """
+    return _transformed("jvp", function, wrt)
+
+
 def _transformed(transform: str, function: Function, wrt: str | Sequence[str]) -> Function:
     names = wrt if isinstance(wrt, str) else f"({', '.join(wrt)},)"
     entry = function.program.entry(f"{transform}({function.name or function.form.function}, wrt={names})")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from intarsia.ir.dtypes import Array
-from intarsia.ir.gradients import gradients
-from intarsia.ir.graph import Graph, Module, Node, Parameter, Region, Value
+from intarsia.ir.gradients import gradients, push_forward
+from intarsia.ir.graph import Graph, Module, Parameter, Region, Value
 from intarsia.ir.interpreter import bind_sizes, evaluate
 from intarsia.ir.ops import Cast, Compute, Elementwise
 from intarsia.ir.scalar import Apply, Load
@@ -44,15 +44,24 @@ def weighted(results: Sequence[Value]) -> tuple[Value, list[Parameter]]:
 def gradient_module(graph: Graph, wrt: Sequence[Value], forward: bool = False) -> Module:
     """The gradients of a graph's weighted results, or these themselves."""
     loss, weights = weighted(graph.results)
-    nodes: list[Node] = []
-    numbers = itertools.count(1)
-
-    def make(node: Node) -> Node:
-        nodes.append(node)
-        return node
-
-    results = [loss] if forward else gradients(loss, wrt, make, lambda name: f"{name}_{next(numbers)}")
+    results = [loss] if forward else gradients(loss, wrt, lambda node: node, _fresh())
     module = Module(Graph(graph.name, Region.of((*graph.parameters, *weights), results), graph.dimensions))
+    verify_module(module)
+    return module
+
+
+def _fresh() -> Callable[[str], str]:
+    numbers = itertools.count(1)
+    return lambda name: f"{name}_again{next(numbers)}"
+
+
+def change_module(graph: Graph, parameter: Parameter) -> Module:
+    """How the weighted results change with one parameter, by forward mode."""
+    loss, weights = weighted(graph.results)
+    direction = Parameter("direction", parameter.type)
+    results = push_forward([loss], {parameter.value: direction.value}, lambda node: node, _fresh())
+    parameters = (*graph.parameters, *weights, direction)
+    module = Module(Graph(graph.name, Region.of(parameters, results), graph.dimensions))
     verify_module(module)
     return module
 
@@ -63,8 +72,10 @@ def check_gradients(
     wrt: Sequence[str] | None = None,
     sizes: Mapping[str, int] | None = None,
     tolerance: float = 1e-6,
+    forwards: bool = True,
 ) -> list[Array]:
-    """Compare the gradients with differences along random directions. Gives the gradients."""
+    """Compare the gradients, and derivatives by forward mode, with differences along random directions. Gives the
+    gradients."""
     rng = np.random.default_rng(7)
     chosen = [p for p in graph.parameters if (p.label in wrt if wrt is not None else _is_float(p))]
     forward = gradient_module(graph, (), forward=True)
@@ -91,6 +102,10 @@ def check_gradients(
         assert gradient.shape == np.shape(x)
         scale = 1 + abs(slope) + float(np.abs(gradient * direction).sum())
         assert abs(own - slope) <= tolerance * scale, f"{parameter.label}: {own} and by differences {slope}"
+        if forwards:
+            along = {**given, "direction": np.asarray(direction, parameter.value.dtype.numpy)}
+            change = float(run(change_module(graph, parameter), along)[0])
+            assert abs(change - slope) <= tolerance * scale, f"{parameter.label}: forwards {change}, and {slope}"
     return list(found)
 
 

@@ -47,7 +47,7 @@ def test_gradients_of_programs(name: str) -> None:
     given = _inputs(graph, sizes)
     if "start" in given:
         given["start"] = np.array([0, 2, 2, 5, 6])
-    check_gradients(graph, given, sizes=sizes)
+    check_gradients(graph, given, sizes=sizes, forwards="cumprod" not in name)
 
 
 def _in_f64(node: Node) -> Node:
@@ -194,6 +194,15 @@ fn stopped(x: f64[N]) -> f64 {
     return sum(x * stop_gradient(x * x)) + sum[i](stop_gradient(x[i]))
 }
 
+fn along(x: f64[N, K], w: f64[K], b: f64, y: f64[N]) -> (f64, f64) {
+    value, change = jvp(loss, wrt=(w, b))(x, w, b, y, w, 2.0)
+    return value, change
+}
+
+fn curved(x: f64) -> (f64, f64) {
+    return jvp(grad(power, wrt=x), wrt=x)(x, 0.5)
+}
+
 fn of_stopped(x: f64[N]) -> f64[N] {
     return grad(stopped, wrt=x)(x)
 }
@@ -229,6 +238,8 @@ def test_the_language() -> None:
         db,
     ]
     assert _run("second", x=3.0) == [36.0, 27.0]
+    assert np.allclose(_run("along", **data), [value, np.dot(dw, data["w"]) + 2.0 * db])
+    assert _run("curved", x=2.0) == [32.0, 24.0]
     assert _run("curvature", x=2.0) == [48.0]
     assert _run("twice", x=3.0) == [81.0]  # of the first parameter alone
     assert np.allclose(_run("of_stopped", x=[1.0, 2.0])[0], [1.0, 4.0])
@@ -257,6 +268,9 @@ def test_a_derivative_as_entry_point() -> None:
     library = load(Source("language.ita", LANGUAGE))
     assert evaluate(library.build(second.name), [np.array(3.0), np.array(2.0)])[0] == 36.0
     assert evaluate(library.build("grad(line_loss, wrt=line)"), list(_line(_data())))[1].shape == ()
+    forward = library.build("jvp(cube, wrt=(y, x))")
+    assert [p.label for p in forward.graph.parameters] == ["x", "y", "d_y", "d_x"]
+    assert [float(v) for v in evaluate(forward, [np.array(v) for v in (3.0, 2.0, 1.0, 0.0)])] == [54.0, 27.0]
     with pytest.raises(CompileError, match="no parameter `z`"):
         library.build("grad(cube, wrt=z)")
     with pytest.raises(CompileError, match="no function is named `cub`"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from intarsia.dsl.semantics.types import TensorPattern
 from intarsia.dsl.semantics.values import FormatTensor, Item, Struct, StructList, describe, tensor_of
 from intarsia.ir.dtypes import DType
 from intarsia.ir.errors import CompileError, Span
-from intarsia.ir.gradients import gradients
+from intarsia.ir.gradients import gradients, push_forward
 from intarsia.ir.graph import Node, Value
 from intarsia.ir.ops import Reshape
 
@@ -60,6 +61,8 @@ def _evaluate(builder: Builder, function: ast.Expression, given: Given) -> Item:
     """A function, or one made of it by transforms, on arguments."""
     match function:
         case ast.Call(head) if head.text in ast.TRANSFORMS:
+            if head.text == "jvp":
+                return _tangents(builder, function, given)
             return _gradient(builder, function, given)
     found, file = _function(function, given.scope.file, builder.prelude)
     calls.require_no_recursion(builder, found, given.span)
@@ -67,15 +70,26 @@ def _evaluate(builder: Builder, function: ast.Expression, given: Given) -> Item:
 
 
 def derived_function(transform: ast.Expression, file: File, prelude: File | None) -> tuple[ast.Function, File]:
-    """A function with the parameters of the one that a transform is of, which calls that transform: an entry point."""
+    """A function with the parameters of the one that a transform is of, which calls that transform: an entry point.
+
+    That of `jvp` has a parameter `d_w` more for each `w` of `wrt`.
+    """
     inner, home = _function(transform, file, prelude)
     span = transform.span
-    arguments = tuple(ast.Name(p.name.text, span=span) for p in inner.parameters)
-    dims = tuple(ast.Keyword(g.name, ast.Name(g.name.text, span=span), span=span) for g in inner.generics if _is_dim(g))
     assert isinstance(transform, ast.Call)
+    parameters = list(inner.parameters)
+    if transform.function.text == "jvp":
+        known = {p.name.text: p for p in inner.parameters}
+        for changing in _parts(transform)[1]:
+            if changing.name not in known:
+                raise _no_parameter(inner.name.text, changing, known)
+            label = ast.Identifier(f"d_{changing.name}", span=changing.span)
+            parameters.append(replace(known[changing.name], name=label, default=None, const=False))
+    arguments = tuple(ast.Name(p.name.text, span=span) for p in parameters)
+    dims = tuple(ast.Keyword(g.name, ast.Name(g.name.text, span=span), span=span) for g in inner.generics if _is_dim(g))
     body = ast.Return((ast.Derived(transform, arguments, dims, span=span),), span=span)
     name = ast.Identifier(f"{transform.function}_{inner.name}", span=inner.name.span)
-    return replace(inner, name=name, result=None, body=(body,)), home
+    return replace(inner, name=name, parameters=tuple(parameters), result=None, body=(body,)), home
 
 
 def _is_dim(generic: ast.Generic) -> bool:
@@ -104,14 +118,10 @@ def _function(expression: ast.Expression, file: File, prelude: File | None) -> t
 
 def _gradient(builder: Builder, transform: ast.Call, given: Given) -> Item:
     """`grad` and `value_and_grad`: a gradient for each parameter of `wrt`, after the value."""
-    if len(transform.positional) != 1 or [k.name.text for k in transform.keywords] != ["wrt"]:
-        usage = f"{transform.function}(loss, wrt=(w, b))(x, w, b)"
-        raise CompileError("E0322", f"{transform.function} takes a function and `wrt`", transform.span, hint=usage)
-    (target,) = transform.positional
+    target, names = _parts(transform)
     signature = builder.signature(*_function(target, given.scope.file, builder.prelude))
     leaves = _Leaves(builder)
     copies: list[Item] = []
-    names = _names(transform.keywords[0].value)
     for name in names:
         copies.append(leaves.of(_argument(signature, name, given), signature, name))
         given = given.with_item(signature, name.name, copies[-1])
@@ -122,6 +132,14 @@ def _gradient(builder: Builder, transform: ast.Call, given: Given) -> Item:
     if transform.function.text == "value_and_grad":
         return (loss, *results)
     return results[0] if len(results) == 1 else results
+
+
+def _parts(transform: ast.Call) -> tuple[ast.Expression, tuple[ast.Name, ...]]:
+    """The function that a transform is of, and the parameters that its `wrt` names. Raises E0322."""
+    if len(transform.positional) != 1 or [k.name.text for k in transform.keywords] != ["wrt"]:
+        usage = f"{transform.function}(loss, wrt=(w, b))(x, w, b)"
+        raise CompileError("E0322", f"{transform.function} takes a function and `wrt`", transform.span, hint=usage)
+    return transform.positional[0], _names(transform.keywords[0].value)
 
 
 def _names(wrt: ast.Expression) -> tuple[ast.Name, ...]:
@@ -138,12 +156,16 @@ def _argument(signature: Signature, name: ast.Name, given: Given) -> Argument:
     """The argument for which a gradient is wanted. Raises E0322."""
     known = [p.name for p in signature.parameters]
     if name.name not in known:
-        hint = suggest(name.name, known) or f"its parameters are {', '.join(known)}"
-        raise CompileError("E0322", f"{signature.name} has no parameter `{name.name}`", name.span, hint=hint)
+        raise _no_parameter(signature.name, name, known)
     argument = given.argument(signature, name.name)
     if argument is None:
         raise CompileError("E0322", f"`{name.name}` of {signature.name} is not given", given.span)
     return argument
+
+
+def _no_parameter(function: str, name: ast.Name, known: Collection[str]) -> CompileError:
+    hint = suggest(name.name, known) or f"its parameters are {', '.join(known)}"
+    return CompileError("E0322", f"{function} has no parameter `{name.name}`", name.span, hint=hint)
 
 
 @dataclass
@@ -199,13 +221,64 @@ def _loss(builder: Builder, item: Item, target: ast.Expression) -> Value:
 
 def _reverse(builder: Builder, loss: Value, leaves: Sequence[Value], span: Span) -> list[Value]:
     """The gradients as nodes. Raises E0325, with the place where they are taken."""
-    try:
-        fresh = partial(builder.counter_symbol, used=builder.counters_used)
+    fresh = partial(builder.counter_symbol, used=builder.counters_used)
+    with _noting(span):
         return gradients(loss, leaves, _maker(builder, span), fresh)
+
+
+@contextmanager
+def _noting(span: Span) -> Iterator[None]:
+    """Say of what has no derivative where one was wanted."""
+    try:
+        yield
     except CompileError as error:
         first = error.diagnostics[0]
-        notes = (*first.notes, ("in the gradient that is taken here", span))
+        notes = (*first.notes, ("in the derivative that is taken here", span))
         raise CompileError(first.code, first.message, first.span or span, hint=first.hint, notes=notes) from None
+
+
+# ---------------------------------------------------------------------- tangents
+
+
+def _tangents(builder: Builder, transform: ast.Call, given: Given) -> Item:
+    """`jvp`: the results, and how they change where the arguments of `wrt` change as the last arguments say."""
+    target, names = _parts(transform)
+    signature = builder.signature(*_function(target, given.scope.file, builder.prelude))
+    count = len(given.positional) - len(names)
+    if count < 0 or count + len(given.keywords) > len(signature.parameters):
+        hint = (
+            f"{transform.function}({signature.name}, wrt=w)(x, w, dw): after the arguments, a change for each of `wrt`"
+        )
+        raise CompileError("E0322", f"jvp takes {len(names)} changes after the arguments", given.span, hint=hint)
+    changes = given.positional[count:]
+    given = replace(given, positional=given.positional[:count])
+    seeds: dict[Value, Value] = {}
+    for name, change in zip(names, changes):
+        leaves = _Leaves(builder)
+        copy = leaves.of(_argument(signature, name, given), signature, name)
+        seeds |= zip(leaves.values, _changes(builder, copy, change, name.name))
+        given = given.with_item(signature, name.name, copy)
+    item = _evaluate(builder, target, given)
+    results = [builder.as_value(r, target.span) for r in (item if isinstance(item, tuple) else (item,))]
+    if not all(r.dtype.is_float for r in results):
+        raise CompileError("E0323", "jvp is of results that are floats", target.span)
+    fresh = partial(builder.counter_symbol, used=builder.counters_used)
+    with _noting(given.span):
+        return (*results, *push_forward(results, seeds, _maker(builder, given.span), fresh))
+
+
+def _changes(builder: Builder, copy: Item, change: Argument, label: str) -> list[Value]:
+    """The tensors of a change, which has the type of what changes. Raises E0304."""
+    if isinstance(copy, Struct):
+        if not isinstance(change.item, Struct) or change.item.declaration is not copy.declaration:
+            message = f"the change of `{label}` is {copy}, and this is {describe(change.item)}"
+            raise CompileError("E0304", message, change.span)
+        parts = [(copy.fields[n], Argument(f, change.span), f"{label}.{n}") for n, f in change.item.fields.items()]
+        return [value for part in parts for value in _changes(builder, *part)]
+    wanted = tensor_of(copy)
+    assert wanted is not None
+    item = calls.fit(builder, change.item, wanted, f"the change of `{label}`", change.span)
+    return [builder.as_value(item, change.span)]
 
 
 def _maker(builder: Builder, span: Span) -> Callable[[Node], Node]:

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from intarsia.ir.errors import CompileError
 from intarsia.ir.gradients.loops import pull_back_loop, pull_back_products
-from intarsia.ir.gradients.spaces import Contribution, Make, added, converted, linearise, pull_back, tensor_of, zeros
+from intarsia.ir.gradients.spaces import (
+    Contribution,
+    Make,
+    added,
+    at_place_of,
+    converted,
+    linearise,
+    pull_back,
+    tensor_of,
+    zeros,
+)
 from intarsia.ir.gradients.whole import pull_back_whole
 from intarsia.ir.graph import Node, Region, Structured, Value
 from intarsia.ir.ops import Constant, Cumulative, Loop, Reshape
@@ -64,15 +73,10 @@ class Reverse:
         def make(new: Node) -> Node:
             return self.make(new if new.span is not None else replace(new, span=node.span, more_spans=node.more_spans))
 
-        try:
+        with at_place_of(node):
             for value, contribution in self._pull_back(node, active, make):
                 if value in active:
                     self.add(value, contribution)
-        except CompileError as error:
-            first = error.diagnostics[0]
-            if first.span is not None or node.span is None:
-                raise
-            raise CompileError(first.code, first.message, node.span, hint=first.hint) from None
 
     def _pull_back(self, node: Node, active: set[Value], make: Make) -> list[tuple[Value, Contribution]]:
         match node:

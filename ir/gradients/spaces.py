@@ -8,7 +8,8 @@ space over the operand's elements; else the cotangents are added where the loads
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TypeVar
@@ -48,6 +49,18 @@ class Linear:
     @property
     def all_axes(self) -> tuple[Axis, ...]:
         return (*self.axes, *self.reduced)
+
+
+@contextmanager
+def at_place_of(node: Node) -> Iterator[None]:
+    """Give what has no derivative the place of the node that it is in."""
+    try:
+        yield
+    except CompileError as error:
+        first = error.diagnostics[0]
+        if first.span is not None or node.span is None:
+            raise
+        raise CompileError(first.code, first.message, node.span, hint=first.hint) from None
 
 
 def tensor_of(value: Value) -> TensorType:
