@@ -345,3 +345,19 @@ def test_large_codes_lie_as_they_are_read(declaration: str, words: str) -> None:
     scheduled = intarsia.compile(text).f.bind(w=parts).lower(np.ones((1, 1024), np.float32)).asm["scheduled"]
     copies = re.findall(r"alloc (\w+)\S*: (\w+)\[.*\] prepared", scheduled)
     assert copies == [("codes", words)] and "prefetch" not in scheduled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("declaration", ["mxfp4(axis=0)", "quant(f6e2m3, scale=f32, axis=0)", "nf4(axis=0)"])
+def test_small_numbers_are_multiplied_exactly(declaration: str) -> None:
+    """Codes of floats are decoded with powers of two as far from 1 as the range of f32 allows: multiplied after
+    a sum, they would leave subnormal numbers in it."""
+    rng = np.random.default_rng(3)
+    parts = intarsia.quantize(rng.standard_normal((512, 512)).astype(np.float32), declaration)
+    values = intarsia.dequantize(parts, declaration)
+    text = f"format s = {declaration}\nfn f(x: f32[M, K], const w: s[K, N]) -> f32[M, N] {{ return x @ dequantize(w) }}"
+    product = intarsia.compile(text).f.bind(w=parts)
+    for rows in (1, 4, 20):
+        x = (rng.standard_normal((rows, 512)) * 1e-20).astype(np.float32)
+        bound = np.abs(x.astype(np.float64)) @ np.abs(values) * 512 * 2.0**-23
+        assert (np.abs(product(x) - x.astype(np.float64) @ values) <= bound).all()

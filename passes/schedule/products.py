@@ -11,6 +11,9 @@ from itertools import zip_longest
 from intarsia.ir.dtypes import DType
 from intarsia.ir.scalar import Apply, Const, Expr, apply, constant, walk, where
 
+FAR = 2.0**32
+"""A factor beyond this, or its inverse, is there to bring a number into the range of its type."""
+
 
 @dataclass(frozen=True)
 class Product:
@@ -21,8 +24,11 @@ class Product:
 
     @staticmethod
     def of(value: Expr) -> Product:
-        """The factors of an expression."""
+        """The factors of an expression; a number far from 1 stays with what it multiplies, which is out of range, or
+        so small that digits are lost, without it."""
         match value:
+            case Apply("mul" | "div", (left, right)) if _is_far(left) or _is_far(right):
+                return Product((value,))
             case Apply("mul", (left, right)):
                 return Product.of(left)._times(Product.of(right))
             case Apply("div", (left, right)):
@@ -152,6 +158,11 @@ class Polynomial:
                 term = _folded("mul", a, b)
                 terms[n + m] = _folded("add", terms[n + m], term) if n + m in terms else term
         return Polynomial(tuple(terms[n] for n in sorted(terms)))
+
+
+def _is_far(factor: Expr) -> bool:
+    """Is it a number that is far larger or smaller than 1?"""
+    return isinstance(factor, Const) and factor.dtype.is_float and not 1 / FAR <= abs(float(factor.value)) <= FAR
 
 
 def _sum_of(function: str, a: Expr | None, b: Expr | None) -> Expr:
