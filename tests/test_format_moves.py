@@ -160,6 +160,11 @@ fn row_values(table: by_rows[V, D], ids: i64[T]) -> f32[T, D] {
     return y
 }
 
+fn parts(x: f32[M, K], w: w4[K, 12]) -> (f32[M, 4], f32[M, 8]) {
+    a, b, c = split(w, 3, axis=1)
+    return x @ dequantize(a), x @ dequantize(concat((c, b), axis=1))
+}
+
 fn blocks(x: f32[M, K], w: w4[K, N]) -> f32[M, N] {
     return loop (y = zeros(f32[M, N])) for b in 0..K // 16 {
         yield y + x[:, b*16:b*16 + 16] @ dequantize(w[b*16:b*16 + 16])
@@ -216,6 +221,17 @@ def test_turned_and_gathered(layers: intarsia.Program) -> None:
     assert np.array_equal(layers.row_values(table, ids), wanted)
     found = layers.rows(table, ids)
     assert np.array_equal(intarsia.dequantize(dict(zip(table, found)), "by_rows", layers), wanted)
+
+
+def test_parts_of_a_split(layers: intarsia.Program) -> None:
+    """A tuple of tensors in a format is taken apart like one of tensors."""
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((3, 20), np.float32), rng.standard_normal((20, 12), np.float32)
+    head = "format w4 = quant(i4, scale=f16, group=8, axis=0)\n"
+    parts = evaluated(head + "fn f(w: f32[A, B]) -> w4[A, B] { return quantize(w, w4) }", [w], w.shape)
+    (values,) = evaluated(head + "fn f(w: w4[A, B]) -> f32[A, B] { return dequantize(w) }", parts, w.shape)
+    first, others = evaluate(layers.library.build("parts"), [x, *parts], {"M": 3, "K": 20})
+    assert near(first, x @ values[:, :4]) and near(others, x @ np.concatenate((values[:, 8:], values[:, 4:8]), 1))
 
 
 def test_blocks_of_a_loop(layers: intarsia.Program) -> None:

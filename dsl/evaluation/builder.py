@@ -390,7 +390,7 @@ class Builder(NodeMaker):
         if len(expressions) > 1:
             return tuple(self.evaluate(e, scope) for e in expressions)
         item = self.evaluate(expressions[0], scope)
-        if isinstance(item, tuple) and any(isinstance(i, Value) for i in item):
+        if isinstance(item, tuple) and any(isinstance(i, (Value, FormatTensor)) for i in item):
             return item
         return (item,)
 

@@ -20,7 +20,7 @@ from intarsia.ir.formats import BUILT_IN
 from intarsia.ir.interpreter import evaluate
 
 SIZES = (1, 2, 3, 5, 8, 13, 16, 24, 31, 33, 64, 70, 96, 128, 150)
-LARGE = (512, 520, 544, 601)
+LARGE = (512, 520, 544, 601, 1536)
 FORMATS = (
     *[f"quant({kind}{bits}, scale=f16, group=G, axis=A)" for kind in "iu" for bits in range(2, 9)],
     *[f"quant(u{bits}, scale=f16, zero=u{bits}, group=G, axis=A)" for bits in (1, 3, 4, 8)],
