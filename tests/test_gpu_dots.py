@@ -137,6 +137,17 @@ def test_codes_are_multiplied_in_the_least_type_that_holds_them(a: str, b: str, 
     assert "tl.dot(" in launch.text and "ieee" not in launch.text
 
 
+@pytest.mark.parametrize("name", ["f8e4m3", "f8e5m2"])
+def test_floats_of_8_bits_become_any_other_type(name: str) -> None:
+    found = dtype(name)
+    assert found is not None
+    x = np.arange(256, dtype=np.uint8).view(found.numpy)
+    targets = ("i32", "u8", "f64", "f16", "bool")
+    types = ", ".join(f"{t}[256]" for t in targets)
+    with np.errstate(invalid="ignore"):
+        same(f"fn f(x: {name}[256]) -> ({types}) {{ return {', '.join(f'{t}(x)' for t in targets)} }}", [x])
+
+
 def test_types_of_products_are_remarks() -> None:
     made = compilation(program("f8e4m3", "f8e5m2", "f32", 64, 64, 64))
     assert launches(made)

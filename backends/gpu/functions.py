@@ -23,7 +23,7 @@ from intarsia.backends.gpu.values import (
     type_name,
     union,
 )
-from intarsia.ir.dtypes import BOOL, F64, U8, DType
+from intarsia.ir.dtypes import BF16, BOOL, F16, F32, F64, U8, DType
 
 INFIX: dict[str, tuple[str, int]] = {
     "add": ("+", SUM), "sub": ("-", SUM), "mul": ("*", PRODUCT), "div": ("/", PRODUCT),
@@ -212,13 +212,15 @@ class Functions(Lines):
         source = value.dtype
         if source == dtype:
             return value
+        if source in FLOATS_OF_8_BITS:
+            halves = dtype if dtype in (F16, BF16) else F32  # what chips have instructions for
+            typed = self.as_float_of_8_bits(value.typed())
+            return self.convert(replace(typed, text=f"{typed.text}.to({type_name(halves)})", dtype=halves), dtype)
         if dtype == BOOL:
             return Value(f"{value.at(OR)} != 0", BOOL, value.axes, COMPARISON, depends=value.depends)
         value = value.typed()
         if value.literal:
             value = Value(f"tl.full((), {value.text}, {type_name(source)})", source)
-        if source in FLOATS_OF_8_BITS:
-            value = self.as_float_of_8_bits(value)
         if source.is_float and not dtype.is_float:
             name = f"{source}_to_{dtype}"
             self.helpers.setdefault(name, _to_integer(name, source, dtype))
