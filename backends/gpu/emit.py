@@ -69,7 +69,7 @@ class _Launch(Writes):
         self.described = described_in(body, kernel.buffers(), unaligned)
         self.unaligned = unaligned
         self.kernel = kernel
-        self.name = name
+        self.name = name.replace(".", "_")
         self.grid: list[Size] = []
         self.program_axes: list[tuple[str, Size]] = []
         self.blocks = {axis: lane.block for axis, lane in self.lanes.items()}

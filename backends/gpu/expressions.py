@@ -8,14 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from intarsia.backends.gpu.functions import Functions
+from intarsia.backends.gpu.halves import half_product, small_integer
 from intarsia.backends.gpu.triton_kernel import Transfer
 from intarsia.backends.gpu.values import AND, ATOM, COMPARISON, PRODUCT, SUM, Value, joined, literal, type_name, union
 from intarsia.ir.approximations import expand
-from intarsia.ir.dtypes import BOOL, I64
+from intarsia.ir.dtypes import BF16, BOOL, F16, F32, I64, U8
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Buffer
-from intarsia.ir.proofs import Facts
-from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load, Mask, loads
+from intarsia.ir.proofs import Facts, simplify
+from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load, Mask, apply, loads
 from intarsia.ir.sizes import Atom, Extremum, Opaque, Quotient, Remainder, Size, row_major_strides
 
 _LONG = 100
@@ -55,7 +56,7 @@ class Expressions(Functions):
     programs count; pointers: what parameters are called. tiles: temporaries that are blocks, pending those whose
     constant is not written yet. holds: the mask of the statement; facts: what holds of axes. shared, repeated: values
     of the statement, and parts that occur several times; root: the part that gets its name from what it is assigned
-    to. transfers: accesses of memory so far.
+    to. half: the float of 16 bits that the statement is about. transfers: accesses of memory so far.
     """
 
     def __init__(self, buffers: Mapping[str, Buffer], wide: bool) -> None:
@@ -77,6 +78,7 @@ class Expressions(Functions):
         self.pending: dict[str, Const] = {}
         self.shared: dict[Expr, Value] = {}
         self.repeated: set[Expr] = set()
+        self.half = BF16
         self.root: Expr | None = None
         self.transfers: list[Transfer] = []
 
@@ -216,6 +218,7 @@ class Expressions(Functions):
             seen.add(e)
             pending += e.children
         self.shared = {}
+        self.half = F16 if any(e.dtype == F16 for e in seen) else BF16
         self.repeated = {e for e, n in counts.items() if n > 1 and isinstance(e, (Apply, Cast)) and e.children}
 
     def value(self, expression: Expr, order: tuple[str, ...] | None = None) -> Value:
@@ -241,9 +244,18 @@ class Expressions(Functions):
             case Load():
                 return self.load(e, order)
             case Cast(dtype, Index(size)):
+                known = size.substitute(self.known).constant
+                if known is not None and dtype.is_integer and dtype.least <= known <= dtype.greatest:
+                    return literal(known, dtype)
                 return self.convert(self._tensor(size, order), dtype)
+            case Cast(dtype, inner) if dtype in (F16, BF16) and (short := half_product(dtype, inner)):
+                return self.value(short, order)
+            case Cast(dtype, inner) if dtype in (F16, BF16, F32) and (short := small_integer(inner, self.half)):
+                return self.convert(self.value(short, order), dtype)
             case Cast(dtype, inner):
                 return self.convert(self.value(inner, order), dtype)
+            case Bitcast(dtype, Bitcast(between, inner)) if dtype == inner.dtype == U8 and between.bits < 8:
+                return self.value(apply("bit_and", inner, Const((1 << between.bits) - 1, U8)), order)
             case Bitcast(dtype, inner):
                 return self.bitcast(self.value(inner, order), dtype)
             case Apply(("lt" | "le" | "gt" | "ge" | "eq" | "ne") as function, (Index(a), Index(b))):
@@ -284,7 +296,7 @@ class Expressions(Functions):
         pointer = self.pointer(buffer.name, element)
         total = Size.of(0)
         for index, stride in zip(indices, row_major_strides(buffer.shape)):
-            total = total + index * stride
+            total = total + simplify(index.substitute(self.known), self.facts) * stride
         if total.constant == 0:
             return pointer, None
         return pointer, self.size(total, order)

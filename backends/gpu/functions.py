@@ -202,6 +202,8 @@ class Functions(Lines):
         return self.call(CALLS[name], order, dtype, *arguments)
 
     def _shift(self, symbol: str, order: tuple[str, ...], dtype: DType, x: Value, count: Value) -> Value:
+        if count.literal and not int(count.text) & (dtype.bits - 1):
+            return x
         axes = union(order, x, count)
         bits = dtype.bits - 1
         by = str(int(count.text) & bits) if count.literal else f"({count.spread(axes, AND + 1)} & {bits})"

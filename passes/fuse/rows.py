@@ -218,15 +218,15 @@ def _other(arrays: Sequence[Member], stage: Member) -> Member:
 
 
 def _short(members: Sequence[Member]) -> frozenset[Node]:
-    """The members whose elements are each made of one that is stored in 8 bits or fewer, or are such elements in
-    another order. Products decode them where they use them: a tile or a panel at a time, which schedules keep for all
+    """The members whose elements are each made of one that is stored in 8 bits or fewer, directly or by way of others.
+    Products decode them where they use them: a tile or a panel at a time, which schedules keep for all
     who need it (`pack … value`)."""
     found: set[Node] = set()
     for member in members:
         names = {a.name for a in member.space.axes}
         own = [load for load in member.space.loads() if {str(i) for i in load.indices} >= names]
-        nodes = {member.node.operands[operand_position(load.buffer)].node for load in own}
-        if own and (all(load.dtype.bits <= 8 for load in own) or (member.only_moves and nodes <= found)):
+        nodes = [member.node.operands[operand_position(load.buffer)].node for load in own]
+        if own and all(load.dtype.bits <= 8 or node in found for load, node in zip(own, nodes)):
             found.add(member.node)
     return frozenset(found)
 

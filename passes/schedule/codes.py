@@ -27,7 +27,7 @@ def lay_out_codes(b: Builder) -> None:
     for buffer in b.kernel.inputs:
         if not buffer.constant or buffer.dtype.bits > 8 or bytes_of(buffer) < LARGE:
             continue
-        found = _only_read(b.kernel, buffer.name)
+        found = only_read(b.kernel, buffer.name)
         if found is None:
             continue
         load, loops = found
@@ -62,7 +62,7 @@ def share_words(b: Builder, codes: str, ways: Sequence[tuple[tuple[str, ...], in
     return codes
 
 
-def _only_read(kernel: Kernel, buffer: str) -> tuple[Load, tuple[For, ...]] | None:
+def only_read(kernel: Kernel, buffer: str) -> tuple[Load, tuple[For, ...]] | None:
     """The load of a buffer, and the loops around it, if there is just one and no data says where it is."""
     found: list[tuple[Load, tuple[For, ...]]] = []
     for statement, loops in walk(kernel.body):

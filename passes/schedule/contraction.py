@@ -116,7 +116,7 @@ def extents(b: Builder, c: Contraction) -> Extents:
     )
 
 
-def _is_made(b: Builder, buffer: str) -> bool:
+def is_made(b: Builder, buffer: str) -> bool:
     """Is it a temporary that a nest makes element by element from what is stored, as from codes, and others read?"""
     if b.kernel.buffers()[buffer].role != "temp":
         return False
@@ -181,7 +181,7 @@ def _schedule_typed(b: Builder, loop: For) -> bool:
     if c.is_ragged:
         return b.together(f"tiles of {c.put.buffer}", lambda: _schedule_ragged(b, loop))
     size = extents(b, c)
-    if _is_made(b, c.right.buffer) and b.attempt(Inline(c.right.buffer)):  # tiles decode what they read
+    if is_made(b, c.right.buffer) and b.attempt(Inline(c.right.buffer)):  # tiles decode what they read
         return schedule_contraction(b, next(x for x in b.outermost() if c.put.operator in _operators(x, c.put.buffer)))
     if (step := groups_of(b, c)) is not None and b.together(f"groups of {step.axis}", partial(_in_groups, b, step)):
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from intarsia.ir.dots import Dot, find_dot
 from intarsia.ir.dtypes import BF16, F16, DType
@@ -12,11 +13,12 @@ from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import For, Put, walk
 from intarsia.ir.kernel_access import accesses, trips
 from intarsia.ir.scalar import Cast, Expr, Load, factors, loads
-from intarsia.ir.schedule import Describe, Programs, Reorder, Stages
+from intarsia.ir.schedule import ROOT, Describe, Pack, Programs, Reorder, Squeeze, Stages, Unroll
 from intarsia.passes.schedule.block_lanes import ROW, independent, lanes, outermost, set_lanes, share
 from intarsia.passes.schedule.block_options import choose_size
 from intarsia.passes.schedule.builder import Builder
-from intarsia.passes.schedule.shape import count, operations, power_of_two
+from intarsia.passes.schedule.codes import LARGE, only_read
+from intarsia.passes.schedule.shape import bytes_of, count, operations, power_of_two
 from intarsia.passes.schedule.tree import loops_in, perfect_nest, puts_in
 
 GROUP = 8
@@ -39,6 +41,10 @@ the very largest take half of the registers, which leaves few for what is done t
 
 WIDENED = ((64, 128, 16), (64, 64, 16), (32, 32, 16))
 """The same where factors are widened first: a thread holds all that it needs of them in registers then."""
+
+DECODED = ((128, 128, 32), (64, 128, 32), (64, 64, 32))
+"""The same where factors of 16 bits are made of codes of fewer than 8: matrix units that take operands from registers
+(sm_80) find them there, each warp all that it multiplies."""
 
 SIDE = (16, 256)
 """Elements along each dimension of a block, at least and at most."""
@@ -80,13 +86,15 @@ def block_matrix(b: Builder, top: str) -> bool:
     has_room = _is_light(b, outer[0]) and matrix.stored == matrix.bits  # what is decoded takes registers as well
     most = BLOCKS[matrix.bits][1 if matrix.bits == 16 and not has_room else 0 :]
     most = WIDENED if matrix.bits == 32 and matrix.stored < 32 else most
+    most = DECODED if matrix.bits == 16 and matrix.stored < 8 else most
     extents = (rows_in_all, columns_in_all, depth)
     sizes = block_sizes(extents, batches, most, matrix.least, b.target.cores)
     sizes = _chosen_sizes(b, matrix, sizes, extents)
     rows, row = lanes(b, matrix.row, sizes[0])
     columns, column = lanes(b, matrix.column, sizes[1])
     _move_inside(b, matrix.along)
-    _, along = lanes(b, matrix.along, sizes[2])
+    steps, along = lanes(b, matrix.along, sizes[2])
+    _share_bytes(b, steps, (along, column))
     counters = [a for a in outer if a not in (matrix.row, matrix.column)] + [a for a in (rows, columns) if a]
     nest = [loop.axis for loop in perfect_nest(b.loop(outermost(b, [*counters, row, column])))[0]]
     rest = [a for a in nest if a not in (*counters, row, column)]
@@ -151,6 +159,33 @@ def _walk(b: Builder, matrix: Matrix, sizes: tuple[int, int, int]) -> None:
         b.take(Stages(b.choose("steps under way", (most, *range(DESCRIBED_STEPS - 1, room // step + 1)[:4]))))
 
     b.together("walk over blocks", walk)
+
+
+def _share_bytes(b: Builder, steps: str, block: tuple[str, str]) -> None:
+    """Let codes of few bits in constant factors share bytes, as those of one block and the next ones, which are
+    multiplied together: a byte is read once, and none of its codes has to change places."""
+    for buffer in b.kernel.inputs:
+        bits = buffer.dtype.bits
+        if not steps or not buffer.constant or bits >= 8 or 8 % bits or bytes_of(buffer) < LARGE:
+            continue
+        found = only_read(b.kernel, buffer.name)
+        if found is None or not {steps, *block} <= found[0].symbols or count(trips(b.loop(steps))) % (8 // bits):
+            continue
+        b.together(f"bytes of {buffer.name}", partial(_lay_out, b, buffer.name, found, steps, block))
+        return
+
+
+def _lay_out(b: Builder, codes: str, found: tuple[Load, tuple[For, ...]], steps: str, block: tuple[str, str]) -> None:
+    """Lay a constant out in blocks, several of which share bytes."""
+    load, around = found
+    bits = b.kernel.buffers()[codes].dtype.bits
+    outer, part = b.split(steps, 8 // bits)
+    b.take(Unroll((part,)))
+    counters = [x.axis for x in around if x.axis in load.symbols and x.axis not in (steps, *block)]
+    before, new = set(b.axes()), b.fresh(codes)
+    b.take(Pack(codes, ROOT, new, (*counters, outer, part, *block), "prepared"))
+    copied = [axis for axis in b.axes() if axis not in before]
+    b.take(Squeeze(new, (copied[-1 - len(block)],), "u8", b.fresh(codes)))
 
 
 def _move_inside(b: Builder, axis: str) -> None:
@@ -235,7 +270,7 @@ def _multiplied_bits(value: Expr, results: set[DType]) -> int:
     kinds = {f.value.dtype if isinstance(f, Cast) else f.dtype for f in factors(value)}
     narrow = min(kinds, key=lambda dtype: dtype.bits)
     if narrow in (BF16, F16) and results == {narrow}:
-        return min(x.dtype.bits for x in loads(value))
+        return narrow.bits
     return value.dtype.bits
 
 

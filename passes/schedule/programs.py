@@ -12,8 +12,8 @@ from functools import partial
 from typing import TypeAlias
 
 from intarsia.ir.errors import ScheduleError
-from intarsia.ir.kernel import Check, Kernel
-from intarsia.ir.kernel_access import trips
+from intarsia.ir.kernel import Check, Kernel, Put
+from intarsia.ir.kernel_access import accesses, trips
 from intarsia.ir.kernel_launch import launch_problem
 from intarsia.ir.schedule import Inline
 from intarsia.ir.target import Target
@@ -22,6 +22,7 @@ from intarsia.passes.schedule.block_lanes import ROW
 from intarsia.passes.schedule.block_options import choose_launch
 from intarsia.passes.schedule.blocks import block_region, split_sums
 from intarsia.passes.schedule.builder import Applied, Builder
+from intarsia.passes.schedule.contraction import is_made
 from intarsia.passes.schedule.long_rows import share_long_rows
 from intarsia.passes.schedule.prefixes import share_scans, walk_outside
 from intarsia.passes.schedule.programs_of_chains import (
@@ -119,6 +120,7 @@ def _merged(b: Builder, writable: Writable) -> None:
     if len(b.waiting()) > 1 and b.choose("stages", ("together", "apart")) == "apart":
         _stages(b, writable)
         return
+    _decode(b)
     if (apart := share_long_rows(b)) is None:
         _share_reductions(b, writable)
         for loop in b.waiting():
@@ -134,6 +136,7 @@ def _merged(b: Builder, writable: Writable) -> None:
 
 def _stages(b: Builder, writable: Writable) -> None:
     """A launch for each stage; what passes between them lies in memory."""
+    _decode(b)
     _share_reductions(b, writable)
     for loop in b.waiting():
         split_sums(b, loop.axis)
@@ -143,6 +146,15 @@ def _stages(b: Builder, writable: Writable) -> None:
     _attempt(b, share_scans, writable)
     accumulate_rows(b)
     _block_all(b, writable)
+
+
+def _decode(b: Builder) -> None:
+    """What is made element by element of what is stored, as of codes, and only multiplied, is made by the blocks that
+    multiply it."""
+    for name in allocated_in(b.kernel.body):
+        uses = [a.statement for a in accesses(b.kernel.body) if a.buffer == name and a.reads]
+        if is_made(b, name) and all(isinstance(s, Put) and s.operator == "+=" for s in uses):
+            b.attempt(Inline(name))
 
 
 def _compute_again(b: Builder) -> None:
@@ -173,5 +185,8 @@ def _attempt(b: Builder, change: Callable[[Builder], object], writable: Writable
 
 
 def _block_all(b: Builder, writable: Writable) -> None:
-    for loop in b.waiting():
-        block_region(b, loop.axis, writable)
+    """Blocks for every nest, those too that blocks of others have copied constants with."""
+    done: set[str] = set()
+    while rest := [x.axis for x in b.waiting() if x.axis not in done]:
+        done.add(rest[0])
+        block_region(b, rest[0], writable)
