@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -193,14 +194,11 @@ def stack(layers: intarsia.Program) -> tuple[Array, dict[str, Array], list[Array
     return x, parts, states
 
 
-def test_layers_of_a_loop(layers: intarsia.Program) -> None:
+@pytest.mark.slow
+def test_layers(layers: intarsia.Program) -> None:
+    """Of a stack, in a loop and in a scan, and of a list."""
     x, parts, states = stack(layers)
     assert near(layers.stacked(x, parts), states[-1])
-
-
-@pytest.mark.slow
-def test_layers_of_a_scan_and_of_a_list(layers: intarsia.Program) -> None:
-    x, parts, states = stack(layers)
     assert near(layers.scanned(x, parts), np.stack(states[1:]))
     each = [
         {"weight": {name: part[i] for name, part in parts.items()}, "bias": np.zeros(20, np.float32)} for i in range(4)
@@ -223,6 +221,15 @@ def test_turned_and_gathered(layers: intarsia.Program) -> None:
     assert np.array_equal(intarsia.dequantize(dict(zip(table, found)), "by_rows", layers), wanted)
 
 
+def test_a_layer_of_a_stack_is_what_a_function_takes(layers: intarsia.Program) -> None:
+    rng = np.random.default_rng(0)
+    codes, scale = rng.integers(-8, 8, (3, 10, 10)).astype(ml_dtypes.int4), rng.random((3, 2, 10)).astype(np.float16)
+    state = x = rng.standard_normal((2, 10), np.float32)
+    for c, s in zip(codes, scale):
+        state = state @ (c.astype(np.float32) * np.repeat(s, 8, 0)[:10].astype(np.float32))
+    assert near(evaluate(layers.library.build("stacked"), [x, codes, scale], {"M": 2, "K": 10, "L": 3})[0], state)
+
+
 def test_parts_of_a_split(layers: intarsia.Program) -> None:
     """A tuple of tensors in a format is taken apart like one of tensors."""
     rng = np.random.default_rng(0)
@@ -234,6 +241,7 @@ def test_parts_of_a_split(layers: intarsia.Program) -> None:
     assert near(first, x @ values[:, :4]) and near(others, x @ np.concatenate((values[:, 8:], values[:, 4:8]), 1))
 
 
+@pytest.mark.slow
 def test_blocks_of_a_loop(layers: intarsia.Program) -> None:
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((3, 48), np.float32), rng.standard_normal((48, 20), np.float32)
