@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from intarsia.dsl import ast
 from intarsia.dsl.evaluation import calls
+from intarsia.dsl.primitives import PRIMITIVES
 from intarsia.dsl.primitives.arguments import Argument
 from intarsia.dsl.semantics.scope import File, Scope, suggest
 from intarsia.dsl.semantics.signature import Signature
@@ -107,6 +108,9 @@ def _function(expression: ast.Expression, file: File, prelude: File | None) -> t
                 found = prelude.function(name)
             if found is not None:
                 return found
+            if name in PRIMITIVES:
+                hint = f"write a function that calls it: fn f(x: f32[N]) -> f32 {{ return {name}(…) }}"
+                raise CompileError("E0322", f"`{name}` is built in", expression.span, hint=hint)
             hint = suggest(name, file.names())
             raise CompileError("E0316", f"no function is named `{name}`", expression.span, hint=hint)
     hint = "name a function that is declared with `fn`: grad(loss, wrt=w)(x, w)"
