@@ -12,6 +12,7 @@ MODULES: tuple[str, ...] = (
     "expand_sorts",
     "legalize_dtype",
     "sample",
+    "sink_scales",
     "contract",
     "hoist",
     "merge",

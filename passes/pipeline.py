@@ -69,11 +69,13 @@ class Pass:
     """A step from one module to the next. The fields of a subclass are its options.
 
     `name` is its name in text. `exact`: the results stay the same bit for bit, so `--verify-each=exec` compares them
-    without a tolerance.
+    without a tolerance. `moves_factors`: it moves factors across sums, and where one is infinite a result may be an
+    infinity in place of NaN, or the reverse (language.md, Numerics).
     """
 
     name: ClassVar[str]
     exact: ClassVar[bool] = True
+    moves_factors: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         if "name" in vars(cls):
@@ -156,7 +158,7 @@ class Pipeline:
 
 
 DEFAULT = (
-    "canonicalize,cse,dce,expand-sorts,legalize-dtype,canonicalize,cse,sample,dce,contract,hoist,merge,fuse,"
+    "canonicalize,cse,dce,expand-sorts,legalize-dtype,canonicalize,cse,sink-scales,sample,dce,contract,hoist,merge,fuse,"
     "skip-rounding,dce,lower,join,layout,schedule"
 )
 

@@ -78,13 +78,12 @@ def test_every_format_is_compiled_for_every_target(name: str, target: str) -> No
     assert len(compilation.code.object_code) > 1000
 
 
-@pytest.mark.parametrize("columns, block", [(1536, 768), (4864, 608)])
-def test_blocks_of_codes_are_alike(columns: int, block: int) -> None:
+@pytest.mark.parametrize("columns", [1536, 4864])
+def test_codes_are_laid_out_for_any_columns(columns: int) -> None:
     """Columns that blocks of 1024 do not divide: a rest would be read by loops of its own, and nothing laid out."""
     compilation = Compilation(program("i4", 512, columns).library.build("f"), {}, Options(target="cpu:x86-avx512"))
     (text,) = compilation.schedules.values()
-    steps = Schedule.parse(text)
-    assert f" {block} min; " in text and any(isinstance(step, Squeeze) for step in steps)
+    assert any(isinstance(step, Squeeze) for step in Schedule.parse(text))
 
 
 @pytest.mark.parametrize("target, decoded", [

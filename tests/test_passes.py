@@ -33,7 +33,7 @@ from intarsia.passes.verify import difference, verification
 from intarsia.program import Program
 
 GRAPH_PASSES = (
-    "canonicalize,cse,dce,expand-sorts,legalize-dtype,canonicalize,cse,sample,dce,contract,hoist{always=true},"
+    "canonicalize,cse,dce,expand-sorts,legalize-dtype,canonicalize,cse,sink-scales,sample,dce,contract,hoist{always=true},"
     "merge{always=true},fuse,skip-rounding,dce"
 )
 CPU = TARGETS["cpu:x86-avx2"]

@@ -90,7 +90,7 @@ class Dots(Writes):
     def _is_whole(self, put: Put, loop: For) -> bool:
         """Does a statement write whole words, one after the other?"""
         width, buffer = trip_count(loop), self.buffers[put.buffer]
-        if buffer.dtype == BOOL or buffer.dtype.bits * (width or 0) not in _WORDS:
+        if buffer.dtype == BOOL or 8 * buffer.dtype.bytes * (width or 0) not in _WORDS:
             return False
         place = self._place(put.buffer, put.indices, loop)
         return place is not None and place.stride == 1
@@ -136,7 +136,10 @@ class Dots(Writes):
     def _elementwise(self, expression: Expr, loop: For) -> Value | None:
         """What is computed part by part from whole words; None where it needs anything else."""
         leaves = list(dict.fromkeys(loads(expression)))
-        if self.lane is None or any(isinstance(e, Index) for e in walk(expression)):
+        if self.lane is None:
+            return None
+        changing = {self.lane.axis, loop.axis}
+        if any(isinstance(e, Index) and e.symbols & changing for e in walk(expression)):
             return None
         words = [self._word_load(x, loop) for x in leaves]
         self.forget_values()
@@ -152,7 +155,7 @@ class Dots(Writes):
     def _word_load(self, load: Load, loop: For) -> Value | None:
         """What a load gives in all iterations, if that lies side by side."""
         width = trip_count(loop) or 0
-        if load.dtype == BOOL or load.dtype.bits * width not in _WORDS or loop.axis in _symbols(load.mask):
+        if load.dtype == BOOL or 8 * load.dtype.bytes * width not in _WORDS or loop.axis in _symbols(load.mask):
             return None
         if load.other is not None and str(load.other.value) not in ("0", "0.0"):
             return None
@@ -164,7 +167,7 @@ class Dots(Writes):
         condition = self.condition(load.mask)
         if self.active is not None and not self._in_bounds(load):
             condition = self.both(condition, Condition(lanes=self.active))
-        nothing = constant(0, _WORDS[load.dtype.bits * width])
+        nothing = constant(0, _WORDS[8 * load.dtype.bytes * width])
         return nothing if condition.uniform == "false" else self._load_at(load.buffer, place, condition, nothing)
 
     def _place(self, name: str, indices: tuple[object, ...], loop: For) -> Address | None:
@@ -196,13 +199,13 @@ class Dots(Writes):
 
     def _parts(self, words: Value, dtype: DType) -> Value:
         """The parts of words as a vector of them."""
-        lanes = words.lanes * (words.dtype.bits // dtype.bits)
+        lanes = words.lanes * (words.dtype.bytes // dtype.bytes)
         kind = Value("", dtype, lanes).type
         return Value(self.function.op(f"bitcast {words} to {kind}"), dtype, lanes)
 
     def _as_words(self, parts: Value, width: int) -> Value:
         """Neighbouring lanes as the words that they are part of."""
-        words = Value("", _WORDS[parts.dtype.bits * width], parts.lanes // width)
+        words = Value("", _WORDS[8 * parts.dtype.bytes * width], parts.lanes // width)
         return replace(words, text=self.function.op(f"bitcast {parts} to {words.type}"))
 
     def _interleaved(self, parts: list[Value]) -> Value:

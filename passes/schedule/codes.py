@@ -46,8 +46,8 @@ def filled_by(*bits: int) -> int:
     return U32.bits // math.gcd(U32.bits, *bits)
 
 
-def share_words(b: Builder, codes: str, ways: Sequence[tuple[tuple[str, ...], int]]) -> str:
-    """Let codes of fewer than 8 bits share words, as wide as they fill. Returns what the codes are in now.
+def share_words(b: Builder, codes: str, ways: Sequence[tuple[tuple[str, ...], int]], widest: int = U32.bits) -> str:
+    """Let codes of fewer than 8 bits share words, as wide as they fill up to `widest` bits. Returns what they are in.
 
     ways: along which axes of the copy, and how many steps along the first of them are written out with all of the
     others where the codes are read: there it is known which of them is meant.
@@ -57,7 +57,7 @@ def share_words(b: Builder, codes: str, ways: Sequence[tuple[tuple[str, ...], in
         for axes, steps in ways:
             filled = steps * math.prod(count(trips(b.loop(axis))) for axis in axes[1:]) * bits
             step = Squeeze(codes, axes, name, new := b.fresh(codes))
-            if bits < 8 and filled % word.bits == 0 and b.attempt(step):
+            if bits < 8 and word.bits <= widest and filled % word.bits == 0 and b.attempt(step):
                 return new
     return codes
 

@@ -9,6 +9,7 @@ but each thread packs the block that it works on.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
@@ -100,7 +101,7 @@ def extents(b: Builder, c: Contraction) -> Extents:
     buffer = b.kernel.buffers()[c.right.buffer]
     outer, repeated = _batches(c)
     return Extents(
-        rows=length(c.main.row),
+        rows=length(c.main.row) if c.main.row else 1,
         columns=length(c.main.column),
         depth=points(b.loop(a) for a in c.main.reduced),
         repeats=points(b.loop(a) for a in repeated),
@@ -113,6 +114,7 @@ def extents(b: Builder, c: Contraction) -> Extents:
         constant=c.right in c.plain and b.copy_memory(c.right, ROOT) == "prepared",
         divisible=len(c.main.reduced) == 1 and not c.summed and not _is_across(b, c),
         apart=buffer.dtype.bytes * (stride(buffer, c.right.indices, c.main.reduced[-1]) or 0),
+        grouped=bool(c.summed),
     )
 
 
@@ -183,7 +185,7 @@ def _schedule_typed(b: Builder, loop: For) -> bool:
     size = extents(b, c)
     if is_made(b, c.right.buffer) and b.attempt(Inline(c.right.buffer)):  # tiles decode what they read
         return schedule_contraction(b, next(x for x in b.outermost() if c.put.operator in _operators(x, c.put.buffer)))
-    if (step := groups_of(b, c)) is not None and b.together(f"groups of {step.axis}", partial(_in_groups, b, step)):
+    if any(b.together(f"groups of {step.axis}", partial(_in_groups, b, step)) for step in groups_of(b, c)):
         return True
     likeliest = choose_tiling(size, b.target)
     if likeliest is None:
@@ -193,7 +195,7 @@ def _schedule_typed(b: Builder, loop: For) -> bool:
         options.insert(0 if _waste(b, *other) < WORTH * _waste(b, c, likeliest) else 1, other)
     c, tiling = b.choose(f"lanes of {c.put.buffer}", options, lambda option: option[0].main.column, looks=1)
     tiling = _choose_sizes(b, c, extents(b, c), tiling)
-    if tiling.few and not size.constant and _is_dot(b, c):
+    if tiling.few and c.main.row and not size.constant and _is_dot(b, c):
         return b.together(f"tiles of dot products of {c.put.buffer}", lambda: _tile_dots(b, c, tiling))
     return b.together(f"tiles of {c.put.buffer}", lambda: _tile(b, c, tiling))
 
@@ -236,7 +238,7 @@ def _choose_sizes(b: Builder, c: Contraction, e: Extents, t: Tiling) -> Tiling:
 def _across(b: Builder, loop: For, c: Contraction) -> tuple[Contraction, Tiling] | None:
     """A contraction with lanes along a constant operand's own axis, across the result, if the sums are not cut: their
     tiles are transposed in registers when they are written."""
-    other = find_contraction(b, loop, c.main.row)
+    other = find_contraction(b, loop, c.main.row) if c.main.row else None
     if other is None or other.main.row != c.main.column:
         return None
     size = replace(extents(b, other), follows=True, divisible=len(other.main.reduced) == 1)
@@ -253,7 +255,7 @@ def _waste(b: Builder, c: Contraction, t: Tiling) -> float:
 def _schedule_narrow(b: Builder, loop: For, c: Contraction) -> bool:
     """Schedule a contraction whose columns fill no vector as dot products, if the other operand lies along a long
     reduction."""
-    other = find_contraction(b, loop, c.main.row)
+    other = find_contraction(b, loop, c.main.row) if c.main.row else None
     if other is None or other.main.row != c.main.column:
         return False
     size, buffer = extents(b, other), b.kernel.buffers()[other.right.buffer]
@@ -295,17 +297,18 @@ def _schedule_spread(b: Builder, loop: For, c: Contraction) -> bool:
 def _split(b: Builder, nest: Nest, t: Tiling, batches: Batches, first: bool) -> Tiled:
     """Split a nest; `first` says whether panels come before groups and parts of the reduction."""
     blocks, inside, groups = ([a for a, place in zip(nest.batch, batches) if place == name] for name in PLACES)
-    rows, row = b.split(nest.row, t.rows)
+    rows, row = b.split(nest.row, t.rows) if nest.row else ("", "")
     panels, column = b.split(nest.column, t.columns)
     vectors = b.split(column, t.lanes) if t.vectors > 1 else (column,)
-    if t.block_rows:
+    if t.block_rows and rows:
         block, rows = b.split(rows, t.block_rows // t.rows, "min")
         blocks.append(block)
     if t.block_columns:
         block, panels = b.split(panels, max(1, t.block_columns // t.columns), "min")
         blocks.append(block)
     tiles = (panels, *inside, rows) if t.few else (*inside, rows, panels)
-    return Tiled(tuple(blocks), tiles, panels, (row, *vectors), tuple(groups), first)
+    inner = (row, *vectors) if row else vectors
+    return Tiled(tuple(blocks), tuple(filter(None, tiles)), panels, inner, row, tuple(groups), first)
 
 
 def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
@@ -328,9 +331,11 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
     initial = None if c.initial is None else split(c.initial)
     if initial is not None:
         b.take(Reorder((*initial.outer, *initial.inner)))
+    for start in _starts(b, c):
+        _split(b, start, t, tuple(place for place in _places(c, t) if place != "group"), False)
     for epilogue in c.epilogues:
         own = split(epilogue)
-        written = (*own.inner[1:], own.inner[0]) if is_across else own.inner
+        written = (*own.columns, own.row) if is_across else own.inner
         b.take(Reorder((*own.outer, *written)))
         for ours, theirs in zip(outside if part else main.outer, own.outer):
             b.take(Merge((ours, theirs)))
@@ -341,11 +346,11 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
         at = blocked[-1] if blocked and not once else ROOT
         steps = (*parts, *reduced) if at == ROOT else reduced
         panels = (*(blocked if at == ROOT else ()), main.panels)
-        packed = pack_right(b, c, at, (*dict.fromkeys(panels), *reduced, *main.inner[1:]), steps, main.word)
+        packed = pack_right(b, c, at, (*dict.fromkeys(panels), *reduced, *main.columns), steps, main.word)
     copied = copy_tile(b, c, main, reduced) if t.copied else ""
-    if not t.few or ((part or main.groups) and count(trips(b.loop(main.tiles[-1]))) > 1):
+    if main.row and (not t.few or ((part or main.groups) and count(trips(b.loop(main.tiles[-1]))) > 1)):
         across = tuple(a for a in main.tiles if a != main.panels)
-        pack_left(b, c, t, main, (*main.groups, *parts, *across, *reduced, main.inner[0]))
+        pack_left(b, c, t, main, (*main.groups, *parts, *across, *reduced, main.row))
     if not is_across:
         write_out(b, main.inner, main.word)
     tile = Accumulate(c.put.buffer, reduced[0], b.fresh(c.put.buffer), "register", "set", outer=part)
@@ -365,7 +370,9 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
             write_out(b, inner)
         write_out(b, main.inner, main.word)
     if c.epilogues and not part and b.kernel.buffers()[c.put.buffer].role == "temp":
-        b.attempt(Localize(c.put.buffer, main.tiles[-1], "register"))
+        b.attempt(Localize(c.put.buffer, main.outer[-1], "register"))
+    if main.groups:
+        _gather_groups(b, c, main)
     if copied:
         b.take(Sink(copied, reduced[-1]))
     if c.is_ragged:
@@ -374,11 +381,30 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
     if c.is_ragged or main.word:
         b.attempt(Peel(reduced[-1]))
     unrolled = unroll_reduction(b, reduced[-1])
-    _fetch(b, c, t, main, early, packed if once or t.few else c.right.buffer, part, unrolled)
+    _fetch(b, c, t, main, early, packed if once or t.few else c.right.buffer, (*main.groups, *parts), unrolled)
     if copied:
         b.take(Partition(main.tiles[-1]))
     b.attempt(Version(main.tiles[-1], _steps(b, main.tiles[-1], reduced) if c.is_ragged else ()))
     share(b, main.blocks or main.tiles[:1])
+
+
+def _starts(b: Builder, c: Contraction) -> Iterator[Nest]:
+    """The nests that set what is added up over groups, in the axes of these results."""
+    for epilogue in c.epilogues:
+        (added,) = puts_in((b.loop(epilogue.column),))
+        for loop in b.outermost() if added.operator == "+=" else ():
+            (*_, put) = puts_in((loop,)) or (added,)
+            if put.buffer == added.buffer and put.operator == "=":
+                names = {str(theirs): str(own) for own, theirs in zip(put.indices, added.indices)}
+                batch = tuple(names[a] for a in epilogue.batch if a in names)
+                yield Nest(names.get(epilogue.row, ""), names[epilogue.column], batch)
+
+
+def _gather_groups(b: Builder, c: Contraction, main: Tiled) -> None:
+    """Let what is added up over groups lie together until all are added: rows of a result may be whole pages apart."""
+    for put in puts_in((b.loop(main.groups[0]),)):
+        if put.operator == "+=" and any(x.buffer == c.put.buffer for x in loads(put.value)):
+            b.attempt(Accumulate(put.buffer, main.groups[0], b.fresh(put.buffer), "cache", "set"))
 
 
 def _gather(b: Builder, tile: Accumulate) -> None:
@@ -388,15 +414,17 @@ def _gather(b: Builder, tile: Accumulate) -> None:
     b.take(replace(tile, buffer=sums, new=b.fresh(tile.buffer), mode="first"))
 
 
-def _fetch(b: Builder, c: Contraction, t: Tiling, main: Tiled, early: Early, right: str, part: str, steps: str) -> None:
+def _fetch(
+    b: Builder, c: Contraction, t: Tiling, main: Tiled, early: Early, right: str, parts: tuple[str, ...], steps: str
+) -> None:
     """Let tiles fetch what later ones read from beyond the second cache, as no prefetcher foresees where rows begin:
     `right` for the next part of the reduction or block, the left operand of the next rows, sums of the next tile."""
     if not steps:
         return
-    if early.columns and (part or main.blocks):
-        b.attempt(Fetch(right, part or main.blocks[-1], steps, 1 if t.few and right == c.right.buffer else 2))
-    left = left_load(b, c, main.inner[0])
-    if early.rows and left is not None:
+    if early.columns and (parts or main.blocks):
+        b.attempt(Fetch(right, (*main.blocks, *parts)[-1], steps, 1 if t.few and right == c.right.buffer else 2))
+    left = left_load(b, c, main.row) if main.row and early.rows else None
+    if left is not None:
         b.attempt(Fetch(left.buffer, main.tiles[-2], steps))
         b.attempt(Fetch(c.put.buffer, main.panels, steps, 1))
 

@@ -55,6 +55,7 @@ def find_convolution(b: Builder, loop: For) -> Contraction | None:
     plain = find_contraction(b, loop)
     if (
         plain is None
+        or not plain.main.row
         or plain.is_ragged
         or all(i.as_name is not None or i.constant is not None for i in plain.right.indices)
     ):

@@ -25,25 +25,27 @@ def other_types(b: Builder, c: Contraction) -> Multiply | None:
     """The types in which the target has the best dot instruction for a contraction, if they are not its own.
 
     Where both factors have the same sign, one is shifted, and the other one is summed up to make up for it: constant
-    columns, once for all calls, or that of which there is less.
+    columns, once for all calls, or that of which there is less. A code that was shifted anyway is taken as it is.
     """
     pair = widened_factors(c.put)
     if pair is None or find_dot(b.target, c.put) is not None or not _lies_along(b, c, c.main.reduced[-1]):
         return None
-    rows, columns = (count(trips(b.loop(axis))) for axis in (c.main.row, c.main.column))
+    rows, columns = (count(trips(b.loop(axis))) if axis else 1 for axis in (c.main.row, c.main.column))
     shifts_columns = rows <= columns and not b.kernel.buffers()[c.right.buffer].constant
     shifted = [n for n, e in enumerate(pair) if (c.right in loads(e)) == shifts_columns][:1]
     options = []
     for dot in dots_of(b.target):
         factors = [in_type(e, wanted) for e, wanted in zip(pair, (dot.left, dot.right))]
         added = [n for n, f in enumerate(factors) if f is not None and f.added]
+        free = len(added) == 1 and any(f is not None and f.free for f in factors)
         if (
             dot.adds(c.put.value.dtype)
             and None not in factors
-            and added in ([], shifted)
+            and (added in ([], shifted) or free)
             and _length(b, c) >= dot.width
         ):
-            options.append((-dot.width, len(added), Multiply(c.put.buffer, dot.left.name, dot.right.name)))
+            cost = 0 if not added else 1 if free else 2
+            options.append((-dot.width, cost, Multiply(c.put.buffer, dot.left.name, dot.right.name)))
     if not options:
         return None
     _, shifts, step = min(options, key=lambda option: option[:2])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from intarsia.ir.dots import widened_factors
 from intarsia.ir.dtypes import F32, I32, DType
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, Buffer, For, Kernel, Put, walk
 from intarsia.ir.kernel_access import accesses, trips
+from intarsia.ir.narrowing import as_byte
 from intarsia.ir.proofs import Facts, simplify
-from intarsia.ir.scalar import Cast, Const, Expr, Load, apply, constant, loads, transform
+from intarsia.ir.scalar import Apply, Cast, Const, Expr, Load, apply, constant, loads, transform
 from intarsia.ir.schedule import Group
 from intarsia.ir.sizes import ZERO, Size
 from intarsia.passes.schedule.accumulate import require_neutral_start
@@ -49,25 +50,37 @@ def group(kernel: Kernel, step: Group) -> Kernel:
     product = Product.of(within)
     fixed = product.where(lambda e: not e.symbols & changing)
     rest = product.where(lambda e: bool(e.symbols & changing))
-    if not fixed.factors:
+    count = math.prod(trips(loop).constant or 1 << 31 for loop in reduced)
+    summand = _summand(step, rest, changing, count, put.value.dtype)
+    if not fixed.factors and summand.less is None:
         raise ScheduleError(f"every factor of {put.value} changes within groups of {step.axis}")
-    summand = _summand(step, rest, math.prod(trips(loop).constant or 0 for loop in reduced), put.value.dtype)
     by_index = {str(index): index for index in put.indices if index.constant is None}
-    dims = tuple(next(loop for loop in kept if loop.axis == name) for name in by_index)
-    sums = Buffer(step.new, summand.dtype, tuple(map(trips, (outer, *dims))))
-    place = tuple(Size.of(loop.axis) for loop in (outer, *dims))
-    total: Expr = Load(step.new, place, summand.dtype)
-    total = total if summand.dtype == put.value.dtype else Cast(put.value.dtype, total)
-    stages: Body = (
-        _nest((outer, *kept), Put(step.new, place, "=", constant(0, summand.dtype)), names),
-        _nest((outer, *kept, *reduced), Put(step.new, place, "+=", summand), names),
-        _nest((outer, *kept), replace(put, value=fixed.times(total)), names),
-    )
+    dims = (outer, *(next(loop for loop in kept if loop.axis == name) for name in by_index))
+    stages: Body = ()
+
+    def summed(name: str, dims: tuple[For, ...], value: Expr) -> Load:
+        """The sums of a value in a buffer of their own."""
+        nonlocal stages
+        place = tuple(Size.of(loop.axis) for loop in dims)
+        start = Put(name, place, "=", constant(0, value.dtype))
+        add = Put(name, place, "+=", value)
+        sums = Alloc(Buffer(name, value.dtype, tuple(map(trips, dims))))
+        stages += (sums, _nest(dims, start, names), _nest((*dims, *reduced), add, names))
+        return Load(name, place, value.dtype)
+
+    more: Expr | None = None
+    if summand.less is not None:
+        own = tuple(loop for loop in dims if loop is outer or loop.axis in summand.other.symbols)
+        more = apply("mul", summand.less, summed(names.derived(step.new), own, summand.other))
+    total: Expr = summed(step.new, dims, summand.value)
+    total = total if more is None else apply("sub", total, more)
+    total = total if total.dtype == put.value.dtype else Cast(put.value.dtype, total)
+    stages += (_nest((outer, *kept), replace(put, value=fixed.times(total)), names),)
     if last := length % step.size:  # a shorter last group keeps its factors
         tail = replace(split, lower=Size.of(length - last))
         loops = (*kept, *(tail if loop is split else loop for loop in nest if loop not in kept))
         stages += (_nest(loops, put, names),)
-    return replace_block(kernel, block, (*block[:here], Alloc(sums), *stages, *block[here + 1 :]))
+    return replace_block(kernel, block, (*block[:here], *stages, *block[here + 1 :]))
 
 
 @dataclass(frozen=True)
@@ -123,23 +136,60 @@ def _within(value: Expr, axis: str, place: Size, facts: Facts) -> Expr:
     return transform(transform(value, {axis: place}), rule=rule)
 
 
-def _summand(step: Group, rest: Product, count: int, dtype: DType) -> Expr:
+@dataclass(frozen=True)
+class _Summand:
+    """What is summed within a group. less: what is taken from one factor, and is the same within the group, so that the
+    sum is less by it times the sum of the `other` factor."""
+
+    value: Expr
+    other: Expr
+    less: Expr | None = None
+
+
+def _summand(step: Group, rest: Product, changing: set[str], count: int, dtype: DType) -> _Summand:
     """What is summed within a group: in i32, if that is wanted, the product of two integers."""
     value = rest.value(dtype)
     if not step.total:
-        return value
-    pair = widened_factors(Put("", (), "+=", value))
-    if step.total != I32.name or dtype != F32 or pair is None or not all(e.dtype.is_integer for e in pair):
+        return _Summand(value, value)
+    factors, less, other = list(rest.above), None, 0
+    differences = [n for n, factor in enumerate(factors) if _taken(factor, changing) is not None]
+    if len(differences) == 1 and (difference := _taken(factors[differences[0]], changing)) is not None:
+        factors[differences[0]], less = difference
+        other = 1 - differences[0]
+    pair = integers(factors) if not rest.below else None
+    if step.total != I32.name or dtype != F32 or pair is None:
         raise ScheduleError(f"{value} is no product of two integers")
-    if not fits(pair, count):
+    if not fits(pair, count, less):
         raise ScheduleError(f"the sum of {count} products of {pair[0].dtype} and {pair[1].dtype} may exceed i32")
-    return apply("mul", *(Cast(I32, e) for e in pair))
+    product = apply("mul", *(Cast(I32, e) for e in pair))
+    return _Summand(product, value) if less is None else _Summand(product, Cast(I32, pair[other]), Cast(I32, less))
 
 
-def fits(pair: tuple[Expr, Expr], count: int) -> bool:
-    """Is the sum of so many products of two integers always an i32?"""
-    left, right = (max(abs(int(e.dtype.least)), int(e.dtype.greatest)) for e in pair)
-    return left * right * count <= int(I32.greatest)
+def _taken(factor: Expr, changing: set[str]) -> tuple[Expr, Expr] | None:
+    """A factor that is a number less an integer that does not change, as both."""
+    match factor:
+        case Apply("sub", (number, Cast(_, zero))) if zero.dtype.is_integer and not zero.symbols & changing:
+            return number, as_byte(zero) or zero
+    return None
+
+
+def integers(factors: Sequence[Expr]) -> tuple[Expr, Expr] | None:
+    """Two factors as integers, of 8 bits where they are no larger, if they are two integers that were cast."""
+    match factors:
+        case [Cast(_, a), Cast(_, b)] if a.dtype.is_integer and b.dtype.is_integer:
+            return as_byte(a) or a, as_byte(b) or b
+    return None
+
+
+def fits(pair: tuple[Expr, Expr], count: int, less: Expr | None = None) -> bool:
+    """Is the sum of so many products of two integers always an i32, also where a third is taken from one of them?"""
+    left, right = map(_largest, pair)
+    both = left * right + (0 if less is None else _largest(less) * max(left, right))
+    return both * count <= int(I32.greatest)
+
+
+def _largest(e: Expr) -> int:
+    return max(-int(e.dtype.least), int(e.dtype.greatest))
 
 
 def _nest(loops: tuple[For, ...], put: Put, names: NameSource) -> For:

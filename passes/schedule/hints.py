@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from intarsia.ir.errors import ScheduleError
-from intarsia.ir.kernel import For, Kernel, Put, Statement
+from intarsia.ir.kernel import Buffer, For, Kernel, Put, Statement
 from intarsia.ir.kernel import Prefetch as PrefetchStatement
 from intarsia.ir.kernel_access import accesses
 from intarsia.ir.scalar import loads
@@ -72,11 +72,11 @@ def fetch(kernel: Kernel, step: Fetch) -> Kernel:
     later = _next_iteration(loop, around)
     first = tuple(index.substitute(later) for index in box.first)
     extents = [(dimension, _number(most(extent), step.buffer)) for dimension, extent in box.kept]
-    last = len(first) - 1
-    row = extents.pop()[1] if extents and extents[-1][0] == last else 1
     per_line = max(1, LINE // buffer.dtype.bytes)
-    in_row = -(-row // per_line)
-    lines = in_row * math.prod(extent for _, extent in extents)
+    together = _together(buffer, extents, per_line)
+    apart = [e for e in extents if e not in together]
+    in_row = -(-math.prod(extent for _, extent in together) // per_line)
+    lines = in_row * math.prod(extent for _, extent in apart)
     turn, turns = ZERO, 1
     for other in (*path[path.index(loop) + 1 :], inner):
         length = _number(most_trips(other), other.axis)
@@ -89,12 +89,32 @@ def fetch(kernel: Kernel, step: Fetch) -> Kernel:
         line = turn * each + n if each > 1 else turn // (turns // lines)
         rest = line // in_row
         indices = list(first)
-        indices[last] += line % in_row * per_line
-        for dimension, extent in reversed(extents):
+        place = line % in_row * per_line
+        for dimension, extent in reversed(together[1:]):
+            indices[dimension] += place % extent
+            place = place // extent
+        for dimension, _ in together[:1]:
+            indices[dimension] += place
+        for dimension, extent in reversed(apart):
             indices[dimension] += rest % extent
             rest = rest // extent
         found.append(PrefetchStatement(step.buffer, tuple(indices), step.level))
     return replace_loop(kernel, step.during, lambda here: replace(here, body=(*found, *here.body)))
+
+
+def _together(buffer: Buffer, extents: Sequence[tuple[int, int]], per_line: int) -> list[tuple[int, int]]:
+    """Of a box, dimensions with their extents, the last one, or as many as fill a line and lie in memory without a gap:
+    whole dimensions, and one before them."""
+    found: list[tuple[int, int]] = []
+    known, filled = dict(extents), 1
+    for dimension in reversed(range(len(buffer.extents))):
+        extent = known.get(dimension, 1)
+        if dimension in known:
+            found.insert(0, (dimension, extent))
+        filled *= extent
+        if buffer.extents[dimension] != Size.of(extent) or filled >= per_line:
+            break
+    return found
 
 
 def _next_iteration(loop: For, around: Sequence[For]) -> dict[str, Size]:

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 
 from intarsia.ir.conversion import is_exact
 from intarsia.ir.dots import widened_factors
-from intarsia.ir.dtypes import DType, dtype
+from intarsia.ir.dtypes import U8, DType, dtype
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, Buffer, For, Kernel, Put, walk
 from intarsia.ir.kernel_access import accesses, trips, written_in
-from intarsia.ir.scalar import Bitcast, Cast, Expr, Load, apply, constant, loads
+from intarsia.ir.narrowing import bounds
+from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Load, apply, constant, loads
 from intarsia.ir.schedule import Multiply
 from intarsia.ir.sizes import Size
 from intarsia.passes.schedule.tree import (
@@ -28,10 +29,11 @@ from intarsia.passes.schedule.tree import (
 
 @dataclass(frozen=True)
 class Factor:
-    """A factor in another type; `added` is by how much it is greater than it was."""
+    """A factor in another type; `added` is by how much it is greater than it was, `free` whether that saves work."""
 
     value: Expr
     added: int = 0
+    free: bool = False
 
 
 def in_type(value: Expr, wanted: DType) -> Factor | None:
@@ -45,6 +47,10 @@ def in_type(value: Expr, wanted: DType) -> Factor | None:
         return Factor(Cast(wanted, value))
     if own.bits != wanted.bits:
         return None
+    match value:
+        case Bitcast(_, Apply("sub", (inner, Const(offset)))) if inner.dtype == wanted == U8:
+            if (found := bounds(value)) is not None and 0 <= found[0] + int(offset) <= found[1] + int(offset) <= 255:
+                return Factor(inner, int(offset), free=True)  # a code that stands for itself less a number
     half = 1 << (own.bits - 1)
     flipped = apply("bit_xor", Bitcast(wanted, value), constant(-half if wanted.is_signed else half, wanted))
     return Factor(flipped, half if own.is_signed else -half)

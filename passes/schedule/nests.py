@@ -19,10 +19,15 @@ FOLDS = ("+=", "min=", "max=")
 """What reduces: shortest paths are contractions too."""
 
 
+NARROW = 8
+"""Bits of elements that are codes, which tiles decode."""
+
+
 @dataclass(frozen=True)
 class Nest:
     """The axes of one stage. The result has the dimensions `batch`, `row` and `column` in some order: only the left
-    operand has rows, only the right one has columns, and along columns the result lies in memory."""
+    operand has rows, only the right one has columns, and along columns the result lies in memory. `row` is "" of a
+    product with a vector."""
 
     row: str
     column: str
@@ -73,13 +78,12 @@ def find_contraction(b: Builder, loop: For, across: str = "", longest: bool = Fa
     right = [x for x in operands if column in x.symbols]
     left = [x for x in operands if column not in x.symbols]
     rows = [a for a in kept if any(a in x.symbols for x in left) and not any(a in x.symbols for x in right)]
+    whole = _whole(right, axes)
     rows = [a for a in rows if count(trips(axes[a])) > 1]
-    whole = _whole(right)
-    if column is None or not rows or whole is None or not reduced:
+    if column is None or whole is None or not reduced or not (rows or _are_codes(b, whole, left)):
         return None
-    row = (
-        along if across and along in rows and not longest else max(reversed(rows), key=lambda a: count(trips(axes[a])))
-    )
+    row = max(reversed(rows), key=lambda a: count(trips(axes[a])), default="")
+    row = along if across and along in rows and not longest else row
     main = Nest(row, column, tuple(a for a in kept if a not in (row, column)), _by_step(b, left, reduced))
     before, after = neighbours(b, put, main, loop)
     is_ragged = bool(put.mask) or any(axes.keys() & (x.lower.symbols | x.upper.symbols) for x in axes.values())
@@ -87,11 +91,17 @@ def find_contraction(b: Builder, loop: For, across: str = "", longest: bool = Fa
     return Contraction(put, whole, main, before, after, _summed(b, main, after), is_ragged, plain)
 
 
+def _are_codes(b: Builder, right: Load, left: list[Load]) -> bool:
+    """Is a matrix of codes multiplied by a vector? Tiles decode those as fast as for several rows; other numbers had
+    better be summed row by row."""
+    return bool(left) and b.kernel.buffers()[right.buffer].dtype.bits <= NARROW
+
+
 def _summed(b: Builder, main: Nest, epilogues: tuple[Nest, ...]) -> tuple[str, ...]:
     """The batch axes over which the stages that follow add up."""
     found: dict[str, None] = {}
     for own in epilogues:
-        (put,) = puts_in((b.loop(own.row),))
+        (put,) = puts_in((b.loop(own.column),))
         if put.operator != "=":
             found |= dict.fromkeys(a for a, axis in zip(main.batch, own.batch) if not _is_subscript(put, axis))
     return tuple(found)
@@ -123,13 +133,13 @@ def _is_digits(index: Size, axes: Mapping[str, For]) -> bool:
     return True
 
 
-def _whole(right: list[Load]) -> Load | None:
+def _whole(right: list[Load], axes: Mapping[str, For]) -> Load | None:
     """The operand of the columns: the one load of it; of several, such as codes and scales of their groups, the one
-    whose subscripts are all the axes that the others depend on."""
+    that depends on all the axes that the others depend on, plainly."""
     if len(right) == 1:
         return right[0]
     symbols = frozenset[str]().union(*(x.symbols for x in right))
-    found = [x for x in right if {str(i) for i in x.indices if i.constant is None} == symbols]
+    found = [x for x in right if x.symbols == symbols and is_plain(x, axes)]
     return found[0] if len(found) == 1 else None
 
 
@@ -174,7 +184,8 @@ def neighbours(b: Builder, put: Put, main: Nest, loop: For) -> tuple[Nest | None
         names = {axis: indices[d].as_name for axis, d in position.items()}
         if {inner.axis for inner in nest} != set(names.values()):
             continue
-        found = Nest(str(names[main.row]), str(names[main.column]), tuple(str(names[a]) for a in main.batch))
+        row, column, *batch = (str(names.get(a, "")) for a in (main.row, main.column, *main.batch))
+        found = Nest(row, column, tuple(batch))
         if own.buffer == put.buffer and isinstance(own.value, Const) and own.operator == "=":
             initial = found
         elif own.buffer != put.buffer and (own.operator == "=" or _adds_up(own, found)):
@@ -184,12 +195,14 @@ def neighbours(b: Builder, put: Put, main: Nest, loop: For) -> tuple[Nest | None
 
 def _adds_up(put: Put, nest: Nest) -> bool:
     """Does a stage add what it makes of each element up over batches?"""
-    kept = all(_is_subscript(put, axis) for axis in (nest.row, nest.column))
+    kept = all(_is_subscript(put, axis) for axis in (nest.row, nest.column) if axis)
     return put.operator == "+=" and kept and not all(_is_subscript(put, axis) for axis in nest.batch)
 
 
 def result_step(b: Builder, put: Put, main: Nest, epilogues: tuple[Nest, ...], axis: str) -> int | None:
-    """Elements between neighbours along an axis of what a stage makes, or of what is made of that."""
+    """Elements between neighbours along an axis of what a stage makes, or of what is made of that; None for no axis."""
+    if not axis:
+        return None
     if not epilogues or b.kernel.buffers()[put.buffer].role != "temp":
         return stride(b.kernel.buffers()[put.buffer], put.indices, axis)
     last = epilogues[-1]

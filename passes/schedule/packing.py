@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from intarsia.ir.dtypes import U8
 from intarsia.ir.kernel_access import trips
 from intarsia.ir.scalar import Load, loads
 from intarsia.ir.schedule import ROOT, Dot, Pack, Parallel, Prefetch, Reorder, Unroll, Vectorize, Version
@@ -38,6 +39,7 @@ class Tiled:
     tiles: tuple[str, ...]
     panels: str
     inner: tuple[str, ...]
+    row: str
     groups: tuple[str, ...] = ()
     first: bool = False
     word: str = ""
@@ -55,6 +57,11 @@ class Tiled:
     @property
     def outer(self) -> tuple[str, ...]:
         return (*self.outside, *self.groups, *self.inside)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Vectors and lanes of a tile."""
+        return self.inner[1:] if self.row else self.inner
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -95,9 +102,11 @@ def pack_right(
         if steps:
             b.attempt(Prefetch(c.right.buffer, new, steps[-1], AHEAD))
     b.attempt(Version(panels[-1]))
-    if word or b.kernel.buffers()[new].memory != "prepared":
+    if b.kernel.buffers()[new].memory != "prepared":
         return new
     ways = [((axis,), count(trips(b.loop(axis)))) for axis in inner[:-1]]
+    if word:  # words of a dot instruction are made of bytes
+        return share_words(b, new, ways, U8.bits)
     return share_words(b, new, [*ways, *([((steps[-1], *inner[:-1]), STEPS)] if steps else ())])
 
 
@@ -105,7 +114,7 @@ def copy_tile(b: Builder, c: Contraction, main: Tiled, reduced: tuple[str, ...])
     """Copy what a tile reads of the right operand, for all tiles of rows that use it, so that its rows lie together.
     Returns the loop of the copy along the reduction."""
     load = load_along(b, c.right.buffer, main.inner[-1])
-    _, copied = copy(b, load, main.panels, (*reduced, *main.inner[1:], *main.words))
+    _, copied = copy(b, load, main.panels, (*reduced, *main.columns, *main.words))
     inner, word = (copied[1:-1], copied[-1]) if main.word else (copied[1:], "")
     write_out(b, inner, word)
     return copied[0]

@@ -35,6 +35,7 @@ class ScheduleKernels(Pass):
 
     name: ClassVar[str] = "schedule"
     exact: ClassVar[bool] = False
+    moves_factors: ClassVar[bool] = True
 
     def run(self, module: Module, context: Context) -> Module:
         pinned = pinned_schedules(context.pinned_schedule)

@@ -61,7 +61,7 @@ class Extents:
     nothing. lanes: elements of a vector; bytes: of an element of the columns' operand; apart: between neighbours of it
     along the reduction, 0 where unknown. follows: is something done to
     the result afterwards? across: does the columns' operand not lie along the columns? movable: can it be packed?
-    constant: once for all calls, that is? divisible: can the reduction be cut?
+    constant: once for all calls, that is? divisible: can the reduction be cut? grouped: are sums of groups added up?
     """
 
     rows: int | None
@@ -77,6 +77,7 @@ class Extents:
     constant: bool
     divisible: bool
     apart: int = 0
+    grouped: bool = False
 
     @property
     def is_crowded(self) -> bool:
@@ -180,7 +181,7 @@ def fetched_early(e: Extents, t: Tiling, target: Target) -> Early:
     """What it pays to fetch, since it comes from beyond the second cache: most columns, if few rows use them; rows, if
     those of a whole block and its columns do not fit there."""
     if t.few:
-        return Early(columns=bool(t.part), rows=False)
+        return Early(columns=bool(t.part) or e.grouped, rows=False)
     second = target.caches[min(1, len(target.caches) - 1)]
     steps, columns = t.part or e.depth, e.columns or UNKNOWN
     rows = t.block_rows or (e.rows or UNKNOWN) * (e.repeats if t.inside else 1)
