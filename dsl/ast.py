@@ -19,7 +19,7 @@ REDUCTIONS = ("sum", "prod", "max", "min", "any", "all", "argmax", "argmin")
 COMPREHENSIONS = ("tensor", *REDUCTIONS)
 """All names that may be followed by `[binders](body)`."""
 
-TRANSFORMS = ("grad", "value_and_grad", "jvp")
+TRANSFORMS = ("grad", "value_and_grad", "jvp", "custom_grad")
 """Functions of functions: `grad(f, wrt=x)` is one, which is called where it is made."""
 
 BinaryOperator: TypeAlias = Literal["or", "and", "+", "-", "*", "/", "//", "%", "@", "**"]

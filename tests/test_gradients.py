@@ -203,6 +203,37 @@ fn curved(x: f64) -> (f64, f64) {
     return jvp(grad(power, wrt=x), wrt=x)(x, 0.5)
 }
 
+fn coarse(x: f64[N]) -> f64[N] {
+    return round(x)
+}
+
+fn straight_through(x: f64[N], g: f64[N]) -> f64[N] {
+    return g
+}
+
+fn quantised(x: f64[N]) -> f64 {
+    return sum(custom_grad(coarse, straight_through)(x) * x)
+}
+
+fn times(x: f64, k: i64, y: f64) -> f64 {
+    return x * y * f64(k)
+}
+
+fn times_backward(x: f64, k: i64, y: f64, g: f64) -> (f64, f64) {
+    return 10.0 * g * y, 100.0 * g * x
+}
+
+fn repeated(x: f64, y: f64) -> f64 {
+    return loop (z = x) for t < 2 {
+        yield custom_grad(times, times_backward)(z, 1, y)
+    }
+}
+
+fn of_custom(x: f64[N], y: f64) -> (f64[N], f64, f64) {
+    dx, dy = grad(repeated, wrt=(x, y))(3.0, y)
+    return grad(quantised, wrt=x)(x), dx, dy
+}
+
 fn of_stopped(x: f64[N]) -> f64[N] {
     return grad(stopped, wrt=x)(x)
 }
@@ -242,6 +273,8 @@ def test_the_language() -> None:
     assert _run("curved", x=2.0) == [32.0, 24.0]
     assert _run("curvature", x=2.0) == [48.0]
     assert _run("twice", x=3.0) == [81.0]  # of the first parameter alone
+    assert np.allclose(_run("of_custom", x=[1.2, 2.7], y=2.0)[0], [2.2, 5.7])
+    assert _run("of_custom", x=[1.2, 2.7], y=2.0)[1:] == [400.0, 6600.0]
     assert np.allclose(_run("of_stopped", x=[1.0, 2.0])[0], [1.0, 4.0])
     assert np.allclose(_run("of_built_in", x=[1.0, 1.0])[0], [0.5, 0.5])
 

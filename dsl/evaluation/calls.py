@@ -72,7 +72,7 @@ def call(builder: Builder, node: ast.Call, scope: Scope) -> Item:
     if (found := _in_prelude(builder, name)) is not None:
         return call_function(builder, *found, node, scope)
     if name in ast.TRANSFORMS:
-        hint = f"{name}(loss, wrt=w) is a function, which is called where it is made: {name}(loss, wrt=w)(x, w)"
+        hint = f"call what it gives where it is made: {name}(…)(x, w)"
         raise CompileError("E0322", f"{name} gives a function, and a function is no value", node.span, hint=hint)
     candidates = [*scope.file.names(), *PRIMITIVES, *ALL_NAMES[:12]]
     if builder.prelude is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from intarsia.dsl import ast
 from intarsia.dsl.evaluation import calls
@@ -19,8 +19,9 @@ from intarsia.dsl.semantics.values import FormatTensor, Item, Struct, StructList
 from intarsia.ir.dtypes import DType
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.gradients import gradients, push_forward
+from intarsia.ir.gradients.spaces import CustomRule
 from intarsia.ir.graph import Node, Value
-from intarsia.ir.ops import Reshape
+from intarsia.ir.ops import Cast, Reshape
 
 if TYPE_CHECKING:
     from intarsia.dsl.evaluation.builder import Builder
@@ -62,8 +63,11 @@ def _evaluate(builder: Builder, function: ast.Expression, given: Given) -> Item:
     """A function, or one made of it by transforms, on arguments."""
     match function:
         case ast.Call(head) if head.text in ast.TRANSFORMS:
-            if head.text == "jvp":
-                return _tangents(builder, function, given)
+            match head.text:
+                case "jvp":
+                    return _tangents(builder, function, given)
+                case "custom_grad":
+                    return _custom(builder, function, given)
             return _gradient(builder, function, given)
     found, file = _function(function, given.scope.file, builder.prelude)
     calls.require_no_recursion(builder, found, given.span)
@@ -227,7 +231,7 @@ def _reverse(builder: Builder, loss: Value, leaves: Sequence[Value], span: Span)
     """The gradients as nodes. Raises E0325, with the place where they are taken."""
     fresh = partial(builder.counter_symbol, used=builder.counters_used)
     with _noting(span):
-        return gradients(loss, leaves, _maker(builder, span), fresh)
+        return gradients(loss, leaves, _maker(builder, span), fresh, builder.custom)
 
 
 @contextmanager
@@ -239,6 +243,61 @@ def _noting(span: Span) -> Iterator[None]:
         first = error.diagnostics[0]
         notes = (*first.notes, ("in the derivative that is taken here", span))
         raise CompileError(first.code, first.message, first.span or span, hint=first.hint, notes=notes) from None
+
+
+# ---------------------------------------------------------------------- derivatives that the user gives
+
+
+def _custom(builder: Builder, transform: ast.Call, given: Given) -> Item:
+    """`custom_grad(f, backward)`: f, whose derivative is said by backward, which takes the arguments and the cotangent
+    of the result, and gives a cotangent for each argument that is a tensor of floats."""
+    usage = "custom_grad(f, backward)(x, y), with fn backward(x, y, g) that gives what changes x, and what changes y"
+    if len(transform.positional) != 2 or transform.keywords or given.keywords:
+        raise CompileError(
+            "E0322", "custom_grad takes two functions, and arguments by position", given.span, hint=usage
+        )
+    forward, backward = transform.positional
+    copies: list[Item] = [_copied(builder, a) for a in given.positional]
+    sources = tuple(c for c, a in zip(copies, given.positional) if isinstance(c, Value) and c is not a.item)
+    arguments = tuple(replace(a, item=c) for a, c in zip(given.positional, copies))
+    item = _evaluate(builder, forward, replace(given, positional=arguments))
+    found = tensor_of(item)
+    if found is None or not found.dtype.is_float:
+        raise CompileError("E0323", f"custom_grad is of one tensor of floats, not {describe(item)}", forward.span)
+    result = builder.as_value(item, forward.span)
+
+    def evaluate(items: tuple[object, ...], cotangent: Value, make: Callable[[Node], Node]) -> Sequence[Value]:
+        own = [replace(a, item=cast(Item, i)) for a, i in zip(arguments, items)]
+        arriving = cotangent
+        if arriving.dtype != result.dtype:
+            arriving = make(Cast(arriving, result.dtype, span=given.span)).value
+        with builder.region() as nodes:
+            call = replace(given, positional=(*own, Argument(arriving, transform.span)))
+            back = _evaluate(builder, backward, call)
+            parts = back if isinstance(back, tuple) else (back,)
+            if len(parts) != len(sources):
+                message = f"{len(parts)} results for {len(sources)} arguments that are tensors of floats"
+                raise CompileError("E0505", message, backward.span, hint=usage)
+            fitted = [
+                builder.as_value(calls.fit(builder, p, s.tensor, "a cotangent", backward.span), backward.span)
+                for p, s in zip(parts, sources)
+            ]
+        for node in nodes:
+            make(node)
+        return fitted
+
+    out = builder.add(Reshape(result, result.tensor.shape, span=given.span))
+    builder.custom[out] = CustomRule(sources, tuple(copies), evaluate)
+    return out.value
+
+
+def _copied(builder: Builder, argument: Argument) -> Item:
+    """A copy of a tensor of floats; anything else as it is."""
+    found = tensor_of(argument.item)
+    if found is None or not found.dtype.is_float or found.dtype.is_narrow:
+        return argument.item
+    value = builder.as_value(argument.item, argument.span)
+    return builder.add(Reshape(value, value.tensor.shape, span=argument.span)).value
 
 
 # ---------------------------------------------------------------------- tangents
@@ -268,7 +327,7 @@ def _tangents(builder: Builder, transform: ast.Call, given: Given) -> Item:
         raise CompileError("E0323", "jvp is of results that are floats", target.span)
     fresh = partial(builder.counter_symbol, used=builder.counters_used)
     with _noting(given.span):
-        return (*results, *push_forward(results, seeds, _maker(builder, given.span), fresh))
+        return (*results, *push_forward(results, seeds, _maker(builder, given.span), fresh, builder.custom))
 
 
 def _changes(builder: Builder, copy: Item, change: Argument, label: str) -> list[Value]:

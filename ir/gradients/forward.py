@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from intarsia.ir.errors import CompileError
@@ -17,11 +17,15 @@ from intarsia.ir.substitution import copied
 
 
 def push_forward(
-    results: Sequence[Value], tangents: Mapping[Value, Value], make: Make, fresh: Callable[[str], str]
+    results: Sequence[Value],
+    tangents: Mapping[Value, Value],
+    make: Make,
+    fresh: Callable[[str], str],
+    custom: Collection[Node] = (),
 ) -> list[Value]:
     """How results change with what `tangents` says of other values: the product with the Jacobian, in nodes that
-    `make` takes. Raises CompileError E0325 where something in between has no derivative."""
-    flow = _Forward(make, fresh, dict(tangents))
+    `make` takes. Raises CompileError E0325 where something in between has no derivative, as the `custom` nodes."""
+    flow = _Forward(make, fresh, custom, dict(tangents))
     flow.run(results)
     return [flow.tangents.get(v) or zeros(v.tensor, make) for v in results]
 
@@ -30,6 +34,7 @@ def push_forward(
 class _Forward:
     make: Make
     fresh: Callable[[str], str]
+    custom: Collection[Node]
     tangents: dict[Value, Value] = field(default_factory=dict)
 
     def run(self, results: Sequence[Value]) -> None:
@@ -44,6 +49,9 @@ class _Forward:
         def make(new: Node) -> Node:
             return self.make(new if new.span is not None else replace(new, span=node.span, more_spans=node.more_spans))
 
+        inside = (inner for region in node.regions for inner in region.walk())
+        if any(inner in self.custom for inner in (node, *inside)):
+            raise CompileError("E0325", "custom_grad has no derivative forwards", node.span)
         match node:
             case Reshape(x, shape):
                 self.tangents[node.value] = make(Reshape(self.tangents[x], shape)).value
@@ -117,7 +125,9 @@ class _Forward:
             nodes.append(new)
             return new
 
-        inner = _Forward(take, self.fresh, {v: t for v, t in self.tangents.items() if v in again.body.captures})
+        inner = _Forward(
+            take, self.fresh, self.custom, {v: t for v, t in self.tangents.items() if v in again.body.captures}
+        )
         inner.tangents.update((again.states[k].value, p.value) for k, p in zip(varying, extra))
         inner.run(again.body.results)
 

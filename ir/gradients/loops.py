@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from intarsia.ir.errors import CompileError
-from intarsia.ir.gradients.spaces import Contribution, Make, added, converted, tensor_of, zeros
+from intarsia.ir.gradients.spaces import Contribution, Make, adding, converted, tensor_of, zeros
 from intarsia.ir.graph import Node, Parameter, Value, region_of
 from intarsia.ir.ops import BroadcastTo, Compute, Constant, Cumulative, Loop
 from intarsia.ir.scalar import Load, apply, cast
@@ -48,11 +48,7 @@ def pull_back_loop(node: Loop, flow: Reverse, active: set[Value], make: Make) ->
     body = region_of(parameters, backward.nodes, step)
     loop = make(Loop(backward.counter, node.lower, node.upper, (), tuple(initial), body))
     sources = [*(node.initial[k] for k in states), *uses]
-    return [(source, _adding(total, make)) for source, total in zip(sources, loop.values)]
-
-
-def _adding(total: Value, make: Make) -> Contribution:
-    return lambda before: added(before, total, make)
+    return [(source, adding(total, make)) for source, total in zip(sources, loop.values)]
 
 
 def _sum_type(value: Value) -> TensorType:
@@ -89,15 +85,16 @@ class _Backward:
         node = self.node
         for inner in node.body.nodes:
             again = self.take(copied(inner, {node.counter: self.number}, self.values, self.flow.fresh))
+            self.flow.follow(inner, again, self.values)
             self.values.update(zip(inner.values, again.values))
         back = self.flow.inside(self.take, self.counter)
         back.cotangents.update(zip(uses, (p.value for p in parameters[len(states) :])))
         results = [self.values.get(r, r) for r in node.body.results]
         for k, parameter in zip(states, parameters):
-            back.add(results[k], _adding(parameter.value, self.take))
+            back.add(results[k], adding(parameter.value, self.take))
         for position in range(len(node.initial), len(results)):
             if (stack := self.flow.cotangents.get(node.values[position])) is not None:
-                back.add(results[position], _adding(self.row(stack), self.take))
+                back.add(results[position], adding(self.row(stack), self.take))
         leaves = [self.values[node.states[k].value] for k in states]
         back.run([r for r in results if r in back.cotangents], [*leaves, *uses])
         found = [back.cotangents.get(v) or zeros(v.tensor, self.take) for v in (*leaves, *uses)]

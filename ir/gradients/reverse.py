@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from intarsia.ir.errors import CompileError
 from intarsia.ir.gradients.loops import pull_back_loop, pull_back_products
 from intarsia.ir.gradients.spaces import (
     Contribution,
+    CustomRule,
     Make,
-    added,
+    adding,
     at_place_of,
     converted,
     linearise,
@@ -23,14 +25,21 @@ from intarsia.ir.ops import Constant, Cumulative, Loop, Reshape
 from intarsia.ir.types import ListType
 
 
-def gradients(result: Value, wrt: Sequence[Value], make: Make, fresh: Callable[[str], str]) -> list[Value]:
+def gradients(
+    result: Value,
+    wrt: Sequence[Value],
+    make: Make,
+    fresh: Callable[[str], str],
+    custom: Mapping[Node, CustomRule] | None = None,
+) -> list[Value]:
     """The gradient of a scalar with respect to each of `wrt`, in nodes that `make` takes.
 
-    `fresh` gives a loop's counter a name that no other one has. A value of `wrt` counts as given: nothing flows on to
-    what it is made of. Raises CompileError E0325 where something in between has no derivative, at the place of the op.
+    `fresh` gives a loop's counter a name that no other one has; `custom` are nodes with rules of their own. A value of
+    `wrt` counts as given: nothing flows on to what it is made of. Raises CompileError E0325 where something in between
+    has no derivative, at the place of the op.
     """
     seed = make(Constant(1.0, result.dtype)).value
-    flow = Reverse(make, fresh)
+    flow = Reverse(make, fresh, dict(custom or {}))
     flow.add(result, lambda before: seed)
     flow.run([result], wrt)
     found = [flow.cotangents.get(v) or zeros(tensor_of(v), make) for v in wrt]
@@ -43,12 +52,20 @@ class Reverse:
 
     make: Make
     fresh: Callable[[str], str]
+    custom: dict[Node, CustomRule] = field(default_factory=dict)
     counters: frozenset[str] = frozenset()
     cotangents: dict[Value, Value] = field(default_factory=dict)
 
     def inside(self, make: Make, counter: str) -> Reverse:
         """What flows through the body of a loop."""
-        return Reverse(make, self.fresh, self.counters | {counter})
+        return Reverse(make, self.fresh, self.custom, self.counters | {counter})
+
+    def follow(self, node: Node, copy: Node, values: Mapping[Value, Value]) -> None:
+        """A copy of a node has its rule. Raises E0325 for a loop inside of which there is one."""
+        if node in self.custom:
+            self.custom[copy] = self.custom[node].moved(values)
+        if any(inner in self.custom for region in node.regions for inner in region.walk()):
+            raise CompileError("E0325", "custom_grad in a loop within a loop has no derivative yet", node.span)
 
     def add(self, value: Value, contribution: Contribution) -> None:
         self.cotangents[value] = contribution(self.cotangents.get(value))
@@ -79,10 +96,12 @@ class Reverse:
                     self.add(value, contribution)
 
     def _pull_back(self, node: Node, active: set[Value], make: Make) -> list[tuple[Value, Contribution]]:
+        if node in self.custom:
+            return self.custom[node].pull_back(self.cotangents[node.values[0]], make)
         match node:
             case Reshape(x):
                 back = make(Reshape(self.cotangents[node.value], x.tensor.shape)).value
-                return [(x, lambda before: added(before, back, make))]
+                return [(x, adding(back, make))]
             case Structured():
                 wanted = [p for p, v in enumerate(node.operands) if v in active]
                 linear = linearise(node, wanted, make)

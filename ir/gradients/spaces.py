@@ -51,6 +51,28 @@ class Linear:
         return (*self.axes, *self.reduced)
 
 
+@dataclass(frozen=True)
+class CustomRule:
+    """How a node that gives what another one computes pulls its cotangent back, in place of what it is made of.
+
+    sources: what gets the cotangents that `evaluate` makes of `arguments`, sources among them, and of the cotangent.
+    """
+
+    sources: tuple[Value, ...]
+    arguments: tuple[object, ...]
+    evaluate: Callable[[tuple[object, ...], Value, Make], Sequence[Value]]
+
+    def moved(self, values: Mapping[Value, Value]) -> CustomRule:
+        """The rule of a copy, in which some values are others."""
+        arguments = tuple(values.get(a, a) if isinstance(a, Value) else a for a in self.arguments)
+        return CustomRule(tuple(values.get(s, s) for s in self.sources), arguments, self.evaluate)
+
+    def pull_back(self, cotangent: Value, make: Make) -> list[tuple[Value, Contribution]]:
+        """What the cotangent adds to those of the sources."""
+        found = self.evaluate(self.arguments, cotangent, make)
+        return [(source, adding(value, make)) for source, value in zip(self.sources, found)]
+
+
 @contextmanager
 def at_place_of(node: Node) -> Iterator[None]:
     """Give what has no derivative the place of the node that it is in."""
@@ -251,6 +273,11 @@ def added(before: Value | None, value: Value, make: Make) -> Value:
         return value
     wide = before.dtype if before.dtype.bits >= value.dtype.bits else value.dtype
     return make(Elementwise("add", (converted(before, wide, make), converted(value, wide, make)))).value
+
+
+def adding(value: Value, make: Make) -> Contribution:
+    """The contribution that is a value."""
+    return lambda before: added(before, value, make)
 
 
 def converted(value: Value, dtype: DType, make: Make) -> Value:

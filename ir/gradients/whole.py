@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from intarsia.ir.errors import CompileError
 from intarsia.ir.gradients.scalar import derivative
-from intarsia.ir.gradients.spaces import Contribution, Linear, Make, added, pull_back
+from intarsia.ir.gradients.spaces import Contribution, Linear, Make, adding, pull_back
 from intarsia.ir.graph import Node, Value
 from intarsia.ir.ops import Argsort, Compute, Cumulative, Sort, Update
 from intarsia.ir.scalar import Expr, Index, Load, apply, constant, loads
@@ -28,7 +28,7 @@ def pull_back_whole(node: Node, cotangents: Mapping[Value, Value], active: set[V
             flipped = _flipped(cotangents[node.value], axis, make)
             total = make(Cumulative(flipped, "sum", axis)).value
             back = _flipped(total, axis, make)
-            return [(x, lambda before: added(before, back, make))]
+            return [(x, adding(back, make))]
     raise CompileError("E0325", f"{node.name} has no derivative yet", hint="stop_gradient(x) is x, taken as a constant")
 
 
@@ -60,7 +60,7 @@ def _update(node: Update, cotangent: Value, active: set[Value], make: Make) -> F
     operands = (node.base, *node.arguments)
     if node.base in active:
         back = _outside(node, cotangent, make) if node.operator == "=" else cotangent
-        found.append((node.base, lambda before: added(before, back, make)))
+        found.append((node.base, adding(back, make)))
     body = node.body.substitute(names)
     factors: dict[Load, Expr] = {}
     for load in dict.fromkeys(loads(body)):
