@@ -169,6 +169,14 @@ def test_codes_that_share_bytes_are_the_same(declaration: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["gpu:sm_80", "gpu:sm_90"])
+def test_nothing_is_spilled(target: str, tmp_path: Path) -> None:
+    for declaration in ("nf4(axis=0)", "mxfp4(axis=0)", "quant(u4, scale=f16, zero=u4, group=128, axis=0)"):
+        made = launches(compilation(product(declaration), target=target, M=4096, K=4096, N=4096))
+        assert all(c.usage[1] == 0 for c in compile_kernels(made, TARGETS[target], tmp_path)), declaration
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["gpu:sm_80", "gpu:sm_90"])
 def test_unpacking_codes_is_a_handful_of_instructions(target: str, tmp_path: Path) -> None:
     """Two codes share a byte, which is loaded once, 16 at a time; a pair of codes is one operation to make two numbers
     of it, one to move them to where they belong, and one product with the scale."""

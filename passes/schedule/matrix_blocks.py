@@ -42,9 +42,13 @@ the very largest take half of the registers, which leaves few for what is done t
 WIDENED = ((64, 128, 16), (64, 64, 16), (32, 32, 16))
 """The same where factors are widened first: a thread holds all that it needs of them in registers then."""
 
-DECODED = ((128, 128, 32), (64, 128, 32), (64, 64, 32))
-"""The same where factors of 16 bits are made of codes of fewer than 8: matrix units that take operands from registers
-(sm_80) find them there, each warp all that it multiplies."""
+DECODED = {
+    True: ((128, 128, 32), (64, 128, 32), (64, 64, 32)),
+    False: ((64, 256, 32), (64, 128, 32), (64, 64, 32)),
+}
+"""The same where factors of 16 bits are made of codes of fewer than 8, by whether matrix units read factors from shared
+memory, as where there are descriptors. Else (sm_80) each warp decodes all that it multiplies by its rows: there are few
+rows, so that warps stand side by side, and nothing is decoded twice."""
 
 SIDE = (16, 256)
 """Elements along each dimension of a block, at least and at most."""
@@ -86,7 +90,7 @@ def block_matrix(b: Builder, top: str) -> bool:
     has_room = _is_light(b, outer[0]) and matrix.stored == matrix.bits  # what is decoded takes registers as well
     most = BLOCKS[matrix.bits][1 if matrix.bits == 16 and not has_room else 0 :]
     most = WIDENED if matrix.bits == 32 and matrix.stored < 32 else most
-    most = DECODED if matrix.bits == 16 and matrix.stored < 8 else most
+    most = DECODED[b.target.has_tensor_descriptors] if matrix.bits == 16 and matrix.stored < 8 else most
     extents = (rows_in_all, columns_in_all, depth)
     sizes = block_sizes(extents, batches, most, matrix.least, b.target.cores)
     sizes = _chosen_sizes(b, matrix, sizes, extents)
