@@ -114,6 +114,7 @@ ALL = {
     "int8": Way("int8 weights"),
     "int4": Way("int4 weights, groups of 32"),
     "int4_128": Way("int4 weights, groups of 128"),
+    "int4_zero": Way("int4 weights, zero points, groups of 32"),
     "w8a8": Way("int8 weights and activations", same_as="int8"),
     "outliers": Way("the same but for outliers, as LLM.int8()", same_as="int8"),
     "smooth": Way("the same, smoothed, as SmoothQuant", prepared=smoothed),
@@ -157,6 +158,8 @@ def weight_file(name: str, folder: Path) -> Path:
     declared = ("--program", str(WAYS / f"{name}.ita")) if way.format == "weights" else ()
     patterns = (word for pattern in LINEAR for word in ("--tensor", pattern))
     quantize(source, made, "--format", way.format, *declared, *patterns)
+    if way.prepared is not None:
+        source.unlink()
     return made
 
 

@@ -61,13 +61,17 @@ def test_files_are_right(path: Path, tmp_path: Path) -> None:
     assert main(["check", str(program)]) == 0
 
 
-@pytest.mark.parametrize("name, group", [("int4", 32), ("int4_128", 128)])
+@pytest.mark.parametrize("name, group", [("int4", 32), ("int4_128", 128), ("int4_zero", 32)])
 def test_weights_of_four_bits(name: str, group: int) -> None:
     groups = -(-INPUTS // group)
     codes, zero = whole(0, 16, OUTPUTS, INPUTS), whole(0, 15, OUTPUTS, groups)
     scale = np.abs(normal(OUTPUTS, groups, seed=2)).astype(np.float16)
+    if name == "int4_zero":
+        parts = codes.astype(ml_dtypes.uint4), scale, zero.astype(ml_dtypes.uint4)
+    else:
+        zero = np.full_like(zero, 8)
+        parts = (codes - 8).astype(ml_dtypes.int4), scale
     spread = [np.repeat(a.astype(np.float32), group, axis=1)[:, :INPUTS] for a in (zero, scale)]
-    parts = codes.astype(ml_dtypes.uint4), scale, zero.astype(ml_dtypes.uint4)
     found = run_program(text(name), X, *parts, BIAS)
     np.testing.assert_allclose(found, X @ ((codes - spread[0]) * spread[1]).T + BIAS, rtol=1e-4, atol=1e-2)
 
@@ -150,8 +154,8 @@ def quantised() -> Iterator[ModuleType]:
 
 
 LIMITS = {
-    "int8": 0.01, "int4": 0.11, "int4_128": 0.14, "w8a8": 0.03, "outliers": 0.02, "smooth": 0.03, "nf4_lora": 0.11,
-    "xnor": 1.0,
+    "int8": 0.01, "int4": 0.13, "int4_128": 0.16, "int4_zero": 0.11, "w8a8": 0.03, "outliers": 0.02, "smooth": 0.03,
+    "nf4_lora": 0.11, "xnor": 1.0,
 }  # fmt: skip
 """The root of the mean square of the error of one layer, as a share of that of its result."""
 
