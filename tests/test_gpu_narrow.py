@@ -188,7 +188,7 @@ def test_unpacking_codes_is_a_handful_of_instructions(target: str, tmp_path: Pat
     names = "LOP3|PRMT|SHF|I2F|HADD2|HMUL2|HFMA2"
     count = Counter(re.findall(rf"/\s+(?:@!?U?P\w+\s+)?({names})\b", found.sass))
     codes = sum(count[name] for name in ("HADD2", "HMUL2", "HFMA2"))  # a pair of codes takes two of these
-    assert count["I2F"] == 0 and 8 * sum(count[name] for name in ("LOP3", "PRMT", "SHF")) <= 28 * codes
+    assert count["I2F"] == 0 and 8 * sum(count[name] for name in ("LOP3", "PRMT", "SHF")) <= 30 * codes  # and addresses
     if target == TARGET:
         block = dict(launch.constants)
         assert codes == 2 * block["BLOCK_K"] * block["BLOCK_I1"] // (32 * found.resources.warps)
