@@ -70,7 +70,7 @@ def test_every_format_is_compiled_for_every_target(name: str, target: str) -> No
     steps = Schedule.parse(text)
     assert str(steps) == text
     if any(isinstance(step, Pack) and step.memory == "prepared" for step in steps):
-        assert " prepared" in compilation.text("plan")
+        assert "plan f_prepare" in compilation.text("plan")
     assembly = compilation.text("asm")
     assert {"cpu:x86-avx512": "zmm", "cpu:x86-avx2": "ymm", "cpu:neon": "fmla\tv"}[target] in assembly
     if (target, name) in (("cpu:x86-avx2", "nf4"), ("cpu:x86-avx2", "mxfp4"), ("cpu:x86-avx512", "nf4")):
