@@ -75,7 +75,9 @@ def group(kernel: Kernel, step: Group) -> Kernel:
     total: Expr = summed(step.new, dims, summand.value)
     total = total if more is None else apply("sub", total, more)
     total = total if total.dtype == put.value.dtype else Cast(put.value.dtype, total)
-    stages += (_nest((outer, *kept), replace(put, value=fixed.times(total)), names),)
+    # Factors are multiplied with each other first, as they are element by element: once for all rows.
+    scale = replace(fixed, above=(replace(fixed, below=()).value(put.value.dtype),)) if fixed.above else fixed
+    stages += (_nest((outer, *kept), replace(put, value=scale.times(total)), names),)
     if last := length % step.size:  # a shorter last group keeps its factors
         tail = replace(split, lower=Size.of(length - last))
         loops = (*kept, *(tail if loop is split else loop for loop in nest if loop not in kept))
