@@ -228,7 +228,9 @@ def main() -> None:
     if unknown := [n for n in names if n not in ALL]:
         parser.error(f"no way is named {unknown[0]}; there are {', '.join(ALL)}")
     with tempfile.TemporaryDirectory() as temporary:
-        models, files = functions(names, options.folder or Path(temporary))
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        models, files = functions(names, folder)
         cosines = similarities(models)
         measured = [times(models, *shape) for shape in SHAPES]
         sizes = {name: file.stat().st_size / 1e6 for name, file in files.items()}

@@ -142,7 +142,7 @@ class Search:
         if len(members) > self.max_ops:
             return Refusal("max-ops", f"{len(members)} operations are more than {self.max_ops}")
         outputs = self.outputs([m.node for m in members])
-        refused = CONTRACTIONS if both else refusal(members, stages_of(members, outputs))
+        refused = CONTRACTIONS if both else refusal(members, stages_of(members, outputs), self.kind)
         if refused is None or self.is_chain(members, outputs):
             return None
         return CHAIN if self._is_chain_group(producer) or self._is_chain_group(consumer) else refused
@@ -151,7 +151,8 @@ class Search:
         """Is a group one that only a chain can be?"""
         if not group.has_contraction or len(group.members) == 1 or not may_chain(group.members, self.kind):
             return False
-        return refusal(group.members, stages_of(group.members, self.outputs(group.nodes))) is not None
+        stages = stages_of(group.members, self.outputs(group.nodes))
+        return refusal(group.members, stages, self.kind) is not None
 
     def _grow(self, nodes: Sequence[Node]) -> None:
         """Merge the group of some nodes with those of what they read, the best first, as long as any fits."""
@@ -247,7 +248,7 @@ class Search:
         stages = stages_of(members, self.outputs(nodes))
         if not run_side_by_side(stages, value):
             return Refusal("different order", "they go through it in different orders, or over different ranges")
-        return refusal(members, stages)
+        return refusal(members, stages, self.kind)
 
     def _moved(self, nodes: Sequence[Node]) -> dict[Value, None]:
         """What a group reads from memory and writes to it."""

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from intarsia.ir.graph import Node, Structured, Value
+from intarsia.ir.graph import Node, Parameter, Structured, Value
 from intarsia.ir.ops import ArgReduce, Cast, Cumulative, Elementwise, Reduce, Update
 from intarsia.ir.ops.elementwise import axes_for
 from intarsia.ir.scalar import Apply, Bitcast, Const, Expr, Load, loads
 from intarsia.ir.scalar import Cast as CastExpr
 from intarsia.ir.sizes import ONE, ZERO, Size
 from intarsia.ir.space import Axis, Space, operand, operand_position
+from intarsia.ir.types import TensorType
 from intarsia.passes.lower.uses import work
 
 
@@ -99,6 +100,15 @@ class Member:
         while isinstance(body, (CastExpr, Bitcast)):
             body = body.value
         return isinstance(body, Load) and not self.is_reduced and isinstance(self.node, Structured)
+
+    @cached_property
+    def narrows(self) -> bool:
+        """Does it round what it reads to fewer bits? What constants hold is rounded once, before any call; a rounding
+        that may be skipped costs nothing."""
+        if isinstance(self.node, Cast) and self.node.optional:
+            return False
+        wide = (v for v, _ in self.reads if isinstance(v.type, TensorType) and v.dtype.bits > self.value.dtype.bits)
+        return self.is_plain and not all(map(_never_changes, wide))
 
     @cached_property
     def only_moves(self) -> bool:
@@ -227,3 +237,10 @@ def _is_injective(index: Size, extents: Mapping[str, Size]) -> bool:
         steps.append((abs(step), extent.constant or 0))
     steps.sort()
     return all(small * extent <= large for (small, extent), (large, _) in itertools.pairwise(steps))
+
+
+def _never_changes(value: Value) -> bool:
+    """Is a value made of constants alone, by ops that move or cast elements?"""
+    if isinstance(value.node, Parameter):
+        return value.node.constant
+    return all(map(_never_changes, value.node.operands))

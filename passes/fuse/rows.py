@@ -106,11 +106,11 @@ def at(member: Member, place: Point) -> Iterable[tuple[Value, tuple[Size, ...]]]
     return ((value, tuple(i.substitute(names) for i in indices)) for value, indices in member.reads)
 
 
-def refusal(members: Sequence[Member], stages: Stages) -> Refusal | None:
-    """Why a group cannot be one kernel, or None if it can."""
+def refusal(members: Sequence[Member], stages: Stages, kind: str) -> Refusal | None:
+    """Why a group cannot be one kernel on a kind of target, or None if it can."""
     for member in members:
         for place in stages.places[member.node]:
-            if place.stage is not member and (found := _refuse_inlining(member, place, stages.short)):
+            if place.stage is not member and (found := _refuse_inlining(member, place, stages.short, kind)):
                 return found
     updates = [s for s in stages.stages if isinstance(s.node, Update)]
     if updates and len(stages.stages) > 1:
@@ -134,8 +134,9 @@ def _refuse_beside(update: Member, members: Sequence[Member], stages: Stages) ->
     return None
 
 
-def _refuse_inlining(member: Member, place: Point, short: frozenset[Node]) -> Refusal | None:
-    """What is computed inside of a contraction is computed again for every element that shares it."""
+def _refuse_inlining(member: Member, place: Point, short: frozenset[Node], kind: str) -> Refusal | None:
+    """What is computed inside of a contraction is computed again for every element that shares it. That goes for a
+    rounding on a CPU, whose products read a factor that is broadcast in every step; a GPU rounds a block at once."""
     reshapes = isinstance(member.node, Reshape) or isinstance(place.stage.node, Reshape)
     if not reshapes and not place.stage.is_contraction:
         return None
@@ -147,7 +148,7 @@ def _refuse_inlining(member: Member, place: Point, short: frozenset[Node]) -> Re
         return Refusal("not affine", "this reshape needs divisions in subscripts, and costs nothing by itself")
     if not place.stage.is_contraction or member.node in short:
         return None
-    if not member.is_plain:
+    if not member.is_plain or (kind == "cpu" and member.narrows):
         return Refusal("dear recompute", f"{member.title} would run again for every element that {user} shares")
     if not affine:
         return Refusal("not affine", f"{user} would read through {member.title} at subscripts that are not affine")
