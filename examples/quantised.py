@@ -112,6 +112,7 @@ def signed(weights: Arrays) -> Arrays:
 
 ALL = {
     "int8": Way("int8 weights"),
+    "int8_bf16": Way("int8 weights, bf16 activations", same_as="int8"),
     "int4": Way("int4 weights, groups of 32"),
     "int4_128": Way("int4 weights, groups of 128"),
     "int4_zero": Way("int4 weights, zero points, groups of 32"),

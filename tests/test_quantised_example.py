@@ -79,6 +79,9 @@ def test_weights_of_four_bits(name: str, group: int) -> None:
 def test_weights_and_activations_of_eight_bits() -> None:
     found = run_program(text("int8"), X, CODES, SCALE, BIAS)
     np.testing.assert_allclose(found, X @ (CODES * SCALE).T + BIAS, rtol=1e-4, atol=1e-3)
+    found = run_program(text("int8_bf16"), X, CODES, SCALE, BIAS)
+    rounded = X.astype(ml_dtypes.bfloat16).astype(np.float32)
+    np.testing.assert_allclose(found, rounded @ (CODES * SCALE).T + BIAS, rtol=1e-4, atol=1e-3)
     found = run_program(text("w8a8"), X, CODES, SCALE, BIAS)
     np.testing.assert_allclose(found, integer_sums(X, CODES) * SCALE[:, 0] + BIAS, rtol=1e-5, atol=1e-5)
     smooth = np.exp(normal(INPUTS, seed=3))
@@ -154,8 +157,8 @@ def quantised() -> Iterator[ModuleType]:
 
 
 LIMITS = {
-    "int8": 0.01, "int4": 0.13, "int4_128": 0.16, "int4_zero": 0.11, "w8a8": 0.03, "outliers": 0.02, "smooth": 0.03,
-    "nf4_lora": 0.11, "xnor": 1.0,
+    "int8": 0.01, "int8_bf16": 0.01, "int4": 0.13, "int4_128": 0.16, "int4_zero": 0.11, "w8a8": 0.03, "outliers": 0.02,
+    "smooth": 0.03, "nf4_lora": 0.11, "xnor": 1.0,
 }  # fmt: skip
 """The root of the mean square of the error of one layer, as a share of that of its result."""
 
@@ -191,7 +194,7 @@ def layer_of(
 
 @pytest.mark.slow
 def test_the_model_with_int8_weights(quantised: ModuleType, tmp_path: Path) -> None:
-    models, files = quantised.functions(["int8"], tmp_path)
-    cosine = quantised.similarities(models)["int8"]
-    assert cosine.min() > 0.999
+    models, files = quantised.functions(["int8", "int8_bf16"], tmp_path)
+    cosines = quantised.similarities(models)
+    assert cosines["int8"].min() > 0.999 and cosines["int8_bf16"].min() > 0.999
     assert files["int8"].stat().st_size * 3 < files["f32"].stat().st_size

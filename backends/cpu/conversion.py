@@ -82,6 +82,8 @@ def _integer_to_float(function: Function, value: Value, dtype: DType) -> Value:
     if dtype == BF16 and value.dtype.bits > 16:
         return _float_to_float(function, _nearly_f64(function, value), BF16)
     exact = F32 if dtype in (F16, BF16) else dtype
+    if dtype == BF16 and value.dtype.bits <= 8:  # bf16 has as many significant bits: nothing to round
+        return _high_half(function, recast(function, "sitofp" if signed else "uitofp", value, exact))
     return _float_to_float(function, recast(function, "sitofp" if signed else "uitofp", value, exact), dtype)
 
 
@@ -145,6 +147,13 @@ def _round_bf16(function: Function, value: Value) -> Value:
     result = select(function, comparison(function, "fcmp uno", value, value), quiet, rounded)
     narrow = recast(function, "trunc", result, U16)
     return Value(narrow.text, BF16, lanes)
+
+
+def _high_half(function: Function, value: Value) -> Value:
+    """f32 as bf16 where the lower half is zero."""
+    bits = recast(function, "bitcast", value, U32)
+    narrow = recast(function, "trunc", instruction(function, "lshr", bits, constant(16, U32, value.lanes)), U16)
+    return Value(narrow.text, BF16, value.lanes)
 
 
 def _float_to_integer(function: Function, value: Value, dtype: DType) -> Value:
