@@ -326,11 +326,12 @@ def _require_partial(
     shifts: Mapping[Stage, Shift],
     state: Stage,
 ) -> None:
-    """What is made of unfinished results during the sweep serves the sums with a ratio only."""
-    finished = {state.put.buffer, *(s.put.buffer for s in (*ratios, *shifts))}
+    """What is made of unfinished results during the sweep serves the sums with a ratio only. Unfinished are those of all
+    reductions along its axis, also of one that others need as a whole: a maximum, where the sweep is that of a sum."""
+    finished = {s.put.buffer for s in order if order[s] in {loop.axis for loop in s.reduced}}
     partial = set(finished)
     for stage in (s for s in order if s is not state):
-        read = {load.buffer for load in stage.reads} & partial
+        read = {load.buffer for load in stage.reads} & partial - {stage.put.buffer}
         if stage in ratios:
             read = {load.buffer for f in ratios[stage].rest.factors for load in loads(f)} & partial
             if read:
