@@ -326,8 +326,8 @@ def _require_partial(
     shifts: Mapping[Stage, Shift],
     state: Stage,
 ) -> None:
-    """What is made of unfinished results during the sweep serves the sums with a ratio only. Unfinished are those of all
-    reductions along its axis, also of one that others need as a whole: a maximum, where the sweep is that of a sum."""
+    """What is made of unfinished results during the sweep serves the sums with a ratio only. Unfinished are those of
+    all reductions along its axis, also of one that others need whole: a maximum, where the sweep is that of a sum."""
     finished = {s.put.buffer for s in order if order[s] in {loop.axis for loop in s.reduced}}
     partial = set(finished)
     for stage in (s for s in order if s is not state):
