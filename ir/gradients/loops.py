@@ -105,7 +105,11 @@ def _saved_states(node: Loop, fresh: Callable[[str], str], make: Make) -> list[V
     """The states at the beginning of each step, stacked."""
     states = [p.value for p in node.states]
     if not all(s in node.body.results[len(states) :] for s in states):
-        node = make(with_saved_states(copied(node, {}, {}, fresh)))  # type: ignore[assignment,arg-type]
+        again = copied(node, {}, {}, fresh)
+        assert isinstance(again, Loop)
+        saved = make(with_saved_states(again))
+        assert isinstance(saved, Loop)
+        node = saved
         states = [p.value for p in node.states]
     return [node.values[node.body.results.index(s, len(states))] for s in states]
 

@@ -111,7 +111,10 @@ def linearise(node: Structured, wanted: Collection[int], make: Make) -> Linear:
     elif space.combiner is None and space.body.dtype == space.dtype and isinstance(space.body, Apply):
         # What the node computes need not be computed again: the derivative of exp(x) is the result.
         operands.append(node.value)
-        again = lambda e: result if e == space.body else None  # noqa: E731
+
+        def again(e: Expr) -> Expr | None:
+            return result if e == space.body else None
+
         factors = {load: transform(factor, rule=again) for load, factor in factors.items()}
     return Linear(space.axes, space.reduced, tuple(operands), factors, space.body.dtype)
 
@@ -122,7 +125,10 @@ def _with_literals(node: Structured) -> Space:
     known = {name: literal for name, literal in known.items() if literal.dtype == node.operands[int(name[1:])].dtype}
     if not known:
         return node.space
-    rule = lambda e: known.get(e.buffer) if isinstance(e, Load) else None  # noqa: E731
+
+    def rule(e: Expr) -> Expr | None:
+        return known.get(e.buffer) if isinstance(e, Load) else None
+
     return replace(node.space, body=transform(node.space.body, rule=rule))
 
 
