@@ -110,6 +110,8 @@ U64, U32, U16, U8 = (DType(f"u{n}", "uint", n) for n in (64, 32, 16, 8))
 BOOL = DType("bool", "bool", 8)
 F8E4M3 = DType("f8e4m3", "float", 8, 4, 3, "nan-only")
 F8E5M2 = DType("f8e5m2", "float", 8, 5, 2)
+F8E8M0 = DType("f8e8m0", "float", 8, 8, 0, "scale")
+F4E2M1 = DType("f4e2m1", "float", 4, 2, 1, "finite")
 
 
 def have_same_bits(a: DType, b: DType) -> bool:

@@ -10,9 +10,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from intarsia.ir.dtypes import BF16
+from intarsia.ir.halves import are_in_bf16
 from intarsia.ir.kernel import LANES, Alloc, Buffer, For, Kernel, Put, Statement, walk
 from intarsia.ir.kernel_access import trips
-from intarsia.ir.scalar import Apply, Cast, Load, factors, loads
+from intarsia.ir.scalar import Apply, Cast, Load, factors, loads, sides
 from intarsia.ir.target import Target
 
 WARPS = (1, 2, 4, 8, 16)
@@ -187,21 +189,23 @@ def _bytes_loaded(buffers: Mapping[str, Buffer], put: Put) -> int:
 
 
 def _product(buffers: Mapping[str, Buffer], put: Put, loops: tuple[For, ...]) -> Product | None:
-    """The sum of products that a statement is, if two of its factors share the lanes that are summed, and each has
+    """The sum of products that a statement is, if it has two sides that share the lanes that are summed, and each has
     some of its own."""
     if put.operator != "+=" or not isinstance(put.value, Apply) or put.value.function != "mul":
         return None
     lanes = lanes_in(loops)
     kept = frozenset().union(*(i.symbols for i in put.indices))
     uses = [{a for a in lanes if a in f.symbols} for f in factors(put.value)]
-    shared = [a for a in lanes if sum(a in u for u in uses) > 1 and a not in kept]
-    sides = [u - set().union(*(v for m, v in enumerate(uses) if m != n)) for n, u in enumerate(uses)]
-    sides = [s for s in sides if s]
-    if len(sides) != 2 or not shared:
+    if (found := sides(uses)) is None:
         return None
-    shape = (*(math.prod(lanes[a] for a in side) for side in sides), math.prod(lanes[a] for a in shared))
+    rows, columns = found
+    own = {*rows, *columns, *kept}
+    if not (shared := [a for a in lanes if a not in own and sum(a in u for u in uses) > 1]):
+        return None
+    shape = (*(math.prod(lanes[a] for a in side) for side in (rows, columns)), math.prod(lanes[a] for a in shared))
     plain = [f.value if isinstance(f, Cast) else f for f in factors(put.value)]
     bits = min((buffers[f.buffer].dtype.bits for f in plain if isinstance(f, Load)), default=put.value.dtype.bits)
+    bits = min(bits, BF16.bits) if are_in_bf16(put.value, columns) else bits
     inside = loops[max((n for n, x in enumerate(loops) if x.kind == "grid"), default=-1) + 1 :]
     moving = frozenset().union(*(x.symbols for x in loads(put.value)))
     steps = any(x.kind == "seq" and trips(x).constant != 1 and x.axis in moving for x in inside)

@@ -7,7 +7,7 @@ position (`a0`, `a1`, …; text shows the operand itself); in a Kernel it names 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TypeAlias
@@ -206,6 +206,17 @@ def factors(expression: Expr) -> Iterator[Expr]:
             yield from factors(right)
         case _:
             yield expression
+
+
+def sides(uses: Sequence[Collection[str]]) -> tuple[set[str], set[str]] | None:
+    """The names that some factors of a product use and the others do not, and those of the others: the rows and columns
+    of a product of matrices. uses: the names that each factor uses, of those that may be either. None if there are no
+    two such sides."""
+    for own in map(set, uses):
+        others = set[str]().union(*(u for u in uses if not own.issuperset(u)))
+        if own - others and others - own:
+            return own - others, others - own
+    return None
 
 
 def apply(function: str, *arguments: Expr) -> Apply:

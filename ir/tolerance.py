@@ -251,10 +251,10 @@ def _rounding(magnitude: Array, dtype: DType) -> Array:
 
 
 def _holds(dtype: DType, values: Array) -> bool:
-    """Are all numbers among the values ones that a dtype has?"""
+    """Are all numbers among the values, but for subnormal ones, such as a dtype has?"""
     with np.errstate(all="ignore"):
         held = convert(convert(values, F64, dtype), dtype, F64)
-    return bool(np.all((held == values) | np.isnan(values)))
+    return bool(np.all((held == values) | np.isnan(values) | (np.abs(values) < LEAST_NORMAL)))
 
 
 def _flushed(left: Array, right: Array) -> Array:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from test_gpu_emit import assert_same, compilation
 
+from intarsia import quantize
 from intarsia.backends.gpu.emit import emit_kernel
 from intarsia.backends.gpu.interpreter import run as run_launch
 from intarsia.backends.gpu.toolchain import CompiledKernel, compile_kernel
@@ -135,6 +136,40 @@ def test_codes_are_multiplied_in_the_least_type_that_holds_them(a: str, b: str, 
     x, w = (random.integers(*limits, shape).astype(t) for shape, t in zip(((32, k), (16, k)), types))
     *_, launch = same(program(a, b, c, 32, 16, k), [x, w])
     assert "tl.dot(" in launch.text and "ieee" not in launch.text
+
+
+def of_formats(a: str, b: str, m: int, n: int, k: int) -> str:
+    """A product in f32 of rows in a format and columns in another one."""
+    text = f"format rows = {a}(axis=1)\nformat columns = {b}(axis=1)\n"
+    text += f"fn f(x: rows[{m}, {k}], w: columns[{n}, {k}]) -> f32[{m}, {n}] "
+    return text + "{ return dequantize(x) @ transpose(dequantize(w)) }"
+
+
+def parts_of(name: str, shape: tuple[int, int], random: np.random.Generator) -> list[Array]:
+    """Codes of a format, all of them, and scales from the smallest on."""
+    values = random.standard_normal(shape).astype(np.float32)
+    parts = list(quantize(values, f"{name}(axis=1)").values())
+    parts[0][:2] = np.resize(np.arange(256), (2, shape[1])).astype(np.uint8).view(parts[0].dtype)
+    parts[1][2:5, 0] = np.array([0, 1, 60], np.uint8).view(parts[1].dtype)
+    return parts
+
+
+@pytest.mark.parametrize("target", ["gpu:sm_80", "gpu:sm_90"])
+@pytest.mark.parametrize("a, b", [("mxfp4", "mxfp4"), ("mxfp8", "mxfp6")])
+def test_codes_times_powers_of_two_are_multiplied_in_bf16(a: str, b: str, target: str) -> None:
+    random = np.random.default_rng(0)
+    x, w = parts_of(a, (40, 96), random), parts_of(b, (24, 96), random)
+    (launch,) = same(of_formats(a, b, 40, 24, 96), [*x, *w], target)
+    assert "tl.dot(" in launch.text and "ieee" not in launch.text and "float32)" not in launch.text.split("for ")[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["gpu:sm_80", "gpu:sm_90"])
+@pytest.mark.parametrize("a, b", [("mxfp4", "mxfp4"), ("mxfp8", "mxfp4"), ("mxfp8", "mxfp8")])
+def test_products_of_scaled_codes_spill_nothing(a: str, b: str, target: str, tmp_path: Path) -> None:
+    (code,) = compiled(of_formats(a, b, 4096, 4096, 4096), target, tmp_path)
+    instruction = "hgmma" if target == "gpu:sm_90" else "hmma"
+    assert code.resources.count(instruction) > 0 == code.resources.spilled and not code.resources.count("ffma")
 
 
 @pytest.mark.parametrize("name", ["f8e4m3", "f8e5m2"])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from intarsia.ir.codes import decode
 from intarsia.ir.dtypes import F32, I32, U8, dtype
 from intarsia.ir.narrowing import as_byte, bounds
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Load, transform
-from intarsia.passes.legalize_dtype.codes import decode
 
 
 def value_of(e: Expr) -> int:

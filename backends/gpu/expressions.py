@@ -8,12 +8,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from intarsia.backends.gpu.functions import Functions
-from intarsia.backends.gpu.halves import half_product, small_integer
 from intarsia.backends.gpu.triton_kernel import Transfer
-from intarsia.backends.gpu.values import AND, ATOM, COMPARISON, PRODUCT, SUM, Value, joined, literal, type_name, union
+from intarsia.backends.gpu.values import (
+    AND,
+    ATOM,
+    COMPARISON,
+    FLOATS_OF_8_BITS,
+    PRODUCT,
+    SUM,
+    Value,
+    joined,
+    literal,
+    type_name,
+    union,
+)
 from intarsia.ir.approximations import expand
+from intarsia.ir.codes import decode
 from intarsia.ir.dtypes import BF16, BOOL, F16, F32, I64, U8
 from intarsia.ir.errors import ScheduleError
+from intarsia.ir.halves import half_product, small_integer
 from intarsia.ir.kernel import Buffer
 from intarsia.ir.proofs import Facts, simplify
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load, Mask, apply, loads
@@ -252,6 +265,8 @@ class Expressions(Functions):
                 return self.value(short, order)
             case Cast(dtype, inner) if dtype in (F16, BF16, F32) and (short := small_integer(inner, self.half)):
                 return self.convert(self.value(short, order), dtype)
+            case Cast(dtype, inner) if inner.dtype.is_narrow and inner.dtype not in FLOATS_OF_8_BITS:
+                return self.value(decode(inner, dtype, short=True), order)
             case Cast(dtype, inner):
                 return self.convert(self.value(inner, order), dtype)
             case Bitcast(dtype, Bitcast(between, inner)) if dtype == inner.dtype == U8 and between.bits < 8:

@@ -9,6 +9,7 @@ from intarsia.backends.gpu.expressions import Tile
 from intarsia.backends.gpu.values import FLOATS_OF_8_BITS, Value, literal
 from intarsia.ir.dots import Dot, matrix_dot
 from intarsia.ir.dtypes import BF16, F16, F32, F64, I32, U32, DType
+from intarsia.ir.halves import factor_in_bf16
 from intarsia.ir.kernel import Buffer, Put
 from intarsia.ir.kernel_access import Access, trips
 from intarsia.ir.scalar import Cast, Const, Expr, Load, apply, cast, factors, loads
@@ -162,6 +163,10 @@ def _narrow(left: Expr, right: Expr, result: DType, results: frozenset[DType]) -
             return cast(dtype, left), _inner(right)
         case Cast(_, a), Cast(_, b) if matrix_dot(a.dtype, b.dtype, result) is not None:
             return a, b
+    if result == F32:
+        first, second = factor_in_bf16(left), factor_in_bf16(right)
+        if first is not None and second is not None:
+            return first, second
     return (left, right) if left.dtype == right.dtype == result and result in (F32, F64) else None
 
 

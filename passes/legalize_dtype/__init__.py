@@ -37,7 +37,7 @@ class LegalizeDtype(Pass):
     Moving, comparing for equality of bits, and storing need no arithmetic and stay.
 
     Elements of narrow types (floats of 8 bits or fewer, integers of 7 or fewer) become functions of their codes
-    (`legalize_dtype/codes.py`): `%0 = cast %w : f32[4]` of an `i4` is arithmetic on `bitcast(%w[i], u8)`. For GPUs it
+    (`ir/codes.py`): `%0 = cast %w : f32[4]` of an `i4` is arithmetic on `bitcast(%w[i], u8)`. For GPUs it
     ends with an i8 or f16, as matrix units multiply it, which is cast; and those that convert f8 to f32 do so.
 
     Keeps: values within the tolerance. Needs: nothing. Leaves: no arithmetic on f16, bf16 that the target lacks, and

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from intarsia.ir.codes import decode, encode
 from intarsia.ir.conversion import code_of, convert
 from intarsia.ir.dtypes import BOOL, F32, F64, I8, U8, DType
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load, as_size, cast
 from intarsia.ir.sizes import Size
-from intarsia.passes.legalize_dtype.codes import decode, encode
 
 _BOOL_FUNCTIONS = {"maximum": "or", "minimum": "and"}
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")

@@ -10,9 +10,10 @@ from functools import partial
 from intarsia.ir.dots import Dot, find_dot
 from intarsia.ir.dtypes import BF16, F16, DType
 from intarsia.ir.errors import ScheduleError
+from intarsia.ir.halves import are_in_bf16
 from intarsia.ir.kernel import For, Put, walk
 from intarsia.ir.kernel_access import accesses, trips
-from intarsia.ir.scalar import Cast, Expr, Load, factors, loads
+from intarsia.ir.scalar import Cast, Expr, Load, factors, loads, sides
 from intarsia.ir.schedule import ROOT, Describe, Pack, Programs, Reorder, Squeeze, Stages, Unroll
 from intarsia.passes.schedule.block_lanes import ROW, independent, lanes, outermost, set_lanes, share
 from intarsia.passes.schedule.block_options import choose_size
@@ -250,17 +251,17 @@ def _matrix(b: Builder, outer: Sequence[str]) -> Matrix | None:
             continue
         inside = [loop for loop in around if loop.axis not in outer]
         along = _along(statement, inside)
-        sides = sides_of(statement.value, outer)
-        if along is None or sides is None:
+        found = sides_of(statement.value, outer)
+        if along is None or found is None:
             continue
-        rows, columns = sides
+        rows, columns = found
         row = max(rows, key=lambda a: (count(trips(b.loop(a))), outer.index(a)))
         column = max(columns, key=lambda a: (count(trips(b.loop(a))), outer.index(a)))
         if outer.index(column) < outer.index(row):
             row, column = column, row
         dot = find_dot(b.target, statement)
         results = {result.dtype for result in b.kernel.outputs}
-        bits = _multiplied_bits(statement.value, results) if dot is None else dot.left.bits
+        bits = _multiplied_bits(statement.value, results, columns) if dot is None else dot.left.bits
         work = math.prod(count(trips(loop)) for loop in around)
         if best is None or work > best[0]:
             stored = min(x.dtype.bits for x in loads(statement.value))
@@ -268,14 +269,15 @@ def _matrix(b: Builder, outer: Sequence[str]) -> Matrix | None:
     return None if best is None else best[1]
 
 
-def _multiplied_bits(value: Expr, results: set[DType]) -> int:
+def _multiplied_bits(value: Expr, results: set[DType], columns: set[str]) -> int:
     """Bits of the elements that a product takes which no dot instruction takes as it stands: those of a factor to which
-    the results, and so the other factor, are rounded anyway; else those of the sum, as factors are widened before."""
+    the results, and so the other factor, are rounded anyway; of bf16, if it has both; else those of the sum, as factors
+    are widened before."""
     kinds = {f.value.dtype if isinstance(f, Cast) else f.dtype for f in factors(value)}
     narrow = min(kinds, key=lambda dtype: dtype.bits)
     if narrow in (BF16, F16) and results == {narrow}:
         return narrow.bits
-    return value.dtype.bits
+    return BF16.bits if are_in_bf16(value, columns) else value.dtype.bits
 
 
 def _plain_factors(value: Expr) -> tuple[str, ...]:
@@ -301,10 +303,5 @@ def _sharing(value: Expr, axis: str) -> int:
 
 
 def sides_of(value: Expr, outer: Sequence[str]) -> tuple[set[str], set[str]] | None:
-    """The axes on which one factor alone depends, and those of the others."""
-    uses = [{a for a in outer if a in f.symbols} for f in factors(value)]
-    for n, own in enumerate(uses):
-        others = set().union(*(u for m, u in enumerate(uses) if m != n))
-        if own - others and others - own:
-            return own - others, others - own
-    return None
+    """The axes on which some factors alone depend, and those of the others."""
+    return sides([{a for a in outer if a in f.symbols} for f in factors(value)])

@@ -1,4 +1,4 @@
-"""Numbers that need no more than 16 bits are computed with in 16 bits, two at a time.
+"""Numbers that need no more than 16 bits are computed with in 16 bits, two at a time, and multiplied by matrix units.
 
 The bits of an integer below 128 in those of the bf16 number 128 are 128 more than it, of one below 1024 in those of the
 f16 number 1024. What is taken away is known, and the difference is exact; a conversion takes four times as long:
@@ -11,8 +11,12 @@ A product of two such numbers that is rounded to their type is rounded once eith
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from functools import partial, reduce
+
+from intarsia.ir.codes import decode, decoded
 from intarsia.ir.dtypes import BF16, F16, F32, U8, U16, DType
-from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, apply, cast, constant
+from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, apply, cast, constant, factors
 
 _BASES = {BF16: (0x4300, 128), F16: (0x6400, 1024)}
 """A number whose last place is 1, and how far its last places reach: the bits and the value."""
@@ -50,8 +54,44 @@ def half_product(dtype: DType, e: Expr) -> Expr | None:
     return None
 
 
+def factor_in_bf16(e: Expr) -> Expr | None:
+    """A factor in f32 as a number of bf16 that is the same, but below 2^-126 in magnitude, where factors may count as 0
+    (language.md, Numerics); None if it may be another. A code times a power of two is one, or times a scale of few
+    bits."""
+    match e:
+        case Apply("mul", (left, right)) if e.dtype == F32 and _digits(left) + _digits(right) <= BF16.mantissa + 1:
+            a, b = factor_in_bf16(left), factor_in_bf16(right)
+            return None if a is None or b is None else apply("mul", a, b)
+    return _exactly(e, BF16)
+
+
+def are_in_bf16(product: Expr, columns: Collection[str]) -> bool:
+    """Are the factors of a product of matrices, those with columns and those without, numbers of bf16 like that?"""
+    left: list[Expr] = []
+    right: list[Expr] = []
+    for factor in factors(product):
+        (left if factor.symbols.isdisjoint(columns) else right).append(factor)
+    return all(side and factor_in_bf16(reduce(partial(apply, "mul"), side)) is not None for side in (left, right))
+
+
+def _digits(e: Expr) -> int:
+    """How many binary digits a number has at most."""
+    match e:
+        case Apply("mul", (left, right)):
+            return _digits(left) + _digits(right)
+    element = decoded(e)
+    if element is not None and element.dtype.is_float:
+        return element.dtype.mantissa + 1
+    if isinstance(e, Cast) and e.value.dtype.is_integer:
+        return e.value.dtype.bits if element is None else element.dtype.bits
+    return e.dtype.mantissa + 1
+
+
 def _exactly(e: Expr, dtype: DType) -> Expr | None:
     """A number in f32 as one of 16 bits that is the same; None if it may be another."""
+    element = decoded(e)
+    if element is not None and element.dtype.is_float and element.dtype.exponent <= dtype.exponent:
+        return Cast(dtype, element) if e == Cast(F32, element) else decode(element, dtype, short=True)
     match e:
         case Cast(_, value) if value.dtype == dtype:
             return value

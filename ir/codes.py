@@ -7,8 +7,8 @@ bits. `Bitcast` between a narrow type and `u8` is what takes the code out of an 
 
 from __future__ import annotations
 
-from intarsia.ir.dtypes import BOOL, F16, F32, F64, I8, I32, I64, U8, U16, U32, U64, DType
-from intarsia.ir.scalar import Bitcast, Expr
+from intarsia.ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I32, I64, U8, U16, U32, U64, DType
+from intarsia.ir.scalar import Bitcast, Cast, Expr, walk
 from intarsia.ir.terms import Term, where
 
 _LARGE = 1 << 53
@@ -18,16 +18,27 @@ _LARGE = 1 << 53
 def decode(x: Expr, dtype: DType, short: bool = False) -> Expr:
     """An element of a narrow type as `dtype`, which is not narrow. Exact, but for the rounding to `dtype` itself.
 
-    short: put together as i8 or f16, as matrix units take it, if these have all values of the type; else in 32 bits.
+    short: put together as i8, f16 or, on the way to bf16, bf16, as matrix units take it, if these have all values of
+    the type; else in 32 bits.
     """
     code = Term(Bitcast(U8, x))
     if not x.dtype.is_float:
         value = _integer_of(code, x.dtype, dtype, short)
+    elif short and dtype == BF16 and x.dtype.specials != "ieee":
+        value = _half_of(code, x.dtype, BF16)
     elif short and x.dtype.specials != "scale" and x.dtype.exponent <= F16.exponent:
-        value = _half_of(code, x.dtype)
+        value = _half_of(code, x.dtype, F16)
     else:
         value = _float_of(code, x.dtype)
     return value.cast(dtype).expr
+
+
+def decoded(e: Expr) -> Expr | None:
+    """The element of a narrow type of which an expression is the value, as `decode` has it; None if it is none."""
+    if isinstance(e, Cast) and e.value.dtype.is_narrow:
+        return e.value
+    elements = (x.value for x in walk(e) if isinstance(x, Bitcast) and x.value.dtype.is_narrow)
+    return next((x for x in elements if e in (decode(x, e.dtype, short=True), decode(x, e.dtype))), None)
 
 
 def encode(x: Expr, dtype: DType) -> Expr:
@@ -56,15 +67,18 @@ def _integer_of(code: Term, dtype: DType, wanted: DType, short: bool) -> Term:
     return ((code ^ sign) - sign).bitcast(I32 if wide else I8)
 
 
-def _half_of(code: Term, dtype: DType) -> Term:
-    """The same as `_float_of` with an f16 in place of the f32."""
+def _half_of(code: Term, dtype: DType, half: DType) -> Term:
+    """The same as `_float_of` with a number of 16 bits in place of the f32."""
     bits = code.cast(U16)
+    if dtype.specials == "scale":
+        power = where(bits.equals(0), 1 << (half.mantissa - 1), bits << half.mantissa)
+        return where(bits.equals(255), 0x7FC0, power).bitcast(half)
     largest = (1 << (dtype.bits - 1)) - 1
-    sign = (bits & (largest + 1)) << (F16.bits - dtype.bits)
-    value = (((bits & largest) << (F16.mantissa - dtype.mantissa)) | sign).bitcast(F16)
+    sign = (bits & (largest + 1)) << (half.bits - dtype.bits)
+    value = (((bits & largest) << (half.mantissa - dtype.mantissa)) | sign).bitcast(half)
     if dtype.specials == "ieee":  # f8e5m2: an f16 cut short
         return value
-    value = value * 2.0 ** (_bias(F16) - _bias(dtype))
+    value = value * 2.0 ** (_bias(half) - _bias(dtype))
     return where((bits & largest).equals(largest), float("nan"), value) if dtype.specials == "nan-only" else value
 
 
