@@ -41,25 +41,29 @@ class Prefetch(Step):
 @dataclass(frozen=True)
 class Fetch(Step):
     """Fetch what the next iteration of a loop reads while a loop inside it runs, some lines in each of its iterations:
-    `fetch b for j in k L2`. The extents of the loops from j to k, and of what is read, are numbers. After the
-    last iteration of a loop that is alone in another comes its first one in the next iteration of that."""
+    `fetch b for j in k L2`; `for j +2`: what the one after that reads. The extents of the loops from j to k, and of
+    what is read, are numbers. After the last iteration of a loop that is alone in another comes its first one in the
+    next iteration of that."""
 
     buffer: str
     axis: str
     during: str
     level: int = 2
+    distance: int = 1
 
     @classmethod
     def read(cls, words: Words) -> Step:
         buffer = words.name()
         words.expect("for")
         axis = words.name()
+        distance = words.number() if words.accept("+") else Fetch.distance
         words.expect("in")
         during = words.name()
-        return Fetch(buffer, axis, during, _level(words, Fetch.level))
+        return Fetch(buffer, axis, during, _level(words, Fetch.level), distance)
 
     def rest(self) -> str:
-        return f"{self.buffer} for {self.axis} in {self.during} L{self.level}"
+        distance = f" +{self.distance}" if self.distance != Fetch.distance else ""
+        return f"{self.buffer} for {self.axis}{distance} in {self.during} L{self.level}"
 
 
 @dataclass(frozen=True)

@@ -593,6 +593,17 @@ def test_other_targets_have_assembly(name: str) -> None:
     assert len(code.object_code) > 500
 
 
+def test_shifts_by_what_is_known_are_shifts_by_constants() -> None:
+    """LLVM would not see through a count that is computed outside of the loop."""
+    kernel = kernel_of(
+        """kernel halves(x: u8[N, 64], out y: u8[N, 2, 64])[sizes N] {
+          for i in 0..N { unroll p in 0..2 { lane j in 0..64 { y[i, p, j] = shift_right(x[i, j], u8(index(4 * p))) } } }
+        }"""
+    )
+    text = compile_kernel(kernel, TARGETS["cpu:x86-avx512"]).text("llvm")
+    assert re.findall(r"lshr (.*)", text) == [f"<64 x i8> {re.search('%v[0-9]+ = load', text)[0][:-7]}, splat (i8 4)"]
+
+
 def test_lines_of_the_program() -> None:
     """With debug info every instruction of a statement says where it comes from; without it the text has no places."""
     source = Source("f.ita", "fn f(x: f32[8]) -> f32[8] {\n    return x + 1.0\n}\n")

@@ -9,7 +9,7 @@ from conftest import Run
 import intarsia
 from intarsia.driver import Compilation
 from intarsia.ir.formats import BUILT_IN
-from intarsia.ir.schedule import Pack, Schedule, Squeeze
+from intarsia.ir.schedule import Fetch, Pack, Schedule, Squeeze
 from intarsia.ir.target import TARGETS
 from intarsia.options import Options, require_host
 from intarsia.program import Program
@@ -84,6 +84,15 @@ def test_codes_are_laid_out_for_any_columns(columns: int) -> None:
     compilation = Compilation(program("i4", 512, columns).library.build("f"), {}, Options(target="cpu:x86-avx512"))
     (text,) = compilation.schedules.values()
     assert any(isinstance(step, Squeeze) for step in Schedule.parse(text))
+
+
+@pytest.mark.parametrize("name, ahead", [("i4", 6), ("nf4", 2)])
+def test_codes_and_scales_stream_from_memory(name: str, ahead: int) -> None:
+    """Both are read in order; codes are fetched 8 KiB ahead, how many groups that is depends on their size."""
+    compilation = Compilation(program(name, 1536, 4096).library.build("f"), {}, Options(target="cpu:x86-avx512"))
+    (kernel,), (text,) = compilation.scheduled.kernels, compilation.schedules.values()
+    assert {n.split(".")[0] for n, b in kernel.buffers().items() if b.memory == "prepared"} == {"codes", "scale"}
+    assert {step.distance for step in Schedule.parse(text) if isinstance(step, Fetch)} == {ahead}
 
 
 @pytest.mark.parametrize("target, decoded", [

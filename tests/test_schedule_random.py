@@ -174,7 +174,8 @@ class Proposals:
         return f"parts {self._buffer(kernel)} {self.random.choice([2, 4, 5, 16])}"
 
     def _fetch(self, kernel: Kernel) -> str:
-        return f"fetch {self._buffer(kernel)} for {self._axis(kernel)} in {self._axis(kernel)} L1"
+        later = self.random.choice(["", " +2"])
+        return f"fetch {self._buffer(kernel)} for {self._axis(kernel)}{later} in {self._axis(kernel)} L1"
 
     def _prefetch(self, kernel: Kernel) -> str:
         return f"prefetch {self._buffer(kernel)} in {self._buffer(kernel)} {self._axis(kernel)} +1 L1"

@@ -60,6 +60,10 @@ class Expressions(Memory):
                 return convert(self.function, self.value(inner), dtype)
             case Bitcast(dtype, inner):
                 return bitcast(self.function, self.value(inner), dtype)
+            case Apply("shift_left" | "shift_right" as name, (inner, by)) if (known := self._number(by)) is not None:
+                right = "ashr" if expression.dtype.is_signed else "lshr"
+                opcode = "shl" if name == "shift_left" else right
+                return self._shifted(opcode, self.value(inner), known % expression.dtype.bits)
             case Apply("where", (condition, then, otherwise)) if _is_costly(then):
                 return self._where_needed(condition, then, otherwise)
             case Apply(("lt" | "le" | "gt" | "ge") as function, (Index(a), Index(b))) if not (a.opaques or b.opaques):
@@ -95,7 +99,8 @@ class Expressions(Memory):
         return convert(self.function, self.value(e), U32)
 
     def _shifted(self, opcode: str, value: Value, distance: int) -> Value:
-        return instruction(self.function, opcode, value, constant(distance, U32, value.lanes)) if distance else value
+        count = constant(distance, value.dtype, value.lanes)
+        return instruction(self.function, opcode, value, count) if distance else value
 
     def _number(self, e: Expr) -> int | None:
         """An integer that is known where instructions are written."""

@@ -1,4 +1,4 @@
-"""Constant codes are laid out before the first call in the order in which a kernel reads them.
+"""Constant codes and their scales are laid out before the first call in the order in which a kernel reads them.
 
 A weight of few bits is read as it streams past, from memory above all. What a tile or a panel reads of a matrix lies in
 rows that are pages apart; in the order of the loops it is one piece, which prefetchers see, and each line is read once.
@@ -23,9 +23,11 @@ LARGE = 1 << 18
 
 
 def lay_out_codes(b: Builder) -> None:
-    """Let constants whose elements are bytes or less be copied once, in the order of the loops that read them."""
-    for buffer in b.kernel.inputs:
-        if not buffer.constant or buffer.dtype.bits > 8 or bytes_of(buffer) < LARGE:
+    """Let constants of a kernel that reads some whose elements are bytes or less be copied once, in the order of the
+    loops that read them."""
+    constants = [buffer for buffer in b.kernel.inputs if buffer.constant]
+    for buffer in constants if any(x.dtype.bits <= 8 for x in constants) else ():
+        if bytes_of(buffer) < LARGE:
             continue
         found = only_read(b.kernel, buffer.name)
         if found is None:

@@ -107,7 +107,7 @@ def extents(b: Builder, c: Contraction) -> Extents:
         repeats=points(b.loop(a) for a in repeated),
         batches=points(b.loop(a) for a in outer),
         lanes=lanes_for((c.put,), b.target),
-        bytes=buffer.dtype.bytes,
+        bits=buffer.dtype.bits,
         follows=bool(c.epilogues),
         across=stride(buffer, c.right.indices, c.main.column) != 1,
         movable=c.right in c.plain,
@@ -422,7 +422,7 @@ def _fetch(
     if not steps:
         return
     if early.columns and (parts or main.blocks):
-        b.attempt(Fetch(right, (*main.blocks, *parts)[-1], steps, 1 if t.few and right == c.right.buffer else 2))
+        b.attempt(Fetch(right, (*main.blocks, *parts)[-1], steps, 1 if t.few else 2, early.distance))
     left = left_load(b, c, main.row) if main.row and early.rows else None
     if left is not None:
         b.attempt(Fetch(left.buffer, main.tiles[-2], steps))

@@ -69,7 +69,7 @@ def fetch(kernel: Kernel, step: Fetch) -> Kernel:
         raise ScheduleError(f"the next iteration of {step.axis} reads nothing else in {step.buffer}")
     reads = [replace(a, loops=(*a.loops[: len(around) + 1], *map(_longest, a.loops[len(around) + 1 :]))) for a in reads]
     box = box_of(kernel, buffer, reads, len(around) + 1)
-    later = _next_iteration(loop, around)
+    later = _later_iteration(loop, around, step.distance)
     first = tuple(index.substitute(later) for index in box.first)
     extents = [(dimension, _number(most(extent), step.buffer)) for dimension, extent in box.kept]
     per_line = max(1, LINE // buffer.dtype.bytes)
@@ -117,10 +117,10 @@ def _together(buffer: Buffer, extents: Sequence[tuple[int, int]], per_line: int)
     return found
 
 
-def _next_iteration(loop: For, around: Sequence[For]) -> dict[str, Size]:
-    """The axes in the next iteration of a loop: after the last one, where the loop is alone in another and has a known
-    length, in the first one of the next iteration of that."""
-    later = Size.of(loop.axis) + loop.step
+def _later_iteration(loop: For, around: Sequence[For], distance: int) -> dict[str, Size]:
+    """The axes so many iterations of a loop later: after the last one, where the loop is alone in another and has a
+    known length, come those of the next iteration of that."""
+    later = Size.of(loop.axis) + distance * loop.step
     length = most_trips(loop).constant
     if around and around[-1].body == (loop,) and length and loop.lower == ZERO and (loop.upper - loop.lower).constant:
         outer = around[-1]

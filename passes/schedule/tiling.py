@@ -45,6 +45,9 @@ PIECE = 4096
 FETCHED = 256
 """Rows up to which reading the columns' operand takes long enough beside the arithmetic to be fetched ahead."""
 
+AHEAD = 8 << 10
+"""Bytes that lie between what few rows read of the columns' operand and what they fetch of it, at least."""
+
 WAY = 4096
 """Bytes after which addresses fall into the same sets of the first cache."""
 
@@ -70,7 +73,7 @@ class Extents:
     repeats: int
     batches: int
     lanes: int
-    bytes: int
+    bits: int
     follows: bool
     across: bool
     movable: bool
@@ -78,6 +81,11 @@ class Extents:
     divisible: bool
     apart: int = 0
     grouped: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """What an element of the columns' operand takes in memory, if it does not share bytes with others."""
+        return -(-self.bits // 8)
 
     @property
     def is_crowded(self) -> bool:
@@ -171,17 +179,19 @@ def _gathers(e: Extents, width: int) -> bool:
 @dataclass(frozen=True)
 class Early:
     """What tiles fetch for those that come later. columns: what the next part of the reduction or block reads of the
-    columns' operand. rows: what the next rows read of theirs."""
+    columns' operand, or a part that is further away. rows: what the next rows read of theirs."""
 
     columns: bool
     rows: bool
+    distance: int = 1
 
 
 def fetched_early(e: Extents, t: Tiling, target: Target) -> Early:
     """What it pays to fetch, since it comes from beyond the second cache: most columns, if few rows use them; rows, if
     those of a whole block and its columns do not fit there."""
     if t.few:
-        return Early(columns=bool(t.part) or e.grouped, rows=False)
+        piece = max(1, (t.part or e.depth) * t.columns * e.bits // 8)
+        return Early(columns=bool(t.part) or e.grouped, rows=False, distance=-(-AHEAD // piece))
     second = target.caches[min(1, len(target.caches) - 1)]
     steps, columns = t.part or e.depth, e.columns or UNKNOWN
     rows = t.block_rows or (e.rows or UNKNOWN) * (e.repeats if t.inside else 1)
