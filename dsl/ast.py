@@ -19,8 +19,11 @@ REDUCTIONS = ("sum", "prod", "max", "min", "any", "all", "argmax", "argmin")
 COMPREHENSIONS = ("tensor", *REDUCTIONS)
 """All names that may be followed by `[binders](body)`."""
 
-TRANSFORMS = ("grad", "value_and_grad", "jvp", "custom_grad")
-"""Functions of functions: `grad(f, wrt=x)` is one, which is called where it is made."""
+DERIVATIVES = ("grad", "value_and_grad", "jvp", "custom_grad")
+"""Functions of functions that are functions of the same parameters, or more: `grad(f, wrt=x)`."""
+
+TRANSFORMS = (*DERIVATIVES, "map", "fold")
+"""All functions of functions, which are called where they are made: `map(f)(p)` is f of each tensor of a struct."""
 
 BinaryOperator: TypeAlias = Literal["or", "and", "+", "-", "*", "/", "//", "%", "@", "**"]
 CompareOperator: TypeAlias = Literal["==", "!=", "<", "<=", ">", ">="]

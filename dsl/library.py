@@ -108,7 +108,7 @@ class Library:
             if not own:
                 raise CompileError("E0316", f"{self.root.source.name} has no function", hint="fn main(…) { … }")
             return "main" if "main" in own else own[-1]
-        if name.startswith(tuple(f"{transform}(" for transform in ast.TRANSFORMS)):
+        if name.startswith(tuple(f"{transform}(" for transform in ast.DERIVATIVES)):
             if name not in self._derived:
                 transform = parse_expression(Source("<entry>", name))
                 self._derived[name] = derived_function(transform, self.root, self.prelude)

@@ -12,7 +12,6 @@ from sklearn.datasets import load_digits
 import intarsia
 
 HIDDEN, BATCH, EPOCHS, RATE = 96, 32, 30, 3e-3
-NAMES = ("w1", "b1", "w2", "b2")
 
 
 def first_weights(rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -36,8 +35,7 @@ def train(epochs: int = EPOCHS, report: bool = True) -> float:
     for epoch in range(epochs):
         order = rng.permutation(len(images[kept]))
         x, y = images[kept][order], labels[kept][order]
-        *states, loss = program.main(x, y, p, m, v, epoch * steps, np.float32(RATE), B=BATCH)
-        p, m, v = (dict(zip(NAMES, states[4 * k : 4 * k + 4])) for k in range(3))
+        p, m, v, loss = program.main(x, y, p, m, v, epoch * steps, np.float32(RATE), B=BATCH)
         if report:
             print(f"\repoch {epoch + 1:2} of {epochs}: loss {float(loss):.4f}", end="", flush=True)
     right = float(np.mean(program.predict(images[held], p) == labels[held]))

@@ -261,12 +261,14 @@ def parse_dimensions(texts: Iterable[str]) -> dict[str, int]:
     return sizes
 
 
-def parse_weights(text: str) -> tuple[str | None, str]:
-    """The parameter (None: every one) and the file of `--weights [NAME=]FILE`."""
-    name, equals, file = text.partition("=")
-    if equals and name.isidentifier() and not Path(text).exists():
-        return name, file
-    return None, text
+def parse_weights(text: str) -> tuple[str | None, str, str]:
+    """Of `--weights [NAME=]FILE[:KEY]` the parameter (None: every one), the file, and the key in front of its names."""
+    name, equals, rest = text.partition("=")
+    parameter = name if equals and name.isidentifier() and not Path(text).exists() else None
+    path = text if parameter is None else rest
+    if found := re.fullmatch(rf"(.*(?:{'|'.join(map(re.escape, SUFFIXES))})):(.*)", path, re.IGNORECASE):
+        return parameter, found[1], found[2]
+    return parameter, path, ""
 
 
 def check_names(given: Collection[str], parameters: Sequence[str], *, complete: bool = True) -> None:

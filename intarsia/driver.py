@@ -204,9 +204,11 @@ class Compilation:
 
     def executable(self, store: ObjectStore | None = None) -> Executable:
         """The compiled program, ready to call or to keep. Kernels that `store` has are not compiled again."""
-        plan, labels = self.plan, [p.label for p in self.source_module.graph.parameters]
+        plan, graph = self.plan, self.source_module.graph
         with self._timed("code"):
-            return executable_for(plan, self.target, labels, store, map_in_workers)
+            labels = [p.label for p in graph.parameters]
+            made = executable_for(plan, self.target, labels, store, map_in_workers)
+            return replace(made, labels=graph.labels)
 
     def text(self, stage: str, debug_info: bool = False) -> str:
         """The text of one of `STAGES`."""

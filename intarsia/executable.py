@@ -89,7 +89,8 @@ class CheckText:
 class Executable:
     """Machine code of one program for one set of types.
 
-    inputs and outputs are in the order of the entry function; `sizes` are the names passed at run time. checks: what
+    inputs and outputs are in the order of the entry function; `sizes` are the names passed at run time. labels: those
+    of the graph's results, where some are tensors of structs. checks: what
     the run-time checks of the code mean, by their numbers. interruptible: it may take long, and there are several
     kernels, or a loop over kernels, so that the code can stop between two of them. brief: it takes some microseconds.
     preparation: what computes the inputs that the entry function takes after `inputs` from some of these, once.
@@ -105,6 +106,7 @@ class Executable:
     interruptible: bool = True
     brief: bool = False
     preparation: Executable | None = None
+    labels: tuple[str, ...] = ()
     _prepared: dict[tuple[int, ...], PreparedCall] = field(default_factory=dict, repr=False)
 
     def to_bytes(self) -> bytes:
@@ -120,6 +122,7 @@ class Executable:
                 "checks": {number: list(vars(c).values()) for number, c in self.checks.items()},
                 "interruptible": self.interruptible,
                 "brief": self.brief,
+                "labels": self.labels,
                 "pieces": [len(piece) for piece in self.pieces],
             }
         ).encode()
@@ -142,6 +145,7 @@ class Executable:
             head["interruptible"],
             head["brief"],
             Executable.from_bytes(data[ends[-1] :]) if len(data) > ends[-1] else None,
+            tuple(head["labels"]),
         )
 
     @cached_property
@@ -232,11 +236,12 @@ class PreparedCall:
     def dispatched(
         self, inputs: Sequence[int], arguments: Sequence[TensorGuard], owners: Sequence[object]
     ) -> NativeCall | None:
-        """The same call for a dispatcher, with the arguments that are filled in; None if it should be interruptible.
+        """The same call for a dispatcher, with the arguments that are filled in; None if it should be interruptible, or
+        gives structs.
 
         `owners` keep the other inputs alive.
         """
-        if self._executable.interruptible:
+        if self._executable.interruptible or self._executable.labels:
             return None
         results = [TensorGuard(dtype, shape) for shape, dtype in self._outputs]
         return NativeCall(

@@ -126,24 +126,31 @@ def read_array(path: str | Path, key: str | None = None) -> Array:
 
 
 class Weights(Mapping[str, Array]):
-    """The arrays of a file as a mapping that reads each one when it is asked for."""
+    """The arrays of a file as a mapping that reads each one when it is asked for; with a `prefix` those whose names
+    begin with it, without it."""
 
-    def __init__(self, file: ArrayFile) -> None:
+    def __init__(self, file: ArrayFile, prefix: str = "") -> None:
         self.file = file
+        self.prefix = prefix
+        self._names = {name.removeprefix(prefix): None for name in file.names if name.startswith(prefix)}
+
+    def below(self, key: str) -> Weights:
+        """Those whose names begin with a dotted name."""
+        return Weights(self.file, f"{self.prefix}{key}.") if key else self
 
     def __getitem__(self, name: str) -> Array:
-        if name not in self.file.names:
+        if name not in self._names:
             raise KeyError(name)
-        return self.file.read(name)
+        return self.file.read(self.prefix + name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.file.names)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self.file.names)
+        return len(self._names)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.file.names
+        return name in self._names
 
 
 def read_weights(path: str | Path) -> Weights:

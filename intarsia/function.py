@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from intarsia.arguments import flatten
 from intarsia.deep_stack import with_deep_stack
 from intarsia.executable import Executable, PreparedCall
+from intarsia.files import Weights
 from intarsia.ir.dtypes import F32, Array
 from intarsia.ir.errors import CompileError
 from intarsia.options import Options, require_host
+from intarsia.results import in_form
 from intarsia.runtime import dlpack
 from intarsia.runtime.dispatch import Dispatcher, NativeCall, TensorGuard
 from intarsia.runtime.native import address_of, pointer_table
@@ -131,9 +134,10 @@ class Function:
             names = [p.name for p in self._free]
             call = PositionalCall(executable, sizes, inputs, prepared, dict(zip(names, positional)))
             self._calls[kinds] = call
-        library = dlpack.library_of([v for v in given.values() if not isinstance(v, Mapping)])
+        values = (v for v in given.values() if not isinstance(v, Weights))
+        library = dlpack.library_of([leaf for v in values for leaf in flatten(v).values()])
         results = [dlpack.to_library(r, library) for r in executable.run(inputs, sizes, prepared)]
-        return results[0] if len(results) == 1 else tuple(results)
+        return in_form(executable.labels, results)
 
     @property
     def runs_on_gpu(self) -> bool:
@@ -191,10 +195,7 @@ class Function:
             else v
             for p, v in zip(self._free, positional)
         ]
-        results = self(*arrays)
-        if isinstance(results, tuple):
-            return tuple(dlpack.to_library(r, library) for r in results)
-        return dlpack.to_library(results, library)
+        return _to_library(self(*arrays), library)
 
     def _dispatch(self, call: PositionalCall) -> None:
         """Have a call made natively from now on where it can be."""
@@ -424,6 +425,7 @@ class PositionalCall:
     ) -> None:
         self.is_repeated = False
         self._prepared: PreparedCall = executable.prepare(sizes)
+        self._labels = executable.labels
         self._count = len(given)
         positions = {name: position for position, name in enumerate(given)}
         self._given: list[tuple[int, int, dlpack.Parameter]] = []
@@ -454,8 +456,7 @@ class PositionalCall:
                 array = dlpack.adapt(array, parameter)
                 alive.append(array)
             addresses[index] = address_of(array)
-        results = self._prepared(addresses)
-        return results[0] if len(results) == 1 else tuple(results)
+        return in_form(self._labels, self._prepared(addresses))
 
     def dispatched(self) -> NativeCall | None:
         """The same for a dispatcher, if it can be made by one."""
@@ -492,6 +493,15 @@ def _with_constants(module: Module, constants: Collection[str]) -> Module:
         return module
     body = dataclasses.replace(body, parameters=tuple(new.get(p, p) for p in body.parameters))
     return module.with_body(body.rebuild({p.value: n.value for p, n in new.items()}))
+
+
+def _to_library(results: Any, library: ModuleType) -> Any:
+    """Results in any form as tensors of a library."""
+    if isinstance(results, tuple | list):
+        return type(results)(_to_library(r, library) for r in results)
+    if isinstance(results, dict):
+        return {name: _to_library(r, library) for name, r in results.items()}
+    return dlpack.to_library(results, library)
 
 
 def _texts(types: Mapping[str, Type]) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from intarsia.deep_stack import with_deep_stack
 from intarsia.gpu_program import GpuCall, GpuPlace, GpuProgram, Launched
 from intarsia.ir.dtypes import BF16, Array, DType
 from intarsia.ir.errors import CompileError
+from intarsia.results import in_form
 from intarsia.runtime.gpu import Watch
 from intarsia.tensors import Tensors, declared_types, kind_of
 
@@ -61,7 +62,7 @@ class GpuCalls:
         results = call(call.addresses(tensors))
         if not foreign:
             results = as_arrays(call.launch, results)
-        return results[0] if len(results) == 1 else tuple(results)
+        return in_form(call.program.result_labels, results)
 
     def _repetition(self, call: GpuCall, tensors: Sequence[Any], positional: Sequence[object]) -> RepeatedCall | None:
         """What makes such a call again. None if it has to look at more than the types of its arguments."""
@@ -160,6 +161,7 @@ class RepeatedCall:
         self._index = call.program.place.index
         self._bound = [t for t, n in zip(tensors, given) if n is None]
         self._addresses = call.addresses(tensors)
+        self._labels = call.program.result_labels
         places = {n: place for place, n in enumerate(given) if n is not None}
         self._taken = [(places[n], tensors[places[n]].dtype, tensors[places[n]].shape) for n in range(len(places))]
 
@@ -178,7 +180,7 @@ class RepeatedCall:
         except AttributeError:  # a number
             return None
         results = self._run(addresses)
-        return results[0] if len(results) == 1 else tuple(results)
+        return in_form(self._labels, results)
 
 
 class PlacedCall:

@@ -115,7 +115,8 @@ class GpuProgram:
         self.place = place
         self.plans = [DevicePlan(p, compilation.launches, place.device) for p in compilation.plan.whole]
         self.preparation = compilation.plan.preparation
-        self.labels = [p.label for p in compilation.source_module.graph.parameters]
+        graph = compilation.source_module.graph
+        self.labels, self.result_labels = [p.label for p in graph.parameters], graph.labels
         self.checks = checks_of(compilation.plan)
         self.scratch = Scratch(place)
         self._prepared: dict[tuple[int, ...], list[Any]] = {}

@@ -249,11 +249,16 @@ def region_of(parameters: Sequence[Parameter], nodes: Sequence[Node], results: S
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A function: a region with a name. `dimensions` are the names that its sizes use, in order of binding."""
+    """A function: a region with a name. `dimensions` are the names that its sizes use, in order of binding.
+
+    `labels` name the results where some are tensors of structs: `layer.*.up` for one of a list, stacked; a number in
+    front is that of the struct or tensor among several results. The text does not show them.
+    """
 
     name: str
     body: Region
     dimensions: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -262,6 +267,15 @@ class Graph:
     @property
     def results(self) -> tuple[Value, ...]:
         return self.body.results
+
+    @property
+    def result_names(self) -> tuple[str, ...]:
+        """Names by which the results are shown: `result`, `result0`, `result.layer.up`."""
+        if self.labels:
+            names = [label.replace(".*", "") for label in self.labels]
+            return tuple(f"result{'' if name[0].isdecimal() else '.'}{name}" for name in names)
+        count = len(self.results)
+        return ("result",) if count == 1 else tuple(f"result{position}" for position in range(count))
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from intarsia.ir.errors import CompileError, Span
-from intarsia.ir.graph import Graph, Module, Node, Parameter, Region, Value
+from intarsia.ir.graph import Module, Node, Parameter, Region, Value
 from intarsia.ir.sizes import Size
 from intarsia.ir.substitution import substitute
 from intarsia.ir.types import ListType, Type
@@ -47,7 +47,7 @@ def specialize(module: Module, numbers: Mapping[str, int]) -> Module:
     names = {name: Size.of(number) for name, number in numbers.items()}
     body = _region(module.graph.body, names, {})
     dimensions = tuple(d for d in module.graph.dimensions if d not in names)
-    return module.with_graph(Graph(module.graph.name, body, dimensions))
+    return module.with_graph(dataclasses.replace(module.graph, body=body, dimensions=dimensions))
 
 
 def _region(region: Region, names: Mapping[str, Size], outer: Mapping[Value, Value]) -> Region:

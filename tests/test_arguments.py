@@ -135,11 +135,12 @@ def test_arguments_dimensions_and_weights() -> None:
 
 
 def test_weights_may_name_a_parameter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert parse_weights("p=model.safetensors") == ("p", "model.safetensors")
-    assert parse_weights("dir/model.safetensors") == (None, "dir/model.safetensors")
+    assert parse_weights("p=model.safetensors") == ("p", "model.safetensors", "")
+    assert parse_weights("p=out.npz:result0") == ("p", "out.npz", "result0")
+    assert parse_weights("dir/model.safetensors") == (None, "dir/model.safetensors", "")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a=b.npz").write_bytes(b"")
-    assert parse_weights("a=b.npz") == (None, "a=b.npz")
+    assert parse_weights("a=b.npz") == (None, "a=b.npz", "")
 
 
 def test_names_are_checked() -> None:

@@ -39,6 +39,8 @@ def test_every_program_of_the_page_type_checks(source: Source, tmp_path: Path) -
 def test_every_program_of_the_page_is_built(source: Source, tmp_path: Path) -> None:
     library = loaded(source, tmp_path)
     for name in library.functions:
-        assert library.build(name).graph.results
+        signature = library.signature(name)
+        if not signature.generics and not any(".." in (p.type or "") for p in signature.parameters):
+            assert library.build(name).graph.results  # the others are in their callers
     for index in range(len(library.tests)):
         assert library.build_test(index).graph.results

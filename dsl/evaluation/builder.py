@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from intarsia.dsl import ast
-from intarsia.dsl.evaluation import calls, derivatives, index, indexing, loops, operators, updates
+from intarsia.dsl.evaluation import calls, derivatives, fitting, index, indexing, loops, operators, updates
 from intarsia.dsl.evaluation.nodes import NodeMaker
 from intarsia.dsl.semantics.names import ScopeNames
 from intarsia.dsl.semantics.scope import File, Scope, suggest
 from intarsia.dsl.semantics.signature import Signature, read_signature
-from intarsia.dsl.semantics.types import TensorPattern, named_format, read_type
+from intarsia.dsl.semantics.types import TuplePattern, named_format, read_type
 from intarsia.dsl.semantics.unify import Unifier
 from intarsia.dsl.semantics.values import FormatTensor, Item, Poison, Poisoned, Struct, StructList, describe, tensor_of
 from intarsia.ir.dtypes import dtype
@@ -270,7 +270,7 @@ class Builder(NodeMaker):
             item = self.evaluate(default, scope)
             if parameter.pattern is not None:
                 what = f"the default of `{parameter.name}`"
-                item = calls.fit_parameter(self, item, parameter.pattern, unifier, what, default.span)
+                item = fitting.fit_parameter(self, item, parameter.pattern, unifier, what, default.span)
             scope.bind(parameter.name, item, parameter.declaration.name.span)
 
     def _returned(
@@ -289,7 +289,7 @@ class Builder(NodeMaker):
         assert isinstance(last, ast.Return)
         items = self.values(last.values, scope)
         spans = [v.span for v in last.values] if len(last.values) == len(items) else [last.values[0].span] * len(items)
-        return calls.fit_results(self, items, signature, unifier, spans)
+        return fitting.fit_results(self, items, signature, unifier, spans)
 
     # ------------------------------------------------------------------ statements
 
@@ -392,16 +392,16 @@ class Builder(NodeMaker):
         if len(expressions) > 1:
             return tuple(self.evaluate(e, scope) for e in expressions)
         item = self.evaluate(expressions[0], scope)
-        if isinstance(item, tuple) and any(isinstance(i, (Value, FormatTensor)) for i in item):
+        if isinstance(item, tuple) and any(isinstance(i, (Value, FormatTensor, Struct, StructList)) for i in item):
             return item
         return (item,)
 
     def declared(self, item: Item, expression: ast.TypeExpression, scope: Scope, what: str, span: Span) -> Item:
         """An item that is given a type: literals take it, everything else must have it."""
         pattern = read_type(expression, ScopeNames(scope))
-        if not isinstance(pattern, TensorPattern):
-            raise CompileError("E0304", f"{what} has a type that is no tensor's", expression.span)
-        return calls.fit_pattern(self, item, pattern, Unifier(self.bounds, {}), what, span)
+        if isinstance(pattern, TuplePattern):
+            raise CompileError("E0304", f"{what} has the type of several values", expression.span)
+        return fitting.fit_pattern(self, item, pattern, Unifier(self.bounds, {}), what, span)
 
 
 def _values(count: int) -> str:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from intarsia.dsl import ast
+from intarsia.dsl.evaluation import structs
+from intarsia.dsl.evaluation.fitting import fit_parameter
 from intarsia.dsl.evaluation.index import guards_of
-from intarsia.dsl.evaluation.operators import is_open, sharing_hint
+from intarsia.dsl.evaluation.operators import is_open
 from intarsia.dsl.primitives import PRIMITIVES
 from intarsia.dsl.primitives.arguments import Argument, bind_arguments
 from intarsia.dsl.semantics.literals import adapt, default_dtype
 from intarsia.dsl.semantics.scope import File, Scope, suggest
 from intarsia.dsl.semantics.signature import ParameterInfo, Signature
-from intarsia.dsl.semantics.types import GenericDType, Pattern, StructPattern, TensorPattern, TuplePattern, accepts
+from intarsia.dsl.semantics.types import GenericDType, TensorPattern, accepts
 from intarsia.dsl.semantics.unify import Unifier, unknown
 from intarsia.dsl.semantics.values import (
     EXPRESSIONS,
@@ -26,10 +28,7 @@ from intarsia.dsl.semantics.values import (
     Item,
     ListElement,
     PackDims,
-    Struct,
-    StructList,
     describe,
-    tensor_of,
 )
 from intarsia.ir.dtypes import ALL_NAMES, BOOL, F32, I64, DType, dtype
 from intarsia.ir.errors import CompileError, Span
@@ -59,6 +58,8 @@ def call(builder: Builder, node: ast.Call, scope: Scope) -> Item:
         raise CompileError("E0317", f"`{name}` is {describe(bound.item)}, which cannot be called", node.span, hint=hint)
     if (found := scope.file.function(name)) is not None:
         return call_function(builder, *found, node, scope)
+    if (struct := scope.file.struct(name)) is not None:
+        return structs.construct(builder, *struct, node, keyword_arguments(builder, node, scope))
     if (element := dtype(name)) is not None:
         return _cast_call(builder, element, node, scope)
     if name in PRIMITIVES:
@@ -351,92 +352,6 @@ def bind_signature(signature: Signature, unifier: Unifier, scope: Scope) -> None
         scope.bind(name, PackDims(tuple(unifier.size(d) for d in dims)), span, "dimension")
     for name, element in unifier.elements.items():
         scope.bind(name, element, span, "generic")
-
-
-def fit_parameter(builder: Builder, item: Item, pattern: Pattern, unifier: Unifier, where: str, span: Span) -> Item:
-    """An argument with the form that its parameter's type has; the unifier has found that it fits."""
-    match item:
-        case FormatTensor() | StructList():
-            return item
-        case Struct():
-            return item
-    assert isinstance(pattern, TensorPattern)
-    return fit(builder, item, unifier.tensor(pattern), where, span)
-
-
-def fit(builder: Builder, item: Item, wanted: TensorType, what: str, span: Span) -> Item:
-    """An item that must have a type: a literal takes it; sizes that are equal by value are written alike.
-
-    Raises:
-        CompileError: E0304, it has another type.
-    """
-    if isinstance(item, (int, float, Size)):
-        if wanted.rank:
-            hint = f"full({wanted}, {item}) is a tensor of one number"
-            raise CompileError("E0304", f"{what} is {wanted}, and this is {describe(item)}", span, hint=hint)
-        if wanted.dtype == I64 and not isinstance(item, (bool, float)):
-            return Size.of(item)
-        return adapt(item, wanted.dtype, span)
-    found = tensor_of(item)
-    if found is None:
-        raise CompileError("E0304", f"{what} is {wanted}, and this is {describe(item)}", span)
-    if found.dtype != wanted.dtype:
-        hint = f"nothing is converted unasked: cast it with {wanted.dtype}(…)"
-        raise CompileError("E0304", f"{what} is {wanted}, and this is {found}: the dtypes differ", span, hint=hint)
-    if found.rank != wanted.rank:
-        raise CompileError("E0304", f"{what} is {wanted}, and this is {found}", span)
-    for left, right in zip(found.shape, wanted.shape):
-        if builder.bounds.compare(left, right) is False:
-            show = builder.bounds.show
-            message = f"{what} is {wanted}, and this is {found}: {show(right)} and {show(left)} differ"
-            raise CompileError("E0304", message, span, hint=sharing_hint(right, left))
-    if isinstance(item, EXPRESSIONS) or found.shape == wanted.shape:
-        return item
-    return builder.reshaped(builder.as_value(item, span), wanted.shape, span)
-
-
-def fit_results(
-    builder: Builder, items: tuple[Item, ...], signature: Signature, unifier: Unifier, spans: list[Span]
-) -> tuple[Item, ...]:
-    """The results of a function with the types that it declares."""
-    if signature.result is None:
-        return items
-    patterns = signature.result.items if isinstance(signature.result, TuplePattern) else (signature.result,)
-    if len(patterns) != len(items):
-        count = "1 value is" if len(items) == 1 else f"{len(items)} values are"
-        message = f"{signature.name} gives {signature.result}, and {count} returned"
-        raise CompileError("E0505", message, spans[0].to(spans[-1]))
-    fitted: list[Item] = []
-    for number, (item, pattern, span) in enumerate(zip(items, patterns, spans)):
-        what = f"the result of {signature.name}" if len(items) == 1 else f"result {number + 1} of {signature.name}"
-        if isinstance(pattern, StructPattern):
-            raise CompileError("E0304", f"{what} is a struct: results are tensors", span)
-        assert isinstance(pattern, TensorPattern)
-        fitted.append(fit_pattern(builder, item, pattern, unifier, what, span))
-    return tuple(fitted)
-
-
-def fit_pattern(builder: Builder, item: Item, pattern: TensorPattern, unifier: Unifier, what: str, span: Span) -> Item:
-    """An item that must have a type whose names are known. Raises CompileError E0304 or E0308."""
-    if isinstance(item, FormatTensor) or isinstance(unifier.element(pattern), Format):
-        return _fit_format(builder, item, pattern, unifier, what, span)
-    return fit(builder, item, unifier.tensor(pattern), what, span)
-
-
-def _fit_format(builder: Builder, item: Item, pattern: TensorPattern, unifier: Unifier, what: str, span: Span) -> Item:
-    wanted = unifier.shape(pattern)
-    element = unifier.element(pattern)
-    if (
-        not isinstance(item, FormatTensor)
-        or not isinstance(element, Format)
-        or len(item.shape) != len(wanted)
-        or not item.format.stores_like(element, len(wanted))
-    ):
-        raise CompileError("E0304", f"{what} is {describe(item)}, and {pattern} is wanted", span)
-    for found, size in zip(item.shape, wanted):
-        if builder.bounds.compare(found, size) is False:
-            raise CompileError("E0308", f"{what} is {item}, and {pattern} is wanted", span)
-    return replace(item, format=element, shape=wanted)
 
 
 # ---------------------------------------------------------------------- static conditions

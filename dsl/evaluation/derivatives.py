@@ -9,19 +9,31 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from intarsia.dsl import ast
-from intarsia.dsl.evaluation import calls
+from intarsia.dsl.evaluation import calls, fitting
+from intarsia.dsl.evaluation.mapping import folded, mapped
+from intarsia.dsl.evaluation.structs import put_together, same_struct, stacked, tensors_of
 from intarsia.dsl.primitives import PRIMITIVES
 from intarsia.dsl.primitives.arguments import Argument
 from intarsia.dsl.semantics.scope import File, Scope, suggest
 from intarsia.dsl.semantics.signature import Signature
 from intarsia.dsl.semantics.types import TensorPattern
-from intarsia.dsl.semantics.values import FormatTensor, Item, Struct, StructList, describe, tensor_of
+from intarsia.dsl.semantics.values import (
+    FormatTensor,
+    Item,
+    Struct,
+    StructList,
+    changed,
+    describe,
+    leaves_of,
+    tensor_of,
+)
 from intarsia.ir.dtypes import DType
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.gradients import gradients, push_forward
 from intarsia.ir.gradients.spaces import CustomRule
 from intarsia.ir.graph import Node, Value
 from intarsia.ir.ops import Cast, Reshape
+from intarsia.ir.types import ListType
 
 if TYPE_CHECKING:
     from intarsia.dsl.evaluation.builder import Builder
@@ -41,15 +53,48 @@ class Given:
         position = [p.name for p in signature.parameters].index(name)
         return self.positional[position] if position < len(self.positional) else self.keywords.get(name)
 
-    def with_item(self, signature: Signature, name: str, item: Item) -> Given:
+    def with_argument(self, signature: Signature, name: str, argument: Argument) -> Given:
         """The same with another argument for a parameter that has one."""
         position = [p.name for p in signature.parameters].index(name)
         if position >= len(self.positional):
-            keywords = {**self.keywords, name: replace(self.keywords[name], item=item)}
-            return replace(self, keywords=keywords)
+            return replace(self, keywords={**self.keywords, name: argument})
         positional = list(self.positional)
-        positional[position] = replace(positional[position], item=item)
+        positional[position] = argument
         return replace(self, positional=tuple(positional))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What `wrt` names: a parameter, or a field of a struct, `p.layer`."""
+
+    parameter: str
+    fields: tuple[str, ...]
+    span: Span
+
+    def __str__(self) -> str:
+        return ".".join((self.parameter, *self.fields))
+
+    def of(self, item: Item) -> Item:
+        """The part of the parameter's argument that is meant. Raises E0322."""
+        for name in self.fields:
+            if not isinstance(item, Struct) or name not in item.fields:
+                hint = suggest(name, item.fields) if isinstance(item, Struct) else ""
+                message = f"`{self}`: {describe(item)} has no field `{name}`"
+                raise CompileError("E0322", message, self.span, hint=hint)
+            item = item.fields[name]
+        return item
+
+    def replaced(self, item: Item, part: Item) -> Item:
+        """The parameter's argument with another one in place of the part."""
+        return _replaced(item, self.fields, part)
+
+
+def _replaced(item: Item, fields: Sequence[str], part: Item) -> Item:
+    if not fields:
+        return part
+    assert isinstance(item, Struct)
+    first, *rest = fields
+    return replace(item, fields={**item.fields, first: _replaced(item.fields[first], rest, part)})
 
 
 def derived(builder: Builder, node: ast.Derived, scope: Scope) -> Item:
@@ -68,6 +113,8 @@ def _evaluate(builder: Builder, function: ast.Expression, given: Given) -> Item:
                     return _tangents(builder, function, given)
                 case "custom_grad":
                     return _custom(builder, function, given)
+                case "map" | "fold":
+                    return _through_structs(builder, function, given)
             return _gradient(builder, function, given)
     found, file = _function(function, given.scope.file, builder.prelude)
     calls.require_no_recursion(builder, found, given.span)
@@ -86,10 +133,10 @@ def derived_function(transform: ast.Expression, file: File, prelude: File | None
     if transform.function.text == "jvp":
         known = {p.name.text: p for p in inner.parameters}
         for changing in _parts(transform)[1]:
-            if changing.name not in known:
+            if changing.fields or changing.parameter not in known:
                 raise _no_parameter(inner.name.text, changing, known)
-            label = ast.Identifier(f"d_{changing.name}", span=changing.span)
-            parameters.append(replace(known[changing.name], name=label, default=None, const=False))
+            label = ast.Identifier(f"d_{changing}", span=changing.span)
+            parameters.append(replace(known[changing.parameter], name=label, default=None, const=False))
     arguments = tuple(ast.Name(p.name.text, span=span) for p in parameters)
     dims = tuple(ast.Keyword(g.name, ast.Name(g.name.text, span=span), span=span) for g in inner.generics if _is_dim(g))
     body = ast.Return((ast.Derived(transform, arguments, dims, span=span),), span=span)
@@ -104,7 +151,7 @@ def _is_dim(generic: ast.Generic) -> bool:
 def _function(expression: ast.Expression, file: File, prelude: File | None) -> tuple[ast.Function, File]:
     """The function that is meant, under all transforms. Raises E0316 and E0322."""
     match expression:
-        case ast.Call(head, (inner, *_)) if head.text in ast.TRANSFORMS:
+        case ast.Call(head, (inner, *_)) if head.text in ast.DERIVATIVES:
             return _function(inner, file, prelude)
         case ast.Name(name):
             found = file.function(name)
@@ -125,91 +172,95 @@ def _function(expression: ast.Expression, file: File, prelude: File | None) -> t
 
 
 def _gradient(builder: Builder, transform: ast.Call, given: Given) -> Item:
-    """`grad` and `value_and_grad`: a gradient for each parameter of `wrt`, after the value."""
-    target, names = _parts(transform)
+    """`grad` and `value_and_grad`: a gradient for each of `wrt`, after the value."""
+    target, every = _parts(transform)
     signature = builder.signature(*_function(target, given.scope.file, builder.prelude))
-    leaves = _Leaves(builder)
+    leaves: list[Value] = []
     copies: list[Item] = []
-    for name in names:
-        copies.append(leaves.of(_argument(signature, name, given), signature, name))
-        given = given.with_item(signature, name.name, copies[-1])
+    for wanted in every:
+        copy, own, given = _with_copy(builder, signature, wanted, given)
+        copies.append(copy)
+        leaves += own
     with builder.saving_states():
         loss = _loss(builder, _evaluate(builder, target, given), target)
-    found = iter(_reverse(builder, loss, leaves.values, given.span))
-    results = tuple(_like(copy, found) for copy in copies)
+    found = iter(_reverse(builder, loss, leaves, given.span))
+    results = tuple(put_together(copy, found) for copy in copies)
     if transform.function.text == "value_and_grad":
         return (loss, *results)
     return results[0] if len(results) == 1 else results
 
 
-def _parts(transform: ast.Call) -> tuple[ast.Expression, tuple[ast.Name, ...]]:
-    """The function that a transform is of, and the parameters that its `wrt` names. Raises E0322."""
+def _parts(transform: ast.Call) -> tuple[ast.Expression, tuple[Wanted, ...]]:
+    """The function that a transform is of, and what its `wrt` names. Raises E0322."""
     if len(transform.positional) != 1 or [k.name.text for k in transform.keywords] != ["wrt"]:
         usage = f"{transform.function}(loss, wrt=(w, b))(x, w, b)"
         raise CompileError("E0322", f"{transform.function} takes a function and `wrt`", transform.span, hint=usage)
-    return transform.positional[0], _names(transform.keywords[0].value)
-
-
-def _names(wrt: ast.Expression) -> tuple[ast.Name, ...]:
-    """The parameters that `wrt` names. Raises E0322."""
+    wrt = transform.keywords[0].value
     items = wrt.items if isinstance(wrt, ast.TupleExpr) else (wrt,)
-    names = tuple(item for item in items if isinstance(item, ast.Name))
-    if not names or len(names) < len(items) or len({n.name for n in names}) < len(names):
+    found = tuple(wanted for item in items if (wanted := _wanted(item)) is not None)
+    names = [f"{wanted}." for wanted in found]
+    overlaps = any(a.startswith(b) for n, a in enumerate(names) for m, b in enumerate(names) if n != m)
+    if not found or len(found) < len(items) or overlaps:
         hint = "wrt=w, or wrt=(w, b) for several"
         raise CompileError("E0322", "`wrt` names parameters of the function, each once", wrt.span, hint=hint)
-    return names
+    return transform.positional[0], found
 
 
-def _argument(signature: Signature, name: ast.Name, given: Given) -> Argument:
-    """The argument for which a gradient is wanted. Raises E0322."""
-    known = [p.name for p in signature.parameters]
-    if name.name not in known:
-        raise _no_parameter(signature.name, name, known)
-    argument = given.argument(signature, name.name)
+def _wanted(expression: ast.Expression) -> Wanted | None:
+    """A parameter, or a field of one."""
+    match expression:
+        case ast.Name(name):
+            return Wanted(name, (), expression.span)
+        case ast.Field(value, name) if (around := _wanted(value)) is not None:
+            return Wanted(around.parameter, (*around.fields, name.text), expression.span)
+    return None
+
+
+def _no_parameter(function: str, wanted: Wanted, known: Collection[str]) -> CompileError:
+    hint = suggest(str(wanted), known) or f"its parameters are {', '.join(known)}"
+    return CompileError("E0322", f"{function} has no parameter `{wanted}`", wanted.span, hint=hint)
+
+
+def _with_copy(builder: Builder, signature: Signature, wanted: Wanted, given: Given) -> tuple[Item, list[Value], Given]:
+    """A copy of what is to be varied, its tensors, and the arguments with it in place: a derivative is with respect to
+    this parameter even where another one has the same argument.
+
+    Raises E0322 where there is no such argument, E0324 where it is not made of tensors of floats.
+    """
+    patterns = {p.name: p.pattern for p in signature.parameters}
+    if wanted.parameter not in patterns:
+        raise _no_parameter(signature.name, wanted, patterns)
+    argument = given.argument(signature, wanted.parameter)
     if argument is None:
-        raise CompileError("E0322", f"`{name.name}` of {signature.name} is not given", given.span)
-    return argument
+        raise CompileError("E0322", f"`{wanted.parameter}` of {signature.name} is not given", given.span)
+    leaves: list[Value] = []
+
+    def copy(leaf: Item, label: str) -> Item:
+        value = _differentiable(builder, leaf, dtype, label, wanted.span, argument.span)
+        leaves.append(builder.add(Reshape(value, value.tensor.shape, span=argument.span)).value)
+        return leaves[-1]
+
+    pattern = patterns[wanted.parameter]
+    element = pattern.element if isinstance(pattern, TensorPattern) else None
+    dtype = element if isinstance(element, DType) else None
+    part = wanted.of(argument.item)
+    if isinstance(part, FormatTensor):
+        raise _not_differentiable(str(wanted), describe(part), wanted.span)
+    copied = changed(part, copy, str(wanted))
+    item = wanted.replaced(argument.item, copied)
+    return copied, leaves, given.with_argument(signature, wanted.parameter, replace(argument, item=item))
 
 
-def _no_parameter(function: str, name: ast.Name, known: Collection[str]) -> CompileError:
-    hint = suggest(name.name, known) or f"its parameters are {', '.join(known)}"
-    return CompileError("E0322", f"{function} has no parameter `{name.name}`", name.span, hint=hint)
-
-
-@dataclass
-class _Leaves:
-    """Copies of arguments, so that a gradient is of this parameter even where another one has the same argument."""
-
-    builder: Builder
-
-    def __post_init__(self) -> None:
-        self.values: list[Value] = []
-
-    def of(self, argument: Argument, signature: Signature, name: ast.Name) -> Item:
-        """A copy of an argument. Raises E0324 where it is no tensor of floats."""
-        pattern = next(p.pattern for p in signature.parameters if p.name == name.name)
-        element = pattern.element if isinstance(pattern, TensorPattern) else None
-        wanted = element if isinstance(element, DType) else None
-        return self._copy(argument.item, wanted, name.name, name.span, argument.span)
-
-    def _copy(self, item: Item, wanted: DType | None, label: str, span: Span, place: Span) -> Item:
-        match item:
-            case Struct():
-                fields = {n: self._copy(f, None, f"{label}.{n}", span, place) for n, f in item.fields.items()}
-                return replace(item, fields=fields)
-            case bool() | None | str() | DType() | tuple() | FormatTensor() | StructList():
-                raise _not_differentiable(label, describe(item), span)
-        found = tensor_of(item)
-        if isinstance(item, Value) and found is None:
-            raise _not_differentiable(label, f"a list of tensors, {item.type}", span)
-        if found is not None and (not found.dtype.is_float or found.dtype.is_narrow):
+def _differentiable(builder: Builder, item: Item, dtype: DType | None, label: str, span: Span, place: Span) -> Value:
+    """A tensor of floats that an item is; the tensors of a list are one. Raises E0324."""
+    match item:
+        case bool() | None | str() | DType() | tuple():
             raise _not_differentiable(label, describe(item), span)
-        value = self.builder.as_value(item, place, wanted)
-        if not value.dtype.is_float:
-            raise _not_differentiable(label, describe(item), span)
-        leaf = self.builder.add(Reshape(value, value.tensor.shape, span=place)).value
-        self.values.append(leaf)
-        return leaf
+    value = builder.as_value(item, place, dtype)
+    found = value.type.element if isinstance(value.type, ListType) else value.type
+    if not found.dtype.is_float or found.dtype.is_narrow:
+        raise _not_differentiable(label.replace(".*", ""), str(found), span)
+    return stacked(builder, value, place)
 
 
 def _not_differentiable(label: str, what: str, span: Span) -> CompileError:
@@ -279,7 +330,7 @@ def _custom(builder: Builder, transform: ast.Call, given: Given) -> Item:
                 message = f"{len(parts)} results for {len(sources)} arguments that are tensors of floats"
                 raise CompileError("E0505", message, backward.span, hint=usage)
             fitted = [
-                builder.as_value(calls.fit(builder, p, s.tensor, "a cotangent", backward.span), backward.span)
+                builder.as_value(fitting.fit(builder, p, s.tensor, "a cotangent", backward.span), backward.span)
                 for p, s in zip(parts, sources)
             ]
         for node in nodes:
@@ -305,51 +356,66 @@ def _copied(builder: Builder, argument: Argument) -> Item:
 
 def _tangents(builder: Builder, transform: ast.Call, given: Given) -> Item:
     """`jvp`: the results, and how they change where the arguments of `wrt` change as the last arguments say."""
-    target, names = _parts(transform)
+    target, every = _parts(transform)
     signature = builder.signature(*_function(target, given.scope.file, builder.prelude))
-    count = len(given.positional) - len(names)
+    count = len(given.positional) - len(every)
     if count < 0 or count + len(given.keywords) > len(signature.parameters):
         hint = (
             f"{transform.function}({signature.name}, wrt=w)(x, w, dw): after the arguments, a change for each of `wrt`"
         )
-        raise CompileError("E0322", f"jvp takes {len(names)} changes after the arguments", given.span, hint=hint)
+        raise CompileError("E0322", f"jvp takes {len(every)} changes after the arguments", given.span, hint=hint)
     changes = given.positional[count:]
     given = replace(given, positional=given.positional[:count])
     seeds: dict[Value, Value] = {}
-    for name, change in zip(names, changes):
-        leaves = _Leaves(builder)
-        copy = leaves.of(_argument(signature, name, given), signature, name)
-        seeds |= zip(leaves.values, _changes(builder, copy, change, name.name))
-        given = given.with_item(signature, name.name, copy)
+    for wanted, change in zip(every, changes):
+        copy, leaves, given = _with_copy(builder, signature, wanted, given)
+        seeds |= zip(leaves, _changes(builder, copy, change, str(wanted)))
     item = _evaluate(builder, target, given)
-    results = [builder.as_value(r, target.span) for r in (item if isinstance(item, tuple) else (item,))]
+    forms = item if isinstance(item, tuple) else (item,)
+    results = [value for form in forms for value in tensors_of(builder, form, target.span)]
     if not all(r.dtype.is_float for r in results):
         raise CompileError("E0323", "jvp is of results that are floats", target.span)
     fresh = partial(builder.counter_symbol, used=builder.counters_used)
     with _noting(given.span):
-        return (*results, *push_forward(results, seeds, _maker(builder, given.span), fresh, builder.custom))
+        found = push_forward(results, seeds, _maker(builder, given.span), fresh, builder.custom)
+    values = iter((*results, *found))
+    return tuple(put_together(form, values) for form in (*forms, *forms))
 
 
 def _changes(builder: Builder, copy: Item, change: Argument, label: str) -> list[Value]:
     """The tensors of a change, which has the type of what changes. Raises E0304."""
-    if isinstance(copy, Struct):
-        if not isinstance(change.item, Struct) or change.item.declaration is not copy.declaration:
-            message = f"the change of `{label}` is {copy}, and this is {describe(change.item)}"
-            raise CompileError("E0304", message, change.span)
-        parts = [(copy.fields[n], Argument(f, change.span), f"{label}.{n}") for n, f in change.item.fields.items()]
-        return [value for part in parts for value in _changes(builder, *part)]
-    wanted = tensor_of(copy)
-    assert wanted is not None
-    item = calls.fit(builder, change.item, wanted, f"the change of `{label}`", change.span)
-    return [builder.as_value(item, change.span)]
+    if isinstance(copy, (Struct, StructList)) and not same_struct(builder, copy, change.item):
+        message = f"the change of `{label}` is {copy}, and this is {describe(change.item)}"
+        raise CompileError("E0304", message, change.span)
+    parts = tensors_of(builder, change.item, change.span) if isinstance(copy, (Struct, StructList)) else [change.item]
+    values: list[Value] = []
+    for (name, leaf), part in zip(leaves_of(copy, label), parts):
+        wanted = tensor_of(leaf)
+        assert wanted is not None
+        item = fitting.fit(builder, part, wanted, f"the change of `{name}`", change.span)
+        values.append(builder.as_value(item, change.span))
+    return values
 
 
 def _maker(builder: Builder, span: Span) -> Callable[[Node], Node]:
     return lambda node: builder.add(node if node.span is not None else replace(node, span=span))
 
 
-def _like(copy: Item, found: Iterator[Value]) -> Item:
-    """The gradients of an argument in its form: a struct of gradients for a struct."""
-    if isinstance(copy, Struct):
-        return replace(copy, fields={name: _like(field, found) for name, field in copy.fields.items()})
-    return next(found)
+# ---------------------------------------------------------------------- structs tensor by tensor
+
+
+def _through_structs(builder: Builder, transform: ast.Call, given: Given) -> Item:
+    """`map(f)(p, x)` and `fold(f)(start, p)`."""
+    name = transform.function.text
+    if len(transform.positional) != 1 or transform.keywords:
+        usage = "map(f)(p, x)" if name == "map" else "fold(f)(0.0, p)"
+        raise CompileError("E0322", f"{name} takes one function", transform.span, hint=usage)
+    function = transform.positional[0]
+    arguments = [*given.positional, *given.keywords.values()]
+    count = len(given.positional)
+
+    def apply(own: Sequence[Argument]) -> Item:
+        keywords = dict(zip(given.keywords, own[count:]))
+        return _evaluate(builder, function, replace(given, positional=tuple(own[:count]), keywords=keywords))
+
+    return (mapped if name == "map" else folded)(builder, apply, arguments, given.span)

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 from intarsia.dsl import ast
 from intarsia.dsl.evaluation.builder import Builder
 from intarsia.dsl.evaluation.calls import bind_signature
+from intarsia.dsl.evaluation.structs import stacked
 from intarsia.dsl.files import SourceFile
 from intarsia.dsl.semantics.bounds import Bounds
 from intarsia.dsl.semantics.scope import File, Scope
 from intarsia.dsl.semantics.signature import ParameterInfo, Signature, read_signature
 from intarsia.dsl.semantics.types import StructPattern, TensorPattern, leaves, named_format, struct_fields
 from intarsia.dsl.semantics.unify import Equation, Unifier, unknown
-from intarsia.dsl.semantics.values import Format, FormatTensor, Item, Poisoned, Struct, StructList, describe, tensor_of
+from intarsia.dsl.semantics.values import (
+    Format,
+    FormatTensor,
+    Item,
+    Poisoned,
+    Struct,
+    StructList,
+    describe,
+    leaves_of,
+    tensor_of,
+)
 from intarsia.ir.dtypes import BOOL, F32, I32, DType
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Graph, Module, Parameter, Value, region_of
@@ -169,15 +180,15 @@ def build_function(builder: Builder, instance: Instance) -> Module:
         for info in signature.parameters:
             _bind_parameter(builder, instance, info, scope, parameters)
         item = builder.function_body(signature, instance.unifier, scope, None)
-        results = _results(builder, item, signature)
+        results, labels = _results(builder, item, signature)
     except Poisoned:
-        results = []
+        results, labels = [], ()
     except CompileError as error:
         builder.report(error)
     if builder.diagnostics:
         raise CompileError.of(builder.diagnostics)
     body = region_of(parameters, builder.regions[0], results)
-    return Module(Graph(signature.name, body, instance.dimensions), header=_header(signature.file))
+    return Module(Graph(signature.name, body, instance.dimensions, labels), header=_header(signature.file))
 
 
 def _bind_parameter(
@@ -274,24 +285,24 @@ def static_item(value: object, name: str) -> Item:
     )
 
 
-def _results(builder: Builder, item: Item, signature: Signature) -> list[Value]:
+def _results(builder: Builder, item: Item, signature: Signature) -> tuple[list[Value], tuple[str, ...]]:
+    """The tensors that a function gives and, where structs are among what it gives, the name of each.
+
+    `0`, `1.layer.*.up` are those of a tensor and of a struct, `layer.*.up` is one of a struct that is the only result.
+    """
     span = signature.function.name.span
-    items = [leaf for result in (item if isinstance(item, tuple) else (item,)) for leaf in _fields(result)]
-    for result in items:
-        if isinstance(result, StructList) or result is None or isinstance(result, (str, DType, tuple)):
-            hint = "results are tensors, or several tensors separated by commas"
+    items = item if isinstance(item, tuple) else (item,)
+    values: list[Value] = []
+    labels: list[str] = []
+    for position, result in enumerate(items):
+        if result is None or isinstance(result, (str, DType, tuple)):
+            hint = "results are tensors and structs, or several of them separated by commas"
             raise CompileError("E0310", f"{signature.name} returns {describe(result)}", span, hint=hint)
-    tensors = [t for r in items for t in (r.parts.values() if isinstance(r, FormatTensor) else (r,))]
-    return [builder.as_value(tensor, span) for tensor in tensors]
-
-
-def _fields(item: Item) -> Iterator[Item]:
-    """The tensors of a struct, in the order of its fields; anything else as it is."""
-    if isinstance(item, Struct):
-        for field_ in item.fields.values():
-            yield from _fields(field_)
-    else:
-        yield item
+        leaves = leaves_of(result, str(position) if len(items) > 1 else "")
+        values += [stacked(builder, builder.as_value(leaf, span), span) for _, leaf in leaves]
+        labels += [label for label, _ in leaves]
+    has_structs = any(isinstance(i, (Struct, StructList)) for i in items)
+    return values, tuple(labels) if has_structs else ()
 
 
 def _header(file: File) -> tuple[str, ...]:

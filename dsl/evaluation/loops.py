@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from intarsia.dsl import ast
-from intarsia.dsl.evaluation.calls import fit
+from intarsia.dsl.evaluation.fitting import fit
+from intarsia.dsl.evaluation.structs import listed, put_together, same_struct, tensors_of
 from intarsia.dsl.semantics.scope import Scope
-from intarsia.dsl.semantics.values import Item, describe, tensor_of
+from intarsia.dsl.semantics.values import Item, describe, leaves_of, tensor_of
 from intarsia.ir.dtypes import BOOL, I64
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.gradients.loops import with_saved_states
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 
 def loop(builder: Builder, node: ast.LoopExpr, scope: Scope) -> Item:
     """The last states of a loop, and what a scan stacks."""
-    initial = [_initial(builder, state, scope) for state in node.states]
+    states = [_State.of(builder, state, scope) for state in node.states]
+    initial = [value for state in states for value in state.initial]
+    count = len(initial)
     names = [state.name.text for state in node.states]
     if len(set(names)) < len(names):
         raise CompileError("E0314", "two states have one name", node.states[-1].span)
@@ -36,19 +40,51 @@ def loop(builder: Builder, node: ast.LoopExpr, scope: Scope) -> Item:
         upper = _require_scan(builder, node, lower, upper)
     counter = builder.counter_symbol(node.counter.text, builder.counters_used)
     with _counting(builder, counter, lower, upper):
-        body, stacked = _body(builder, node, initial, counter, scope)
-        condition = _condition(builder, node, initial, counter, scope)
+        body, emitted = _body(builder, node, states, counter, scope)
+        condition = _condition(builder, node, states, counter, scope)
         used = (v for r in (body, condition) if r is not None for v in r.captures)
         if counter in builder.counter_values and builder.counter_values[counter] in used:
-            body, condition = _carry_counter(builder, counter, body, condition, len(initial), node.span)
+            body, condition = _carry_counter(builder, counter, body, condition, count, node.span)
             initial.append(_scalar(builder, lower, node.span))
     bounds, scalars = builder.canonical([lower, upper])
+    stacked = len(body.results) - len(initial)
     made = Loop(counter, bounds[0], bounds[1], scalars, tuple(initial), body, condition, stacked, span=node.span)
-    if builder.saves_states and condition is None and not (lower.opaques or upper.opaques):
-        made = with_saved_states(made)
-    values = builder.add(made).values
-    results = (*values[: len(names)], *values[len(initial) : len(initial) + stacked])
+    values = _added(builder, made)
+    last, rows = iter(values[:count]), iter(values[len(initial) :])
+    results = (
+        *(put_together(state.form, last) for state in states),
+        *(listed(form, upper - lower, rows, node.span) for form in emitted),
+    )
     return results[0] if len(results) == 1 else results
+
+
+def _added(builder: Builder, node: Loop) -> Sequence[Value]:
+    """The results of a loop in the graph; where a derivative wants them, it stacks the states of its steps too."""
+    count = len(node.initial) + node.stacked
+    if builder.saves_states and node.condition is None and not (node.lower.opaques or node.upper.opaques):
+        node = with_saved_states(node)
+    return builder.add(node).values[:count]
+
+
+def stack(builder: Builder, length: Size, step: Callable[[Size], Sequence[Item]], span: Span) -> list[Item]:
+    """What `step` gives for each index below a length, stacked: a list of structs where it gives a struct."""
+    counter = builder.counter_symbol("item", builder.counters_used)
+    with _counting(builder, counter, ZERO, length), builder.region() as nodes:
+        forms = list(step(Size.of(counter)))
+        results = [value for form in forms for value in tensors_of(builder, form, span)]
+        body = region_of((), nodes, results)
+    rows = iter(_added(builder, Loop(counter, ZERO, length, (), (), body, None, len(results), span=span)))
+    return [listed(form, length, rows, span) for form in forms]
+
+
+def accumulate(builder: Builder, length: Size, first: Value, step: Callable[[Size, Value], Item], span: Span) -> Value:
+    """What `step` makes of a value, one after the other for each index below a length."""
+    counter = builder.counter_symbol("item", builder.counters_used)
+    total = Parameter("total", first.type)
+    with _counting(builder, counter, ZERO, length), builder.region() as nodes:
+        item = fit(builder, step(Size.of(counter), total.value), first.tensor, "the total", span)
+        body = region_of([total], nodes, [builder.as_value(item, span)])
+    return _added(builder, Loop(counter, ZERO, length, (), (first,), body, span=span))[0]
 
 
 @contextmanager
@@ -85,11 +121,21 @@ def _scalar(builder: Builder, size: Size, span: Span) -> Value:
     return builder.compute(Space((), Index(size), I64), span)
 
 
-def _initial(builder: Builder, state: ast.State, scope: Scope) -> Value:
-    item = builder.evaluate(state.value, scope)
-    if state.type is not None:
-        item = builder.declared(item, state.type, scope, f"`{state.name}`", state.value.span)
-    return builder.as_value(item, state.value.span)
+@dataclass(frozen=True)
+class _State:
+    """A state of a loop: `form` is its first value, `initial` the tensors of that."""
+
+    declared: ast.State
+    form: Item
+    initial: Sequence[Value]
+
+    @staticmethod
+    def of(builder: Builder, state: ast.State, scope: Scope) -> _State:
+        item = builder.evaluate(state.value, scope)
+        if state.type is not None:
+            item = builder.declared(item, state.type, scope, f"`{state.name}`", state.value.span)
+        initial = tensors_of(builder, item, state.value.span)
+        return _State(state, put_together(item, initial), initial)
 
 
 def _bound(builder: Builder, expression: ast.Expression, scope: Scope) -> Size:
@@ -108,17 +154,18 @@ def _require_scan(builder: Builder, node: ast.LoopExpr, lower: Size, upper: Size
 
 
 def _body(
-    builder: Builder, node: ast.LoopExpr, initial: Sequence[Value], counter: str, scope: Scope
-) -> tuple[Region, int]:
-    """The region of one step, and how many values it emits."""
+    builder: Builder, node: ast.LoopExpr, states: Sequence[_State], counter: str, scope: Scope
+) -> tuple[Region, Sequence[Item]]:
+    """The region of one step, and what it emits."""
     inner = _step_scope(builder, node, counter, scope)
-    parameters = _bind_states(node, initial, inner)
+    parameters = _bind_states(states, inner)
     with builder.region() as nodes:
         statements, yielded, emitted = _parts(node)
         builder.run(statements, inner)
-        results = _yielded(builder, yielded, node, initial, inner)
-        stacked = _emitted(builder, emitted, inner)
-        return region_of(parameters, nodes, [*results, *stacked]), len(stacked)
+        results = _yielded(builder, yielded, states, inner)
+        emits, spans = _items(builder, emitted, inner)
+        stacked = [v for item, span in zip(emits, spans) for v in tensors_of(builder, item, span)]
+        return region_of(parameters, nodes, [*results, *stacked]), emits
 
 
 def _step_scope(builder: Builder, node: ast.LoopExpr, counter: str, scope: Scope) -> Scope:
@@ -128,10 +175,15 @@ def _step_scope(builder: Builder, node: ast.LoopExpr, counter: str, scope: Scope
     return inner
 
 
-def _bind_states(node: ast.LoopExpr, initial: Sequence[Value], scope: Scope) -> list[Parameter]:
-    parameters = [Parameter(s.name.text, v.type, span=s.span) for s, v in zip(node.states, initial)]
-    for state, parameter in zip(node.states, parameters):
-        scope.bind(state.name.text, parameter.value, state.name.span)
+def _bind_states(states: Sequence[_State], scope: Scope) -> list[Parameter]:
+    """A parameter for each tensor of the states."""
+    parameters: list[Parameter] = []
+    for state in states:
+        name = state.declared.name
+        labels = [label for label, _ in leaves_of(state.form, name.text)]
+        own = [Parameter(n.replace(".*", ""), v.type, span=state.declared.span) for n, v in zip(labels, state.initial)]
+        scope.bind(name.text, put_together(state.form, [p.value for p in own]), name.span)
+        parameters += own
     return parameters
 
 
@@ -156,51 +208,52 @@ def _parts(node: ast.LoopExpr) -> tuple[Sequence[ast.Statement], ast.Yield, ast.
     return statements, yields[0], emits[0] if emits else None
 
 
-def _yielded(
-    builder: Builder, node: ast.Yield, parent: ast.LoopExpr, initial: Sequence[Value], scope: Scope
-) -> list[Value]:
-    """The next states, of the types of the first ones."""
+def _items(builder: Builder, node: ast.Yield | ast.Emit | None, scope: Scope) -> tuple[Sequence[Item], Sequence[Span]]:
+    """What is yielded or emitted, with places."""
+    if node is None:
+        return (), ()
     items = builder.values(node.values, scope)
-    if len(items) != len(initial):
-        names = ", ".join(str(s.name) for s in parent.states)
+    return items, [v.span for v in node.values] if len(node.values) == len(items) else [node.span] * len(items)
+
+
+def _yielded(builder: Builder, node: ast.Yield, states: Sequence[_State], scope: Scope) -> list[Value]:
+    """The next states, of the types of the first ones."""
+    items, spans = _items(builder, node, scope)
+    if len(items) != len(states):
+        names = ", ".join(str(s.declared.name) for s in states)
         count = "1 value is" if len(items) == 1 else f"{len(items)} values are"
         raise CompileError("E0505", f"{count} yielded for the states {names}", node.span)
-    spans = [v.span for v in node.values] if len(node.values) == len(items) else [node.span] * len(items)
-    results: list[Value] = []
-    for state, item, first, span in zip(parent.states, items, initial, spans):
-        results.append(_next(builder, state, item, first, span))
-    return results
+    return [v for state, item, span in zip(states, items, spans) for v in _next(builder, state, item, span)]
 
 
-def _next(builder: Builder, state: ast.State, item: Item, first: Value, span: Span) -> Value:
-    wanted = first.tensor
-    found = tensor_of(item)
-    if found is not None and (found.dtype != wanted.dtype or found.rank != wanted.rank):
-        hint = "a state keeps its dtype and shape"
-        if found.dtype != wanted.dtype:
-            hint += f": give it a type, ({state.name}: {found} = …), or cast what is yielded"
-        raise CompileError(
-            "E0504", f"the state `{state.name}` is {wanted}, and {describe(item)} is yielded", span, hint=hint
-        )
-    return builder.as_value(fit(builder, item, wanted, f"the state `{state.name}`", span), span)
-
-
-def _emitted(builder: Builder, node: ast.Emit | None, scope: Scope) -> list[Value]:
-    if node is None:
-        return []
-    items = builder.values(node.values, scope)
-    spans = [v.span for v in node.values] if len(node.values) == len(items) else [node.span] * len(items)
-    return [builder.as_value(item, span) for item, span in zip(items, spans)]
+def _next(builder: Builder, state: _State, item: Item, span: Span) -> list[Value]:
+    """The tensors of a state after a step. Raises E0504 where it changes its type."""
+    name = state.declared.name
+    if not isinstance(state.form, Value):
+        if not same_struct(builder, state.form, item):
+            message = f"the state `{name}` is {describe(state.form)}, and {describe(item)} is yielded"
+            raise CompileError("E0504", message, span)
+        found = tensors_of(builder, item, span)
+    else:
+        wanted, kind = state.form.tensor, tensor_of(item)
+        if kind is not None and (kind.dtype != wanted.dtype or kind.rank != wanted.rank):
+            hint = "a state keeps its dtype and shape"
+            if kind.dtype != wanted.dtype:
+                hint += f": give it a type, ({name}: {kind} = …), or cast what is yielded"
+            message = f"the state `{name}` is {wanted}, and {describe(item)} is yielded"
+            raise CompileError("E0504", message, span, hint=hint)
+        found = [builder.as_value(fit(builder, item, wanted, f"the state `{name}`", span), span)]
+    return [builder.reshaped(v, first.tensor.shape, span) for v, first in zip(found, state.initial)]
 
 
 def _condition(
-    builder: Builder, node: ast.LoopExpr, initial: Sequence[Value], counter: str, scope: Scope
+    builder: Builder, node: ast.LoopExpr, states: Sequence[_State], counter: str, scope: Scope
 ) -> Region | None:
     """The region of a `while`, with states of its own."""
     if node.condition is None:
         return None
     inner = _step_scope(builder, node, counter, scope)
-    parameters = _bind_states(node, initial, inner)
+    parameters = _bind_states(states, inner)
     with builder.region() as nodes:
         item = builder.evaluate(node.condition, inner)
         found = tensor_of(item)

@@ -19,7 +19,7 @@ from intarsia.ir.graph import Node, Value
 from intarsia.ir.ops import Compute, Constant, ListGet, Reshape
 from intarsia.ir.scalar import Const, Expr, Load, loads, transform
 from intarsia.ir.sizes import Size
-from intarsia.ir.space import Space, operand
+from intarsia.ir.space import Axis, Space, operand
 from intarsia.ir.types import ListType, TensorType, Type
 
 N = TypeVar("N", bound=Node)
@@ -104,6 +104,10 @@ class NodeMaker:
         match item:
             case Value():
                 return item
+            case ListElement(source, index) if isinstance(source.type, TensorType):
+                axes = tuple(Axis.of(f"i{d}", extent) for d, extent in enumerate(item.tensor.shape))
+                row = self.load(item, [Size.of(a.name) for a in axes])
+                return self.compute(Space(axes, row, row.dtype), span)
             case ListElement(source, index):
                 indices, scalars = self.canonical([index])
                 return self.add(ListGet(source, indices[0], scalars, span=span)).value

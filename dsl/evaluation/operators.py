@@ -17,6 +17,8 @@ from intarsia.dsl.semantics.values import (
     FormatTensor,
     Item,
     ListElement,
+    Struct,
+    StructList,
     describe,
     tensor_of,
 )
@@ -172,6 +174,8 @@ def _resolved(item: Item, name: str, span: Span) -> Item:
         hint = "a format is storage: dequantize(…) gives its values as f32"
         raise CompileError("E0202", f"{_shown(name)} of {item}", span, hint=hint)
     hint = "a tuple is taken apart first: a, b = …" if isinstance(item, tuple) else ""
+    if isinstance(item, (Struct, StructList)):
+        hint = "map(f)(p, q) is f of each tensor of p with the one of q"
     raise CompileError("E0202", f"{_shown(name)} of {describe(item)}", span, hint=hint)
 
 

@@ -8,7 +8,7 @@ A tensor is a graph `Value`; an element inside index notation, or a scalar that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -111,7 +111,7 @@ class PackIndices:
 
 @dataclass(frozen=True)
 class ListElement:
-    """The tensor at `index` of a list; a graph node only where it is used as a whole tensor."""
+    """The tensor at `index` of a list, or row of a tensor; a graph node only where it is used as a whole tensor."""
 
     source: Value
     index: Size
@@ -120,8 +120,7 @@ class ListElement:
     def tensor(self) -> TensorType:
         """The type of one tensor of the list."""
         found = self.source.type
-        assert isinstance(found, ListType)
-        return found.element
+        return found.element if isinstance(found, ListType) else TensorType(found.dtype, found.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def _at(field: Item, index: Size) -> Item:
 
 @dataclass(frozen=True)
 class StructList:
-    """`Layer(D, F)[L]`: the leaves of `element` are lists of tensors."""
+    """`Layer(D, F)[L]`: the leaves of `element` are lists of tensors, or tensors with a first dimension of L."""
 
     element: Struct
     length: Size
@@ -178,6 +177,36 @@ Item: TypeAlias = (
     "bool | int | float | str | DType | Size | Value | Expr | TensorType | Format | FormatTensor | FormatElement"
     " | PackDims | PackIndices | ListElement | Struct | StructList | Poison | tuple[Item, ...] | None"
 )
+
+
+def changed(item: Item, change: Callable[[Item, str], Item], label: str = "") -> Item:
+    """A struct or a list of structs with its tensors changed, each of which `change` gets with its dotted name, `*` for
+    the index of a list; anything else is changed itself."""
+
+    def fields(of: Mapping[str, Item], label: str) -> dict[str, Item]:
+        return {name: changed(field, change, f"{label}.{name}" if label else name) for name, field in of.items()}
+
+    match item:
+        case Struct():
+            return replace(item, fields=fields(item.fields, label))
+        case StructList(element):
+            below = fields(element.fields, f"{label}.*" if label else "*")
+            return replace(item, element=replace(element, fields=below))
+        case FormatTensor():
+            return replace(item, parts=fields(item.parts, label))
+    return change(item, label)
+
+
+def leaves_of(item: Item, label: str = "") -> list[tuple[str, Item]]:
+    """The tensors of a struct or a list of structs in order, by the names of `changed`; anything else alone."""
+    found: list[tuple[str, Item]] = []
+
+    def note(leaf: Item, name: str) -> Item:
+        found.append((name, leaf))
+        return leaf
+
+    changed(item, note, label)
+    return found
 
 
 def is_weak(item: Item) -> bool:

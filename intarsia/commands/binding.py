@@ -51,7 +51,7 @@ def type_options(function: F) -> F:
     """--arg and --weights: their types decide sizes, also where nothing is run."""
     text = "A number, x.npy, w.npz:key, m.safetensors:key, or randn, rand, zeros, ones, arange with (seed=, lo=, hi=)."
     function = click.option(
-        "--weights", multiple=True, metavar="[NAME=]FILE", help="Bind a struct, or all, by dotted name."
+        "--weights", multiple=True, metavar="[NAME=]FILE[:KEY]", help="Bind a struct, or all, by dotted name."
     )(function)
     return click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE", help=text)(function)
 
@@ -81,6 +81,12 @@ class Bound:
             return [of_numpy(r.dtype) for r in results]
         types = [value.type for value in self.compilation().source_module.graph.results]
         return [kind.dtype if isinstance(kind, TensorType) else None for kind in types]
+
+    def result_labels(self, *, compiled: bool) -> tuple[str, ...]:
+        """The labels of the results, where some are tensors of structs; compiled code says so without the program."""
+        if compiled:
+            return self.function.compiled(self.tensors, self.statics, self.dims)[0].labels
+        return self.compilation().source_module.graph.labels
 
     def call(self) -> Callable[[], list[Array]]:
         """A callable that runs the compiled program; compiling is done when this returns. If the program runs on a GPU,
@@ -248,8 +254,8 @@ def _sizes(form: SignatureForm, texts: Sequence[str]) -> dict[str, int]:
 def _weight_files(form: SignatureForm, texts: Sequence[str]) -> list[tuple[str | None, Weights]]:
     """The files of `--weights` with the parameter that each was given for. Raises CompileError E0610."""
     named = [parse_weights(text) for text in texts]
-    check_names([n for n, _ in named if n is not None], [p.name for p in form.parameters], complete=False)
-    return [(name, read_weights(path)) for name, path in named]
+    check_names([n for n, _, _ in named if n is not None], [p.name for p in form.parameters], complete=False)
+    return [(name, read_weights(path).below(key)) for name, path, key in named]
 
 
 def _file_of(
@@ -273,7 +279,7 @@ def _from_weights(parameter: ParameterForm, weights: Weights) -> Tensors:
     if not parameter.is_struct:
         names = list(weights)
         key = parameter.name if parameter.name in weights or len(names) != 1 else names[0]
-        value = weights[weights.file.resolve(key)]
+        value = weights.file.read(weights.file.resolve(weights.prefix + key))
     return split_arguments([parameter], {parameter.name: value})[1]
 
 

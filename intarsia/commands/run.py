@@ -15,6 +15,7 @@ from intarsia.commands.options import INTERPRETERS, compile_options, open_progra
 from intarsia.files import write_results
 from intarsia.ir.dtypes import Array
 from intarsia.program import Program
+from intarsia.results import named
 
 if TYPE_CHECKING:
     from intarsia.gpu_calls import PlacedCall
@@ -76,14 +77,14 @@ def command(
         placed, call = None, _prepare(bound, target)
     compile_seconds = time.perf_counter() - start
     results = interruptible(call)
-    names = ["result"] if len(results) == 1 else [f"result{i}" for i in range(len(results))]
     types = bound.result_types(results)
+    arrays = named(bound.result_labels(compiled=placed is None and target not in INTERPRETERS), results)
     if out is not None:
-        known = {name: element for name, element in zip(names, types) if element is not None}
-        write_results(out, dict(zip(names, results)), known)
+        known = {name: element for name, _, position in arrays if (element := types[position]) is not None}
+        write_results(out, {name: array for name, array, _ in arrays}, known)
     else:
-        for name, result, element in zip(names, results, types):
-            click.echo(format_array(name, result, element))
+        for name, array, position in arrays:
+            click.echo(format_array(name, array, types[position]))
     if timing:
         _report_time(bound, placed, call, compile_seconds)
     if profile:

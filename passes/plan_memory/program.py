@@ -135,8 +135,7 @@ def linearise(module: Module, kernels: dict[str, Kernel]) -> Program:
         builder.values[parameter.value] = cell
     steps = builder.region(graph.body)
     results: list[Move] = []
-    for position, value in enumerate(graph.results):
-        label = "result" if len(graph.results) == 1 else f"result{position}"
+    for label, value in zip(graph.result_names, graph.results):
         results.append(builder.move(builder.values[value], builder.cell(label, value.tensor)))
     return Program(graph, kernels, tuple(steps), tuple(builder.cells), tuple(results))
 
