@@ -71,6 +71,12 @@ PROGRAMS = {
     "revidx": """fn f(x: f64[N], w: f64[4]) {
  y[i < N + 3] = sum[r < 4](where(i - r >= 0 and i - r < N, x[i - r] * w[r], 0.0))
  return y }""",
+    "guarded_max": """fn f(x: f64[N]) {
+ y[i] = max[r < 3](where(i + r >= 1 and i + r <= N, x[i + r - 1] * 0.01 * x[i], 0.2))
+ return y }""",
+    "guarded_twice": """fn f(x: f64[N]) {
+ y[i] = (where(i > 0, x[i - 1] * 2.0, 0.0) + where(i > 1, x[i - 1] * x[i], 1.0)) * x[i]
+ return y }""",
     "negneg": """fn f(x: f64[N]) {
  y[i] = x[N - 1 - i] * x[i]
  return y }""",

@@ -252,6 +252,14 @@ def updates() -> Program:
     )
 
 
+def diagonals() -> Program:
+    """Targets that are no box, though each of them is an axis or a part of one; a copy keeps the rest."""
+    a = parameter("a", F32, 4, 4)
+    places = ((i, i), (i, i % 3), (i % 3, i), (i, (i + 1) // 2))
+    first = load(0, F32, "i", ZERO)
+    return program([a], [update(a.value, (), (Axis.of("i", 4),), place, "=", first) for place in places])
+
+
 def updates_in_group() -> Program:
     a, bins = parameter("a", F32, 4, 4), parameter("bins", I32, 9)
     zeros = BroadcastTo(scalar(0, F32), (Size.of(4), Size.of(4))).value
@@ -526,7 +534,7 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
         f.__name__: f
         for f in (
             feed_forward, views, lone_views, convolution, triangular, sparse_rows, gather_from_nothing, index_values,
-            arg_reduce_of_sum, cumulative_in_group, sort_in_group, updates, updates_in_group, tables,
+            arg_reduce_of_sum, cumulative_in_group, sort_in_group, updates, diagonals, updates_in_group, tables,
             updates_of_stored_values, shared_stages,
             causal_scores, dynamic_rows, bits_and_casts, loops, scans, nested_loops, swaps, scalar_recurrence,
             emitted_rows, layers, empty_and_single,

@@ -1,4 +1,4 @@
-"""Random programs of the language mean the same at every level: 400 of them, and every failure found before."""
+"""Random programs of the language mean the same at every level: 500 of them, and every failure found before."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from chains import generate_chain
 from compare import LEVELS, compare
+from differentiable import check_derivatives, generate_differentiable
 from generate import FuzzProgram, generate
 from stored import generate_stored
 
@@ -44,6 +45,22 @@ def test_a_few_chains_of_products(seed: int) -> None:
 def test_weights_in_formats() -> None:
     for seed in range(6):
         require_agreement(generate_stored(seed), ("fused", "cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, 100, CHUNK))
+def test_derivatives(first: int) -> None:
+    for seed in range(first, first + CHUNK):
+        program = generate_differentiable(seed)
+        failure = check_derivatives(program, ("fused", "cpu"))
+        assert failure is None, f"seed {seed}: {failure}\n{program.text}"
+
+
+@pytest.mark.parametrize("seed", range(1000, 1008, 2))
+def test_a_few_derivatives(seed: int) -> None:
+    program = generate_differentiable(seed)
+    failure = check_derivatives(program, ("fused",))
+    assert failure is None, f"seed {seed}: {failure}\n{program.text}"
 
 
 @pytest.mark.parametrize("seed", (*range(1000, 1005), *range(1006, 1009)))

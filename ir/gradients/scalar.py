@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import reduce
 
 from intarsia.ir.dtypes import DType
 from intarsia.ir.errors import CompileError
@@ -125,12 +126,12 @@ def _chain(function: str, arguments: tuple[Expr, ...], inner: list[Expr | None])
     """The sum, over the arguments, of the function's derivative times that of the argument."""
     if function not in PARTIALS:
         raise _no_derivative(function)
-    total: Expr | None = None
+    terms = []
     for partial, inside in zip(PARTIALS[function](*map(Term, arguments)), inner):
         if partial is not None and inside is not None:
             factor = partial.expr if isinstance(partial, Term) else constant(partial, inside.dtype)
-            total = plus(total, times(factor, inside))
-    return total
+            terms.append(times(factor, inside))
+    return _guarded_sum(terms)
 
 
 def converted(dtype: DType, linear: Expr) -> Expr:
@@ -146,6 +147,26 @@ def converted(dtype: DType, linear: Expr) -> Expr:
 def plus(left: Expr | None, right: Expr | None) -> Expr | None:
     """The sum, where None is 0."""
     return apply("add", left, right) if left is not None and right is not None else left or right
+
+
+def _guarded_sum(terms: list[Expr]) -> Expr | None:
+    """The sum of derivatives, guarded where each of them is, so that what is read for it is read under a guard."""
+    total = reduce(plus, terms, None)
+    guards = [_guard(t) for t in terms]
+    known = [g for g in guards if g is not None]
+    if total is None or len(terms) < 2 or len(known) < len(terms):
+        return total
+    return where(reduce(lambda a, b: apply("or", a, b), known), total, constant(0.0, total.dtype))
+
+
+def _guard(linear: Expr) -> Expr | None:
+    """The condition without which a derivative is 0."""
+    match linear:
+        case Apply("where", (condition, _, Const(value=0.0))):
+            return condition
+        case Apply("where", (condition, Const(value=0.0), _)):
+            return apply("not", condition)
+    return None
 
 
 def times(factor: Expr, linear: Expr) -> Expr:

@@ -153,9 +153,10 @@ def _selection(space: Space, result: Load, operands: list[Value], make: Make) ->
     count = make(Compute(tuple(operands), replace(space, body=one, dtype=wide, combiner="sum")))
     operands.append(count.value)
     share = cast(space.body.dtype, replace(result, buffer=operand(len(operands) - 1), dtype=wide))
+    one_share = apply("div", constant(1.0, share.dtype), share)
 
     def selected(factor: Expr) -> Expr:
-        return where(hit, apply("div", factor, share), constant(0.0, factor.dtype))
+        return where(hit, times(one_share, factor), constant(0.0, factor.dtype))
 
     return selected
 

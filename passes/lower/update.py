@@ -91,15 +91,16 @@ def _kept(node: Update, axes: Sequence[Axis], targets: Sequence[Size]) -> list[t
 def _region(axes: Sequence[Axis], targets: Sequence[Size]) -> list[tuple[Size, Size]] | None:
     """The box that targets cover, as a range for each dimension; None if it is no box that is known beforehand."""
     left = {a.name: a for a in axes}
-    if any(b.opaques or b.symbols & left.keys() for a in axes for b in (a.lower, a.upper)):
+    names = frozenset(left)
+    if any(b.opaques or b.symbols & names for a in axes for b in (a.lower, a.upper)):
         return None
     ranges: list[tuple[Size, Size]] = []
     for target in targets:
-        own = sorted(target.symbols & left.keys())
-        if target.opaques or len(own) > 1 or any(target.coefficient(name) != 1 for name in own):
-            return None
+        own = [name for name in sorted(left) if target.coefficient(name) == 1]
         axis = left.pop(own[0]) if own else Axis("", ZERO, ONE)
         offset = target - axis.name if own else target
+        if offset.opaques or offset.symbols & names:
+            return None
         ranges.append((axis.lower + offset, axis.upper + offset))
     # An axis that no target uses only repeats the writes, unless it has no points.
     return None if left else ranges

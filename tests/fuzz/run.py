@@ -1,9 +1,10 @@
-"""A long run of the fuzzer: `python tests/fuzz/run.py FIRST COUNT [--chains] [--stored] [--dynamic] [--keep DIR] …`.
+"""A long run of the fuzzer: `python tests/fuzz/run.py FIRST COUNT [--chains] [--stored] [--gradients] [--dynamic] …`.
 
 Seeds FIRST to FIRST + COUNT; progress and failures grouped by kind; for each new kind a reduced program is kept in DIR
 (default tests/fuzz/found), named by its seed. A run is resumed by its range of seeds. With `--dynamic` some of the
 dimensions of each program stay open. With `--chains` the programs are products, reductions and products again, at
-larger sizes; with `--stored` weights are in formats.
+larger sizes; with `--stored` weights are in formats. With `--gradients` the derivatives of programs are checked against
+finite differences, and compiled in place of the programs.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import argparse
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
 from chains import generate_chain
-from compare import LEVELS, compare
+from compare import LEVELS, Failure, compare
+from differentiable import check_derivatives, generate_differentiable
 from generate import FuzzProgram, generate
 from stored import generate_stored
 
@@ -36,12 +39,21 @@ def options_for(program: FuzzProgram, target: str, dynamic: bool) -> Options:
     return Options(target=target, dynamic=tuple(chosen) if dynamic else ())
 
 
-def reduced(program: FuzzProgram, kind: str, levels: Sequence[str], options: Options) -> str:
-    """The smallest program with a failure of the same kind."""
+Check = Callable[[FuzzProgram, Sequence[str], Options], "Failure | None"]
+
+
+def check_results(program: FuzzProgram, levels: Sequence[str], options: Options) -> Failure | None:
+    return compare(program.text, program.arguments, levels, options)
+
+
+def reduced(program: FuzzProgram, check: Check, failure: Failure, levels: Sequence[str], options: Options) -> str:
+    """The smallest program that fails at the same level; the program itself if it could not be built."""
+    if failure.level == "build":
+        return program.text
 
     def fails(source: Source) -> bool:
-        failure = compare(source.text, program.arguments, levels, options)
-        return failure is not None and failure.kind.split(":")[0] == kind.split(":")[0] and failure.level != "build"
+        found = check(replace(program, text=source.text), levels, options)
+        return found is not None and found.level == failure.level
 
     return reduce_program(Source("fuzz.ita", program.text), fails).text
 
@@ -56,20 +68,24 @@ def main() -> int:
     parser.add_argument("--dynamic", action="store_true", help="keep some of the dimensions open")
     parser.add_argument("--chains", action="store_true", help="chains of products and reductions")
     parser.add_argument("--stored", action="store_true", help="weights that are stored in formats")
+    parser.add_argument("--gradients", action="store_true", help="derivatives of programs")
     options = parser.parse_args()
     levels = options.levels.split(",")
     made = generate_chain if options.chains else generate_stored if options.stored else generate
+    check = check_results
+    if options.gradients:
+        made, check = generate_differentiable, check_derivatives
     kinds: dict[str, list[int]] = {}
     start = time.perf_counter()
     for number, seed in enumerate(range(options.first, options.first + options.count)):
         program = made(seed)
         compiled = options_for(program, options.target, options.dynamic)
-        failure = compare(program.text, program.arguments, levels, compiled)
+        failure = check(program, levels, compiled)
         if failure is not None:
             if failure.kind not in kinds:
                 print(f"\nseed {seed}: {failure.level}: {failure.message}\n", flush=True)
                 options.keep.mkdir(exist_ok=True, parents=True)
-                text = program.text if failure.level == "build" else reduced(program, failure.kind, levels, compiled)
+                text = reduced(program, check, failure, levels, compiled)
                 (options.keep / f"{seed}.ita").write_text(f"# {failure.kind}\n{text}", encoding="utf-8")
             kinds.setdefault(failure.kind, []).append(seed)
         if number % 100 == 99:
