@@ -5,12 +5,14 @@ On a CPU each lane of a vector does so; on a GPU the matrix units do, for blocks
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from intarsia.ir.dtypes import BF16, F8E4M3, F8E5M2, F16, F32, I8, I16, I32, U8, DType
+from intarsia.ir.dtypes import BF16, F4E2M1, F8E4M3, F8E5M2, F8E8M0, F16, F32, I8, I16, I32, U8, DType
 from intarsia.ir.kernel import Put
-from intarsia.ir.scalar import Apply, Cast, Expr
+from intarsia.ir.proofs import Facts, simplify
+from intarsia.ir.scalar import Apply, Cast, Expr, Load, factors
+from intarsia.ir.sizes import Size
 from intarsia.ir.target import Target
 
 
@@ -31,6 +33,10 @@ class Dot:
     width: int
     flushes: bool = False
     saturates: bool = False
+
+    def __str__(self) -> str:
+        scaled = ", with scales of groups," if self in SCALED_DOTS else ""
+        return f"{self.left} by {self.right}{scaled} is multiplied"
 
     def adds(self, total: DType) -> bool:
         """Does it add to sums of this type? Integers of 32 bits wrap alike."""
@@ -67,6 +73,59 @@ MATRIX_DOTS = (
 )
 """The dot instructions of the matrix units of all GPUs. Those for integers saturate in some forms: on sm_80, and
 of blocks of few rows."""
+
+
+SCALED_DOTS = tuple(
+    Dot(("block_scale",), left, right, F32, 64)
+    for left in (F4E2M1, F8E4M3, F8E5M2)
+    for right in (F4E2M1, F8E4M3, F8E5M2)
+)
+"""The dot instructions of matrix units that multiply the codes of each group with a scale."""
+
+SCALED_ROWS = 128
+"""Rows of a block at least that these take."""
+
+GROUPS = {F8E8M0: 32}
+"""How many codes have a scale there, by the type of scales."""
+
+
+@dataclass(frozen=True)
+class ScaledCodes:
+    """A side of a product of matrices: codes in f32 times scales, of which groups of codes along an axis have one. The
+    subscripts of the scale are by `group_axis`, which counts the groups."""
+
+    code: Expr
+    scale: Load
+    group_axis: str
+    size: int
+
+    @staticmethod
+    def of(side: Sequence[Expr], axis: str, facts: Facts) -> ScaledCodes | None:
+        """The factors of one side as codes and scales of groups along an axis; None if they are anything else."""
+        match sorted(side, key=lambda e: isinstance(e, Cast) and e.value.dtype in GROUPS):
+            case (Cast(value=code), Cast(value=Load(dtype=dtype) as scale)) if dtype in GROUPS:
+                size = GROUPS[dtype]
+                group, place = f"{axis} // {size}", f"{axis} % {size}"
+                facts = facts.within(place, 0, size).given(Size.of(group))
+                whole = {axis: Size.of(group) * size + Size.of(place)}
+                indices = tuple(simplify(i.substitute(whole), facts) for i in scale.indices)
+                if not any(place in i.symbols for i in indices) and not any(axis in m.symbols for m in scale.mask):
+                    return ScaledCodes(code, replace(scale, indices=indices), group, size)
+        return None
+
+
+def scaled_dot(left: ScaledCodes | None, right: ScaledCodes | None) -> Dot | None:
+    """What matrix units do with two sides, of those GPUs that have it."""
+    if left is None or right is None or left.size != right.size:
+        return None
+    return next((d for d in SCALED_DOTS if (d.left, d.right) == (left.code.dtype, right.code.dtype)), None)
+
+
+def find_scaled_dot(value: Expr, columns: Collection[str], axis: str) -> Dot | None:
+    """The instruction for products of codes with scales of groups along an axis, if that is what a sum adds."""
+    left = [f for f in factors(value) if f.symbols.isdisjoint(columns)]
+    right = [f for f in factors(value) if not f.symbols.isdisjoint(columns)]
+    return scaled_dot(*(ScaledCodes.of(side, axis, Facts()) for side in (left, right)))
 
 
 def dots_of(target: Target) -> Iterable[Dot]:

@@ -91,6 +91,11 @@ class Target:
         return "fp8" in self.features
 
     @property
+    def has_scaled_dots(self) -> bool:
+        """Do its matrix units multiply codes with the scales of groups of them?"""
+        return "block_scale" in self.features
+
+    @property
     def has_unbounded_ldexp(self) -> bool:
         """Does `ldexp` take any power, the infinite ones and NaN included, in one instruction?"""
         return "avx512f" in self.features
@@ -115,6 +120,6 @@ TARGETS: dict[str, Target] = {
         Target("cpu:neon", "cpu", "aarch64-unknown-linux-gnu", "generic", ("neon",), 128, 32),
         Target("gpu:sm_80", "gpu", "nvptx64-nvidia-cuda", "sm_80", ("mma",), 128, 255, (192 << 10, 40 << 20), 108, 128, 163 << 10, _SM_80, _CHIP_80),  # noqa: E501
         Target("gpu:sm_90", "gpu", "nvptx64-nvidia-cuda", "sm_90", ("mma", "fp8", "tma"), 128, 255, (256 << 10, 50 << 20), 132, 128, 227 << 10, _SM_90, Chip()),  # noqa: E501
-        Target("gpu:sm_100", "gpu", "nvptx64-nvidia-cuda", "sm_100", ("mma", "fp8", "tma"), 128, 255, (256 << 10, 126 << 20), 148, 128, 227 << 10, _SM_100, _CHIP_100),  # noqa: E501
+        Target("gpu:sm_100", "gpu", "nvptx64-nvidia-cuda", "sm_100", ("mma", "fp8", "tma", "block_scale"), 128, 255, (256 << 10, 126 << 20), 148, 128, 227 << 10, _SM_100, _CHIP_100),  # noqa: E501
     )
 }  # fmt: skip

@@ -154,6 +154,41 @@ def parts_of(name: str, shape: tuple[int, int], random: np.random.Generator) -> 
     return parts
 
 
+@pytest.mark.parametrize("a, b", [("mxfp4", "mxfp4"), ("mxfp8", "mxfp8"), ("mxfp8", "mxfp4")])
+def test_codes_and_scales_are_multiplied_by_matrix_units(a: str, b: str) -> None:
+    random = np.random.default_rng(0)
+    x, w = parts_of(a, (100, 192), random), parts_of(b, (40, 192), random)
+    (launch,) = same(of_formats(a, b, 100, 40, 192), [*x, *w], "gpu:sm_100")
+    assert "tl.dot_scaled(" in launch.text
+
+
+def test_few_rows_and_ragged_sums_are_multiplied_in_bf16() -> None:
+    """Those matrix units take 128 rows, and whole blocks of a sum."""
+    for m, k in ((16, 128), (128, 96)):
+        (launch,) = launches(compilation(of_formats("mxfp4", "mxfp4", m, 64, k), "gpu:sm_100"))
+        assert "tl.dot(" in launch.text and "bfloat16" in launch.text
+
+
+@pytest.mark.slow
+def test_constant_codes_lie_two_to_a_byte_along_the_sum() -> None:
+    random = np.random.default_rng(0)
+    x, w = parts_of("mxfp4", (128, 512), random), parts_of("mxfp4", (1024, 512), random)
+    text = of_formats("mxfp4", "mxfp4", 128, 1024, 512).replace("w: columns", "const w: columns")
+    prepare, launch, *_ = same(text, [*x, *w], "gpu:sm_100")
+    assert prepare.name.endswith("prepare") and "pack_pairs(codes)" in launch.text and "tl.trans(codes_1" in launch.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "a, b, kind", [("mxfp4", "mxfp4", "mxf4"), ("mxfp8", "mxfp8", "mxf8f6f4"), ("mxfp8", "mxfp4", "mxf8f6f4")]
+)
+def test_scales_are_those_of_instructions(a: str, b: str, kind: str, tmp_path: Path) -> None:
+    for text in (of_formats(a, b, 4096, 4096, 4096), of_formats(a, b, 128, 4096, 4096).replace("w: c", "const w: c")):
+        code = max(compiled(text, "gpu:sm_100", tmp_path), key=lambda c: c.resources.count("tcgen05"))
+        assert f"kind::{kind}.block_scale" in code.ptx and code.resources.spilled == 0
+        assert code.resources.count("tcgen05") > 0
+
+
 @pytest.mark.parametrize("target", ["gpu:sm_80", "gpu:sm_90"])
 @pytest.mark.parametrize("a, b", [("mxfp4", "mxfp4"), ("mxfp8", "mxfp6")])
 def test_codes_times_powers_of_two_are_multiplied_in_bf16(a: str, b: str, target: str) -> None:
@@ -172,15 +207,20 @@ def test_products_of_scaled_codes_spill_nothing(a: str, b: str, target: str, tmp
     assert code.resources.count(instruction) > 0 == code.resources.spilled and not code.resources.count("ffma")
 
 
-@pytest.mark.parametrize("name", ["f8e4m3", "f8e5m2"])
-def test_floats_of_8_bits_become_any_other_type(name: str) -> None:
+@pytest.mark.parametrize(
+    "name, target",
+    [("f8e4m3", "gpu:sm_90"), ("f8e5m2", "gpu:sm_90"), ("f4e2m1", "gpu:sm_100"), ("f8e8m0", "gpu:sm_100")],
+)
+def test_floats_of_few_bits_become_any_other_type(name: str, target: str) -> None:
+    """Those too that the target has in instructions."""
     found = dtype(name)
     assert found is not None
-    x = np.arange(256, dtype=np.uint8).view(found.numpy)
-    targets = ("i32", "u8", "f64", "f16", "bool")
-    types = ", ".join(f"{t}[256]" for t in targets)
-    with np.errstate(invalid="ignore"):
-        same(f"fn f(x: {name}[256]) -> ({types}) {{ return {', '.join(f'{t}(x)' for t in targets)} }}", [x])
+    n = 1 << found.bits
+    x = np.arange(n, dtype=np.uint8).view(found.numpy)
+    targets = ("i32", "u8", "f64", "f16", "bf16", "bool")
+    types = ", ".join(f"{t}[{n}]" for t in targets)
+    with np.errstate(all="ignore"):
+        same(f"fn f(x: {name}[{n}]) -> ({types}) {{ return {', '.join(f'{t}(x)' for t in targets)} }}", [x], target)
 
 
 def test_types_of_products_are_remarks() -> None:

@@ -19,6 +19,7 @@ FILES = {
 fn linear(x: f32[1, 1024], const w: w4[1024, 1024]) -> f32[1, 1024] { return x @ dequantize(w) }
 fn products(x: bf16[64, 256], const w: bf16[256, 64]) -> f32[64, 64] { return f32(x) @ f32(w) }
 fn halves(x: f16[8, 64]) -> f16[8] { return sum(exp(x), axis=1) }
+fn scaled(x: mxfp4[128, 256], w: mxfp4[64, 256]) -> f32[128, 64] { return dequantize(x) @ transpose(dequantize(w)) }
 fn stored(x: f32[64]) -> f8e4m3[64] { return f8e4m3(x) }
 """
 }
@@ -104,6 +105,15 @@ def test_explain_codes(ita: Run, target: str, decoded: str) -> None:
     assert "p.ita:2:82: i4 is read as the code in its byte, from which f32 is computed" in out
     assert "codes is i4, without gaps, 8 to a word of 32 bits, in the order in which they are read, copied once" in out
     assert f"i4 is decoded {decoded}" in out
+
+
+@pytest.mark.parametrize("target, told", [
+    ("gpu:sm_90", "factors are put together in bf16, which holds them, and multiplied by matrix units"),
+    ("gpu:sm_100", "f4e2m1 by f4e2m1, with scales of groups, is multiplied by matrix units, and summed in f32"),
+])  # fmt: skip
+def test_explain_codes_with_scales(ita: Run, target: str, told: str) -> None:
+    status, out, _ = ita("explain", "p.ita:scaled", "--about", "lowbit", "--target", target)
+    assert status == 0 and told in out
 
 
 def test_explain_short_floats(ita: Run) -> None:

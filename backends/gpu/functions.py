@@ -101,6 +101,13 @@ def popcount(x):
         count += (x >> bit) & 1
     return count
 ''',
+    "pack_pairs": '''
+@triton.jit
+def pack_pairs(codes):
+    """Codes of 4 bits, two neighbours of a row to a byte, the first one in the low bits."""
+    low, high = tl.split(tl.reshape(codes, (codes.shape[0], codes.shape[1] // 2, 2)))
+    return low & 15 | high << 4
+''',
     "combine_max": '''
 @triton.jit
 def combine_max(a, b):

@@ -251,6 +251,22 @@ class Builder(stock.InterpreterBuilder):  # type: ignore[misc]
         return narrow(product + total, d.dtype.scalar)
 
 
+def _transposed(handle: Handle) -> Handle:
+    return stock.TensorHandle(handle.data.T, handle.dtype)
+
+
+def _scaled(codes: Handle, scales: Handle, kind: Any) -> Array:
+    """The numbers of rows of codes, of which groups have a scale, a power of two each."""
+    if getattr(kind, "value", kind) == "e2m1":  # two to a byte, the first in the low bits
+        pairs = np.stack([codes.data & 15, codes.data >> 4], axis=-1)
+        numbers = pairs.reshape(len(pairs), -1).astype(np.uint8).view(ml_dtypes.float4_e2m1fn)
+    else:
+        numbers = widen(codes)
+    powers = np.exp2(scales.data.astype(np.float64) - 127)
+    powers[scales.data == 255] = np.nan
+    return np.asarray(numbers.astype(np.float64) * np.repeat(powers, numbers.shape[1] // powers.shape[1], axis=1))
+
+
 def _tf32(values: Array) -> Array:
     """What the tensor core reads of an f32: 19 of its bits."""
     return (np.ascontiguousarray(values).view(np.uint32) & _TF32_BITS).view(np.float32)
@@ -294,3 +310,14 @@ class Semantic(TritonSemantic):  # type: ignore[misc]
     def load(self, ptr: Any, mask: Any, other: Any, *rest: Any) -> Any:
         self.builder.fills_with_nonsense = other is None
         return super().load(ptr, mask, other, *rest)
+
+    def dot_scaled(
+        self, lhs: Any, lhs_scale: Any, lhs_format: Any, rhs: Any, rhs_scale: Any, rhs_format: Any, acc: Any, *_: Any
+    ) -> Any:
+        """The sum of products of codes times scales of groups. As scales are multiplied after the sum of a group, no
+        factor leaves the range of f32."""
+        left = _scaled(lhs.handle, lhs_scale.handle, lhs_format)
+        right = _scaled(_transposed(rhs.handle), rhs_scale.handle, rhs_format)
+        total = np.matmul(left, right.T)
+        total = total if acc is None else total + acc.handle.data
+        return self.tensor(narrow(total, tl.float32), tl.block_type(tl.float32, list(total.shape)))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from intarsia.backends.gpu.descriptors import Descriptors
 from intarsia.backends.gpu.expressions import Tile
+from intarsia.backends.gpu.scaled_products import ScaledProducts
 from intarsia.backends.gpu.values import FLOATS_OF_8_BITS, Value, literal
 from intarsia.ir.dots import Dot, matrix_dot
 from intarsia.ir.dtypes import BF16, F16, F32, F64, I32, U32, DType
@@ -24,7 +24,7 @@ IMPRECISE_TERMS = 128
 _OPTIONS = {F32: ', input_precision="ieee"', F64: ", out_dtype=tl.float64"}
 
 
-class Products(Descriptors):
+class Products(ScaledProducts):
     """Writes products of blocks. written: the tiles that have a value; users: the accesses of each buffer."""
 
     def __init__(self, buffers: Mapping[str, Buffer], wide: bool) -> None:
@@ -44,7 +44,11 @@ class Products(Descriptors):
             sides = self._sides(value, rows, columns)
             if sides is None:
                 continue
-            left, right = sides
+            if (rows, columns) == axes and (scaled := self.scaled_factors(put, *sides, rows, along, columns)):
+                held = "" if self._is_zero(tile) else f", {tile.variable}"
+                self.line(f"{tile.variable} = tl.dot_scaled({scaled}{held})")
+                return True
+            left, right = map(_product, sides)
             narrow = _narrow(left, right, tile.buffer.dtype, self.results)
             if narrow is None:
                 return False
@@ -105,7 +109,7 @@ class Products(Descriptors):
         terms = product(trips(x).substitute(self.known) for x in summed).constant
         return terms is not None and terms <= unit.most_terms
 
-    def _sides(self, value: Expr, rows: str, columns: str) -> tuple[Expr, Expr] | None:
+    def _sides(self, value: Expr, rows: str, columns: str) -> tuple[list[Expr], list[Expr]] | None:
         """The factors that depend on the rows, and those that depend on the columns; None if one depends on both."""
         left: list[Expr] = []
         right: list[Expr] = []
@@ -116,7 +120,7 @@ class Products(Descriptors):
             (right if columns in used else left).append(factor)
         if not left or not right or not any(rows in self._axes_of(f) for f in left):
             return None
-        return _product(left), _product(right)
+        return left, right
 
     def _axes_of(self, e: Expr) -> set[str]:
         """The lanes on which an expression depends."""

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 
 from intarsia.backends.cpu.tables import FewBits, is_usable
 from intarsia.driver import Compilation
-from intarsia.ir.dots import find_dot, widened_factors
+from intarsia.ir.dots import find_dot, find_scaled_dot, widened_factors
 from intarsia.ir.dtypes import U8, DType
+from intarsia.ir.halves import are_in_bf16
 from intarsia.ir.kernel import Alloc, For, Kernel, Put, walk
 from intarsia.ir.kernel_access import trips
-from intarsia.ir.scalar import Bitcast, Expr
+from intarsia.ir.scalar import Bitcast, Expr, factors, sides
 from intarsia.ir.scalar import walk as parts
 from intarsia.ir.schedule import Pack, Schedule, Squeeze
 from intarsia.ir.target import Target
@@ -36,7 +37,11 @@ def _kernel(kernel: Kernel, compilation: Compilation) -> Iterator[str]:
     yield from _stored(kernel, steps)
     for put, loops in puts:
         yield from _decoded(compilation.target, put, loops)
-    yield from _multiplied(compilation.target, puts)
+    if compilation.target.kind == "gpu":
+        text = "".join(launch.text for launch in compilation.launches[kernel.name])
+        yield from _on_matrix_units(compilation.target, puts, "tl.dot_scaled(" in text)
+    else:
+        yield from _multiplied(compilation.target, puts)
 
 
 def _stored(kernel: Kernel, steps: Schedule) -> Iterator[str]:
@@ -74,6 +79,20 @@ def _decoded(target: Target, put: Put, loops: Sequence[For]) -> Iterator[str]:
 def _element(e: Expr) -> DType | None:
     """The narrow type of which an expression is a code."""
     return e.value.dtype if isinstance(e, Bitcast) and e.dtype == U8 and e.value.dtype.is_narrow else None
+
+
+def _on_matrix_units(target: Target, puts: Sequence[tuple[Put, Sequence[For]]], is_scaled: bool) -> Iterator[str]:
+    """Which products are on the matrix units of a GPU, and in which types."""
+    for put, loops in puts:
+        lanes = [loop.axis for loop in loops if loop.kind == "lane"]
+        found = sides([{a for a in lanes if a in f.symbols} for f in factors(put.value)])
+        if put.operator != "+=" or found is None:
+            continue
+        scaled = (find_scaled_dot(put.value, found[1], axis) for axis in lanes if is_scaled)
+        if (dot := find_dot(target, put) or next(filter(None, scaled), None)) is not None:
+            yield f"{dot} by matrix units, and summed in {dot.total}"
+        elif are_in_bf16(put.value, found[1]):
+            yield "factors are put together in bf16, which holds them, and multiplied by matrix units"
 
 
 def _multiplied(target: Target, puts: Sequence[tuple[Put, Sequence[For]]]) -> Iterator[str]:

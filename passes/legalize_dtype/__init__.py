@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from intarsia.ir.dtypes import BF16, BOOL, F8E4M3, F8E5M2, F16, F32, U8, DType
+from intarsia.ir.dtypes import BF16, BOOL, F4E2M1, F8E4M3, F8E5M2, F8E8M0, F16, F32, U8, DType
 from intarsia.ir.functions import FUNCTIONS
 from intarsia.ir.graph import Module, Node, Region, Value
 from intarsia.ir.kernel import PUT_FUNCTIONS
@@ -38,7 +38,8 @@ class LegalizeDtype(Pass):
 
     Elements of narrow types (floats of 8 bits or fewer, integers of 7 or fewer) become functions of their codes
     (`ir/codes.py`): `%0 = cast %w : f32[4]` of an `i4` is arithmetic on `bitcast(%w[i], u8)`. For GPUs it
-    ends with an i8 or f16, as matrix units multiply it, which is cast; and those that convert f8 to f32 do so.
+    ends with an i8 or f16, as matrix units multiply it, which is cast; and those that have f8, or codes with scales,
+    in instructions keep their casts to f32.
 
     Keeps: values within the tolerance. Needs: nothing. Leaves: no arithmetic on f16, bf16 that the target lacks, and
     no comparison, minimum or maximum of bools; no conversion from or to narrow types, but for their codes
@@ -61,6 +62,7 @@ def arithmetic(target: Target) -> Arithmetic:
     them as they are, and do not."""
     fast = frozenset({F16}) if {"avx512fp16", "fullfp16"} & set(target.features) else frozenset[DType]()
     converted = frozenset({F8E4M3, F8E5M2}) if target.has_f8 else frozenset[DType]()
+    converted |= {F4E2M1, F8E8M0} if target.has_scaled_dots else frozenset()
     return Arithmetic(frozenset({F16, BF16}) - fast, converted, short=target.kind == "gpu")
 
 

@@ -19,8 +19,8 @@ _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 @dataclass(frozen=True)
 class Arithmetic:
     """What a target computes with. slow: floats of 16 bits that it computes with in f32. converted: narrow floats that
-    it makes f32 of by itself. short: has it instructions for products of i8 and of f16, so that narrow elements are
-    better no wider than these?"""
+    it has instructions for, whose casts to f32 stay. short: has it instructions for products of i8 and of f16, so that
+    narrow elements are better no wider than these?"""
 
     slow: frozenset[DType]
     converted: frozenset[DType] = frozenset()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from intarsia.ir.dots import Dot, find_dot
+from intarsia.ir.dots import SCALED_DOTS, SCALED_ROWS, Dot, find_dot, find_scaled_dot
 from intarsia.ir.dtypes import BF16, F16, DType
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.halves import are_in_bf16
@@ -51,6 +51,9 @@ DECODED = {
 memory, as where there are descriptors. Else (sm_80) each warp decodes all that it multiplies by its rows: there are few
 rows, so that warps stand side by side, and nothing is decoded twice."""
 
+SCALED = ((128, 128, 128), (128, 64, 128), (128, 32, 128))
+"""The same where codes are multiplied with the scales of groups, which takes 128 rows."""
+
 SIDE = (16, 256)
 """Elements along each dimension of a block, at least and at most."""
 
@@ -76,6 +79,11 @@ class Matrix:
     factors: tuple[str, ...]
 
     @property
+    def is_scaled(self) -> bool:
+        """Does the instruction multiply codes with the scales of groups?"""
+        return self.dot in SCALED_DOTS
+
+    @property
     def least(self) -> int:
         """The least depth of blocks."""
         return SIDE[0] if self.dot is None else self.dot.width
@@ -88,18 +96,17 @@ def block_matrix(b: Builder, top: str) -> bool:
         return False
     rows_in_all, columns_in_all, depth = (count(trips(b.loop(a))) for a in (matrix.row, matrix.column, matrix.along))
     batches = math.prod(count(trips(b.loop(a))) for a in outer if a not in (matrix.row, matrix.column))
-    has_room = _is_light(b, outer[0]) and matrix.stored == matrix.bits  # what is decoded takes registers as well
-    most = BLOCKS[matrix.bits][1 if matrix.bits == 16 and not has_room else 0 :]
-    most = WIDENED if matrix.bits == 32 and matrix.stored < 32 else most
-    most = DECODED[b.target.has_tensor_descriptors] if matrix.bits == 16 and matrix.stored < 8 else most
     extents = (rows_in_all, columns_in_all, depth)
-    sizes = block_sizes(extents, batches, most, matrix.least, b.target.cores)
+    sizes = block_sizes(extents, batches, _largest(b, matrix, outer[0], depth), matrix.least, b.target.cores)
     sizes = _chosen_sizes(b, matrix, sizes, extents)
     rows, row = lanes(b, matrix.row, sizes[0])
     columns, column = lanes(b, matrix.column, sizes[1])
     _move_inside(b, matrix.along)
     steps, along = lanes(b, matrix.along, sizes[2])
-    _share_bytes(b, steps, (along, column))
+    if matrix.is_scaled:
+        _share_bytes_along(b, steps, along, (row, column))
+    else:
+        _share_bytes(b, steps, (along, column))
     counters = [a for a in outer if a not in (matrix.row, matrix.column)] + [a for a in (rows, columns) if a]
     nest = [loop.axis for loop in perfect_nest(b.loop(outermost(b, [*counters, row, column])))[0]]
     rest = [a for a in nest if a not in (*counters, row, column)]
@@ -114,10 +121,20 @@ def block_matrix(b: Builder, top: str) -> bool:
     if matrix.bits == 16 and b.target.has_tensor_descriptors:
         _walk(b, matrix, sizes)
     if matrix.dot is not None:
-        b.remark(
-            f"{matrix.dot.left} by {matrix.dot.right} is multiplied by matrix units, and summed in {matrix.dot.total}"
-        )
+        b.remark(f"{matrix.dot} by matrix units, and summed in {matrix.dot.total}")
     return True
+
+
+def _largest(b: Builder, matrix: Matrix, top: str, depth: int) -> Sequence[tuple[int, int, int]]:
+    """The blocks that a product may have, the largest first."""
+    if matrix.is_scaled:
+        return [(m, n, k if depth % k == 0 else matrix.least) for m, n, k in SCALED]
+    if matrix.bits == 32 and matrix.stored < 32:
+        return WIDENED
+    if matrix.bits == 16 and matrix.stored < 8:
+        return DECODED[b.target.has_tensor_descriptors]
+    has_room = _is_light(b, top) and matrix.stored == matrix.bits  # what is decoded takes registers as well
+    return BLOCKS[matrix.bits][1 if matrix.bits == 16 and not has_room else 0 :]
 
 
 def _chosen_sizes(
@@ -178,6 +195,28 @@ def _share_bytes(b: Builder, steps: str, block: tuple[str, str]) -> None:
             continue
         b.together(f"bytes of {buffer.name}", partial(_lay_out, b, buffer.name, found, steps, block))
         return
+
+
+def _share_bytes_along(b: Builder, steps: str, along: str, sides: tuple[str, str]) -> None:
+    """Let codes of few bits in constant factors share bytes with their neighbours along the sum."""
+    for buffer in b.kernel.inputs:
+        bits = buffer.dtype.bits
+        if not buffer.constant or bits >= 8 or 8 % bits or bytes_of(buffer) < LARGE:
+            continue
+        found = only_read(b.kernel, buffer.name)
+        if found is None or along not in found[0].symbols:
+            continue
+        load, around = found
+        block = (*(axis for axis in sides if axis in load.symbols), along)
+        counters = [x.axis for x in around if x.axis in load.symbols and x.axis not in block]
+
+        def lay_out(codes: str = buffer.name, axes: tuple[str, ...] = (*counters, *block)) -> None:
+            before, new = set(b.axes()), b.fresh(codes)
+            b.take(Pack(codes, ROOT, new, axes, "prepared"))
+            *_, last = (axis for axis in b.axes() if axis not in before)
+            b.take(Squeeze(new, (last,), "u8", b.fresh(codes)))
+
+        b.together(f"bytes of {buffer.name}", lay_out)
 
 
 def _lay_out(b: Builder, codes: str, found: tuple[Load, tuple[For, ...]], steps: str, block: tuple[str, str]) -> None:
@@ -259,7 +298,7 @@ def _matrix(b: Builder, outer: Sequence[str]) -> Matrix | None:
         column = max(columns, key=lambda a: (count(trips(b.loop(a))), outer.index(a)))
         if outer.index(column) < outer.index(row):
             row, column = column, row
-        dot = find_dot(b.target, statement)
+        dot = find_dot(b.target, statement) or _scaled_dot(b, statement.value, row, columns, along)
         results = {result.dtype for result in b.kernel.outputs}
         bits = _multiplied_bits(statement.value, results, columns) if dot is None else dot.left.bits
         work = math.prod(count(trips(loop)) for loop in around)
@@ -267,6 +306,13 @@ def _matrix(b: Builder, outer: Sequence[str]) -> Matrix | None:
             stored = min(x.dtype.bits for x in loads(statement.value))
             best = work, Matrix(row, column, along, dot, bits, stored, _plain_factors(statement.value))
     return None if best is None else best[1]
+
+
+def _scaled_dot(b: Builder, value: Expr, row: str, columns: set[str], along: str) -> Dot | None:
+    """The instruction that multiplies codes with the scales of groups, if that is what a product of whole blocks is."""
+    dot = find_scaled_dot(value, columns, along) if b.target.has_scaled_dots else None
+    is_whole = dot is not None and count(trips(b.loop(along))) % dot.width == 0
+    return dot if is_whole and 2 * count(trips(b.loop(row))) > SCALED_ROWS else None
 
 
 def _multiplied_bits(value: Expr, results: set[DType], columns: set[str]) -> int:
