@@ -28,10 +28,20 @@ def substitute(value: Any, names: Mapping[str, Size], values: Mapping[Value, Val
     return value
 
 
-def copied(node: Node, names: Mapping[str, Size], values: Mapping[Value, Value], fresh: Callable[[str], str]) -> Node:
+Note = Callable[[Node, Node, Mapping[Value, Value]], None]
+"""Is told of a node, its copy, and what has been put in place of other values."""
+
+
+def copied(
+    node: Node,
+    names: Mapping[str, Size],
+    values: Mapping[Value, Value],
+    fresh: Callable[[str], str],
+    note: Note = lambda node, copy, values: None,
+) -> Node:
     """A new node with names and values replaced, also in its regions, whose loops get counters of their own.
 
-    It is new even where nothing changes: a node is in one region.
+    It is new even where nothing changes: a node is in one region. `note` is told of it and of all nodes inside.
     """
     changed: dict[str, Any] = {}
     if (counter := getattr(node, "counter", None)) is not None:
@@ -40,14 +50,18 @@ def copied(node: Node, names: Mapping[str, Size], values: Mapping[Value, Value],
     for f in dataclasses.fields(node):
         if f.name not in ("span", "more_spans", "results", "counter"):
             old = getattr(node, f.name)
-            new = _region(old, names, values, fresh) if isinstance(old, Region) else substitute(old, names, values)
+            new = (
+                _region(old, names, values, fresh, note) if isinstance(old, Region) else substitute(old, names, values)
+            )
             if new is not old:
                 changed[f.name] = new
-    return dataclasses.replace(node, **changed)
+    copy = dataclasses.replace(node, **changed)
+    note(node, copy, values)
+    return copy
 
 
 def _region(
-    region: Region, names: Mapping[str, Size], outer: Mapping[Value, Value], fresh: Callable[[str], str]
+    region: Region, names: Mapping[str, Size], outer: Mapping[Value, Value], fresh: Callable[[str], str], note: Note
 ) -> Region:
     values = dict(outer)
     parameters: list[Parameter] = []
@@ -56,6 +70,6 @@ def _region(
         values[parameter.value] = parameters[-1].value
     nodes: list[Node] = []
     for node in region.nodes:
-        nodes.append(copied(node, names, values, fresh))
+        nodes.append(copied(node, names, values, fresh, note))
         values.update(zip(node.values, nodes[-1].values))
     return Region(tuple(parameters), tuple(nodes), tuple(values.get(v, v) for v in region.results))

@@ -72,7 +72,6 @@ def check_gradients(
     wrt: Sequence[str] | None = None,
     sizes: Mapping[str, int] | None = None,
     tolerance: float = 1e-6,
-    forwards: bool = True,
 ) -> list[Array]:
     """Compare the gradients, and derivatives by forward mode, with differences along random directions. Gives the
     gradients."""
@@ -102,10 +101,9 @@ def check_gradients(
         assert gradient.shape == np.shape(x)
         scale = 1 + abs(slope) + float(np.abs(gradient * direction).sum())
         assert abs(own - slope) <= tolerance * scale, f"{parameter.label}: {own} and by differences {slope}"
-        if forwards:
-            along = {**given, "direction": np.asarray(direction, parameter.value.dtype.numpy)}
-            change = float(run(change_module(graph, parameter), along)[0])
-            assert abs(change - slope) <= tolerance * scale, f"{parameter.label}: forwards {change}, and {slope}"
+        along = {**given, "direction": np.asarray(direction, parameter.value.dtype.numpy)}
+        change = float(run(change_module(graph, parameter), along)[0])
+        assert abs(change - slope) <= tolerance * scale, f"{parameter.label}: forwards {change}, and {slope}"
     return list(found)
 
 

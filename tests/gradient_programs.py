@@ -46,6 +46,20 @@ PROGRAMS = {
  return update x[i in 1..M+1] = y[i - 1] * x[i] }""",
     "scatter": """fn f(x: f64[N], bin: i64[T], y: f64[T]) {
  return update x[bin[i]] += y[i] * y[i] }""",
+    "multiplied": """fn f(x: f64[N], y: f64[M]) {
+ return update x[i in 1..M+1] *= y[i - 1] * x[i - 1] }""",
+    "multiplied_often": """fn f(x: f64[N], bin: i64[T], y: f64[T]) {
+ return update x[bin[i]] *= floor(y[i]) * y[i] }""",
+    "greatest": """fn f(x: f64[N], bin: i64[T], y: f64[T]) {
+ return update x[bin[i]] max= y[i] * y[i] }""",
+    "least": """fn f(x: f64[N, M], y: f64[M]) {
+ return update x[2, j] min= y[j] * x[1, j] }""",
+    "ragged_prod": """fn f(start: i64[R1], val: f64[P], col: i64[P], x: f64[C]) {
+ y[r < R1 - 1] = prod[p in start[r]..start[r + 1]](floor(val[p]) * val[p] * x[col[p]])
+ return y }""",
+    "triangular_prod": """fn f(l: f64[N, N], x: f64[N]) {
+ y[i < N] = prod[k < i](l[i, k] + x[k])
+ return y }""",
     "slices": """fn f(x: f64[N, M], y: f64[M], pos: i64) {
  return update x[pos, :] = y }""",
     "dyn": """fn f(x: f64[N, M], pos: i64) { return x[pos] * x[0] * x[-1] }""",
@@ -111,6 +125,20 @@ PROGRAMS = {
  return y }""",
     "cell": """fn f(x: f64[T, N], w: f64[N, N]) {
  return loop (h = x[0]) for t in 1..T { yield tanh(h @ w + x[t]) } }""",
+    "until": """fn f(x: f64[N], w: f64[N]) {
+ return loop (y = x * x) for t < 9 while sum(y) < 50.0 { yield y * 1.5 + w * w } }""",
+    "until_at_once": """fn f(x: f64[N]) {
+ return loop (y = x) for t < 9 while sum(y) > 1000.0 { yield y * y } }""",
+    "counted_by_data": """fn f(x: f64[N], w: f64[M], k: i64[M]) {
+ return loop (y = x) for t in 1..minimum(k[0] + 2, M) { yield sin(y) * w[t] + y } }""",
+    "triangle": """fn f(x: f64[N], w: f64[T, T]) {
+ return loop (v = x) for t < T {
+ yield loop (u = v) for s < t { yield sin(u) * w[t, s] + u }
+ } }""",
+    "until_inside": """fn f(x: f64[N], w: f64[T]) {
+ return loop (v = x) for t < T {
+ yield loop (u = v) for s < t + 2 while sum(u * u) < 20.0 { yield 1.5 * u + sin(u) * w[t] }
+ } }""",
     "writes": """fn f(x: f64[T, N]) {
  return loop (h = x) for t in 1..T { yield update h[t, :] = h[t] * h[t-1] } }""",
 }

@@ -47,7 +47,7 @@ def test_gradients_of_programs(name: str) -> None:
     given = _inputs(graph, sizes)
     if "start" in given:
         given["start"] = np.array([0, 2, 2, 5, 6])
-    check_gradients(graph, given, sizes=sizes, forwards="cumprod" not in name)
+    check_gradients(graph, given, sizes=sizes)
 
 
 def _in_f64(node: Node) -> Node:
@@ -86,6 +86,9 @@ def test_ties() -> None:
     assert _gradient("fn f(x: f64[N]) { return max(x) }", x)[0].tolist() == [0.5, 0.0, 0.5]
     found = _gradient("fn f(x: f64, y: f64) { return maximum(x, y) + 2.0 * minimum(x, y) }", *np.ones((2, 1))[:, 0])
     assert [float(g) for g in found] == [0.0, 3.0]
+    text = "fn f(x: f64[N], y: f64[N]) { return sum(update x[i // 2] max= y[i]) }"
+    found = _gradient(text, np.array([2.0, 1.0, 5.0]), np.array([2.0, 1.0, 3.0]))
+    assert [g.tolist() for g in found] == [[0.5, 0.0, 1.0], [0.5, 0.0, 1.0]]
     assert float(_gradient("fn f(x: f64) { return relu(x) + abs(x) }", np.zeros(()))[0]) == 0.0
 
 
@@ -93,6 +96,13 @@ def test_products_with_zeros() -> None:
     """The derivative of a product is the product of the others, also where one of them is 0."""
     found = _gradient("fn f(x: f64[N]) { return prod(x) }", np.array([0.0, 2.0, 3.0]))
     assert found[0].tolist() == [6.0, 0.0, 0.0]
+    found = _gradient("fn f(x: f64[N]) { return sum[i < N](prod[k < i + 1](x[k])) }", np.array([0.0, 2.0, 3.0]))
+    assert found[0].tolist() == [9.0, 0.0, 0.0]
+    text = "fn f(x: f64[N], y: f64[2]) { return sum(update y[i // N] *= x[i]) }"
+    found = _gradient(text, np.array([0.0, 2.0, 3.0]), np.array([5.0, 1.0]))
+    assert [g.tolist() for g in found] == [[30.0, 0.0, 0.0], [0.0, 1.0]]
+    found = _gradient(text, np.array([0.0, 2.0, 0.0]), np.array([5.0, 1.0]))
+    assert [g.tolist() for g in found] == [[0.0, 0.0, 0.0], [0.0, 1.0]]
 
 
 def test_what_is_not_chosen_has_gradient_zero() -> None:
@@ -234,6 +244,72 @@ fn of_custom(x: f64[N], y: f64) -> (f64[N], f64, f64) {
     return grad(quantised, wrt=x)(x), dx, dy
 }
 
+fn through_integers(x: f64[N]) -> f64[N] {
+    return f64(i64(x))
+}
+
+fn rounded(x: f64[N], y: f64) -> f64 {
+    z = loop (z = x) for t < 2 {
+        yield loop (u = z) for s < 2 {
+            yield custom_grad(through_integers, straight_through)(u * y)
+        }
+    }
+    return sum(z * z)
+}
+
+fn of_rounded(x: f64[N], y: f64, dx: f64[N], dy: f64) {
+    gx, gy = grad(rounded, wrt=(x, y))(x, y)
+    value, change = jvp(rounded, wrt=(x, y))(x, y, dx, dy)
+    g, second = jvp(grad(rounded, wrt=x), wrt=x)(x, y, dx)
+    return gx, gy, change, second
+}
+
+fn scaled(line: Line(K), n: i64) -> f64 {
+    return sum(line.slope) * line.offset
+}
+
+fn doubled(line: Line(K), n: i64, g: f64) -> Line(K) {
+    return Line(slope=2.0 * g * line.slope * f64(n), offset=g)
+}
+
+fn of_lines(line: Line(K)) -> f64 {
+    return loop (s: f64 = 0.0) for t in 1..3 {
+        yield s + custom_grad(scaled, doubled)(line, t)
+    }
+}
+
+fn of_custom_struct(line: Line(K), d: Line(K)) {
+    value, change = jvp(of_lines, wrt=line)(line, d)
+    return grad(of_lines, wrt=line)(line), change
+}
+
+fn until(x: f64[N], most: i64) -> f64 {
+    y, count = loop (y = x * x, count: i64 = 0) for t in 2..minimum(most, 9) while sum(y) < 50.0 {
+        yield y * x + f64(t), count + 1
+    }
+    return sum(y * y)
+}
+
+fn of_until(x: f64[N], most: i64, d: f64[N]) {
+    value, g = value_and_grad(until, wrt=x)(x, most)
+    same, second = jvp(grad(until, wrt=x), wrt=x)(x, most, d)
+    return value, g, second, grad(slope_of_until, wrt=x)(x, most, d)
+}
+
+fn updated(x: f64[N], y: f64[N]) -> f64 {
+    a = update x[i // 2] *= y[i] + x[i]
+    b = update a[i // 2] max= y[i] * x[i]
+    return sum(b * b)
+}
+
+fn of_updates(x: f64[N], y: f64[N]) {
+    return grad(updated, wrt=(x, y))(x, y)
+}
+
+fn slope_of_until(x: f64[N], most: i64, d: f64[N]) -> f64 {
+    return sum(grad(until, wrt=x)(x, most) * d)
+}
+
 fn of_stopped(x: f64[N]) -> f64[N] {
     return grad(stopped, wrt=x)(x)
 }
@@ -275,6 +351,16 @@ def test_the_language() -> None:
     assert _run("twice", x=3.0) == [81.0]  # of the first parameter alone
     assert np.allclose(_run("of_custom", x=[1.2, 2.7], y=2.0)[0], [2.2, 5.7])
     assert _run("of_custom", x=[1.2, 2.7], y=2.0)[1:] == [400.0, 6600.0]
+    x, dx = np.array([1.2, 2.7]), np.array([0.5, -1.0])
+    gx, gy, change, second = map(np.asarray, _run("of_rounded", x=x, y=2.0, dx=dx, dy=0.25))
+    last = np.array([16.0, 40.0])  # 1.2, 2, 4, 8, 16 and 2.7, 5, 10, 20, 40, each of which is the one before, times 2
+    assert np.allclose(gx, 2 * last * 16)
+    steps = np.array([[1.2, 2, 4, 8], [2.7, 5, 10, 20]]) @ np.array([8.0, 4.0, 2.0, 1.0])
+    assert np.allclose(gy, 2 * last @ steps) and np.allclose(change, gx @ dx + gy * 0.25)
+    assert np.allclose(second, 2 * 16 * 16 * dx)
+    given = {"line.slope": [1.0, 2.0], "line.offset": 3.0, "d.slope": [1.0, 0.0], "d.offset": 10.0}
+    slope, offset, along = _run("of_custom_struct", **given)
+    assert slope == [6.0, 12.0] and offset == 2.0 and along == 26.0
     assert np.allclose(_run("of_stopped", x=[1.0, 2.0])[0], [1.0, 4.0])
     assert np.allclose(_run("of_built_in", x=[1.0, 1.0])[0], [0.5, 0.5])
 
@@ -290,6 +376,32 @@ def test_a_training_loop_compiles() -> None:
     value, dw, db = program.step(data["x"], data["w"], data["b"], data["y"])
     for found, wanted in zip((value, dw, db), _run("step", **data)):
         assert found == pytest.approx(wanted)
+    x, d = np.array([1.1, 1.6, -0.7]), np.array([0.3, -0.5, 1.0])
+    for most in (1, 4, 20):
+        compiled, interpreted = program.of_until(x, most, d), _run("of_until", x=x, most=most, d=d)
+        assert all(np.allclose(a, b) for a, b in zip(compiled, interpreted))
+    bases = np.array([0.3, 1.2]), np.array([1.0, 2.0])
+    assert np.allclose(program.of_updates(*bases)[1], _run("of_updates", x=bases[0], y=bases[1])[1])
+
+
+def _until(x: Array, most: int) -> float:
+    y, t = x * x, 2
+    while t < min(most, 9) and np.sum(y) < 50:
+        y, t = y * x + t, t + 1
+    return float(np.sum(y * y))
+
+
+@pytest.mark.parametrize("most", [1, 4, 20])
+def test_loops_that_data_ends(most: int) -> None:
+    """They go back as many steps as they have gone, once and twice."""
+    x, d = np.array([1.1, 1.6, -0.7]), np.array([0.3, -0.5, 1.0])
+    value, g, forwards, backwards = _run("of_until", x=x, most=most, d=d)
+    assert value == pytest.approx(_until(x, most))
+    slopes = [(_until(x + s, most) - _until(x - s, most)) / 2e-6 for s in 1e-6 * np.eye(3)]
+    assert np.allclose(g, slopes, rtol=1e-5)
+    ahead, behind = (np.array(_run("of_until", x=x + s * d, most=most, d=d)[1]) for s in (1e-6, -1e-6))
+    assert np.allclose(forwards, (ahead - behind) / 2e-6, rtol=1e-5)
+    assert np.allclose(backwards, forwards)
 
 
 def test_a_derivative_as_entry_point() -> None:

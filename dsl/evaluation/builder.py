@@ -18,8 +18,8 @@ from intarsia.dsl.semantics.unify import Unifier
 from intarsia.dsl.semantics.values import FormatTensor, Item, Poison, Poisoned, Struct, StructList, describe, tensor_of
 from intarsia.ir.dtypes import dtype
 from intarsia.ir.errors import CompileError, Diagnostic, Span
-from intarsia.ir.gradients.spaces import CustomRule
-from intarsia.ir.graph import Node, Value
+from intarsia.ir.gradients.spaces import CustomRules
+from intarsia.ir.graph import Value
 from intarsia.ir.ops import Matmul
 from intarsia.ir.types import TensorType
 
@@ -62,7 +62,7 @@ class Builder(NodeMaker):
     signatures: dict[ast.Function, Signature] = field(default_factory=dict)
     constants: dict[ast.Const, Item] = field(default_factory=dict)
     assigned: list[Assigned] = field(default_factory=list)
-    custom: dict[Node, CustomRule] = field(default_factory=dict)  # nodes that custom_grad has given a derivative
+    custom: CustomRules = field(default_factory=CustomRules)  # nodes that custom_grad has given a derivative
 
     # ------------------------------------------------------------------ reporting
 

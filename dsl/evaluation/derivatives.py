@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from intarsia.dsl import ast
 from intarsia.dsl.evaluation import calls, fitting
@@ -18,8 +18,10 @@ from intarsia.dsl.semantics.scope import File, Scope, suggest
 from intarsia.dsl.semantics.signature import Signature
 from intarsia.dsl.semantics.types import TensorPattern
 from intarsia.dsl.semantics.values import (
+    EXPRESSIONS,
     FormatTensor,
     Item,
+    ListElement,
     Struct,
     StructList,
     changed,
@@ -33,6 +35,7 @@ from intarsia.ir.gradients import gradients, push_forward
 from intarsia.ir.gradients.spaces import CustomRule
 from intarsia.ir.graph import Node, Value
 from intarsia.ir.ops import Cast, Reshape
+from intarsia.ir.sizes import Size
 from intarsia.ir.types import ListType
 
 if TYPE_CHECKING:
@@ -282,7 +285,7 @@ def _reverse(builder: Builder, loss: Value, leaves: Sequence[Value], span: Span)
     """The gradients as nodes. Raises E0325, with the place where they are taken."""
     fresh = partial(builder.counter_symbol, used=builder.counters_used)
     with _noting(span):
-        return gradients(loss, leaves, _maker(builder, span), fresh, builder.custom)
+        return gradients(loss, leaves, _maker(builder, span), fresh, builder.custom, builder.bounds.counters)
 
 
 @contextmanager
@@ -308,17 +311,21 @@ def _custom(builder: Builder, transform: ast.Call, given: Given) -> Item:
             "E0322", "custom_grad takes two functions, and arguments by position", given.span, hint=usage
         )
     forward, backward = transform.positional
-    copies: list[Item] = [_copied(builder, a) for a in given.positional]
-    sources = tuple(c for c, a in zip(copies, given.positional) if isinstance(c, Value) and c is not a.item)
-    arguments = tuple(replace(a, item=c) for a, c in zip(given.positional, copies))
-    item = _evaluate(builder, forward, replace(given, positional=arguments))
+    sources: list[Value] = []
+    arguments = [replace(a, item=_held(builder, a, sources)) for a in given.positional]
+    held = tuple(v for a in arguments for _, v in leaves_of(a.item) if isinstance(v, Value))
+    item = _evaluate(builder, forward, replace(given, positional=tuple(arguments)))
     found = tensor_of(item)
     if found is None or not found.dtype.is_float:
         raise CompileError("E0323", f"custom_grad is of one tensor of floats, not {describe(item)}", forward.span)
     result = builder.as_value(item, forward.span)
 
-    def evaluate(items: tuple[object, ...], cotangent: Value, make: Callable[[Node], Node]) -> Sequence[Value]:
-        own = [replace(a, item=cast(Item, i)) for a, i in zip(arguments, items)]
+    def evaluate(values: Sequence[Value], cotangent: Value, make: Callable[[Node], Node]) -> Sequence[Value]:
+        known = dict(zip(held, values))
+        own = [
+            replace(a, item=changed(a.item, lambda v, _: known.get(v, v) if isinstance(v, Value) else v))
+            for a in arguments
+        ]
         arriving = cotangent
         if arriving.dtype != result.dtype:
             arriving = make(Cast(arriving, result.dtype, span=given.span)).value
@@ -326,29 +333,40 @@ def _custom(builder: Builder, transform: ast.Call, given: Given) -> Item:
             call = replace(given, positional=(*own, Argument(arriving, transform.span)))
             back = _evaluate(builder, backward, call)
             parts = back if isinstance(back, tuple) else (back,)
-            if len(parts) != len(sources):
-                message = f"{len(parts)} results for {len(sources)} arguments that are tensors of floats"
+            wanted = [a.item for a in arguments if any(v in sources for _, v in leaves_of(a.item))]
+            if len(parts) != len(wanted):
+                message = f"{len(parts)} results for {len(wanted)} arguments with tensors of floats"
                 raise CompileError("E0505", message, backward.span, hint=usage)
             fitted = [
-                builder.as_value(fitting.fit(builder, p, s.tensor, "a cotangent", backward.span), backward.span)
-                for p, s in zip(parts, sources)
+                value
+                for form, part in zip(wanted, parts)
+                for value in _alike(builder, form, Argument(part, backward.span), "a cotangent", sources)
             ]
         for node in nodes:
             make(node)
         return fitted
 
     out = builder.add(Reshape(result, result.tensor.shape, span=given.span))
-    builder.custom[out] = CustomRule(sources, tuple(copies), evaluate)
+    builder.custom[out] = CustomRule(tuple(sources), held, evaluate)
     return out.value
 
 
-def _copied(builder: Builder, argument: Argument) -> Item:
-    """A copy of a tensor of floats; anything else as it is."""
-    found = tensor_of(argument.item)
-    if found is None or not found.dtype.is_float or found.dtype.is_narrow:
-        return argument.item
-    value = builder.as_value(argument.item, argument.span)
-    return builder.add(Reshape(value, value.tensor.shape, span=argument.span)).value
+def _held(builder: Builder, argument: Argument, sources: list[Value]) -> Item:
+    """An argument in which all that may differ from step to step of a loop is a value of the graph; `sources` takes its
+    tensors of floats, which are copies."""
+
+    def hold(leaf: Item, label: str) -> Item:
+        if isinstance(leaf, Size) and leaf.symbols <= builder.bounds.dimensions.keys() and not leaf.opaques:
+            return leaf
+        if not isinstance(leaf, (Value, ListElement, Size, *EXPRESSIONS)):
+            return leaf
+        value = stacked(builder, builder.as_value(leaf, argument.span), argument.span)
+        if value.dtype.is_float and not value.dtype.is_narrow:
+            value = builder.add(Reshape(value, value.tensor.shape, span=argument.span)).value
+            sources.append(value)
+        return value
+
+    return changed(argument.item, hold)
 
 
 # ---------------------------------------------------------------------- tangents
@@ -369,7 +387,7 @@ def _tangents(builder: Builder, transform: ast.Call, given: Given) -> Item:
     seeds: dict[Value, Value] = {}
     for wanted, change in zip(every, changes):
         copy, leaves, given = _with_copy(builder, signature, wanted, given)
-        seeds |= zip(leaves, _changes(builder, copy, change, str(wanted)))
+        seeds |= zip(leaves, _alike(builder, copy, change, f"the change of `{wanted}`", leaves))
     item = _evaluate(builder, target, given)
     forms = item if isinstance(item, tuple) else (item,)
     results = [value for form in forms for value in tensors_of(builder, form, target.span)]
@@ -377,23 +395,23 @@ def _tangents(builder: Builder, transform: ast.Call, given: Given) -> Item:
         raise CompileError("E0323", "jvp is of results that are floats", target.span)
     fresh = partial(builder.counter_symbol, used=builder.counters_used)
     with _noting(given.span):
-        found = push_forward(results, seeds, _maker(builder, given.span), fresh, builder.custom)
+        around = builder.bounds.counters
+        found = push_forward(results, seeds, _maker(builder, given.span), fresh, builder.custom, around)
     values = iter((*results, *found))
     return tuple(put_together(form, values) for form in (*forms, *forms))
 
 
-def _changes(builder: Builder, copy: Item, change: Argument, label: str) -> list[Value]:
-    """The tensors of a change, which has the type of what changes. Raises E0304."""
-    if isinstance(copy, (Struct, StructList)) and not same_struct(builder, copy, change.item):
-        message = f"the change of `{label}` is {copy}, and this is {describe(change.item)}"
-        raise CompileError("E0304", message, change.span)
-    parts = tensors_of(builder, change.item, change.span) if isinstance(copy, (Struct, StructList)) else [change.item]
+def _alike(builder: Builder, form: Item, other: Argument, what: str, leaves: Sequence[Value]) -> list[Value]:
+    """The tensors of an item that must have the form of another one, in the places of `leaves`. Raises E0304."""
+    is_struct = isinstance(form, (Struct, StructList))
+    if is_struct and not same_struct(builder, form, other.item):
+        raise CompileError("E0304", f"{what} is {form}, and this is {describe(other.item)}", other.span)
     values: list[Value] = []
-    for (name, leaf), part in zip(leaves_of(copy, label), parts):
-        wanted = tensor_of(leaf)
-        assert wanted is not None
-        item = fitting.fit(builder, part, wanted, f"the change of `{name}`", change.span)
-        values.append(builder.as_value(item, change.span))
+    for (_, leaf), part in zip(leaves_of(form), [p for _, p in leaves_of(other.item)] if is_struct else [other.item]):
+        if leaf in leaves:
+            assert isinstance(leaf, Value)
+            own = stacked(builder, builder.as_value(part, other.span), other.span) if is_struct else part
+            values.append(builder.as_value(fitting.fit(builder, own, leaf.tensor, what, other.span), other.span))
     return values
 
 

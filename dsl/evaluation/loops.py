@@ -14,11 +14,11 @@ from intarsia.dsl.semantics.scope import Scope
 from intarsia.dsl.semantics.values import Item, describe, leaves_of, tensor_of
 from intarsia.ir.dtypes import BOOL, I64
 from intarsia.ir.errors import CompileError, Span
-from intarsia.ir.gradients.loops import with_saved_states
+from intarsia.ir.gradients.records import recording
 from intarsia.ir.graph import Parameter, Region, Value, region_of
 from intarsia.ir.ops import Compute, Loop
 from intarsia.ir.scalar import Index
-from intarsia.ir.sizes import ZERO, Size, maximum
+from intarsia.ir.sizes import ZERO, Size, maximum, minimum
 from intarsia.ir.space import Space
 from intarsia.ir.types import TensorType
 
@@ -61,8 +61,8 @@ def loop(builder: Builder, node: ast.LoopExpr, scope: Scope) -> Item:
 def _added(builder: Builder, node: Loop) -> Sequence[Value]:
     """The results of a loop in the graph; where a derivative wants them, it stacks the states of its steps too."""
     count = len(node.initial) + node.stacked
-    if builder.saves_states and node.condition is None and not (node.lower.opaques or node.upper.opaques):
-        node = with_saved_states(node)
+    if builder.saves_states:
+        node = recording(node, builder.bounds.counters, builder.add) or node
     return builder.add(node).values[:count]
 
 
@@ -139,7 +139,16 @@ class _State:
 
 
 def _bound(builder: Builder, expression: ast.Expression, scope: Scope) -> Size:
+    """A bound of a loop; that one of data is at most a size stays to be seen: `minimum(n, 100)`."""
+    match expression:
+        case ast.Call(ast.Identifier("minimum"), (first, second), ()) if not _is_hidden("minimum", scope):
+            return minimum(_bound(builder, first, scope), _bound(builder, second, scope))
     return builder.integer(builder.evaluate(expression, scope), expression.span, "a bound of a loop")
+
+
+def _is_hidden(name: str, scope: Scope) -> bool:
+    """Does a name of a built-in function stand for something else?"""
+    return scope.find(name) is not None or scope.file.function(name) is not None
 
 
 def _require_scan(builder: Builder, node: ast.LoopExpr, lower: Size, upper: Size) -> Size:
@@ -165,7 +174,10 @@ def _body(
         results = _yielded(builder, yielded, states, inner)
         emits, spans = _items(builder, emitted, inner)
         stacked = [v for item, span in zip(emits, spans) for v in tensors_of(builder, item, span)]
-        return region_of(parameters, nodes, [*results, *stacked]), emits
+        values = [*results, *stacked]
+        if builder.custom.keys().isdisjoint(nodes):
+            return region_of(parameters, nodes, values), emits
+        return Region(tuple(parameters), tuple(nodes), tuple(values)), emits  # a rule may need what results do not
 
 
 def _step_scope(builder: Builder, node: ast.LoopExpr, counter: str, scope: Scope) -> Scope:

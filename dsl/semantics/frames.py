@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
+from intarsia.ir.extremes import extreme
 from intarsia.ir.scalar import Apply, Expr, Index
-from intarsia.ir.sizes import ZERO, Extremum, Quotient, Remainder, Size, maximum, minimum
+from intarsia.ir.sizes import Size
 from intarsia.ir.space import Axis
 
 
@@ -125,33 +126,7 @@ def bound(size: Size, frame: Frame | None, upper: bool, counters: Ranges = Mappi
 
     `counters` has the half-open ranges of the loop counters that are to be taken to their ends too.
     """
-    total = ZERO
-    for monomial, coefficient in size.terms:
-        highest = upper == (coefficient > 0)
-        match monomial:
-            case ():
-                part: Size | None = Size.of(1)
-            case (str() as name,):
-                part = _end_of(name, frame, highest, counters)
-            case (Extremum(which, arguments),):
-                parts = [bound(a, frame, highest, counters) for a in arguments]
-                known = [p for p in parts if p is not None]
-                part = None
-                if len(known) == len(parts) or (known and highest == (which == "min")):
-                    part = minimum(*known) if which == "min" else maximum(*known)
-            case (Quotient(n, d),) if not _varies(d, frame) and (d.constant is None or d.constant > 0):
-                inner = bound(n, frame, highest, counters)
-                part = None if inner is None else inner // d
-            case (Remainder(n, d),) if not _varies(d, frame) and _varies(n, frame):
-                part = d - 1 if highest else ZERO
-            case _:
-                part = Size(((monomial, 1),))
-                if _varies(part, frame):
-                    part = None
-        if part is None:
-            return None
-        total = total + part * coefficient
-    return total
+    return extreme(size, upper, lambda name, last: _end_of(name, frame, last, counters), lambda s: _varies(s, frame))
 
 
 def _end_of(name: str, frame: Frame | None, highest: bool, counters: Ranges) -> Size | None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from intarsia.ir.errors import CompileError
-from intarsia.ir.gradients.scalar import derivative, plus, times
-from intarsia.ir.gradients.spaces import Make, at_place_of, converted, linearise, zeros
-from intarsia.ir.graph import Node, Parameter, Region, Structured, Value, region_of
+from intarsia.ir.gradients.loops import running_products, with_axis_at
+from intarsia.ir.gradients.records import NO_LOOPS, Ranges
+from intarsia.ir.gradients.reverse import gradients
+from intarsia.ir.gradients.scalar import plus, times
+from intarsia.ir.gradients.spaces import CustomRule, CustomRules, Make, added, at_place_of, converted, linearise, zeros
+from intarsia.ir.gradients.updates import linear_update
+from intarsia.ir.graph import Node, Parameter, Structured, Value, region_of
+from intarsia.ir.kernel import PutOperator
 from intarsia.ir.ops import Argsort, Compute, Cumulative, Loop, Reshape, Sort, Update
-from intarsia.ir.scalar import Expr, Load, cast, constant, loads
+from intarsia.ir.scalar import Expr, Load, apply, cast, constant
 from intarsia.ir.sizes import Size
 from intarsia.ir.space import Axis, Space, operand, operand_position, rename_buffers, rename_size_buffers
 from intarsia.ir.substitution import copied
@@ -21,11 +26,15 @@ def push_forward(
     tangents: Mapping[Value, Value],
     make: Make,
     fresh: Callable[[str], str],
-    custom: Collection[Node] = (),
+    custom: CustomRules | None = None,
+    ranges: Ranges = NO_LOOPS,
 ) -> list[Value]:
     """How results change with what `tangents` says of other values: the product with the Jacobian, in nodes that
-    `make` takes. Raises CompileError E0325 where something in between has no derivative, as the `custom` nodes."""
-    flow = _Forward(make, fresh, custom, dict(tangents))
+    `make` takes. What the rule of a `custom` node says is taken as linear in the cotangent.
+
+    Raises CompileError E0325 where something in between has no derivative.
+    """
+    flow = _Forward(make, fresh, CustomRules() if custom is None else custom, ranges, dict(tangents))
     flow.run(results)
     return [flow.tangents.get(v) or zeros(v.tensor, make) for v in results]
 
@@ -34,14 +43,14 @@ def push_forward(
 class _Forward:
     make: Make
     fresh: Callable[[str], str]
-    custom: Collection[Node]
+    custom: CustomRules
+    ranges: Ranges
     tangents: dict[Value, Value] = field(default_factory=dict)
 
     def run(self, results: Sequence[Value]) -> None:
         """Find the tangents of what lies between the values that have one and `results`."""
-        given = frozenset(v.node for v in self.tangents)
-        for node in Region.of((), results, given).nodes:
-            if any(v in self.tangents for v in node.inputs):
+        for node in self.custom.between(results, tuple(self.tangents)):
+            if any(v in self.tangents for v in self.custom.inputs(node)):
                 with at_place_of(node):
                     self._through(node)
 
@@ -49,9 +58,9 @@ class _Forward:
         def make(new: Node) -> Node:
             return self.make(new if new.span is not None else replace(new, span=node.span, more_spans=node.more_spans))
 
-        inside = (inner for region in node.regions for inner in region.walk())
-        if any(inner in self.custom for inner in (node, *inside)):
-            raise CompileError("E0325", "custom_grad has no derivative forwards", node.span)
+        if node in self.custom:
+            self._custom(node, self.custom[node], make)
+            return
         match node:
             case Reshape(x, shape):
                 self.tangents[node.value] = make(Reshape(self.tangents[x], shape)).value
@@ -63,10 +72,31 @@ class _Forward:
                 self._sort(node, x, make)
             case Cumulative(x, "sum", axis):
                 self.tangents[node.value] = make(Cumulative(self.tangents[x], "sum", axis)).value
+            case Cumulative(x, "prod", axis):
+                loop = running_products(node, self.fresh, make)
+                self._loop(loop, make)
+                tangent = self.tangents[loop.values[1]]
+                self.tangents[node.value] = with_axis_at(tangent, 0, axis, node.value.dtype, make)
             case Loop():
                 self._loop(node, make)
             case _ if any(v.dtype.is_float for v in node.values):
                 raise CompileError("E0325", f"{node.name} has no derivative forwards yet")
+
+    def _custom(self, node: Node, rule: CustomRule, make: Make) -> None:
+        """What a rule makes of a cotangent g is the transpose of the derivative times g, so that the derivative times a
+        tangent is the gradient, with respect to g, of the product of the tangent with that."""
+        g = make(Reshape(zeros(node.value.tensor, make), node.value.tensor.shape)).value
+        total: Value | None = None
+        for source, back in zip(rule.sources, rule.evaluate(rule.arguments, g, make)):
+            if (tangent := self.tangents.get(source)) is not None:
+                axes = tuple(Axis.of(f"r{d}", extent) for d, extent in enumerate(back.tensor.shape))
+                names = tuple(Size.of(a.name) for a in axes)
+                wide = back.dtype.accumulator
+                left, right = (cast(wide, Load(operand(p), names, v.dtype)) for p, v in enumerate((back, tangent)))
+                space = Space((), apply("mul", left, right), wide, axes, "sum" if axes else None)
+                total = added(total, make(Compute((back, tangent), space)).value, make)
+        if total is not None:
+            self.tangents[node.value] = gradients(total, [g], make, self.fresh, self.custom, self.ranges)[0]
 
     def _change(self, factors: Mapping[Load, Expr], operands: list[Value]) -> Expr | None:
         """The sum of the factors times the tangents of what is loaded, which become operands."""
@@ -88,20 +118,18 @@ class _Forward:
             self.tangents[node.value] = make(Compute(tuple(operands), space)).value
 
     def _update(self, node: Update, make: Make) -> None:
-        if node.operator not in ("=", "+="):
-            raise CompileError("E0325", f"an update with {node.operator} has no derivative yet")
-        operands = [node.base, *node.arguments]
-        factors: dict[Load, Expr] = {}
-        for load in dict.fromkeys(loads(node.body)):
-            known = operands[operand_position(load.buffer)] in self.tangents
-            if known and (factor := derivative(node.body, load)) is not None:
-                factors[load] = factor
-        body = self._change(factors, operands) or constant(0.0, node.body.dtype)
+        update = linear_update(node, self.tangents.keys(), make)
+        operands = list(update.operands)
+        form = update.form
+        body = self._change(update.factors, operands) or constant(0.0, form.body.dtype)
         base = self.tangents.get(node.base) or zeros(node.base.tensor, make)
+        if node.operator != "=":
+            base = update.of_base(base, make)
         names = {operand(p): operand(p + 1) for p in range(len(operands))}
-        axes = tuple(a.rename_operands(names) for a in node.axes)
-        targets = tuple(rename_size_buffers(t, names) for t in node.targets)
-        changed = Update(base, tuple(operands), axes, targets, node.operator, rename_buffers(body, names))
+        axes = tuple(a.rename_operands(names) for a in form.axes)
+        targets = tuple(rename_size_buffers(t, names) for t in form.targets)
+        operator: PutOperator = "=" if node.operator == "=" else "+="
+        changed = Update(base, tuple(operands), axes, targets, operator, rename_buffers(body, names))
         self.tangents[node.value] = make(changed).value
 
     def _sort(self, node: Node, x: Value, make: Make) -> None:
@@ -116,7 +144,7 @@ class _Forward:
         """The loop once more, with the tangents of its float states as further states."""
         count = len(node.initial)
         varying = [k for k, v in enumerate(node.initial) if v.dtype.is_float]
-        again = copied(node, {}, {}, self.fresh)
+        again = copied(node, {}, {}, self.fresh, self.custom.follow)
         assert isinstance(again, Loop)
         extra = [Parameter(f"d_{node.states[k].label}", node.initial[k].type) for k in varying]
         nodes = list(again.body.nodes)
@@ -125,9 +153,9 @@ class _Forward:
             nodes.append(new)
             return new
 
-        inner = _Forward(
-            take, self.fresh, self.custom, {v: t for v, t in self.tangents.items() if v in again.body.captures}
-        )
+        ranges = {**self.ranges, again.counter: (again.lower, again.upper)}
+        known = {v: t for v, t in self.tangents.items() if v in again.body.captures}
+        inner = _Forward(take, self.fresh, self.custom, ranges, known)
         inner.tangents.update((again.states[k].value, p.value) for k, p in zip(varying, extra))
         inner.run(again.body.results)
 

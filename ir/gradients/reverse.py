@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from intarsia.ir.errors import CompileError
 from intarsia.ir.gradients.loops import pull_back_loop, pull_back_products
+from intarsia.ir.gradients.records import NO_LOOPS, Ranges
 from intarsia.ir.gradients.spaces import (
     Contribution,
-    CustomRule,
+    CustomRules,
     Make,
     adding,
     at_place_of,
@@ -20,8 +20,9 @@ from intarsia.ir.gradients.spaces import (
     zeros,
 )
 from intarsia.ir.gradients.whole import pull_back_whole
-from intarsia.ir.graph import Node, Region, Structured, Value
+from intarsia.ir.graph import Node, Structured, Value
 from intarsia.ir.ops import Constant, Cumulative, Loop, Reshape
+from intarsia.ir.sizes import Size
 from intarsia.ir.types import ListType
 
 
@@ -30,16 +31,18 @@ def gradients(
     wrt: Sequence[Value],
     make: Make,
     fresh: Callable[[str], str],
-    custom: Mapping[Node, CustomRule] | None = None,
+    custom: CustomRules | None = None,
+    ranges: Ranges = NO_LOOPS,
 ) -> list[Value]:
     """The gradient of a scalar with respect to each of `wrt`, in nodes that `make` takes.
 
-    `fresh` gives a loop's counter a name that no other one has; `custom` are nodes with rules of their own. A value of
+    `fresh` gives a loop's counter a name that no other one has; `custom` are nodes with rules of their own, to which
+    their copies come; `ranges` are those of the counters of loops around. A value of
     `wrt` counts as given: nothing flows on to what it is made of. Raises CompileError E0325 where something in between
     has no derivative, at the place of the op.
     """
     seed = make(Constant(1.0, result.dtype)).value
-    flow = Reverse(make, fresh, dict(custom or {}))
+    flow = Reverse(make, fresh, CustomRules() if custom is None else custom, ranges)
     flow.add(result, lambda before: seed)
     flow.run([result], wrt)
     found = [flow.cotangents.get(v) or zeros(tensor_of(v), make) for v in wrt]
@@ -48,35 +51,30 @@ def gradients(
 
 @dataclass
 class Reverse:
-    """Cotangents on their way back. `counters` are the counters of loops around the nodes."""
+    """Cotangents on their way back. `ranges` are those of the counters of loops around the nodes; `counters` are those
+    of the loops on the way."""
 
     make: Make
     fresh: Callable[[str], str]
-    custom: dict[Node, CustomRule] = field(default_factory=dict)
+    custom: CustomRules
+    ranges: Ranges
     counters: frozenset[str] = frozenset()
     cotangents: dict[Value, Value] = field(default_factory=dict)
 
-    def inside(self, make: Make, counter: str) -> Reverse:
+    def inside(self, make: Make, counter: str, range_: tuple[Size, Size]) -> Reverse:
         """What flows through the body of a loop."""
-        return Reverse(make, self.fresh, self.custom, self.counters | {counter})
-
-    def follow(self, node: Node, copy: Node, values: Mapping[Value, Value]) -> None:
-        """A copy of a node has its rule. Raises E0325 for a loop inside of which there is one."""
-        if node in self.custom:
-            self.custom[copy] = self.custom[node].moved(values)
-        if any(inner in self.custom for region in node.regions for inner in region.walk()):
-            raise CompileError("E0325", "custom_grad in a loop within a loop has no derivative yet", node.span)
+        ranges = {**self.ranges, counter: range_}
+        return Reverse(make, self.fresh, self.custom, ranges, self.counters | {counter})
 
     def add(self, value: Value, contribution: Contribution) -> None:
         self.cotangents[value] = contribution(self.cotangents.get(value))
 
     def run(self, results: Sequence[Value], wrt: Sequence[Value]) -> None:
         """Carry the cotangents of `results` back to `wrt`."""
-        nodes = Region.of((), results, frozenset(v.node for v in wrt)).nodes
         active = set(wrt)
         varying: list[Node] = []
-        for node in nodes:
-            if any(v in active for v in node.inputs):
+        for node in self.custom.between(results, wrt):
+            if any(v in active for v in self.custom.inputs(node)):
                 changing = [v for v in node.values if is_differentiable(v)]
                 active.update(changing)
                 varying += [node] if changing else []

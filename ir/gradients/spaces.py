@@ -18,7 +18,7 @@ from intarsia.ir.dtypes import DType
 from intarsia.ir.errors import CompileError
 from intarsia.ir.gradients.inverse import Inverse, invert
 from intarsia.ir.gradients.scalar import derivative, plus, times
-from intarsia.ir.graph import Node, Structured, Value
+from intarsia.ir.graph import Node, Parameter, Structured, Value
 from intarsia.ir.ops import BroadcastTo, Cast, Compute, Constant, Elementwise, Update
 from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, apply, cast, constant, transform, walk, where
 from intarsia.ir.sizes import ZERO, Size, maximum, minimum
@@ -59,18 +59,48 @@ class CustomRule:
     """
 
     sources: tuple[Value, ...]
-    arguments: tuple[object, ...]
-    evaluate: Callable[[tuple[object, ...], Value, Make], Sequence[Value]]
+    arguments: tuple[Value, ...]
+    evaluate: Callable[[Sequence[Value], Value, Make], Sequence[Value]]
 
     def moved(self, values: Mapping[Value, Value]) -> CustomRule:
         """The rule of a copy, in which some values are others."""
-        arguments = tuple(values.get(a, a) if isinstance(a, Value) else a for a in self.arguments)
-        return CustomRule(tuple(values.get(s, s) for s in self.sources), arguments, self.evaluate)
+        sources, arguments = (tuple(values.get(v, v) for v in own) for own in (self.sources, self.arguments))
+        return CustomRule(sources, arguments, self.evaluate)
 
     def pull_back(self, cotangent: Value, make: Make) -> list[tuple[Value, Contribution]]:
         """What the cotangent adds to those of the sources."""
         found = self.evaluate(self.arguments, cotangent, make)
         return [(source, adding(value, make)) for source, value in zip(self.sources, found)]
+
+
+class CustomRules(dict[Node, CustomRule]):
+    """The nodes that have rules of their own."""
+
+    def inputs(self, node: Node) -> Sequence[Value]:
+        """What a node's derivative depends on."""
+        return self[node].arguments if node in self else node.inputs
+
+    def between(self, results: Sequence[Value], given: Collection[Value]) -> list[Node]:
+        """The nodes from the values that are given to the results, each after those that it depends on."""
+        seen = {v.node for v in given}
+        found: list[Node] = []
+        stack = [(v.node, False) for v in reversed(results)]
+        while stack:
+            node, ready = stack.pop()
+            if node in seen or isinstance(node, Parameter):
+                continue
+            if ready:
+                seen.add(node)
+                found.append(node)
+            else:
+                stack.append((node, True))
+                stack += [(v.node, False) for v in reversed(self.inputs(node))]
+        return found
+
+    def follow(self, node: Node, copy: Node, values: Mapping[Value, Value]) -> None:
+        """A copy of a node has its rule, for the values that it has been given."""
+        if node in self:
+            self[copy] = self[node].moved(values)
 
 
 @contextmanager
@@ -145,9 +175,7 @@ def _literal(value: Value) -> Const | None:
 
 def _selection(space: Space, result: Load, operands: list[Value], make: Make) -> Callable[[Expr], Expr]:
     """The share of a factor at the elements that are the maximum or minimum: equal ones share equally."""
-    hit: Expr = apply("eq", space.body, result)
-    if space.body.dtype.is_float:
-        hit = apply("or", hit, apply("isnan", space.body))
+    hit = is_hit(space.body, result)
     wide = space.body.dtype.accumulator
     one = where(hit, constant(1.0, wide), constant(0.0, wide))
     count = make(Compute(tuple(operands), replace(space, body=one, dtype=wide, combiner="sum")))
@@ -161,11 +189,16 @@ def _selection(space: Space, result: Load, operands: list[Value], make: Make) ->
     return selected
 
 
+def is_hit(element: Expr, result: Expr) -> Expr:
+    """Is an element the maximum or minimum of those that it is among? NaN is, where it is among them."""
+    return apply("or", apply("eq", element, result), apply("isnan", element))
+
+
 def _others(space: Space, operands: list[Value], make: Make) -> Expr:
     """The product of all elements of a product but the one at the point."""
     own = {a.name for a in space.all_axes}
     if any(a.lower != ZERO or a.upper.opaques or a.upper.symbols & own for a in space.reduced):
-        raise CompileError("E0325", "a product over a range that depends on indices or data has no derivative yet")
+        return _others_by_division(space, operands, make)
     copies = {a.name: f"r{n}" for n, a in enumerate(space.reduced)}
     body = space.body.substitute({old: Size.of(new) for old, new in copies.items()})
     same = [apply("eq", Index(Size.of(old)), Index(Size.of(new))) for old, new in copies.items()]
@@ -174,6 +207,33 @@ def _others(space: Space, operands: list[Value], make: Make) -> Expr:
     others = make(Compute(tuple(operands), Space(space.all_axes, body, body.dtype, reduced, "prod")))
     operands.append(others.value)
     return Load(operand(len(operands) - 1), tuple(Size.of(a.name) for a in space.all_axes), body.dtype)
+
+
+def _others_by_division(space: Space, operands: list[Value], make: Make) -> Expr:
+    """The same where no tensor can hold it, as the points depend on indices or data."""
+    dtype = space.body.dtype
+    one, zero = constant(1.0, dtype), constant(0.0, dtype)
+    is_zero = apply("eq", space.body, zero)
+    values = tuple(operands)
+    count = make(Compute(values, replace(space, body=where(is_zero, one, zero), dtype=dtype, combiner="sum"))).value
+    rest = make(Compute(values, replace(space, body=where(is_zero, one, space.body), dtype=dtype))).value
+    operands += [count, rest]
+    place = tuple(Size.of(a.name) for a in space.axes)
+    number, product = (Load(operand(len(operands) - n), place, dtype) for n in (2, 1))
+    return one_of_product(space.body, number, product)
+
+
+def one_of_product(factor: Expr, zeros_among: Expr, product: Expr) -> Expr:
+    """What one factor of a product is multiplied by: the product of those that are not 0, without it, unless another
+    one is 0."""
+    dtype = factor.dtype
+    zero = constant(0.0, dtype)
+
+    def if_count(number: float, value: Expr) -> Expr:
+        return where(apply("eq", zeros_among, constant(number, zeros_among.dtype)), cast(dtype, value), zero)
+
+    is_zero = apply("eq", factor, zero)
+    return where(is_zero, if_count(1.0, product), if_count(0.0, apply("div", product, cast(product.dtype, factor))))
 
 
 def _all(conditions: Iterable[Expr]) -> Expr:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from intarsia.ir.errors import CompileError
-from intarsia.ir.gradients.scalar import derivative
 from intarsia.ir.gradients.spaces import Contribution, Linear, Make, adding, pull_back
+from intarsia.ir.gradients.updates import linear_update
 from intarsia.ir.graph import Node, Value
 from intarsia.ir.ops import Argsort, Compute, Cumulative, Sort, Update
-from intarsia.ir.scalar import Expr, Index, Load, apply, constant, loads
+from intarsia.ir.scalar import Load, constant
 from intarsia.ir.sizes import Size
-from intarsia.ir.space import Axis, Space, operand, operand_position, rename_size_buffers
+from intarsia.ir.space import Axis, Space, operand
 
 Found = list[tuple[Value, Contribution]]
 
@@ -50,41 +49,11 @@ def _sort(x: Value, cotangent: Value, make: Make) -> Found:
 
 
 def _update(node: Update, cotangent: Value, active: set[Value], make: Make) -> Found:
-    """An element that is set passes nothing on to the base; what is written gets the cotangent of its target."""
-    if node.operator not in ("=", "+="):
-        raise CompileError("E0325", f"an update with {node.operator} has no derivative yet")
+    """The base gets what is left of its own, what is written the cotangent of its target times its factor."""
+    update = linear_update(node, active, make)
     found: Found = []
-    names = {a.name: Size.of(f"j{n}") for n, a in enumerate(node.axes)}
-    axes = tuple(replace(a.substitute(names), name=f"j{n}") for n, a in enumerate(node.axes))
-    targets = tuple(t.substitute(names) for t in node.targets)
-    operands = (node.base, *node.arguments)
     if node.base in active:
-        back = _outside(node, cotangent, make) if node.operator == "=" else cotangent
-        found.append((node.base, adding(back, make)))
-    body = node.body.substitute(names)
-    factors: dict[Load, Expr] = {}
-    for load in dict.fromkeys(loads(body)):
-        if operands[operand_position(load.buffer)] in active and (factor := derivative(body, load)) is not None:
-            factors[load] = factor
-    linear = Linear(axes, (), operands, factors, body.dtype)
-    guards = _inside(targets, node)
-    return [*found, *pull_back(linear, cotangent, lambda _: (targets, guards), make)]
-
-
-def _inside(targets: tuple[Size, ...], node: Update) -> list[Expr]:
-    """A write outside of the tensor is dropped; only one that depends on data can be."""
-    guards: list[Expr] = []
-    for target, extent in zip(targets, node.base.tensor.shape):
-        if target.opaques:
-            guards.append(apply("ge", Index(target), Index(Size.of(0))))
-            guards.append(apply("lt", Index(target), Index(extent)))
-    return guards
-
-
-def _outside(node: Update, cotangent: Value, make: Make) -> Value:
-    """The cotangent with zeros where the update sets elements."""
-    names = {operand(0): operand(len(node.arguments) + 1)}
-    axes = tuple(a.rename_operands(names) for a in node.axes)
-    targets = tuple(rename_size_buffers(t, names) for t in node.targets)
-    zero = constant(0.0, cotangent.dtype)
-    return make(Update(cotangent, (*node.arguments, node.base), axes, targets, "=", zero)).value
+        found.append((node.base, adding(update.of_base(cotangent, make), make)))
+    form, guards = update.form, update.inside()
+    linear = Linear(form.axes, (), update.operands, update.factors, form.body.dtype)
+    return [*found, *pull_back(linear, cotangent, lambda _: (form.targets, guards), make)]
