@@ -28,7 +28,7 @@ def digest(module: Module) -> str:
 
 def node_key(node: Node) -> tuple[object, ...]:
     """Equal for two nodes of one op whose operands are the same values and whose attributes and regions are equal."""
-    return (node.name, *(_field_key(value) for _, value in node._fields()))
+    return (node.name, node.shardings, *(_field_key(value) for _, value in node._fields()))
 
 
 def _text(a: Module | Graph | Region) -> str:

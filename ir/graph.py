@@ -18,11 +18,15 @@ from typing import Any, ClassVar, TypeVar
 from intarsia.ir.dtypes import Array, DType
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.kernel import Kernel
+from intarsia.ir.sharding import Sharding
 from intarsia.ir.space import Space
-from intarsia.ir.types import TensorType, Type
+from intarsia.ir.types import TensorType, Type, placed
 
 OPS: dict[str, type[Node]] = {}
 """Every concrete op by the name it has in text."""
+
+NOT_OWN = ("span", "more_spans", "shardings", "results")
+"""Fields that every node has: they are no part of the operation."""
 
 N = TypeVar("N", bound="Node")
 
@@ -55,10 +59,12 @@ class Node:
     """One operation. Subclasses add fields; `infer` gives the result types or raises CompileError.
 
     `span` is the user's text that this node comes from; `more_spans` are those of other nodes merged into it.
+    `shardings` say how each result lies on a mesh of devices; () where nothing says so. They change no value.
     """
 
     span: Span | None = field(default=None, repr=False, compare=False)
     more_spans: tuple[Span, ...] = field(default=(), repr=False, compare=False)
+    shardings: tuple[Sharding | None, ...] = field(default=(), repr=False)
     results: tuple[Type, ...] = field(init=False, repr=False, compare=False)
     name: ClassVar[str] = ""
 
@@ -69,7 +75,13 @@ class Node:
             OPS[cls.name] = cls
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "results", self.infer())
+        object.__setattr__(self, "results", self.placed_types(self.infer()))
+
+    def placed_types(self, types: tuple[Type, ...]) -> tuple[Type, ...]:
+        """The types of the results as this node lays them out: operands may lie in other ways."""
+        if not self.shardings:
+            return tuple(t.plain for t in types)
+        return tuple(placed(t, s) for t, s in zip(types, self.shardings, strict=True))
 
     @abstractmethod
     def infer(self) -> tuple[Type, ...]:
@@ -119,7 +131,7 @@ class Node:
 
     def _fields(self) -> Iterator[tuple[str, Any]]:
         for f in dataclasses.fields(self):
-            if f.name not in ("span", "more_spans", "results"):
+            if f.name not in NOT_OWN:
                 yield f.name, getattr(self, f.name)
 
     def with_operands(self: N, new: Mapping[Value, Value]) -> N:
@@ -156,6 +168,9 @@ class Parameter(Node):
 
     def infer(self) -> tuple[Type, ...]:
         return (self.type,)
+
+    def placed_types(self, types: tuple[Type, ...]) -> tuple[Type, ...]:
+        return types
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ from intarsia.ir.arithmetic import Arithmetic, DoubleArithmetic
 from intarsia.ir.dtypes import I64, Array
 from intarsia.ir.graph import Graph, Module, Node, Region, Structured, Value
 from intarsia.ir.kernel import Buffer
+from intarsia.ir.ops.collective import Collective, DeviceIndex
 from intarsia.ir.ops.control import Call, Fused, ListGet, Loop
 from intarsia.ir.ops.index import Update
 from intarsia.ir.ops.order import Argsort, Cumulative, Sort
@@ -28,6 +29,9 @@ from intarsia.ir.structured import UpdateEvaluator, evaluate_space
 from intarsia.ir.types import ListType, TensorType, Type
 
 Observer: TypeAlias = Callable[[Node, Sequence[Operand]], None]
+
+Exchange: TypeAlias = Callable[[Node, Array], Array]
+"""The result of a collective on one device, for what this device has."""
 
 
 def evaluate(
@@ -56,11 +60,13 @@ def evaluate_with(
     sizes: Mapping[str, int] | None = None,
     checks: bool = False,
     observe: Observer | None = None,
+    exchange: Exchange | None = None,
 ) -> tuple[Array, ...]:
-    """`evaluate` with a given arithmetic."""
+    """`evaluate` with a given arithmetic, for the program of one device with what gives it the results of
+    collectives."""
     graph = module.graph
     names = bind_sizes(graph, inputs, sizes or {})
-    interpreter = _Interpreter(module, arithmetic, names, checks, observe)
+    interpreter = _Interpreter(module, arithmetic, names, checks, observe, exchange)
     for parameter, given in zip(graph.parameters, inputs):
         interpreter.check_input(parameter.label, parameter.type, given)
         interpreter.values[parameter.value] = interpreter.lift(given, parameter.type)
@@ -103,6 +109,7 @@ class _Interpreter:
     names: dict[str, int]
     checks: bool
     observe: Observer | None = None
+    exchange: Exchange | None = None
     values: dict[Value, Operand] = field(default_factory=dict)
 
     def run(self, region: Region) -> tuple[Array, ...]:
@@ -137,6 +144,12 @@ class _Interpreter:
                 return self.run(body)
             case Call():
                 return self._call(node)
+            case Collective(x):
+                assert self.exchange is not None, f"{node.name} runs on the devices of a mesh"
+                return (self.exchange(node, self.array(x)),)
+            case DeviceIndex():
+                assert self.exchange is not None, f"{node.name} runs on the devices of a mesh"
+                return (self.exchange(node, np.zeros((), np.int64)),)
             case _:
                 return (self._ordered(node),)
 

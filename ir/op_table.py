@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from intarsia.ir.functions import FUNCTIONS
-from intarsia.ir.graph import OPS, Node, Structured
+from intarsia.ir.graph import NOT_OWN, OPS, Node, Structured
 from intarsia.ir.ops.elementwise import Elementwise
 from intarsia.ir.ops.index import Compute
 from intarsia.ir.samples import samples
@@ -56,7 +56,7 @@ def markdown() -> str:
 
 
 def _row(cls: type[Node], sample: Node | None) -> OpRow:
-    fields = [f for f in dataclasses.fields(cls) if f.name not in ("span", "more_spans", "results")]
+    fields = [f for f in dataclasses.fields(cls) if f.name not in NOT_OWN]
     operands = [f.name for f in fields if "Value" in str(f.type)]
     regions = [f.name for f in fields if "Region" in str(f.type)]
     attributes = [f.name for f in fields if f.name not in (*operands, *regions)]

@@ -21,10 +21,12 @@ from intarsia.ir.ops import (
     Pad,
     Reduce,
     Reshape,
+    Shard,
     Slice,
     Sort,
     Transpose,
 )
+from intarsia.ir.sharding import Sharding
 from intarsia.ir.sizes import ONE, ZERO, Size
 from intarsia.ir.types import TensorType
 
@@ -112,6 +114,7 @@ def _shapes() -> list[Node]:
         Pad(x, _sizes(1, 0), _sizes(0, 2), 0.0),
         Pad(_x(I8, 3), _sizes(2), _sizes(1), -1),
         Concat((x, _x(F32, 2, 6, label="y")), 0),
+        Shard(x, shardings=(Sharding.parse(("a", ""), ""),)),
         Concat((x, _x(F32, 4, 0, label="y"), _x(F32, 4, 1, label="z")), 1),
     ]
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from intarsia.ir.graph import Node, Parameter, Region, Value
+from intarsia.ir.graph import NOT_OWN, Node, Parameter, Region, Value
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Index, Load
 from intarsia.ir.sizes import Size
 from intarsia.ir.space import Axis, Space
@@ -48,7 +48,7 @@ def copied(
         changed["counter"] = fresh(counter)
         names = {**names, counter: Size.of(changed["counter"])}
     for f in dataclasses.fields(node):
-        if f.name not in ("span", "more_spans", "results", "counter"):
+        if f.name not in (*NOT_OWN, "counter"):
             old = getattr(node, f.name)
             new = (
                 _region(old, names, values, fresh, note) if isinstance(old, Region) else substitute(old, names, values)

@@ -9,6 +9,7 @@ from typing import Any
 from intarsia.ir.dtypes import DType
 from intarsia.ir.errors import Source, Span
 from intarsia.ir.scalar_text import ScalarReader
+from intarsia.ir.sharding import Sharding
 from intarsia.ir.sizes import ZERO, Size
 from intarsia.ir.space import Axis
 from intarsia.ir.types import ListType, TensorType, Type
@@ -89,22 +90,27 @@ class PartReader(ScalarReader):
                 if not self.accept(","):
                     break
             self.expect("]")
-        annotation = self._annotation() if self.at("{") else ""
-        return TensorType(dtype, tuple(shape), tuple(marks) if any(marks) else (), annotation)
+        start = self.token
+        suffix = self._suffix() if self.at("{") else ""
+        try:
+            return TensorType(dtype, tuple(shape), Sharding.parse(marks, suffix))
+        except ValueError as error:
+            raise self.error("E1502", str(error), start) from None
 
     def _mark(self) -> str:
         """What stands after `@` in a dimension: an axis of the mesh, several in brackets, `_` or `?`; a priority."""
         start = self.next()
-        if start.text == "(":
-            while self.next().text != ")":
-                if self.token.kind == "end":
-                    raise self.unexpected("')'")
+        depth = int(start.text == "(")
+        while depth:
+            if self.token.kind == "end":
+                raise self.unexpected("')'")
+            depth += {"(": 1, ")": -1}.get(self.next().text, 0)
         if self.accept("!"):
             self.integer("a priority")
         span = self.span(start)
         return self.source.text[span.start : span.end]
 
-    def _annotation(self) -> str:
+    def _suffix(self) -> str:
         """The text between the braces after a type."""
         start = self.expect("{")
         depth = 1
@@ -134,3 +140,8 @@ class PartReader(ScalarReader):
                 break
         self.expect(")")
         return spans[0], tuple(spans[1:])
+
+
+def read_type(source: Source) -> Type:
+    """The type that a text is. Raises CompileError E1501, E1502."""
+    return PartReader(source).type()

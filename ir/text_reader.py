@@ -10,7 +10,7 @@ from typing import Any
 from intarsia.ir.dtypes import DType
 from intarsia.ir.errors import CompileError, Source, Span
 from intarsia.ir.functions import COMBINERS, FUNCTIONS
-from intarsia.ir.graph import OPS, Graph, Module, Node, Parameter, Region, Value
+from intarsia.ir.graph import NOT_OWN, OPS, Graph, Module, Node, Parameter, Region, Value
 from intarsia.ir.kernel import Kernel, PutOperator
 from intarsia.ir.kernel_text import KernelReader
 from intarsia.ir.ops.control import Call, Fused, ListGet, Loop
@@ -24,7 +24,7 @@ from intarsia.ir.types import ListType, TensorType, Type
 
 N = typing.TypeVar("N", bound=Node)
 
-_HEADER_WORDS = ("target", "mesh", "format")
+_HEADER_WORDS = ("target", "mesh", "format", "parameter", "result")
 _PUT_WORDS: dict[str, PutOperator] = {"max": "max=", "min": "min=", "and": "and=", "or": "or="}
 _PUT_SYMBOLS: dict[str, PutOperator] = {"=": "=", "+=": "+=", "*=": "*="}
 
@@ -39,7 +39,12 @@ class _Head:
 
     @property
     def spans(self) -> dict[str, Any]:
-        return {"span": self.span, "more_spans": self.more_spans}
+        shardings = tuple(t.sharding for t in self.types)
+        return {
+            "span": self.span,
+            "more_spans": self.more_spans,
+            "shardings": shardings if any(s is not None for s in shardings) else (),
+        }
 
 
 class ModuleReader(PartReader):
@@ -369,7 +374,7 @@ class ModuleReader(PartReader):
 
 
 def _own_fields(cls: type[Node]) -> list[dataclasses.Field[Any]]:
-    return [f for f in dataclasses.fields(cls) if f.name not in ("span", "more_spans", "results")]
+    return [f for f in dataclasses.fields(cls) if f.name not in NOT_OWN]
 
 
 def _field_types(cls: type[Node]) -> dict[str, Any]:

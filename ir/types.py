@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from intarsia.ir.dtypes import DType
+from intarsia.ir.sharding import Sharding
 from intarsia.ir.sizes import Size, SizeLike, product
 
 
@@ -13,14 +14,12 @@ from intarsia.ir.sizes import Size, SizeLike, product
 class TensorType:
     """A dense tensor: `f32[B, 768]`. A scalar has no dimensions.
 
-    `annotation` is the text between braces after the type (layout, partial, replicated), kept as written until the
-    passes that give it meaning; `sharding` holds the text after `@` of each dimension, or "".
+    `sharding` says how it lies on a mesh of devices, where the program or propagation says so.
     """
 
     dtype: DType
     shape: tuple[Size, ...] = ()
-    sharding: tuple[str, ...] = ()
-    annotation: str = ""
+    sharding: Sharding | None = None
 
     @staticmethod
     def of(dtype: DType, *shape: SizeLike) -> TensorType:
@@ -48,8 +47,8 @@ class TensorType:
 
     @property
     def plain(self) -> TensorType:
-        """The type without what says where and how its elements lie."""
-        return TensorType(self.dtype, self.shape)
+        """The type without what says where its elements lie."""
+        return self if self.sharding is None else TensorType(self.dtype, self.shape)
 
     def substitute(self, sizes: dict[str, Size]) -> TensorType:
         return replace(self, shape=tuple(s.substitute(sizes) for s in self.shape))
@@ -57,13 +56,14 @@ class TensorType:
     def __str__(self) -> str:
         if not self.shape:
             return f"{self.dtype}{self._suffix}"
-        marks = self.sharding or ("",) * self.rank
+        marks = self.sharding.marks() if self.sharding else ("",) * self.rank
         dims = (f"({s})@{m}" if m and " " in str(s) else f"{s}@{m}" if m else str(s) for s, m in zip(self.shape, marks))
         return f"{self.dtype}[{', '.join(dims)}]{self._suffix}"
 
     @property
     def _suffix(self) -> str:
-        return f"{{{self.annotation}}}" if self.annotation else ""
+        suffix = self.sharding.suffix() if self.sharding else ""
+        return f"{{{suffix}}}" if suffix else ""
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,16 @@ class ListType:
     length: Size
     element: TensorType
 
+    @property
+    def plain(self) -> ListType:
+        """The type without what says where its elements lie."""
+        return self if self.element.sharding is None else replace(self, element=self.element.plain)
+
+    @property
+    def sharding(self) -> Sharding | None:
+        """That of each tensor of the list."""
+        return self.element.sharding
+
     def substitute(self, sizes: dict[str, Size]) -> ListType:
         return ListType(self.length.substitute(sizes), self.element.substitute(sizes))
 
@@ -81,3 +91,10 @@ class ListType:
 
 
 Type: TypeAlias = TensorType | ListType
+
+
+def placed(type_: Type, sharding: Sharding | None) -> Type:
+    """The type with another sharding, for a list that of its tensors."""
+    if isinstance(type_, ListType):
+        return replace(type_, element=replace(type_.element, sharding=sharding))
+    return replace(type_, sharding=sharding)

@@ -104,7 +104,7 @@ class _Verifier:
     def node(self, node: Node, scope: frozenset[Node], names: frozenset[str]) -> None:
         """One node; `scope` are the nodes that its regions may use, `names` the dimensions and counters in scope."""
         try:
-            again = node.infer()
+            again = node.placed_types(node.infer())
         except CompileError as error:
             return self.problem(node, f"cannot be typed: {error.diagnostics[0].message}")
         if again != node.results:

@@ -7,6 +7,7 @@ from importlib import import_module
 MODULES: tuple[str, ...] = (
     "specialize",
     "canonicalize",
+    "shard",
     "cse",
     "dce",
     "expand_sorts",

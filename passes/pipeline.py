@@ -158,7 +158,7 @@ class Pipeline:
 
 
 DEFAULT = (
-    "canonicalize,cse,dce,expand-sorts,legalize-dtype,canonicalize,cse,sink-scales,sample,dce,contract,hoist,merge,fuse,"
+    "drop-sharding,canonicalize,cse,dce,expand-sorts,legalize-dtype,canonicalize,cse,sink-scales,sample,dce,contract,hoist,merge,fuse,"
     "skip-rounding,dce,lower,join,layout,schedule"
 )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from intarsia.ir.errors import CompileError, Span
-from intarsia.ir.graph import Module, Node, Parameter, Region, Value
+from intarsia.ir.graph import NOT_OWN, Module, Node, Parameter, Region, Value
 from intarsia.ir.sizes import Size
 from intarsia.ir.substitution import substitute
 from intarsia.ir.types import ListType, Type
@@ -72,7 +72,7 @@ def _region(region: Region, names: Mapping[str, Size], outer: Mapping[Value, Val
 def _node(node: Node, names: Mapping[str, Size], values: Mapping[Value, Value]) -> Node:
     changed: dict[str, Any] = {}
     for f in dataclasses.fields(node):
-        if f.name in ("span", "more_spans", "results"):
+        if f.name in NOT_OWN:
             continue
         old = getattr(node, f.name)
         new = _region(old, names, values) if isinstance(old, Region) else substitute(old, names, values)

@@ -24,6 +24,26 @@ MLP = """fn mlp(x: f32[B, K], w1: f32[K, F], b1: f32[F], w2: f32[F, N]) -> f32[B
 }
 """
 FILES = {
+    "twice.ir": """mesh pod(data=2)
+
+func @f(%x: f32[8@data, 4@data]) {
+  return %x
+}
+""",
+    "either.ir": """mesh pod(data=2, model=2)
+
+func @f(%x: f32[8@data], %y: f32[8@model]) {
+  %0 = add %x, %y : f32[8]
+  return %0
+}
+""",
+    "list.ir": """mesh pod(data=2)
+
+func @f(%w: list[3] f32[4@data]) {
+  %0 = compute [l < 3] sum[i < 2](%w[l, 2 * i]) : f32[3]
+  return %0
+}
+""",
     "mlp.ita": MLP,
     "relu.ita": "fn relu(x: f32[8]) -> f32[8] { return maximum(x, 0.0) }\nfn main(x: f32[8]) -> f32[8] { return x }\n",
     "softmax.ita": "fn f(x: f32[N, M], axis = -1) -> f32[N, M] { return softmax(x, axis=axis) }\n",

@@ -146,7 +146,7 @@ WHOLE = """intarsia.ir 1
 target cpu:x86-avx2
 mesh pod(data=2, model=4)
 
-func @whole[N, K](%x: f32[N@data, K]{layout: packed(k, 2)}, const %p.layer.w: list[3] f32[K, 4], %bin: i64[N]) {
+func @whole[N, K](%x: f32[N@data, K@(z:(2)2, ?)]{sum: x}, const %p.layer.w: list[3] f32[K, 4], %bin: i64[N]) {
   %0 = constant -0.0 : f32
   %1 = broadcast_to %0 : f32[N, K]
   %2 = compute [i < N, j < 4] sum[k < K](%x[i, k] * %p.layer.w[1, k, j]) : f32[N, 4]

@@ -22,6 +22,7 @@ from intarsia.dsl.semantics.values import (
 )
 from intarsia.ir.dtypes import I64
 from intarsia.ir.errors import CompileError, Span
+from intarsia.ir.ops import Shard
 from intarsia.ir.sizes import Size
 from intarsia.ir.types import TensorType
 
@@ -63,6 +64,9 @@ def fit(builder: Builder, item: Item, wanted: TensorType, what: str, span: Span)
             show = builder.bounds.show
             message = f"{what} is {wanted}, and this is {found}: {show(right)} and {show(left)} differ"
             raise CompileError("E0304", message, span, hint=sharing_hint(right, left))
+    if wanted.sharding is not None:
+        value = builder.reshaped(builder.as_value(item, span), wanted.shape, span)
+        return builder.add(Shard(value, span=span, shardings=(wanted.sharding,))).value
     if isinstance(item, EXPRESSIONS) or found.shape == wanted.shape:
         return item
     return builder.reshaped(builder.as_value(item, span), wanted.shape, span)

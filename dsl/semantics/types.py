@@ -12,6 +12,7 @@ from intarsia.dsl.semantics.values import Format
 from intarsia.ir.dtypes import ALL_NAMES, DType, dtype
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.formats import BUILT_IN
+from intarsia.ir.sharding import Axes, DimensionSharding, MeshAxis
 from intarsia.ir.sizes import Size
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ class TensorPattern:
 
     element: DType | GenericDType | Format
     dims: tuple[Size | PackName, ...]
-    sharding: tuple[str, ...] = ()
-    annotation: str = ""
+    sharding: tuple[DimensionSharding, ...] = ()
+    replicated: Axes = ()
 
     def __str__(self) -> str:
         name = self.element.name
@@ -127,23 +128,23 @@ def _tensor(expression: ast.TensorTypeExpr, names: Namespace) -> TensorPattern:
         raise CompileError("E0302", f"`{name.text}` is a struct", name.span, hint=hint)
     element = read_element(name.text, name.span, names)
     dims: list[Size | PackName] = []
-    marks: list[str] = []
+    marks: list[DimensionSharding] = []
     for dim in expression.dims:
         match dim:
             case ast.Pack(pack):
                 found = names.pack(pack, dim.span)
                 dims += found
-                marks += [""] * len(found)
+                marks += [DimensionSharding()] * len(found)
             case ast.Dim(size, sharding):
                 dims.append(read_size(size, names))
-                marks.append(sharding_text(sharding) if sharding else "")
+                marks.append(_dimension_sharding(sharding) if sharding else DimensionSharding())
                 _require_axes(sharding.axes if sharding else (), names.file)
     if sum(isinstance(d, ast.Pack) for d in expression.dims) > 1:
         raise CompileError("E0303", "a type has at most one pack", expression.span)
     _require_axes(expression.replicated, names.file)
-    replicated = ", ".join(map(str, expression.replicated))
-    annotation = f"replicated: {replicated}" if replicated else ""
-    return TensorPattern(element, tuple(dims), tuple(marks) if any(marks) else (), annotation)
+    replicated = tuple(MeshAxis(a.text) for a in expression.replicated)
+    says = replicated or any(mark != DimensionSharding() for mark in marks)
+    return TensorPattern(element, tuple(dims), tuple(marks) if says else (), replicated)
 
 
 def _require_axes(axes: tuple[ast.Identifier, ...], file: File) -> None:
@@ -156,11 +157,8 @@ def _require_axes(axes: tuple[ast.Identifier, ...], file: File) -> None:
             raise CompileError("E0302", f"the mesh has no axis `{axis}`", axis.span, hint=hint)
 
 
-def sharding_text(sharding: ast.Sharding) -> str:
-    """The text after `@`, as the Graph keeps it."""
-    axes = [*map(str, sharding.axes), *(["?"] if sharding.open else [])]
-    text = "_" if not axes else axes[0] if len(axes) == 1 else f"({', '.join(axes)})"
-    return text if sharding.priority is None else f"{text}!{sharding.priority}"
+def _dimension_sharding(sharding: ast.Sharding) -> DimensionSharding:
+    return DimensionSharding(tuple(MeshAxis(a.text) for a in sharding.axes), sharding.open, sharding.priority or 0)
 
 
 def _struct(

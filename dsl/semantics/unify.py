@@ -21,6 +21,7 @@ from intarsia.dsl.semantics.types import (
 from intarsia.dsl.semantics.values import Format, FormatTensor, Item, Struct, StructList, describe, tensor_of
 from intarsia.ir.dtypes import DType
 from intarsia.ir.errors import CompileError, Span
+from intarsia.ir.sharding import DimensionSharding, Sharding
 from intarsia.ir.sizes import ZERO, Size
 from intarsia.ir.types import TensorType
 
@@ -226,14 +227,15 @@ class Unifier:
         """The type that a pattern stands for. Raises E0309 where a part of it is not determined."""
         element = self.element(pattern)
         assert isinstance(element, DType)
-        marks = pattern.sharding or ("",) * len(pattern.dims)
+        marks = pattern.sharding or (DimensionSharding(),) * len(pattern.dims)
         dims: list[Size] = []
-        sharding: list[str] = []
+        sharding: list[DimensionSharding] = []
         for dim, mark in zip(pattern.dims, marks):
             found = self.pack(dim.name) if isinstance(dim, PackName) else (self.size(dim),)
             dims += found
             sharding += [mark] * len(found)
-        return TensorType(element, tuple(dims), tuple(sharding) if any(sharding) else (), pattern.annotation)
+        placed = Sharding(tuple(sharding), pattern.replicated) if pattern.sharding else None
+        return TensorType(element, tuple(dims), placed)
 
     def shape(self, pattern: TensorPattern) -> tuple[Size, ...]:
         """The dimensions of a pattern, whatever its elements."""

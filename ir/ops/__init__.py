@@ -1,5 +1,16 @@
 """The ops of the Graph, one file a family."""
 
+from intarsia.ir.ops.collective import (
+    AllGather,
+    AllReduce,
+    AllSlice,
+    AllToAll,
+    Collective,
+    CollectivePermute,
+    DeviceIndex,
+    ReduceScatter,
+    Shard,
+)
 from intarsia.ir.ops.control import Call, Fused, ListGet, Loop
 from intarsia.ir.ops.elementwise import BitcastOp, Cast, Constant, Elementwise
 from intarsia.ir.ops.index import Compute, Update
@@ -8,16 +19,23 @@ from intarsia.ir.ops.reduction import ArgReduce, Matmul, Reduce
 from intarsia.ir.ops.shape import BroadcastTo, Concat, Pad, Reshape, Slice, Transpose
 
 __all__ = [
+    "AllGather",
+    "AllReduce",
+    "AllSlice",
+    "AllToAll",
     "ArgReduce",
     "Argsort",
     "BitcastOp",
     "BroadcastTo",
     "Call",
     "Cast",
+    "Collective",
+    "CollectivePermute",
     "Compute",
     "Concat",
     "Constant",
     "Cumulative",
+    "DeviceIndex",
     "Elementwise",
     "Fused",
     "ListGet",
@@ -25,7 +43,9 @@ __all__ = [
     "Matmul",
     "Pad",
     "Reduce",
+    "ReduceScatter",
     "Reshape",
+    "Shard",
     "Slice",
     "Sort",
     "Transpose",

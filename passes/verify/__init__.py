@@ -22,6 +22,7 @@ from intarsia.ir.graph import Module
 from intarsia.ir.interpreter import evaluate
 from intarsia.ir.kernel import Kernel, Put, walk
 from intarsia.ir.ops import Call
+from intarsia.ir.spmd import is_partitioned, simulate
 from intarsia.ir.text import print_module, read_module
 from intarsia.ir.tolerance import Expected, expected
 from intarsia.ir.verifier import verify_module
@@ -295,4 +296,6 @@ def _run(module: Module, sizes: Mapping[str, int], seed: int, special: bool) -> 
 
 
 def _evaluate(module: Module, run: Run) -> tuple[Array, ...]:
+    if is_partitioned(module):
+        return simulate(module, run.inputs)
     return evaluate(module, run.inputs, {n: run.sizes[n] for n in module.graph.dimensions})

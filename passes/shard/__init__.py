@@ -1,0 +1,7 @@
+"""From shardings on a few tensors to a program for each device."""
+
+from intarsia.passes.shard.partition import DropSharding, Partition
+from intarsia.passes.shard.propagate import PropagateSharding
+from intarsia.passes.shard.reshard import Reshard
+
+__all__ = ["DropSharding", "Partition", "PropagateSharding", "Reshard"]

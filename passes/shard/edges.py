@@ -1,0 +1,185 @@
+"""What propagation and partitioning see of a graph: tensors that belong together, with the factors of their dimensions.
+
+A node gives one edge between its operands and its result, by `ir/factors.py`; a loop one for each state, between what
+it begins with, what the body has and yields, and the result. So no op is named beyond this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from intarsia.ir.factors import Dimension, Factor, Factors, factors
+from intarsia.ir.graph import Node, Region, Structured, Value
+from intarsia.ir.ops.control import Fused, ListGet, Loop
+from intarsia.ir.ops.shape import BroadcastTo
+from intarsia.ir.sharding import Axes, Mesh, MeshAxis
+from intarsia.ir.sizes import Size
+from intarsia.ir.types import ListType
+
+
+@dataclass(frozen=True, eq=False)
+class Edge:
+    """Tensors and the factors of each of their dimensions; the last `results` of the tensors are made by `node`."""
+
+    node: Node
+    tensors: tuple[Value, ...]
+    dimensions: tuple[tuple[Dimension, ...], ...]
+    factors: tuple[Factor, ...]
+    results: int
+    is_identity: bool = False
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Factor]:
+        return {f.name: f for f in self.factors}
+
+    @cached_property
+    def extents(self) -> Mapping[str, int | None]:
+        """The number of values of each factor; None where it is not known yet."""
+        return {f.name: f.extent.constant for f in self.factors}
+
+    @property
+    def operands(self) -> range:
+        return range(len(self.tensors) - self.results)
+
+    @cached_property
+    def spread(self) -> frozenset[int]:
+        """The operands that are broadcast: they lack factors of the result that other dimensions of theirs are not 1
+        in."""
+        shown = {f for dims in self.dimensions[len(self.tensors) - self.results :] for d in dims if d for f in d}
+        return frozenset(
+            t
+            for t in self.operands
+            if not shown <= {f for d in self.dimensions[t] if d for f in d} and not self._reduces
+        )
+
+    @cached_property
+    def _reduces(self) -> bool:
+        return any(f.reduced for f in self.factors)
+
+    @cached_property
+    def passes_all(self) -> bool:
+        """Does every element stay where it is? Then nothing is ever sent for this node."""
+        return not self._reduces and all(d is not None for dims in self.dimensions for d in dims)
+
+    @property
+    def is_broadcast(self) -> bool:
+        return isinstance(self.node, BroadcastTo)
+
+
+def shape_of(value: Value) -> tuple[Size, ...]:
+    """The dimensions that can be split: those of its tensors for a list."""
+    return value.type.element.shape if isinstance(value.type, ListType) else value.type.shape
+
+
+def edges_of(region: Region) -> Iterator[Edge]:
+    """All edges of a region and of those in it, in program order."""
+    for node in region.nodes:
+        for inner in node.regions:
+            yield from edges_of(inner)
+        yield from edges_of_node(node)
+
+
+def edges_of_node(node: Node) -> Iterator[Edge]:
+    """The edges of one node without those of its regions."""
+    match node:
+        case Loop(initial=initial, body=body, condition=condition):
+            for position, start in enumerate(initial):
+                same = [start, body.parameters[position].value, body.results[position], node.values[position]]
+                if condition is not None:
+                    same.insert(1, condition.parameters[position].value)
+                yield _identity(node, same)
+            for position in range(len(initial), len(node.values)):
+                stacked = node.values[position]
+                step = body.results[position]
+                yield _identity(node, [step, stacked], last=(None, *_names(step)))
+        case Fused(body):
+            for inner, outer in zip(body.results, node.values):
+                yield _identity(node, [inner, outer])
+        case ListGet(source, scalars=scalars):
+            first = _names(node.value) if isinstance(source.type, ListType) else (None, *_names(node.value))
+            found = tuple(Factor(f"i{d}", s) for d, s in enumerate(shape_of(node.value)))
+            rest = ((),) * len(scalars)
+            yield Edge(node, (source, *scalars, node.value), (first, *rest, _names(node.value)), found, 1)
+        case _:
+            rule = factors(node)
+            if rule is not None:
+                yield _edge(node, rule)
+
+
+def _edge(node: Node, rule: Factors) -> Edge:
+    dimensions = tuple(
+        dims[1:] if isinstance(value.type, ListType) else dims for value, dims in zip(node.operands, rule.operands)
+    )
+    identity = isinstance(node, Structured) and not any(f.reduced for f in rule.factors)
+    return Edge(node, (*node.operands, node.value), (*dimensions, rule.result), rule.factors, 1, identity)
+
+
+def _names(value: Value) -> tuple[Dimension, ...]:
+    return tuple((f"i{d}",) for d in range(len(shape_of(value))))
+
+
+def _identity(node: Node, values: list[Value], last: tuple[Dimension, ...] | None = None) -> Edge:
+    """Values that lie alike; `last` are the factors of the last one where these differ."""
+    names = _names(values[0])
+    found = tuple(Factor(f"i{d}", s) for d, s in enumerate(shape_of(values[0])))
+    dimensions = (*(names for _ in values[:-1]), names if last is None else last)
+    return Edge(node, tuple(values), dimensions, found, 1, is_identity=True)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The axes of each factor in one tensor, and the axes that no factor has."""
+
+    of_factor: Mapping[str, Axes]
+    others: Axes
+
+
+def project(mesh: Mesh, edge: Edge, tensor: int, axes: tuple[Axes, ...]) -> Projection:
+    """Hand the axes of each dimension to its factors, the major one first, parts of axes where need be."""
+    of_factor: dict[str, Axes] = {}
+    others: list[MeshAxis] = []
+    for dimension, own in zip(edge.dimensions[tensor], axes):
+        if not dimension:
+            others += own
+            continue
+        rest = own
+        for position, name in enumerate(dimension):
+            # Of several factors each is divided exactly, and a minor one only where the major ones are split wholly.
+            taken, rest = take(mesh, rest, edge.extents[name]) if len(dimension) > 1 else (rest, ())
+            of_factor[name] = taken
+            if mesh.size(taken) != edge.extents[name] or position == len(dimension) - 1:
+                others += rest
+                of_factor.update((n, ()) for n in dimension[position + 1 :])
+                break
+    return Projection(of_factor, tuple(others))
+
+
+def take(mesh: Mesh, axes: Axes, extent: int | None) -> tuple[Axes, Axes]:
+    """The first axes, as many as divide `extent`, and the rest; an axis may be cut in two."""
+    if extent is None:
+        return axes, ()
+    taken: list[MeshAxis] = []
+    for position, axis in enumerate(axes):
+        size = mesh.size(axis)
+        if extent % size == 0:
+            taken.append(axis)
+            extent //= size
+            continue
+        if size % extent == 0 and extent > 1:
+            first, second = mesh.split(axis, extent)
+            return (*taken, first), (second, *axes[position + 1 :])
+        return tuple(taken), axes[position:]
+    return tuple(taken), ()
+
+
+def dimension_axes(mesh: Mesh, edge: Edge, dimension: Dimension, of_factor: Mapping[str, Axes]) -> Axes:
+    """The axes of a dimension whose factors have these."""
+    found: Axes = ()
+    for name in dimension or ():
+        own = of_factor.get(name, ())
+        found = (*found, *own)
+        if mesh.size(own) != edge.extents[name]:
+            break
+    return mesh.joined(found)

@@ -1,0 +1,159 @@
+"""One op on what one device has: the space of its part.
+
+An axis that is cut over devices runs over the part only. Where a subscript runs along a dimension that is cut in the
+same way, it stays as it is: the offsets of both cancel. Everywhere else (the value of an index, a bound, a subscript
+into a tensor that the device has whole) the axis stands for its place in the whole, `number of the device * part + i`.
+What is beyond the end of the whole, where the devices do not divide an extent, is left out of reductions; in results
+it is arbitrary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from intarsia.ir.dtypes import I64
+from intarsia.ir.functions import COMBINERS
+from intarsia.ir.graph import Node, Structured, Value
+from intarsia.ir.ops.elementwise import Cast as CastOp
+from intarsia.ir.ops.elementwise import Elementwise
+from intarsia.ir.ops.index import Compute, Update
+from intarsia.ir.ops.reduction import Matmul, Reduce
+from intarsia.ir.ops.shape import BroadcastTo, Reshape, Transpose
+from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load, apply, where
+from intarsia.ir.sharding import Axes, Mesh, local_extent
+from intarsia.ir.sizes import Size
+from intarsia.ir.space import Axis, operand, operand_position
+from intarsia.ir.types import TensorType
+from intarsia.passes.shard.edges import Edge
+
+PLAIN = (Elementwise, CastOp, Matmul, Reduce, Transpose)
+"""Ops whose meaning follows from the shapes of their operands: the same op computes a part."""
+
+
+@dataclass
+class LocalOp:
+    """Makes one op local. `of_factor`: the axes of the mesh of each factor; `index`: the value that is the number of
+    the device along axes."""
+
+    mesh: Mesh
+    edge: Edge
+    of_factor: Mapping[str, Axes]
+    index: Callable[[Axes], Value]
+
+    def __post_init__(self) -> None:
+        self.numbers: dict[Axes, int] = {}
+        self.values: list[Value] = []
+        self.done: dict[Expr, Expr] = {}
+        self.axes: dict[str, Axes] = {}
+        for factor in self.edge.factors:
+            name = factor.name.split(".")[0]
+            self.axes[name] = (*self.axes.get(name, ()), *self.of_factor.get(factor.name, ()))
+        self.axes = {name: axes for name, axes in self.axes.items() if self.mesh.size(axes) > 1}
+
+    def structured(self, node: Structured, operands: tuple[Value, ...], result: TensorType) -> Node:
+        """The op on local operands; `result` is the local type of what it gives."""
+        space = node.space
+        self.values = list(operands)
+        masks = [a for a in space.reduced if a.name in self.axes and self._is_uneven(a)]
+        body = space.body
+        if masks and space.combiner is not None:
+            neutral = Const(COMBINERS[space.combiner].neutral(body.dtype), body.dtype)
+            inside = [apply("lt", Index(Size.of(a.name)), Index(a.upper)) for a in masks]
+            condition = inside[0]
+            for other in inside[1:]:
+                condition = apply("and", condition, other)
+            body = where(condition, body, neutral)
+        body = self._expression(body)
+        local = replace(
+            space,
+            axes=tuple(self._axis(a) for a in space.axes),
+            reduced=tuple(self._axis(a) for a in space.reduced),
+            body=body,
+        )
+        if len(self.values) == len(operands) and body == space.body:
+            if isinstance(node, PLAIN):
+                return replace(node.with_operands(dict(zip(node.operands, operands))), shardings=())
+            if isinstance(node, (Reshape, BroadcastTo)):
+                return replace(node, x=operands[0], shape=result.shape, shardings=())
+        return Compute(tuple(self.values), local, span=node.span, more_spans=node.more_spans)
+
+    def update(self, node: Update, operands: tuple[Value, ...]) -> Node:
+        self.values = list(operands)
+        targets = tuple(self._size(t, aligned=bool(d)) for t, d in zip(node.targets, self.edge.dimensions[0]))
+        axes = tuple(self._axis(a) for a in node.axes)
+        body = self._expression(node.body)
+        return replace(
+            node,
+            base=operands[0],
+            arguments=tuple(self.values[1:]),
+            axes=axes,
+            targets=targets,
+            body=body,
+            shardings=(),
+        )
+
+    # ------------------------------------------------------------------ parts
+
+    def _is_uneven(self, axis: Axis) -> bool:
+        extent = axis.upper.constant
+        return extent is None or extent % self.mesh.size(self.axes[axis.name]) != 0
+
+    def _extent(self, axis: str) -> int:
+        """The part of an axis that a device has."""
+        return local_extent(self._whole(axis), self.mesh.size(self.axes[axis]))
+
+    def _whole(self, axis: str) -> int:
+        extent = 1
+        for factor in self.edge.factors:
+            if factor.name.split(".")[0] == axis:
+                extent *= int(factor.extent)
+        return extent
+
+    def _axis(self, axis: Axis) -> Axis:
+        if axis.name in self.axes:
+            return Axis.of(axis.name, self._extent(axis.name))
+        return Axis(axis.name, self._size(axis.lower), self._size(axis.upper))
+
+    def _place(self, axis: str) -> Size:
+        """The place of a local axis in the whole."""
+        axes = self.axes[axis]
+        if axes not in self.numbers:
+            self.numbers[axes] = len(self.values)
+            self.values.append(self.index(axes))
+        number = Size.opaque(Load(operand(self.numbers[axes]), (), I64))
+        return number * self._extent(axis) + Size.of(axis)
+
+    def _size(self, size: Size, aligned: bool = False) -> Size:
+        """An integer expression on the device: `aligned` along a dimension that is cut as the axes in it are."""
+        names = {} if aligned else {n: self._place(n) for n in size.symbols if n in self.axes}
+        return size.substitute(names, lambda e: Size.opaque(self._expression(e)))
+
+    def _expression(self, e: Expr) -> Expr:
+        """A body on the device. Parents go first: a name that has been given its place must not be given it again."""
+        if e not in self.done:
+            self.done[e] = self._rebuilt(e)
+        return self.done[e]
+
+    def _rebuilt(self, e: Expr) -> Expr:
+        match e:
+            case Load(buffer, indices):
+                known = self.edge.dimensions[operand_position(buffer)]
+                skip = len(indices) - len(known)  # the subscript of a list
+                aligned = [*([False] * skip), *map(bool, known)]
+                return replace(e, indices=tuple(self._size(i, a) for i, a in zip(indices, aligned)))
+            case Index(size):
+                return Index(self._size(size))
+            case Apply(function, arguments):
+                return Apply(function, tuple(map(self._expression, arguments)))
+            case Cast(dtype, value):
+                return Cast(dtype, self._expression(value))
+            case Bitcast(dtype, value):
+                return Bitcast(dtype, self._expression(value))
+        return e
+
+
+def local_type(mesh: Mesh, type_: TensorType, axes: Sequence[Axes]) -> TensorType:
+    """What one device has of a tensor."""
+    shape = tuple(s if not a else Size.of(local_extent(int(s), mesh.size(a))) for s, a in zip(type_.shape, axes))
+    return TensorType(type_.dtype, shape)

@@ -1,0 +1,76 @@
+"""The mesh of a module, and types with and without shardings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from intarsia.ir.errors import CompileError
+from intarsia.ir.graph import Module, Node, Parameter, Region, Value
+from intarsia.ir.ops.collective import Shard
+from intarsia.ir.sharding import Mesh, Sharding
+from intarsia.ir.types import placed
+
+
+def mesh_of(module: Module) -> Mesh | None:
+    """The mesh that the header declares. Raises CompileError E1901 where its text is none."""
+    for line in module.header:
+        if line.startswith("mesh "):
+            try:
+                return Mesh.parse(line)
+            except ValueError as error:
+                raise CompileError("E1901", str(error)) from None
+    return None
+
+
+def with_mesh(module: Module, mesh: Mesh) -> Module:
+    """The module on another mesh."""
+    return replace(module, header=(*(h for h in module.header if not h.startswith("mesh ")), str(mesh)))
+
+
+def check_shardings(module: Module, mesh: Mesh) -> None:
+    """Raise CompileError E1901 for a sharding that does not fit the mesh."""
+    for node in (*module.graph.parameters, *module.graph.body.walk()):
+        for type_ in node.results:
+            if type_.sharding is not None and (problem := type_.sharding.problem(mesh)):
+                hint = f"the mesh is {mesh}"
+                raise CompileError("E1901", f"{type_}: {problem}", node.span, hint=hint)
+
+
+def reshard_values(region: Region, find: Callable[[Value], Sharding | None]) -> Region:
+    """The region with the sharding that `find` gives for each value of it and of the regions in it."""
+    return _relaid(region, find, {})
+
+
+def without_shardings(module: Module) -> Module:
+    """The module for one device: no type says where its elements lie, and nothing is laid out anew."""
+    body = module.graph.body
+    if not any(t.sharding for n in (*body.parameters, *body.walk()) for t in n.results):
+        return module
+    return module.with_body(_relaid(body, lambda value: None, {}, drop=True))
+
+
+def _relaid(
+    region: Region, find: Callable[[Value], Sharding | None], outer: Mapping[Value, Value], drop: bool = False
+) -> Region:
+    values = dict(outer)
+    parameters: list[Parameter] = []
+    for parameter in region.parameters:
+        new = replace(parameter, type=placed(parameter.type, find(parameter.value)))
+        parameters.append(new)
+        values[parameter.value] = new.value
+    nodes: list[Node] = []
+    for node in region.nodes:
+        if drop and isinstance(node, Shard):
+            values[node.value] = values.get(node.x, node.x)
+            continue
+        regions: dict[str, Any] = {
+            name: _relaid(value, find, values, drop) for name, value in node._fields() if isinstance(value, Region)
+        }
+        found = tuple(find(v) for v in node.values)
+        shardings = found if any(s is not None for s in found) else ()
+        changed = replace(node, **regions, shardings=shardings).with_operands(values)
+        nodes.append(changed)
+        values.update(zip(node.values, changed.values))
+    return Region(tuple(parameters), tuple(nodes), tuple(values.get(v, v) for v in region.results))

@@ -1,0 +1,198 @@
+"""The program of one device: local shapes and explicit collectives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from intarsia.ir.graph import Module, Node, Parameter, Region, Structured, Value
+from intarsia.ir.ops.collective import (
+    AllGather,
+    AllReduce,
+    AllSlice,
+    AllToAll,
+    CollectivePermute,
+    DeviceIndex,
+    ReduceScatter,
+    Shard,
+)
+from intarsia.ir.ops.control import ListGet, Loop
+from intarsia.ir.ops.elementwise import Constant
+from intarsia.ir.ops.index import Update
+from intarsia.ir.ops.shape import Pad, Slice
+from intarsia.ir.sharding import Axes, Mesh, Sharding
+from intarsia.ir.sizes import ZERO, Size
+from intarsia.ir.types import ListType, TensorType, Type
+from intarsia.passes.pipeline import Context, Pass
+from intarsia.passes.shard.edges import edges_of_node, project, shape_of
+from intarsia.passes.shard.local import LocalOp, local_type
+from intarsia.passes.shard.meshes import mesh_of, without_shardings
+from intarsia.passes.shard.steps import Step, reshard_steps
+
+
+@dataclass(frozen=True)
+class Partition(Pass):
+    """The program that each device of the mesh runs on its part.
+
+    Before:  func @f(%x: f32[8@data, 4]) { … %1 = shard %0 : f32[8@data, 4] … }      with %0: f32[8@data, 4]{sum: model}
+    After:   func @f(%x: f32[4, 4]) { … %1 = all_reduce %0 axes=(model,) devices=4 : f32[4, 4] … }
+
+    Keeps: the values of all devices together. Needs: operands that lie as ops need them (`reshard`), numbers for sizes.
+    Leaves: no sharding; the header says how parameters and results of the whole lie, in lines `parameter` and `result`.
+    """
+
+    name: ClassVar[str] = "partition"
+    exact: ClassVar[bool] = False
+
+    def run(self, module: Module, context: Context) -> Module:
+        mesh = mesh_of(module)
+        if mesh is None:
+            return module
+        body = module.graph.body
+        placed = (
+            *(f"parameter {p.type}" for p in body.parameters),
+            *(f"result {v.type}" for v in body.results),
+        )
+        made = _Partitioner(mesh)
+        region = made.region(body, {})
+        region = Region(region.parameters, (*made.indices.values(), *region.nodes), region.results)
+        return replace(module.with_body(region), header=(*module.header, *placed))
+
+
+@dataclass(frozen=True)
+class DropSharding(Pass):
+    """Forget how tensors lie on a mesh: the program runs on one device.
+
+    Before:  func @f(%x: f32[8@data, 4]) { %0 = shard %x : f32[8, 4@data]  return %0 }
+    After:   func @f(%x: f32[8, 4]) { return %x }
+
+    Keeps: values. Needs: nothing. Leaves: no sharding and no `shard` node.
+    """
+
+    name: ClassVar[str] = "drop-sharding"
+
+    def run(self, module: Module, context: Context) -> Module:
+        return without_shardings(module)
+
+
+@dataclass
+class _Partitioner:
+    mesh: Mesh
+    indices: dict[Axes, DeviceIndex] = field(default_factory=dict)
+
+    def index(self, axes: Axes) -> Value:
+        """The number of the device along axes; made once, before everything else."""
+        if axes not in self.indices:
+            self.indices[axes] = DeviceIndex(tuple(map(str, axes)), self.mesh.size(axes))
+        return self.indices[axes].value
+
+    def type(self, type_: Type) -> Type:
+        axes = type_.sharding.axes if type_.sharding is not None else ()
+        if isinstance(type_, ListType):
+            return ListType(type_.length, local_type(self.mesh, type_.element, axes))
+        return local_type(self.mesh, type_, axes) if axes else type_.plain
+
+    def region(self, region: Region, outer: Mapping[Value, Value]) -> Region:
+        values = dict(outer)
+        parameters: list[Parameter] = []
+        for parameter in region.parameters:
+            new = replace(parameter, type=self.type(parameter.type))
+            parameters.append(new)
+            values[parameter.value] = new.value
+        nodes: list[Node] = []
+        for node in region.nodes:
+            made = self.node(node, values, nodes)
+            values.update(zip(node.values, made))
+        return Region(tuple(parameters), tuple(nodes), tuple(values[v] for v in region.results))
+
+    def node(self, node: Node, values: Mapping[Value, Value], nodes: list[Node]) -> Sequence[Value]:
+        """The local values of a node's results."""
+        operands = tuple(values[v] for v in node.operands)
+        match node:
+            case Shard(x):
+                return (self.moved(node, x, operands[0], nodes),)
+            case Loop():
+                initial = tuple(values[v] for v in node.initial)
+                scalars = tuple(values[v] for v in node.scalars)
+                body = self.region(node.body, values)
+                condition = None if node.condition is None else self.region(node.condition, values)
+                made: Node = replace(
+                    node, initial=initial, scalars=scalars, body=body, condition=condition, shardings=()
+                )
+            case Constant() | ListGet():
+                made = replace(node.with_operands(dict(zip(node.operands, operands))), shardings=())
+            case _:
+                made = self.op(node, operands)
+        nodes.append(made)
+        return made.values
+
+    def op(self, node: Node, operands: tuple[Value, ...]) -> Node:
+        edge = next(iter(edges_of_node(node)))
+        of_factor: dict[str, Axes] = {}
+        for t, value in enumerate(edge.tensors):
+            of_factor.update({f: a for f, a in project(self.mesh, edge, t, _axes(value)).of_factor.items() if a})
+        local = LocalOp(self.mesh, edge, of_factor, self.index)
+        wanted = self.type(node.value.type)
+        assert isinstance(wanted, TensorType)
+        if isinstance(node, Structured):
+            made = local.structured(node, operands, wanted)
+        elif isinstance(node, Update):
+            made = local.update(node, operands)
+        else:
+            made = replace(node.with_operands(dict(zip(node.operands, operands))), shardings=())
+        assert made.value.type == wanted, f"{node.name} makes {made.value.type} and not {wanted}"
+        return made
+
+    # ------------------------------------------------------------------ moving
+
+    def moved(self, node: Shard, old: Value, value: Value, nodes: list[Node]) -> Value:
+        """A local value laid out anew: the collectives of `reshard_steps`, with padding before and cuts after them."""
+        shape = [int(s) for s in shape_of(old)]
+        source = old.type.sharding or Sharding.of(((),) * len(shape))
+        target = node.value.type.sharding or Sharding.of(((),) * len(shape))
+
+        def add(made: Node) -> Value:
+            nodes.append(replace(made, span=node.span, more_spans=node.more_spans))
+            return nodes[-1].value
+
+        for step in reshard_steps(self.mesh, shape, source, target):
+            value = _fitted(value, step.before, add)
+            value = add(_collective(self.mesh, step, value))
+            value = _fitted(value, step.after, add)
+        return value
+
+
+def _axes(value: Value) -> tuple[Axes, ...]:
+    return value.type.sharding.axes if value.type.sharding is not None else ((),) * len(shape_of(value))
+
+
+def _fitted(value: Value, shape: Sequence[int], add: object) -> Value:
+    """A value padded or cut at the end of each dimension."""
+    assert callable(add)
+    have = value.tensor.static_shape
+    after = tuple(Size.of(max(0, want - own)) for own, want in zip(have, shape))
+    if any(a != ZERO for a in after):
+        zero = False if value.dtype.kind == "bool" else 0
+        value = add(Pad(value, (ZERO,) * len(have), after, zero))
+    if any(want < own for own, want in zip(have, shape)):
+        value = add(Slice(value, (ZERO,) * len(have), tuple(map(Size.of, shape)), (1,) * len(have)))
+    return value
+
+
+def _collective(mesh: Mesh, step: Step, x: Value) -> Node:
+    axes, devices = tuple(map(str, step.axes)), mesh.size(step.axes)
+    match step.kind:
+        case "all_reduce":
+            return AllReduce(x, axes, devices, step.combiner)
+        case "reduce_scatter":
+            return ReduceScatter(x, axes, devices, step.dim, step.combiner)
+        case "all_gather":
+            return AllGather(x, axes, devices, step.dim)
+        case "all_to_all":
+            return AllToAll(x, axes, devices, step.dim, step.join)
+        case "all_slice":
+            return AllSlice(x, axes, devices, step.dim)
+        case "collective_permute":
+            return CollectivePermute(x, axes, devices, step.sources)
+    raise AssertionError(step.kind)

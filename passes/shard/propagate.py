@@ -1,0 +1,346 @@
+"""Shardings of all tensors from those that the program says.
+
+The algorithm is Shardy's (https://openxla.org/shardy/propagation): every op says which dimensions of its tensors are
+one factor, and axes spread along factors, forwards and backwards, until nothing changes. What goes first is decided in
+three nested orders: the priorities that the user gives; then stages of ops, those that only pass elements on before
+those that move or merge them; then rules for conflicts, of which the careful ones (`basic`) come before the bold
+(`aggressive`).
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from intarsia.ir.errors import CompileError
+from intarsia.ir.graph import Module, Node, Value
+from intarsia.ir.sharding import Axes, DimensionSharding, Mesh, MeshAxis, Sharding
+from intarsia.passes.pipeline import Context, Pass
+from intarsia.passes.shard.edges import Edge, Projection, dimension_axes, edges_of, project, shape_of, take
+from intarsia.passes.shard.meshes import check_shardings, mesh_of, reshard_values
+
+
+@dataclass(frozen=True)
+class PropagateSharding(Pass):
+    """Give every tensor a sharding, from those that the program says.
+
+    Before:  func @f(%x: f32[8@data, 4], %w: f32[4, 6@model]) { %0 = matmul %x, %w : f32[8, 6] … }
+    After:   … %0 = matmul %x, %w : f32[8@data, 6@model] …
+
+    Keeps: values. Needs: a mesh in the header; without one it does nothing. Leaves: a sharding, perhaps an empty one,
+    for every tensor. With `strict` a choice between shardings is an error. Source: https://openxla.org/shardy/propagation.
+
+    Raises CompileError: E1901 a sharding that does not fit the mesh, E1902 under `strict`.
+    """
+
+    name: ClassVar[str] = "propagate-sharding"
+    strict: bool = False
+
+    def run(self, module: Module, context: Context) -> Module:
+        mesh = mesh_of(module)
+        if mesh is None:
+            return module
+        check_shardings(module, mesh)
+        found = Propagation(mesh, self.strict)
+        found.begin(module)
+        found.run(tuple(edges_of(module.graph.body)))
+        for choice in found.choices:
+            self.remark(context, "sharding", str(choice), choice.value.node.span)
+        return module.with_body(reshard_values(module.graph.body, found.settled))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Why a dimension is split: for a remark."""
+
+    value: Value
+    dimension: int
+    axes: Axes
+    edge: Edge
+    source: Value
+    rule: str
+
+    def __str__(self) -> str:
+        axes = ", ".join(map(str, self.axes))
+        return (
+            f"dimension {self.dimension} of {_described(self.value)} is split over {axes}, "
+            f"as {_described(self.source)} ({self.rule})"
+        )
+
+
+def _described(value: Value) -> str:
+    label = getattr(value.node, "label", None)
+    return f"`{label}`" if label else f"the {value.node.name} of {value.type}"
+
+
+@dataclass
+class _Laid:
+    """How one tensor lies so far. A dimension is `fixed` where it takes no more axes: it is closed, or waits for the
+    turn of its priority, and `hidden` while it waits."""
+
+    axes: list[Axes]
+    closed: tuple[bool, ...]
+    priorities: tuple[int, ...]
+    replicated: Axes
+
+
+Rule = Literal["basic", "aggressive"]
+
+STAGES = ("elementwise, one use", "elementwise", "factors that pass", "all but broadcasts", "all")
+"""The stages of ops, in order: Shardy's op priorities."""
+
+
+@dataclass
+class Propagation:
+    """Spreads axes over edges. `choices` are what it did, in order."""
+
+    mesh: Mesh
+    strict: bool = False
+    laid: dict[Value, _Laid] = field(default_factory=dict)
+    choices: list[Choice] = field(default_factory=list)
+    priority: int = 0
+
+    def begin(self, module: Module) -> None:
+        """Take the shardings that the program says."""
+        for node in (*module.graph.parameters, *_all_parameters(module)):
+            self._add(node)
+        for node in module.graph.body.walk():
+            self._add(node)
+
+    def _add(self, node: Node) -> None:
+        for value in node.values:
+            if value in self.laid:
+                continue
+            shape = shape_of(value)
+            said = value.type.sharding or Sharding((DimensionSharding(),) * len(shape))
+            dimensions = said.dimensions
+            self.laid[value] = _Laid(
+                [d.axes for d in dimensions],
+                tuple(not d.open for d in dimensions),
+                tuple(d.priority for d in dimensions),
+                said.replicated,
+            )
+
+    def settled(self, value: Value) -> Sharding:
+        return Sharding.of(tuple(self.laid[value].axes))
+
+    def run(self, edges: Sequence[Edge]) -> None:
+        """Propagate to the end, by priorities, stages and rules."""
+        uses: dict[Value, list[int]] = {}
+        for number, edge in enumerate(edges):
+            for value in dict.fromkeys(edge.tensors):
+                uses.setdefault(value, []).append(number)
+        readers: dict[Value, int] = {}
+        for edge in edges:
+            for t in edge.operands:
+                readers[edge.tensors[t]] = readers.get(edge.tensors[t], 0) + 1
+        waiting = {p for laid in self.laid.values() for p, a in zip(laid.priorities, laid.axes) if a}
+        for priority in sorted(waiting | {0}):
+            self.priority = priority
+            for stage in range(len(STAGES)):
+                for rule in ("basic", "aggressive"):
+                    self._to_the_end(edges, uses, readers, stage, rule)
+
+    def _to_the_end(
+        self,
+        edges: Sequence[Edge],
+        uses: dict[Value, list[int]],
+        readers: dict[Value, int],
+        stage: int,
+        rule: Rule,
+    ) -> None:
+        queue = list(range(len(edges)))
+        queued = set(queue)
+        while queue:
+            number = heapq.heappop(queue)
+            queued.discard(number)
+            edge = edges[number]
+            turn = _Turn.of(edge, stage, readers)
+            if turn is None:
+                continue
+            for value in self._step(edge, turn, rule, STAGES[stage]):
+                for other in uses[value]:
+                    if other not in queued:
+                        queued.add(other)
+                        heapq.heappush(queue, other)
+
+    # ------------------------------------------------------------------ one edge
+
+    def _step(self, edge: Edge, turn: _Turn, rule: Rule, stage: str) -> set[Value]:
+        """Spread axes over one edge; the tensors that changed."""
+        seen = [project(self.mesh, edge, t, self._visible(v)) for t, v in enumerate(edge.tensors)]
+        if not any(axes for t in turn.sources for axes in seen[t].of_factor.values()):
+            return set()
+        wanted: dict[str, tuple[Axes, int]] = {}
+        for factor in edge.factors:
+            if not turn.takes(factor.reduced):
+                continue
+            found = self._compatible(edge, factor.name, seen, turn)
+            if found is not None and found[0]:
+                wanted[factor.name] = found
+        if rule == "basic":
+            wanted = {f: (self._uncontested(f, axes, seen), t) for f, (axes, t) in wanted.items()}
+        order = sorted(wanted, key=lambda f: self._preference(edge, f, *wanted[f]))
+        changed: set[Value] = set()
+        for name in order:
+            axes, source = wanted[name]
+            for t in sorted(turn.targets):
+                if not axes or name not in seen[t].of_factor:
+                    continue
+                value = edge.tensors[t]
+                dimension = self._extend(edge, t, value, name, axes, seen, order)
+                if dimension is None:
+                    continue
+                changed.add(value)
+                own, origin = self.laid[value].axes[dimension], edge.tensors[source]
+                self.choices.append(Choice(value, dimension, own, edge, origin, f"{rule}, {stage}"))
+                for p, other in enumerate(edge.tensors):  # a tensor may be several operands
+                    if other is value:
+                        seen[p] = project(self.mesh, edge, p, self._visible(value))
+        return changed
+
+    def _visible(self, value: Value) -> tuple[Axes, ...]:
+        laid = self.laid[value]
+        return tuple(() if p > self.priority else a for a, p in zip(laid.axes, laid.priorities))
+
+    def _compatible(self, edge: Edge, name: str, seen: Sequence[Projection], turn: _Turn) -> tuple[Axes, int] | None:
+        """The axes on which all tensors agree as far as they say anything, and the tensor that says most."""
+        lists = [(seen[t].of_factor[name], t) for t in turn.sources if name in seen[t].of_factor]
+        # What may not change does not pull, but what it has must not be contradicted.
+        lists += [(p.of_factor[name], t) for t, p in enumerate(seen) if name in p.of_factor and t not in turn.sources]
+        result: list[MeshAxis] = []
+        rests = [(axes, t) for axes, t in lists if axes]
+        source = min((t for _, t in rests), default=None)
+        while rests:
+            heads = {axes[0] for axes, _ in rests}
+            first = min(heads, key=self.mesh.size)
+            agree = all(
+                h.name == first.name and h.left == first.left and self.mesh.size(h) % self.mesh.size(first) == 0
+                for h in heads
+            )
+            if not agree:
+                if self.strict:
+                    self._refuse(edge, name, [(axes, edge.tensors[t]) for axes, t in lists if axes])
+                break
+            source = rests[0][1]
+            result.append(first)
+            rests = [(rest, t) for axes, t in rests if (rest := self.mesh.rest((first,), axes))]
+        if source is None:
+            return None
+        from_sources = {axes for axes, t in lists if t in turn.sources}
+        joined = self.mesh.joined(result)
+        longest = max((self.mesh.common_prefix(joined, a) for a in from_sources), key=len, default=())
+        return (longest if len(longest) < len(joined) else joined), source
+
+    def _uncontested(self, name: str, axes: Axes, seen: Sequence[Projection]) -> Axes:
+        """The first of the axes that no other factor has in any tensor."""
+        others = [a for p in seen for f, own in p.of_factor.items() if f != name for a in own] + [
+            a for p in seen for a in p.others
+        ]
+        return self._free(axes, others)
+
+    def _free(self, axes: Axes, taken: Iterable[MeshAxis]) -> Axes:
+        """The first of the axes, up to one that overlaps with what is taken."""
+        taken = tuple(taken)
+        free: list[MeshAxis] = []
+        for axis in axes:
+            if any(self.mesh.overlap(axis, other) for other in taken):
+                break
+            free.append(axis)
+        return tuple(free)
+
+    def _preference(self, edge: Edge, name: str, axes: Axes, source: int) -> tuple[float, ...]:
+        """Larger tensors first; for identities the factor that is split more; then the order in the text."""
+        elements = math.prod(s.constant or 1 for s in shape_of(edge.tensors[source]))
+        split = -self.mesh.size(axes) if edge.is_identity else 0
+        position = next(p for p, f in enumerate(edge.factors) if f.name == name)
+        return (-elements, split, source, position)
+
+    def _extend(
+        self,
+        edge: Edge,
+        t: int,
+        value: Value,
+        name: str,
+        axes: Axes,
+        seen: Sequence[Projection],
+        order: Sequence[str],
+    ) -> int | None:
+        """Split the dimension of one tensor that has a factor further, and give it; None if nothing changes."""
+        laid = self.laid[value]
+        dimension = next(d for d, names in enumerate(edge.dimensions[t]) if names and name in names)
+        if laid.closed[dimension] or laid.priorities[dimension] > self.priority:
+            return None
+        own = seen[t].of_factor[name]
+        if not self.mesh.is_prefix(own, axes):
+            return None
+        taken = [a for d, found in enumerate(laid.axes) if d != dimension for a in found]
+        taken += [*laid.replicated, *seen[t].others]
+        taken += [a for f, found in seen[t].of_factor.items() if f != name for a in found]
+        free = self._free(self.mesh.rest(own, axes), taken)
+        if self.strict and len(free) < len(self.mesh.rest(own, axes)):
+            rivals = [(f, seen[t].of_factor[f]) for f in order if f != name and f in seen[t].of_factor]
+            if any(found for _, found in rivals):
+                self._refuse(edge, name, [(axes, value), *((found, value) for _, found in rivals if found)])
+        if not free:
+            return None
+        names = edge.dimensions[t][dimension] or ()
+        wanted = self.mesh.joined((*own, *free))
+        if len(names) > 1:
+            wanted, _ = take(self.mesh, wanted, edge.extents[name])
+        new = {**seen[t].of_factor, name: wanted}
+        for major in names[: names.index(name)]:
+            if self.mesh.size(new[major]) != edge.extents[major]:
+                return None
+        whole = dimension_axes(self.mesh, edge, names, new)
+        if whole == laid.axes[dimension] or not self.mesh.is_prefix(laid.axes[dimension], whole):
+            return None
+        laid.axes[dimension] = whole
+        return dimension
+
+    def _refuse(self, edge: Edge, name: str, ways: Sequence[tuple[Axes, Value]]) -> None:
+        """Raise E1902: more than one sharding would do."""
+        said = " or ".join(f"{', '.join(map(str, axes))} as {_described(v)}" for axes, v in ways)
+        raise CompileError(
+            "E1902",
+            f"the {edge.node.name} could be split over {said}",
+            edge.node.span,
+            hint="say which with a type: y: f32[N@data] = …",
+        )
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """What a stage does with one edge: which tensors pull, which may change, and which factors move."""
+
+    sources: tuple[int, ...]
+    targets: frozenset[int]
+    reduced: bool
+
+    def takes(self, combiner: str | None) -> bool:
+        return self.reduced or combiner is None
+
+    @staticmethod
+    def of(edge: Edge, stage: int, readers: dict[Value, int]) -> _Turn | None:
+        """None where it is not the turn of this edge."""
+        every = tuple(range(len(edge.tensors)))
+        operands = tuple(edge.operands)
+        results = every[len(operands) :]
+        if stage < 2 and not edge.passes_all:
+            return None
+        if stage == 4:
+            return _Turn(every, frozenset(every), True)
+        sources = tuple(t for t in every if t not in edge.spread)
+        if stage == 0 and any(readers.get(edge.tensors[t], 0) > 1 for t in results):
+            sources = results  # only backwards: where it is used decides
+            return _Turn(sources, frozenset(operands), False)
+        return _Turn(sources, frozenset(every), stage >= 3)
+
+
+def _all_parameters(module: Module) -> Iterator[Node]:
+    for node in module.graph.body.walk():
+        for region in node.regions:
+            yield from region.parameters

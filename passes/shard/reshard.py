@@ -1,0 +1,286 @@
+"""Every op on operands that lie as it needs them, with what has to be sent in between."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import ClassVar
+
+from intarsia.ir.errors import CompileError
+from intarsia.ir.graph import Module, Node, Region, Structured, Value
+from intarsia.ir.ops.collective import Shard
+from intarsia.ir.ops.control import Loop
+from intarsia.ir.sharding import Axes, Mesh, Sharding
+from intarsia.ir.types import ListType
+from intarsia.passes.pipeline import Context, Pass
+from intarsia.passes.shard.edges import Edge, dimension_axes, edges_of_node, project, shape_of
+from intarsia.passes.shard.linear import passes_parts
+from intarsia.passes.shard.meshes import mesh_of
+from intarsia.passes.shard.steps import reshard_steps
+
+BYTES_PER_POINT = 0.01
+"""What computing one point of a space costs beside sending: some 100 operations take as long as a byte."""
+
+RESULT_MOVED = 2
+"""A way that leaves the result otherwise than propagation says has to send so many times less: it surprises."""
+
+
+@dataclass(frozen=True)
+class Reshard(Pass):
+    """Lay out operands as ops need them, by `shard` nodes; what an op leaves in parts says so in its type.
+
+    Before:  %0 = matmul %h, %w : f32[8@data, 4]                      with %h: f32[8@data, 6@model], %w: f32[6@model, 4]
+    After:   %0 = matmul %h, %w : f32[8@data, 4]{sum: model}
+             %1 = shard %0 : f32[8@data, 4]
+
+    Of the ways to split an op over the mesh it takes the one that sends least. Parts of sums are merged as late as
+    linear ops allow, and only in part where the result is split.
+
+    Keeps: values. Needs: a sharding for each tensor (`propagate-sharding`). Leaves: no op on parts of a sum that is not
+    linear in them.
+    """
+
+    name: ClassVar[str] = "reshard"
+
+    def run(self, module: Module, context: Context) -> Module:
+        mesh = mesh_of(module)
+        if mesh is None:
+            return module
+        return module.with_body(_Resharder(mesh).region(module.graph.body, {}))
+
+
+@dataclass(frozen=True)
+class Way:
+    """How one op is split: the axes of each factor, and the parts that it is given and leaves."""
+
+    of_factor: Mapping[str, Axes]
+    operands: tuple[Sharding, ...]
+    result: Sharding
+
+
+@dataclass
+class _Resharder:
+    mesh: Mesh
+    made: dict[tuple[Value, Sharding], Value] = field(default_factory=dict)
+
+    def region(self, region: Region, outer: Mapping[Value, Value]) -> Region:
+        """The region with `shard` nodes; its results lie as the old ones say."""
+        values = dict(outer)
+        nodes: list[Node] = []
+        kept = self.made
+        self.made = dict(kept)  # what is laid out anew inside cannot be used outside
+        for node in region.nodes:
+            self.node(node, values, nodes)
+        results = tuple(self.laid(values.get(v, v), _sharding(v), nodes) for v in region.results)
+        self.made = kept
+        return Region(region.parameters, tuple(nodes), results)
+
+    def laid(self, value: Value, wanted: Sharding, nodes: list[Node], like: Node | None = None) -> Value:
+        """The value as `wanted` says, by a `shard` node where it lies otherwise."""
+        if _sharding(value) == wanted:
+            return value
+        key = (value, wanted)
+        if key not in self.made:
+            source = like or value.node
+            node = Shard(value, span=source.span, more_spans=source.more_spans, shardings=(wanted,))
+            nodes.append(node)
+            self.made[key] = node.value
+        return self.made[key]
+
+    def node(self, node: Node, values: dict[Value, Value], nodes: list[Node]) -> None:
+        match node:
+            case Shard(x):
+                values[node.value] = self.laid(values.get(x, x), _sharding(node.value), nodes, node)
+                return
+            case Loop():
+                self.loop(node, values, nodes)
+                return
+        edge = next(iter(edges_of_node(node)), None)
+        operands = tuple(values.get(v, v) for v in node.operands)
+        if edge is None:
+            edge = Edge(node, (*node.operands, *node.values), (), (), len(node.values))
+        way = _Choice(self.mesh, edge, operands).best()
+        new_operands = [self.laid(v, wanted, nodes, node) for v, wanted in zip(operands, way.operands)]
+        replaced = replace(node.with_operands(dict(zip(node.operands, new_operands))), shardings=(way.result,))
+        nodes.append(replaced)
+        wanted = _sharding(node.value)
+        value = replaced.value
+        if way.result.axes != wanted.axes:
+            value = self.laid(value, wanted, nodes, node)
+        values[node.value] = value
+
+    def loop(self, node: Loop, values: dict[Value, Value], nodes: list[Node]) -> None:
+        initial = tuple(
+            self.laid(values.get(v, v), _sharding(p.value), nodes, node) for v, p in zip(node.initial, node.states)
+        )
+        scalars = tuple(self.laid(values.get(v, v), Sharding(()), nodes, node) for v in node.scalars)
+        inner = dict(values)
+        states = [_sharding(p.value) for p in node.states]
+        body = self.region(_with_results(node.body, states), inner)
+        condition = None if node.condition is None else self.region(_with_results(node.condition, []), inner)
+        stacked = [Sharding.of(((), *_sharding(v).axes)) for v in body.results[len(states) :]]
+        new = replace(
+            node, initial=initial, scalars=scalars, body=body, condition=condition, shardings=(*states, *stacked)
+        )
+        nodes.append(new)
+        for old, made in zip(node.values, new.values):
+            values[old] = self.laid(made, _sharding(old), nodes, node)
+
+
+def _with_results(region: Region, states: Sequence[Sharding]) -> Region:
+    """The region whose first results lie as the states do."""
+    nodes = list(region.nodes)
+    results = list(region.results)
+    for position, wanted in enumerate(states):
+        value = results[position]
+        if _sharding(value) != wanted:
+            node = Shard(value, span=value.node.span, shardings=(wanted,))
+            nodes.append(node)
+            results[position] = node.value
+    return Region(region.parameters, tuple(nodes), tuple(results))
+
+
+def _sharding(value: Value) -> Sharding:
+    return value.type.sharding or Sharding.of(((),) * len(shape_of(value)))
+
+
+@dataclass
+class _Choice:
+    """The ways to split one op, and the best of them."""
+
+    mesh: Mesh
+    edge: Edge
+    operands: tuple[Value, ...]
+
+    @cached_property
+    def wanted(self) -> Sharding:
+        return _sharding(self.edge.tensors[-1])
+
+    def best(self) -> Way:
+        ways = [w for keep in ((True, False) if self.parts() else (False,)) for w in self.ways(keep)]
+        ways = [w for w in ways if self._leaves_lists(w)]
+        if not ways:
+            node = self.edge.node
+            hint = "take its tensors out one at a time, or leave it unsplit"
+            message = f"the {node.name} needs a list of tensors that is split whole"
+            raise CompileError("E1903", message, node.span, hint=hint)
+        return min(ways, key=self.cost)
+
+    def _leaves_lists(self, way: Way) -> bool:
+        """Do the lists among the operands lie as they are? They are never sent."""
+        pairs = zip(self.operands, way.operands)
+        return all(_sharding(v).axes == s.axes for v, s in pairs if isinstance(v.type, ListType))
+
+    def parts(self) -> tuple[tuple[int, ...], Sharding] | None:
+        """The operands that are parts of a sum and may stay so, with the sharding of one of them."""
+        node = self.edge.node
+        found = [p for p, v in enumerate(self.operands) if _sharding(v).partial]
+        if not found or not isinstance(node, Structured):
+            return None
+        first = _sharding(self.operands[found[0]])
+        same = all(
+            (_sharding(self.operands[p]).partial, _sharding(self.operands[p]).combiner)
+            == (first.partial, first.combiner)
+            for p in found
+        )
+        smaller = _elements(node.value) <= sum(_elements(self.operands[p]) for p in found)
+        if same and smaller and passes_parts(node.space, found, first.combiner):
+            return tuple(found), first
+        return None
+
+    def ways(self, keep: bool) -> Iterator[Way]:
+        """Every way that the present shardings suggest; `keep` leaves parts of sums as they are."""
+        kept, first = self.parts() or ((), None) if keep else ((), None)
+        partial = first.partial if first is not None else ()
+        candidates = [self._candidates(f.name) for f in self.edge.factors]
+        for chosen in itertools.islice(itertools.product(*candidates), 4096):
+            of_factor = {f.name: a for f, a in zip(self.edge.factors, chosen)}
+            used = [a for axes in chosen for a in axes]
+            every = [*used, *partial]
+            if any(self.mesh.overlap(a, b) for a, b in itertools.combinations(every, 2)):
+                continue
+            shown = [self._shown(t, of_factor) for t in range(len(self.edge.tensors))]
+            if any(s is None for s in shown) or not self._axes_whole(of_factor):
+                continue
+            reduced = {f.reduced for f in self.edge.factors if f.reduced and of_factor[f.name]}
+            if len(reduced) > 1 or (reduced and partial and reduced != {first.combiner if first else ""}):
+                continue
+            combiner = next(iter(reduced), first.combiner if first else "sum")
+            if combiner not in ("sum", "max", "min", "prod"):
+                continue
+            left = tuple(a for f in self.edge.factors if f.reduced for a in of_factor[f.name])
+            operands = tuple(
+                Sharding.of(axes or (), partial if p in kept else (), first.combiner if first and p in kept else "sum")
+                for p, axes in enumerate(shown[: len(self.operands)])
+            )
+            yield Way(of_factor, operands, Sharding.of(shown[-1] or (), (*partial, *left), combiner))
+
+    def _candidates(self, name: str) -> list[Axes]:
+        found: dict[Axes, None] = {}
+        values = (*self.operands, self.edge.tensors[-1])
+        for t, value in enumerate(values):
+            axes = _sharding(value).axes
+            projected = project(self.mesh, self.edge, t, axes).of_factor.get(name, ())
+            for count in range(len(projected), 0, -1):
+                found[projected[:count]] = None
+        found[()] = None
+        return list(found)
+
+    def _shown(self, t: int, of_factor: Mapping[str, Axes]) -> tuple[Axes, ...] | None:
+        """The axes of each dimension of a tensor; None where they cannot say how its factors are split."""
+        if not self.edge.dimensions:
+            return ((),) * len(shape_of(self.edge.tensors[t]))
+        found: list[Axes] = []
+        for names in self.edge.dimensions[t]:
+            if not self._is_run(names or (), of_factor):
+                return None
+            found.append(dimension_axes(self.mesh, self.edge, names, of_factor))
+        return tuple(found)
+
+    def _is_run(self, names: Sequence[str], of_factor: Mapping[str, Axes]) -> bool:
+        """Is a minor factor split only where the major ones are split wholly, and each divided exactly?"""
+        whole = True
+        for name in names:
+            devices, extent = self.mesh.size(of_factor.get(name, ())), self.edge.extents[name]
+            if devices > 1 and (not whole or (len(names) > 1 and (extent is None or extent % devices))):
+                return False
+            whole = devices == extent
+        return True
+
+    def _axes_whole(self, of_factor: Mapping[str, Axes]) -> bool:
+        """The same for the digits of each axis of the space."""
+        digits: dict[str, list[str]] = {}
+        for f in self.edge.factors:
+            digits.setdefault(f.name.split(".")[0], []).append(f.name)
+        return all(self._is_run(names, of_factor) for names in digits.values() if len(names) > 1)
+
+    def cost(self, way: Way) -> tuple[float, float, int]:
+        """Bytes sent and time computed, in bytes; then what is held; then the order in which ways are found."""
+        sent = 0.0
+        for value, wanted in zip(self.operands, way.operands):
+            sent += self._bytes(value, _sharding(value), wanted)
+        result = self.edge.tensors[-1]
+        steps = reshard_steps(self.mesh, _shape(result), way.result, Sharding.of(self.wanted.axes))
+        sent += self._bytes(result, way.result, Sharding.of(self.wanted.axes))
+        if any(s.kind not in ("all_reduce", "reduce_scatter", "all_slice") for s in steps):
+            sent *= RESULT_MOVED
+        points = math.prod(e or 1 for e in self.edge.extents.values())
+        devices = math.prod(self.mesh.size(a) for a in way.of_factor.values())
+        held = _elements(self.edge.tensors[-1]) / self.mesh.size(a for d in way.result.axes for a in d)
+        return (sent + BYTES_PER_POINT * points / devices, held, 0)
+
+    def _bytes(self, value: Value, source: Sharding, target: Sharding) -> float:
+        dtype = value.type.element.dtype if isinstance(value.type, ListType) else value.type.dtype
+        steps = reshard_steps(self.mesh, _shape(value), source, target)
+        return sum(s.elements_sent(self.mesh) for s in steps) * dtype.bits / 8
+
+
+def _shape(value: Value) -> list[int]:
+    return [s.constant or 1 for s in shape_of(value)]
+
+
+def _elements(value: Value) -> int:
+    return math.prod(_shape(value))

@@ -1,0 +1,234 @@
+"""How a tensor that lies one way comes to lie another way: a sequence of collectives, with what each sends.
+
+Source of the cases: https://openxla.org/shardy (reshard to collectives); bytes are those of ring algorithms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from intarsia.ir.sharding import Axes, Mesh, MeshAxis, Sharding, local_extent
+
+
+@dataclass(frozen=True)
+class Step:
+    """One collective over `axes`. dim: the dimension that it gathers, scatters or slices, or splits in an all_to_all,
+    which joins `join`. before, after: the local shapes; what goes in is padded to `before` and what comes out cut to
+    `after`. sources: of a permutation, by the position along `axes`."""
+
+    kind: str
+    axes: Axes
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    dim: int = 0
+    join: int = 0
+    combiner: str = "sum"
+    sources: tuple[int, ...] = ()
+
+    def elements_sent(self, mesh: Mesh) -> float:
+        """Elements that each device sends, by a ring."""
+        n = mesh.size(self.axes)
+        share = (n - 1) / n
+        match self.kind:
+            case "all_gather":
+                return math.prod(self.before) * (n - 1)
+            case "all_reduce":
+                return 2 * share * math.prod(self.before)
+            case "reduce_scatter" | "all_to_all":
+                return share * math.prod(self.before)
+            case "collective_permute":
+                return float(math.prod(self.before))
+        return 0.0
+
+
+def reshard_steps(mesh: Mesh, shape: Sequence[int], source: Sharding, target: Sharding) -> tuple[Step, ...]:
+    """The collectives that take a tensor of `shape` from one sharding to the other, in order."""
+    return tuple(_Resharding(mesh, tuple(shape), source, target).steps())
+
+
+@dataclass
+class _Resharding:
+    mesh: Mesh
+    shape: tuple[int, ...]
+    source: Sharding
+    target: Sharding
+
+    def steps(self) -> Iterator[Step]:
+        wanted = self.target.axes
+        now = list(self.source.axes)
+        parts = tuple(a for a in self.source.partial if a not in self.target.partial)
+        yield from self._merged(now, wanted, parts)
+        while tuple(now) != wanted:
+            before = tuple(now)
+            for way in (self._sliced, self._permuted, self._exchanged, self._gathered):
+                step = way(now, wanted)
+                if step is not None:
+                    yield step
+                    break
+            assert tuple(now) != before, f"no step from {before} to {wanted}"
+
+    def _merged(self, now: list[Axes], wanted: Sequence[Axes], parts: Axes) -> Iterator[Step]:
+        """Partial results are merged: along an axis that the target splits a dimension over next, only in part."""
+        rest = list(parts)
+        combiner = self.source.combiner
+        for d, target in enumerate(wanted):
+            while rest and self._begins(now[d], target) and now[d] != target:
+                axis = self.mesh.rest(now[d], target)[0]
+                if axis not in rest or not self._fits(d, now[d], (axis,)):
+                    break
+                rest.remove(axis)
+                old = tuple(now)
+                now[d] = self.mesh.joined((*now[d], axis))
+                yield self._step("reduce_scatter", (axis,), old, now, dim=d, combiner=combiner, cut=d)
+        if rest:
+            yield self._step("all_reduce", tuple(rest), tuple(now), now, combiner=combiner)
+
+    def _sliced(self, now: list[Axes], wanted: Sequence[Axes]) -> Step | None:
+        """What the target splits over axes that nothing uses is cut where it lies."""
+        for d, target in enumerate(wanted):
+            if now[d] == target or not self._begins(now[d], target):
+                continue
+            free = self._unused(self.mesh.rest(now[d], target), now)
+            if free and self._fits(d, now[d], free):
+                old = tuple(now)
+                now[d] = self.mesh.joined((*now[d], *free))
+                return self._step("all_slice", free, old, now, dim=d, cut=d)
+        return None
+
+    def _permuted(self, now: list[Axes], wanted: Sequence[Axes]) -> Step | None:
+        """Where each dimension is cut into as many parts as before, whole parts change places."""
+        if any(self.mesh.size(a) != self.mesh.size(b) for a, b in zip(now, wanted)):
+            return None
+        axes = self._union([a for d in (*now, *wanted) for a in d])
+        old = tuple(now)
+        now[:] = wanted
+        sources = _sources(self.mesh, axes, old, tuple(wanted))
+        return self._step("collective_permute", axes, old, now, sources=sources)
+
+    def _exchanged(self, now: list[Axes], wanted: Sequence[Axes]) -> Step | None:
+        """The last axes of one dimension that come next in another one move there."""
+        for e, target in enumerate(wanted):
+            if now[e] == target or not self._begins(now[e], target):
+                continue
+            following = self.mesh.rest(now[e], target)
+            for d, own in enumerate(now):
+                if d == e:
+                    continue
+                for count in range(len(following), 0, -1):
+                    moved = self.mesh.joined(following[:count])
+                    kept = _without_suffix(self.mesh, own, moved)
+                    if kept is None or self.mesh.is_prefix((*kept, *moved), wanted[d]):
+                        continue
+                    if self._fits(e, now[e], moved) and self._fits(d, kept, moved):
+                        old = tuple(now)
+                        now[e] = self.mesh.joined((*now[e], *moved))
+                        now[d] = kept
+                        return self._step("all_to_all", moved, old, now, dim=e, join=d, cut=e, grown=d)
+        return None
+
+    def _gathered(self, now: list[Axes], wanted: Sequence[Axes]) -> Step | None:
+        """What stands in the way is gathered: of each dimension all after what it keeps."""
+        for d in sorted(range(len(now)), key=lambda d: self.mesh.size(now[d])):
+            if now[d] == wanted[d]:
+                continue
+            kept = self.mesh.common_prefix(now[d], wanted[d])
+            gathered = self.mesh.rest(kept, now[d])
+            if not gathered or not self._fits(d, kept, gathered):
+                kept, gathered = (), now[d]
+            if gathered:
+                old = tuple(now)
+                now[d] = kept
+                return self._step("all_gather", gathered, old, now, dim=d, grown=d)
+        return None
+
+    # ------------------------------------------------------------------ helpers
+
+    def _step(
+        self,
+        kind: str,
+        axes: Axes,
+        old: Sequence[Axes],
+        new: Sequence[Axes],
+        dim: int = 0,
+        join: int = 0,
+        combiner: str = "sum",
+        sources: tuple[int, ...] = (),
+        cut: int | None = None,
+        grown: int | None = None,
+    ) -> Step:
+        before, after = list(self._local(old)), self._local(new)
+        if cut is not None:  # padded, so that all parts are of one size
+            before[cut] = after[cut] * self.mesh.size(axes)
+        return Step(kind, axes, tuple(before), after, dim, join, combiner, sources)
+
+    def _local(self, axes: Sequence[Axes]) -> tuple[int, ...]:
+        return tuple(local_extent(s, self.mesh.size(a)) for s, a in zip(self.shape, axes))
+
+    def _begins(self, own: Axes, target: Axes) -> bool:
+        return self.mesh.is_prefix(own, target)
+
+    def _fits(self, d: int, own: Axes, more: Axes) -> bool:
+        """Do the parts over `own` and `more` lie within those over `own`?"""
+        if not own:
+            return True
+        outer = local_extent(self.shape[d], self.mesh.size(own))
+        inner = local_extent(self.shape[d], self.mesh.size(own) * self.mesh.size(more))
+        return inner * self.mesh.size(more) == outer
+
+    def _unused(self, axes: Axes, now: Sequence[Axes]) -> Axes:
+        used = [a for d in now for a in d]
+        free: list[MeshAxis] = []
+        for axis in axes:
+            if any(self.mesh.overlap(axis, other) for other in used):
+                break
+            free.append(axis)
+        return tuple(free)
+
+    def _union(self, axes: Sequence[MeshAxis]) -> Axes:
+        """All axes that overlap with these, whole ones where parts of one differ."""
+        names = dict.fromkeys(a.name for a in axes)
+        found: list[MeshAxis] = []
+        for name in names:
+            own = {a for a in axes if a.name == name}
+            found += own if len(own) == 1 else [MeshAxis(name)]
+        return tuple(found)
+
+
+def _without_suffix(mesh: Mesh, axes: Axes, suffix: Axes) -> Axes | None:
+    """`axes` less `suffix`, with which they end; None if they do not."""
+    for keep in range(len(axes), -1, -1):
+        if axes[keep:] == suffix:
+            return axes[:keep]
+        if keep and keep < len(axes) + 1:
+            last = axes[keep - 1]
+            if suffix and last.name == suffix[0].name and axes[keep:] == suffix[1:] and last != suffix[0]:
+                size, part = mesh.size(last), mesh.size(suffix[0])
+                if size % part == 0 and suffix[0].left == last.left * (size // part):
+                    return (*axes[: keep - 1], mesh.split(last, size // part)[0])
+    return None
+
+
+def _sources(mesh: Mesh, axes: Axes, old: tuple[Axes, ...], new: tuple[Axes, ...]) -> tuple[int, ...]:
+    """For each position along `axes`, the position that has the part which is wanted there: itself if it has it."""
+    small = Mesh(tuple((str(n), mesh.size(a)) for n, a in enumerate(axes)))
+
+    def within(found: Axes) -> Axes:
+        """The axes as those of the small mesh."""
+        result: list[MeshAxis] = []
+        for a in found:
+            n = next(n for n, whole in enumerate(axes) if mesh.overlap(a, whole))
+            whole = axes[n]
+            result.append(small.part(str(n), a.left // whole.left, mesh.size(a)))
+        return tuple(result)
+
+    before, after = [within(a) for a in old], [within(a) for a in new]
+    holders: dict[tuple[int, ...], list[int]] = {}
+    for device in range(small.devices):
+        holders.setdefault(tuple(small.position(device, a) for a in before), []).append(device)
+    sources: list[int] = []
+    for device in range(small.devices):
+        have = holders[tuple(small.position(device, a) for a in after)]
+        sources.append(device if device in have else have[device % len(have)])
+    return tuple(sources)

@@ -1,0 +1,99 @@
+"""Programs with shardings at random, and their results on simulated devices against those of one device."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from intarsia.ir.dtypes import Array
+from intarsia.ir.graph import Module, Region, Value
+from intarsia.ir.interpreter import evaluate
+from intarsia.ir.ops import ListGet, Shard
+from intarsia.ir.points import Operand
+from intarsia.ir.sharding import Axes, DimensionSharding, Mesh, MeshAxis, Sharding
+from intarsia.ir.spmd import simulate
+from intarsia.ir.tolerance import expected
+from intarsia.ir.types import ListType, placed
+from intarsia.options import Options
+from intarsia.passes.pipeline import Context, Pipeline
+
+SHARD = "propagate-sharding,reshard,partition"
+
+MESHES = tuple(map(Mesh.parse, ("a=2", "a=3", "a=4", "a=2,b=2")))
+
+
+def run_passes(module: Module, passes: str) -> tuple[Module, Context]:
+    context = Context(Options().resolve_target())
+    return Pipeline.parse(passes).run(module, context), context
+
+
+def on_mesh(module: Module, mesh: Mesh) -> Module:
+    return replace(module, header=(str(mesh),))
+
+
+def sharded_like(value: Value, axes: tuple[Axes, ...]) -> Sharding:
+    assert len(axes) == len(_shape(value))
+    return Sharding(tuple(DimensionSharding(a, not a) for a in axes))
+
+
+def _shape(value: Value) -> tuple[object, ...]:
+    return value.type.element.shape if isinstance(value.type, ListType) else value.type.shape
+
+
+def with_parameters(module: Module, shardings: Mapping[int, Sharding]) -> Module:
+    """The module with shardings on some parameters, by position."""
+    body = module.graph.body
+    changed = tuple(
+        replace(p, type=placed(p.type, shardings[n])) if n in shardings else p for n, p in enumerate(body.parameters)
+    )
+    values = {old.value: new.value for old, new in zip(body.parameters, changed)}
+    rebuilt = body.rebuild(values)
+    return module.with_body(Region(changed, rebuilt.nodes, rebuilt.results))
+
+
+def random_sharding(value: Value, mesh: Mesh, choose: random.Random) -> Sharding:
+    """Each axis of the mesh on one of the dimensions, or on none."""
+    rank = len(_shape(value))
+    axes: list[list[MeshAxis]] = [[] for _ in range(rank)]
+    names = [n for n, _ in mesh.axes]
+    choose.shuffle(names)
+    for name in names:
+        if rank and choose.random() < 0.7:
+            axes[choose.randrange(rank)].append(MeshAxis(name))
+    return Sharding(tuple(DimensionSharding(tuple(a), choose.random() < 0.3) for a in axes))
+
+
+def annotated(module: Module, mesh: Mesh, seed: int) -> Module:
+    """The module with random shardings on parameters and results."""
+    choose = random.Random(seed)
+    body = module.graph.body
+    fixed = {v for n in body.walk() if not isinstance(n, ListGet) for v in n.operands if isinstance(v.type, ListType)}
+    some = {
+        n: random_sharding(p.value, mesh, choose)
+        for n, p in enumerate(body.parameters)
+        if choose.random() < 0.6 and p.value not in fixed
+    }
+    module = with_parameters(on_mesh(module, mesh), some)
+    body = module.graph.body
+    nodes, results = list(body.nodes), list(body.results)
+    for n, value in enumerate(results):
+        if choose.random() < 0.4 and not isinstance(value.type, ListType):
+            node = Shard(value, shardings=(random_sharding(value, mesh, choose),))
+            nodes.append(node)
+            results[n] = node.value
+    return module.with_body(Region(body.parameters, tuple(nodes), tuple(results)))
+
+
+def check_sharded(module: Module, inputs: list[Operand], plain: Module | None = None) -> Module:
+    """Partition, run on simulated devices and compare with one device; the program of a device."""
+    local, _ = run_passes(module, SHARD)
+    found: tuple[Array, ...] = simulate(local, inputs)
+    alone = evaluate(module, inputs)
+    for number, (array, one, bound) in enumerate(zip(found, alone, expected(plain or module, inputs))):
+        if not np.array_equal(array, one, equal_nan=one.dtype.kind == "f"):
+            difference = bound.mismatch(array)
+            assert difference is None, f"result {number}: {difference}"
+    return local

@@ -1,0 +1,50 @@
+"""For every op, every factor and every mesh: the program of several devices gives what that of one gives."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from sharded import MESHES, annotated, check_sharded, on_mesh, sharded_like, with_parameters
+from test_ops import module_of
+
+from intarsia.ir.factors import factors
+from intarsia.ir.graph import Node, Parameter
+from intarsia.ir.random_graphs import random_array, random_inputs, random_module, random_sizes
+from intarsia.ir.samples import samples
+from intarsia.ir.sharding import Axes, Mesh, MeshAxis
+from intarsia.ir.text_printer import node_text
+from intarsia.passes.specialize import specialize
+
+
+def _inputs(node: Node) -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return [np.array(random_array(generator, v.tensor, {})) for v in dict.fromkeys(node.operands)]
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize("node", [n for n in samples() if n.operands], ids=node_text)
+def test_each_factor_can_be_split(node: Node, mesh: Mesh) -> None:
+    rule = factors(node)
+    assert rule is not None
+    every: Axes = tuple(MeshAxis(n) for n, _ in mesh.axes)
+    inputs = _inputs(node)
+    for factor in rule.factors:
+        module = on_mesh(module_of(node), mesh)
+        labels = {p.value: n for n, p in enumerate(module.graph.parameters)}
+        shardings = {}
+        for value, dims in zip(node.operands, rule.operands):
+            axes = tuple(every if d == (factor.name,) else () for d in dims)
+            if any(axes) and isinstance(value.node, Parameter):
+                shardings[labels[value]] = sharded_like(value, axes)
+        check_sharded(with_parameters(module, shardings), list(inputs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1500))
+def test_random_programs(seed: int) -> None:
+    sizes = random_sizes(seed)
+    module = specialize(random_module(seed), sizes)
+    mesh = random.Random(seed).choice(MESHES)
+    check_sharded(annotated(module, mesh, seed), random_inputs(module, seed, sizes), module)
