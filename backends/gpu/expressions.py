@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from intarsia.backends.gpu.functions import Functions
+from intarsia.backends.gpu.packed_bits import moved_bits
 from intarsia.backends.gpu.triton_kernel import Transfer
 from intarsia.backends.gpu.values import (
     AND,
@@ -24,7 +25,7 @@ from intarsia.backends.gpu.values import (
 )
 from intarsia.ir.approximations import expand
 from intarsia.ir.codes import decode
-from intarsia.ir.dtypes import BF16, BOOL, F16, F32, I64, U8
+from intarsia.ir.dtypes import BF16, BOOL, F16, F32, I64, U8, DType
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.halves import half_product, small_integer
 from intarsia.ir.kernel import Buffer
@@ -69,7 +70,8 @@ class Expressions(Functions):
     programs count; pointers: what parameters are called. tiles: temporaries that are blocks, pending those whose
     constant is not written yet. holds: the mask of the statement; facts: what holds of axes. shared, repeated: values
     of the statement, and parts that occur several times; root: the part that gets its name from what it is assigned
-    to. half: the float of 16 bits that the statement is about. transfers: accesses of memory so far.
+    to. half: the float of 16 bits that the statement is about. packs: are factors
+    of products of blocks written, whose bits are moved two numbers at a time? transfers: accesses of memory so far.
     """
 
     def __init__(self, buffers: Mapping[str, Buffer], wide: bool) -> None:
@@ -92,6 +94,7 @@ class Expressions(Functions):
         self.shared: dict[Expr, Value] = {}
         self.repeated: set[Expr] = set()
         self.half = BF16
+        self.packs = False
         self.root: Expr | None = None
         self.transfers: list[Transfer] = []
 
@@ -271,6 +274,8 @@ class Expressions(Functions):
                 return self.convert(self.value(inner, order), dtype)
             case Bitcast(dtype, Bitcast(between, inner)) if dtype == inner.dtype == U8 and between.bits < 8:
                 return self.value(apply("bit_and", inner, Const((1 << between.bits) - 1, U8)), order)
+            case Bitcast(dtype, inner) if self.packs and (packed := self._packed(inner, dtype, order)) is not None:
+                return packed
             case Bitcast(dtype, inner):
                 return self.bitcast(self.value(inner, order), dtype)
             case Apply(("lt" | "le" | "gt" | "ge" | "eq" | "ne") as function, (Index(a), Index(b))):
@@ -284,6 +289,25 @@ class Expressions(Functions):
             case Apply(function, arguments):
                 return self.apply(function, order, e.dtype, [self.value(a, order) for a in arguments])
         raise AssertionError(e)
+
+    def _packed(self, e: Expr, dtype: DType, order: tuple[str, ...]) -> Value | None:
+        """Bits of codes as numbers of 16 bits, two at a time; None if there is nothing to do, or more than that."""
+        bits = moved_bits(e, self._number) if dtype in (F16, BF16) else None
+        if bits is None or bits.source is None or (not bits.flipped and bits.moves == {0: 0xFFFF}):
+            return None
+        codes = self.value(bits.source, order)
+        name = bits.name(dtype)
+        self.helpers.setdefault(name, bits.function(dtype, type_name(dtype)))
+        return self.call(name, order, dtype, codes)
+
+    def _number(self, e: Expr) -> int | None:
+        """The number that an integer is, if it is one."""
+        match e:
+            case Const(int() as value):
+                return value
+            case Cast(_, Index(size)):
+                return size.substitute(self.known).constant
+        return None
 
     def _index(self, size: Size, order: tuple[str, ...]) -> Value:
         """An index as a value to compute with: 64 bits wide, whatever subscripts are."""

@@ -7,6 +7,7 @@ out. Conversions from floats to integers saturate as the instruction does. Only 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import ml_dtypes
@@ -17,6 +18,7 @@ from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter as stock
 
 from intarsia.backends.gpu.guard import DeviceMemory, Update
+from intarsia.backends.gpu.interpreter_asm import assembled
 from intarsia.ir.dtypes import Array
 
 Handle: TypeAlias = Any
@@ -109,6 +111,16 @@ def to_integer(values: Array, target: np.dtype[Any]) -> Array:
     if values.dtype == np.float64 or wide.itemsize == 8:
         found[np.isnan(values)] = np.array(1 << (8 * wide.itemsize - 1), np.uint64).astype(wide)
     return found.astype(target)
+
+
+@dataclass(frozen=True)
+class _Results:
+    """The results of an operation that may have several."""
+
+    handles: list[Handle]
+
+    def get_result(self, index: int) -> Handle:
+        return self.handles[index]
 
 
 class Builder(stock.InterpreterBuilder):  # type: ignore[misc]
@@ -235,6 +247,12 @@ class Builder(stock.InterpreterBuilder):  # type: ignore[misc]
 
     def create_fma(self, x: Handle, y: Handle, z: Handle) -> Handle:
         return narrow(fused_multiply_add(widen(x), widen(y), widen(z)), z.dtype.scalar)
+
+    def create_inline_asm(
+        self, text: str, constraints: str, values: list[Handle], types: list[Any], is_pure: bool, pack: int
+    ) -> _Results:
+        found = assembled(text, [v.data for v in values], [numpy_dtype(t) for t in types], pack)
+        return _Results([stock.TensorHandle(data, t.scalar) for data, t in zip(found, types)])
 
     def create_dot(self, a: Handle, b: Handle, d: Handle, input_precision: Any, max_num_imprecise_acc: Any) -> Handle:
         left, right, total = widen(a), widen(b), widen(d)

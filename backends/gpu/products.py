@@ -133,7 +133,9 @@ class Products(ScaledProducts):
 
     def _operand(self, e: Expr, order: tuple[str, str], conditions: tuple[Size, ...]) -> Value:
         """A factor as a block with its dimensions in an order, 0 where conditions do not hold."""
+        self.packs = e.dtype in (F16, BF16)
         value = self.value(e, order)
+        self.packs = False
         inner = e.value if isinstance(e, Cast) else e
         zero = isinstance(inner, Load) and self.keeps(inner, conditions) and inner.other is None
         if not zero and conditions and (mask := self.mask(conditions, order)) is not None:

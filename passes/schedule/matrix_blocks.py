@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from intarsia.ir.dots import SCALED_DOTS, SCALED_ROWS, Dot, find_dot, find_scaled_dot
-from intarsia.ir.dtypes import BF16, F16, DType
+from intarsia.ir.dtypes import BF16, F16, U8, U16, DType
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.halves import are_in_bf16
 from intarsia.ir.kernel import For, Put, walk
@@ -53,6 +53,15 @@ rows, so that warps stand side by side, and nothing is decoded twice."""
 
 SCALED = ((128, 128, 128), (128, 64, 128), (128, 32, 128))
 """The same where codes are multiplied with the scales of groups, which takes 128 rows."""
+
+SHARED = (U16, U8)
+"""What codes of several blocks share, if it may be."""
+
+LONG_STEP = 4
+"""Blocks from which on a step is so long that fewer are under way: they take less shared memory."""
+
+MOST_BLOCKS = 8
+"""Blocks that share words at most, as they are written out."""
 
 SIDE = (16, 256)
 """Elements along each dimension of a block, at least and at most."""
@@ -106,7 +115,7 @@ def block_matrix(b: Builder, top: str) -> bool:
     if matrix.is_scaled:
         _share_bytes_along(b, steps, along, (row, column))
     else:
-        _share_bytes(b, steps, (along, column))
+        _share_words(b, steps, (along, column))
     counters = [a for a in outer if a not in (matrix.row, matrix.column)] + [a for a in (rows, columns) if a]
     nest = [loop.axis for loop in perfect_nest(b.loop(outermost(b, [*counters, row, column])))[0]]
     rest = [a for a in nest if a not in (*counters, row, column)]
@@ -183,18 +192,24 @@ def _walk(b: Builder, matrix: Matrix, sizes: tuple[int, int, int]) -> None:
     b.together("walk over blocks", walk)
 
 
-def _share_bytes(b: Builder, steps: str, block: tuple[str, str]) -> None:
-    """Let codes of few bits in constant factors share bytes, as those of one block and the next ones, which are
-    multiplied together: a byte is read once, and none of its codes has to change places."""
+def _share_words(b: Builder, steps: str, block: tuple[str, str]) -> None:
+    """Let codes of few bits in constant factors share words, as those of one block and the next ones, which are
+    multiplied together: a word is read once, and none of its codes has to change places. A word of 16 bits is where a
+    number of 16 bits will be."""
     for buffer in b.kernel.inputs:
         bits = buffer.dtype.bits
         if not steps or not buffer.constant or bits >= 8 or 8 % bits or bytes_of(buffer) < LARGE:
             continue
         found = only_read(b.kernel, buffer.name)
-        if found is None or not {steps, *block} <= found[0].symbols or count(trips(b.loop(steps))) % (8 // bits):
+        if found is None or not {steps, *block} <= found[0].symbols:
             continue
-        b.together(f"bytes of {buffer.name}", partial(_lay_out, b, buffer.name, found, steps, block))
-        return
+        blocks = count(trips(b.loop(steps)))
+        word = next((w for w in SHARED if w.bits // bits <= MOST_BLOCKS and blocks % (w.bits // bits) == 0), None)
+        if word is not None:
+            b.together(f"words of {buffer.name}", partial(_lay_out, b, buffer.name, found, steps, block, word))
+            if word.bits // bits >= LONG_STEP:  # two of these are as far ahead as the usual number of others
+                b.take(Stages(b.choose("steps under way", (2, 1, 3, 4))))
+            return
 
 
 def _share_bytes_along(b: Builder, steps: str, along: str, sides: tuple[str, str]) -> None:
@@ -219,17 +234,19 @@ def _share_bytes_along(b: Builder, steps: str, along: str, sides: tuple[str, str
         b.together(f"bytes of {buffer.name}", lay_out)
 
 
-def _lay_out(b: Builder, codes: str, found: tuple[Load, tuple[For, ...]], steps: str, block: tuple[str, str]) -> None:
-    """Lay a constant out in blocks, several of which share bytes."""
+def _lay_out(
+    b: Builder, codes: str, found: tuple[Load, tuple[For, ...]], steps: str, block: tuple[str, str], word: DType
+) -> None:
+    """Lay a constant out in blocks, several of which share words."""
     load, around = found
     bits = b.kernel.buffers()[codes].dtype.bits
-    outer, part = b.split(steps, 8 // bits)
+    outer, part = b.split(steps, word.bits // bits)
     b.take(Unroll((part,)))
     counters = [x.axis for x in around if x.axis in load.symbols and x.axis not in (steps, *block)]
     before, new = set(b.axes()), b.fresh(codes)
     b.take(Pack(codes, ROOT, new, (*counters, outer, part, *block), "prepared"))
     copied = [axis for axis in b.axes() if axis not in before]
-    b.take(Squeeze(new, (copied[-1 - len(block)],), "u8", b.fresh(codes)))
+    b.take(Squeeze(new, (copied[-1 - len(block)],), word.name, b.fresh(codes)))
 
 
 def _move_inside(b: Builder, axis: str) -> None:
