@@ -28,7 +28,7 @@ from intarsia.options import Options as Options
 from intarsia.options import resolve_target as resolve_target
 from intarsia.passes.lower.checks import check_messages
 from intarsia.passes.pipeline import Context, Instrument, Pipeline, default_pipeline
-from intarsia.passes.plan_memory import ON_STACK, plan
+from intarsia.passes.plan_memory import plan
 from intarsia.passes.specialize import Specialize
 from intarsia.tuning.known import known_schedules
 from intarsia.workers import map_in_workers
@@ -149,7 +149,11 @@ class Compilation:
         if all(p.name != "lower" for p in self.pipeline.passes):
             raise CompileError("E1405", f"the pipeline {self.pipeline} makes no kernels", hint="end it with lower")
         with self._timed("plan"):
-            return plan(module, self.remarks, ON_STACK if self.target.kind == "cpu" else -1)
+            return plan(module, self.remarks, self.target.kind, self._donated)
+
+    @property
+    def _donated(self) -> tuple[str, ...]:
+        return self.options.donated if self.target.kind == "cpu" else ()
 
     @cached_property
     def launches(self) -> dict[str, tuple[TritonKernel, ...]]:
@@ -295,9 +299,11 @@ def executable_of(plan: Plan, pieces: tuple[bytes, ...], parameters: Sequence[st
     effort = effort_of(plan)
     several = len(plan.body) > 1 or any(isinstance(s, Repeat) for s in plan.body)
 
+    taken = {s.name: s.index for s in plan.slots if s.place == "input"}
+
     def layouts(place: str) -> list[TensorLayout]:
         slots = sorted((s for s in plan.slots if s.place == place), key=lambda s: s.index)
-        return [TensorLayout(s.name, s.dtype, s.shape, s.length) for s in slots]
+        return [TensorLayout(s.name, s.dtype, s.shape, s.length, taken.get(s.takes, -1)) for s in slots]
 
     return Executable(
         entry_name(plan),
@@ -322,6 +328,8 @@ def interface_of(compilation: Compilation) -> Interface:
     """What a C library of a program offers."""
     from intarsia.backends.cpu.library import Interface
 
+    if compilation.options.donated:  # in C, the caller says where results lie
+        compilation = replace(compilation, options=replace(compilation.options, donated=()))
     parameters = compilation.source_module.graph.parameters
     constants = frozenset(index for index, parameter in enumerate(parameters) if parameter.constant)
     checks = tuple((m.number, m.message.format(*"…" * 14), m.span) for m in check_messages(compilation.plan.kernels))

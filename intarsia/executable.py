@@ -24,26 +24,29 @@ from intarsia.signature import size_of
 
 @dataclass(frozen=True)
 class TensorLayout:
-    """An argument or result of compiled code; `shape` and `length` are over the sizes that stayed open."""
+    """An argument or result of compiled code; `shape` and `length` are over the sizes that stayed open. A result that
+    `takes` an input, by its number, is the memory of it."""
 
     label: str
     dtype: DType
     shape: tuple[Size, ...]
     length: Size | None = None
+    takes: int = -1
 
     def concrete_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         return tuple(s.constant if s.constant is not None else s.evaluate(sizes) for s in self.shape)
 
     def to_json(self) -> list[Any]:
         length = None if self.length is None else str(self.length)
-        return [self.label, self.dtype.name, [str(s) for s in self.shape], length]
+        return [self.label, self.dtype.name, [str(s) for s in self.shape], length, self.takes]
 
     @staticmethod
     def from_json(data: Sequence[Any]) -> TensorLayout:
-        label, name, shape, length = data
+        label, name, shape, length, takes = data
         element = dtype(name)
         assert element is not None
-        return TensorLayout(label, element, tuple(map(size_of, shape)), None if length is None else size_of(length))
+        extents = tuple(map(size_of, shape))
+        return TensorLayout(label, element, extents, None if length is None else size_of(length), takes)
 
 
 @dataclass(frozen=True)
@@ -181,15 +184,16 @@ class Executable:
         sizes: Mapping[str, int],
         prepared: Sequence[Array] | None = None,
     ) -> list[Array]:
-        """Run on arrays that match `inputs` in dtype and shape, C order; gives new arrays. What the method `prepared`
-        gave for the constants among them is given if it was kept.
+        """Run on arrays that match `inputs` in dtype and shape, C order; gives new arrays, but for results that take
+        inputs, which are these. What the method `prepared` gave for the constants among them is given if it was kept.
 
         Raises CompileError where a run-time check fails, KeyboardInterrupt on Ctrl-C.
         """
         if prepared is None:
             prepared = self.prepared(inputs, sizes)
         tables = [i if isinstance(i, np.ndarray) else pointer_table(i) for i in (*inputs, *prepared)]
-        return self.prepare(sizes)([address_of(t) for t in tables])
+        taken = {n: tables[t.takes] for n, t in enumerate(self.outputs) if t.takes >= 0}
+        return self.prepare(sizes)([address_of(t) for t in tables], taken)
 
 
 class PreparedCall:
@@ -207,12 +211,14 @@ class PreparedCall:
         """Bytes that a run needs beside inputs and results."""
         return self._workspace
 
-    def __call__(self, inputs: Sequence[int]) -> list[Array]:
-        """Run on the addresses of the inputs, which the caller keeps alive; gives new arrays.
+    def __call__(self, inputs: Sequence[int], taken: Mapping[int, Array] | None = None) -> list[Array]:
+        """Run on the addresses of the inputs, which the caller keeps alive; gives new arrays, and those `taken` for
+        results of some numbers.
 
         Raises CompileError where a run-time check fails, KeyboardInterrupt on Ctrl-C.
         """
-        outputs = [buffers.empty(shape, dtype) for shape, dtype in self._outputs]
+        taken = taken or {}
+        outputs = [taken[n] if n in taken else buffers.empty(*own) for n, own in enumerate(self._outputs)]
         workspace = buffers.lease(self._workspace) if self._workspace else None
         self.into(inputs, [address_of(o) for o in outputs], address_of(workspace) if workspace is not None else 0)
         return outputs

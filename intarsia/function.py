@@ -13,6 +13,7 @@ import numpy as np
 
 from intarsia.arguments import flatten
 from intarsia.deep_stack import with_deep_stack
+from intarsia.donation import with_own_memory
 from intarsia.executable import Executable, PreparedCall
 from intarsia.files import Weights
 from intarsia.ir.dtypes import F32, Array
@@ -125,7 +126,7 @@ class Function:
         given, dims = self.arrange(positional, named)
         statics, tensors = self.split(given)
         executable, sizes = self.compiled(tensors, statics, dims, self.fixed(given))
-        inputs = adapted(executable.inputs, tensors, sizes)
+        inputs = with_own_memory(executable, adapted(executable.inputs, tensors, sizes), self.bound)
         prepared = self._prepared_for(executable, inputs, sizes)
         if not named and self._is_plain(positional, executable):
             if len(self._calls) >= _KNOWN_CALLS:  # a stream of ever new sizes
@@ -204,6 +205,8 @@ class Function:
 
     def _is_plain(self, positional: Sequence[object], executable: Executable) -> bool:
         """Do the types of the positional arguments alone decide what has to be run on their memory?"""
+        if any(t.takes >= 0 for t in executable.outputs):
+            return False
         labels = {layout.label: layout.dtype for layout in executable.inputs}
         for parameter, value in zip(self._free, positional):
             if type(value) not in (np.ndarray, bool, int, float) or parameter.name not in labels:

@@ -18,6 +18,7 @@ class Options:
     target: a CPU target's name, or None for this machine. dynamic: dimension names kept as run-time values.
     passes: the pipeline after `specialize` in place of the default one. schedule: pinned schedules, as text.
     checks: subscripts that depend on data and divisors are checked at run time. unordered: float atomics are allowed.
+    donated: parameters whose arrays a call on a CPU may use for its results, which are then these arrays.
     """
 
     target: str | None = None
@@ -26,6 +27,7 @@ class Options:
     schedule: str | None = None
     checks: bool = False
     unordered: bool = False
+    donated: tuple[str, ...] = ()
 
     def resolve_target(self) -> Target:
         return resolve_target(self.target)

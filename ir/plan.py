@@ -1,6 +1,7 @@
 """The plan: what remains of a program after `lower` and `plan-memory`. Calls, loops and copies over buffers.
 
-The CPU back end compiles a plan to one native entry function. A plan never writes an input.
+The CPU back end compiles a plan to one native entry function. A plan never writes an input, but for those that outputs
+take.
 
 Entry (C ABI): `int32_t NAME(const void *const *inputs, void *const *outputs, const int64_t *sizes, char *workspace,
 int64_t *error_record, const int32_t *interrupt)`. `inputs` has one pointer for each parameter of the graph (for a list
@@ -26,7 +27,9 @@ class Slot:
 
     place: `input` number `index`, `output` number `index`, or `workspace` at byte `offset`, a multiple of 64.
     A list input has `length` set and `shape` is that of one element. There is one output slot for each result, in
-    order; workspace slots may overlap where their values are not needed at the same time.
+    order; workspace slots may overlap where their values are not needed at the same time. An output that `takes` an
+    input is the memory of it, given away by the caller, and begins with its contents; the plan does not name that input
+    elsewhere.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Slot:
     index: int = 0
     offset: Size = ZERO
     length: Size | None = None
+    takes: str = ""
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,10 @@ class _Machine:
                 case "input":
                     self.memory[slot.name] = _read_only(inputs[slot.index])
                 case "output":
-                    self.memory[slot.name] = np.full(count, _NONSENSE, np.uint8).view(slot.dtype.numpy)
+                    memory = np.full(count, _NONSENSE, np.uint8).view(slot.dtype.numpy)
+                    if slot.takes:
+                        memory[...] = self.elements(Reference(slot.takes))
+                    self.memory[slot.name] = memory
                 case "workspace":
                     offset = self.size(slot.offset)
                     assert offset % 64 == 0 and offset + count <= len(workspace), f"{slot.name} is outside of it"

@@ -188,9 +188,10 @@ def _written(statement: PlanStatement, kernels: Mapping[str, Kernel]) -> tuple[R
 class PlanReport:
     """What a plan needs in memory, in bytes; open sizes stay in it.
 
-    prepared: what is computed from constants once and kept. live: for each statement, in the order of the text, the sum
-    of the outputs and workspace slots that hold something needed while it runs. No plan with this order of execution
-    can do with less than the largest of them. scratch: what kernels make for themselves, by their names.
+    Outputs that take inputs count as these. prepared: what is computed from constants once and kept. live: for each
+    statement, in the order of the text, the sum of the outputs and workspace slots that hold something needed while it
+    runs. No plan with this order of execution can do with less than the largest of them. scratch: what kernels make for
+    themselves, by their names.
     """
 
     inputs: Size
@@ -224,9 +225,9 @@ def plan_report(plan: Plan) -> PlanReport:
         return sum((slot_bytes(s) * (s.length if s.length is not None else 1) for s in slots), ZERO)
 
     def of(place: str) -> Size:
-        return total(s for s in plan.slots if s.place == place)
+        return total(s for s in plan.slots if s.place == place and not s.takes)
 
-    live = tuple((m, total(s for s in m.live if s.place != "input")) for m in moments(plan))
+    live = tuple((m, total(s for s in m.live if s.place != "input" and not s.takes)) for m in moments(plan))
     made = ZERO if plan.preparation is None else plan_report(plan.preparation.plan).outputs
     own = tuple((kernel.name, one) for kernel in plan.kernels for one in scratch(kernel))
     return PlanReport(of("input") - made, of("output"), plan.workspace_bytes, made, live, own)

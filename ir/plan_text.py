@@ -44,7 +44,7 @@ def _slot(slot: Slot) -> str:
     shape = f"[{', '.join(map(str, slot.shape))}]" if slot.shape else ""
     many = f"list[{slot.length}] " if slot.length is not None else ""
     where = slot.offset if slot.place == "workspace" else slot.index
-    return f"{slot.place} {where} {slot.name}: {many}{slot.dtype}{shape}"
+    return f"{slot.place} {where} {slot.name}: {many}{slot.dtype}{shape}{f' in {slot.takes}' if slot.takes else ''}"
 
 
 def _lines(body: Iterable[PlanStatement]) -> Iterator[str]:

@@ -717,7 +717,7 @@ def test_interrupts_end_the_run(ita: Run, name: str) -> None:
         "from intarsia.cli import main\n"
         "from intarsia.executable import PreparedCall\n"
         "call = PreparedCall.__call__\n"
-        "PreparedCall.__call__ = lambda self, inputs: (print('begun', flush=True), call(self, inputs))[1]\n"
+        "PreparedCall.__call__ = lambda self, *given: (print('begun', flush=True), call(self, *given))[1]\n"
         "sys.exit(main(['run', 'long.ita', '--random', '--arg', 'n=1_000_000_000_000']))"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(intarsia.__file__).parent.parent)}

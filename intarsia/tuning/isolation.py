@@ -19,7 +19,7 @@ from intarsia.ir.plan import Plan
 from intarsia.ir.sizes import Size
 from intarsia.ir.target import Target
 from intarsia.ir.types import TensorType, Type
-from intarsia.passes.plan_memory import ON_STACK, plan
+from intarsia.passes.plan_memory import plan
 from intarsia.tuning.calls import ONCE, Runs
 
 
@@ -52,7 +52,7 @@ def program_of(kernel: Kernel, runs: Runs = ONCE) -> Module:
 
 def plan_alone(kernel: Kernel, target: Target, runs: Runs = ONCE) -> Plan:
     """The plan of a scheduled kernel by itself."""
-    return plan(program_of(kernel, runs), Remarks(), ON_STACK if target.kind == "cpu" else -1)
+    return plan(program_of(kernel, runs), Remarks(), target.kind)
 
 
 def compile_alone(kernel: Kernel, target: Target, runs: Runs = ONCE) -> Executable:

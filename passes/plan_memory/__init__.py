@@ -13,7 +13,7 @@ The order of execution is that of the nodes. `program` says when each tensor is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from intarsia.ir.errors import Remarks
@@ -27,6 +27,7 @@ from intarsia.ir.space import operand_position
 from intarsia.ir.types import ListType
 from intarsia.passes.lower.stages import Names
 from intarsia.passes.plan_memory.offsets import Piece, place
+from intarsia.passes.plan_memory.overwriting import with_overwritten
 from intarsia.passes.plan_memory.preparation import separate_preparation
 from intarsia.passes.plan_memory.program import (
     CallStep,
@@ -37,6 +38,7 @@ from intarsia.passes.plan_memory.program import (
     Program,
     Step,
     linearise,
+    walk,
     with_scratch_parameters,
 )
 from intarsia.passes.plan_memory.sharing import Group, InOutput, InRow, InState, Sharing, share
@@ -45,21 +47,27 @@ ON_STACK = 4096
 """Bytes up to which a temporary of a kernel for a CPU stays with the kernel."""
 
 
-def plan(module: Module, remarks: Remarks | None = None, on_stack: int = ON_STACK) -> Plan:
-    """The plan of a module after `lower` (scheduled or not). Remarks say what is reused, in place or kept, and why."""
+def plan(module: Module, remarks: Remarks | None = None, kind: str = "cpu", donated: Collection[str] = ()) -> Plan:
+    """The plan of a module after `lower` (scheduled or not), for a `kind` of target. Remarks say what is reused, in
+    place or kept, and why. Results may lie in the memory of the parameters of the names `donated`.
+
+    On a GPU all temporaries are in the workspace, and no result is written over an operand: threads of a program wait
+    for each other only where values pass between them.
+    """
     remarks = remarks or Remarks()
     separate = separate_preparation(module, remarks)
-    made = _plan(separate.rest, remarks, on_stack)
+    made = _plan(separate.rest, remarks, kind, donated)
     if separate.once is None:
         return made
-    return replace(made, preparation=Preparation(_plan(separate.once, remarks, on_stack), separate.inputs))
+    return replace(made, preparation=Preparation(_plan(separate.once, remarks, kind), separate.inputs))
 
 
-def _plan(module: Module, remarks: Remarks, on_stack: int) -> Plan:
+def _plan(module: Module, remarks: Remarks, kind: str, donated: Collection[str] = ()) -> Plan:
     """The plan of a module in which nothing is prepared."""
+    on_stack = ON_STACK if kind == "cpu" else -1
     kernels = {k.name: with_scratch_parameters(k, module.graph.dimensions, on_stack) for k in module.kernels}
-    program = linearise(module, kernels)
-    return _Writer(program, share(program, remarks)).plan()
+    program = linearise(module, kernels, donated)
+    return _Writer(program, share(program, remarks, overwriting=kind == "cpu")).plan()
 
 
 class _Writer:
@@ -74,7 +82,7 @@ class _Writer:
         self.inputs: dict[Cell, str] = {}
         self.outputs: list[str] = []
         self.states: dict[LoopState, str] = {}
-        self.invoked: dict[str, Kernel] = {}
+        self.forms = _forms(program, sharing)
 
     def plan(self) -> Plan:
         graph = self.program.graph
@@ -85,7 +93,7 @@ class _Writer:
             graph.name,
             tuple(self.slots),
             tuple(body),
-            tuple(k for name, k in self.program.kernels.items() if name in self.invoked),
+            tuple(kernel for forms in self.forms.values() for kernel in forms.values()),
             graph.dimensions,
             workspace_bytes,
         )
@@ -105,12 +113,14 @@ class _Writer:
             self.inputs[cells[parameter]] = name
         for index, move in enumerate(self.program.results):
             name, tensor = self._name(move.target.label), move.target.type
-            self.slots.append(Slot(name, tensor.dtype, tensor.shape, "output", index))
+            donor = self.sharing.groups[move.target].donated
+            takes = "" if donor is None else self.inputs[donor]
+            self.slots.append(Slot(name, tensor.dtype, tensor.shape, "output", index, takes=takes))
             self.outputs.append(name)
 
     def _workspace(self) -> Size:
         """The slots in the workspace, and its bytes."""
-        groups = [g for g in dict.fromkeys(self.sharing.groups.values()) if g.place is None and not g.is_fixed]
+        groups = [g for g in dict.fromkeys(self.sharing.groups.values()) if g.place is None and not g.is_input]
         placement = place([Piece(g.bytes, tuple(g.intervals)) for g in groups], self.program.graph.dimensions)
         for group, offset in zip(groups, placement.offsets):
             name, tensor = self._name(group.label), group.cells[0].type
@@ -122,7 +132,7 @@ class _Writer:
 
     def _reference(self, cell: Cell) -> Reference:
         """Where a cell is, seen from the statements that may use it."""
-        if cell.input is not None:
+        if cell.input is not None and self.sharing.groups[cell].place is None:
             return Reference(self.inputs[cell])
         if cell.element is not None:
             source, index, scalars = cell.element
@@ -181,11 +191,14 @@ class _Writer:
                 yield Copy(self._reference(move.source), self._reference(move.target), kind.dtype, kind.elements)
 
     def _invoke(self, step: CallStep) -> Invoke:
-        self.invoked[step.kernel.name] = step.kernel
-        given, made, scratch = iter(step.arguments), iter(step.results), iter(step.scratch)
+        over = self.sharing.overwritten.get(step, {})
+        kernel = self.forms[step.kernel.name][tuple(over.items())]
+        inputs = [b.name for b in step.kernel.parameters if b.role == "in"]
+        given = (cell for name, cell in zip(inputs, step.arguments) if name not in over.values())
+        made, scratch = iter(step.results), iter(step.scratch)
         source = {"in": given, "out": made, "inout": made, "temp": scratch}
-        references = tuple(self._reference(next(source[b.role])) for b in step.kernel.parameters)
-        return Invoke(step.kernel.name, references, step.node.sizes, step.node.span)
+        references = tuple(self._reference(next(source[b.role])) for b in kernel.parameters)
+        return Invoke(kernel.name, references, step.node.sizes, step.node.span)
 
     def _repeat(self, step: LoopStep) -> Repeat:
         loop: Loop = step.node
@@ -211,3 +224,27 @@ class _Writer:
             tuple(self._steps(step.test)),
             None if step.condition is None else self._reference(step.condition),
         )
+
+
+Overwritten = tuple[tuple[str, str], ...]
+"""Results of a kernel, each with the operand that it is written over."""
+
+
+def _forms(program: Program, sharing: Sharing) -> dict[str, dict[Overwritten, Kernel]]:
+    """The kernels that are called, by name and by what they overwrite; the first form of each keeps its name."""
+    found: dict[str, dict[Overwritten, Kernel]] = {name: {} for name in program.kernels}
+    names = set(program.kernels)
+    for step in walk(program.steps):
+        if not isinstance(step, CallStep):
+            continue
+        over = sharing.overwritten.get(step, {})
+        forms = found[step.kernel.name]
+        if tuple(over.items()) not in forms:
+            kernel = with_overwritten(step.kernel, over)
+            if forms:
+                wanted = f"{kernel.name}_in_place" if over else f"{kernel.name}_apart"
+                numbered = (wanted, *(f"{wanted}_{n}" for n in range(1, len(names) + 1)))
+                kernel = replace(kernel, name=next(name for name in numbered if name not in names))
+                names.add(kernel.name)
+            forms[tuple(over.items())] = kernel
+    return found

@@ -8,7 +8,8 @@ made, and ends at time 2p + 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -17,6 +18,7 @@ from intarsia.ir.kernel import Alloc, Kernel
 from intarsia.ir.ops import Call, ListGet, Loop, Reshape
 from intarsia.ir.sizes import Size
 from intarsia.ir.types import ListType, TensorType
+from intarsia.passes.plan_memory.overwriting import operands_of_results
 
 
 @dataclass(eq=False)
@@ -25,7 +27,7 @@ class Cell:
 
     `loops` are the loops inside which it is made, outermost first. `input` is the parameter that it is (for a list,
     `type` is that of an element); `element` the list, or the tensor of which it is a row, the position in it and the
-    scalars that this loads. Both are never written. `is_scalar` says that an integer
+    scalars that this loads. Both are never written, but for inputs that are `donated`. `is_scalar` says that an integer
     expression reads it, `is_state` that it is the current value of a state of the innermost loop.
     """
 
@@ -38,10 +40,11 @@ class Cell:
     element: tuple[Cell, Size, tuple[Cell, ...]] | None = None
     is_scalar: bool = False
     is_state: bool = False
+    donated: bool = False
 
     @property
     def is_fixed(self) -> bool:
-        return self.input is not None or self.element is not None
+        return (self.input is not None and not self.donated) or self.element is not None
 
     @property
     def bytes(self) -> Size:
@@ -61,9 +64,19 @@ class Move:
 
 
 @dataclass(eq=False)
+class Overwrite(Move):
+    """The kernel's `result` may lie where its `operand` does, names of buffers, if the kernel reads each element before
+    it writes it, and nothing needs the operand afterwards. Else they lie apart, and nothing is copied."""
+
+    operand: str
+    result: str
+
+
+@dataclass(eq=False)
 class CallStep:
-    """A kernel run. `bases` are the moves of the old values of results that it changes in place; `scratch` are its
-    temporaries in the workspace, in the order of its parameters."""
+    """A kernel run. `bases` are the moves of the old values of results that it changes in place, `overwrites` those of
+    operands that other results may take the place of; `scratch` are its temporaries in the workspace, in the order of
+    its parameters."""
 
     node: Call
     kernel: Kernel
@@ -71,6 +84,7 @@ class CallStep:
     arguments: tuple[Cell, ...]
     results: tuple[Cell, ...]
     bases: dict[Cell, Move]
+    overwrites: tuple[Overwrite, ...]
     scratch: tuple[Cell, ...]
 
 
@@ -124,14 +138,24 @@ class Program:
     results: tuple[Move, ...]
 
 
-def linearise(module: Module, kernels: dict[str, Kernel]) -> Program:
-    """The program of a lowered module; `kernels` by name, temporaries that live in the workspace made parameters."""
+def walk(steps: Iterable[Step]) -> Iterator[Step]:
+    """The steps in order, those of a loop after it."""
+    for step in steps:
+        yield step
+        if isinstance(step, LoopStep):
+            yield from walk((*step.test, *step.body))
+
+
+def linearise(module: Module, kernels: dict[str, Kernel], donated: Collection[str] = ()) -> Program:
+    """The program of a lowered module; `kernels` by name, temporaries that live in the workspace made parameters.
+    `donated` are names of parameters whose memory the program may use."""
     graph = module.graph
     builder = _Builder(kernels, f"{graph.name}_")
     for parameter in graph.parameters:
         kind = parameter.type
         cell = builder.cell(parameter.label, kind.element if isinstance(kind, ListType) else kind)
         cell.input = parameter
+        cell.donated = parameter.label.partition(".")[0] in donated and isinstance(kind, TensorType)
         builder.values[parameter.value] = cell
     steps = builder.region(graph.body)
     results: list[Move] = []
@@ -243,7 +267,9 @@ class _Builder:
         for cell in scratch:
             cell.needed_at(2 * position + 1)
         self.values.update(zip(node.values, results))
-        self.steps.append(CallStep(node, kernel, position, tuple(read), tuple(results), bases, tuple(scratch)))
+        overwrites = tuple(_overwrites(kernel, position, read, results))
+        made_in = (tuple(read), tuple(results), bases, overwrites, tuple(scratch))
+        self.steps.append(CallStep(node, kernel, position, *made_in))
 
     # ------------------------------------------------------------------ loops
 
@@ -312,6 +338,21 @@ class _Builder:
         cell.start = 2 * tail + 1
         cell.needed_at(2 * tail + 1)
         return cell
+
+
+def _overwrites(kernel: Kernel, position: int, read: Sequence[Cell], made: Sequence[Cell]) -> Iterator[Overwrite]:
+    """The operands of a call, each given to it once, whose places its results would fit in. Those that are likeliest to
+    be right come first: a parameter, which Adam reads for its next value alone, before the means that it also reads for
+    that of themselves."""
+    used = operands_of_results(kernel)
+    readers = Counter(name for names in used.values() for name in names)
+    for source, operand in sorted(zip(read, kernel.inputs, strict=True), key=lambda pair: readers[pair[1].name]):
+        for target, result in sorted(
+            zip(made, kernel.outputs), key=lambda pair: operand.name not in used[pair[1].name]
+        ):
+            fits = source.type.dtype == target.type.dtype and source.type.elements == target.type.elements
+            if fits and result.role == "out" and not source.is_fixed and read.count(source) == 1:
+                yield Overwrite(source, target, position, operand.name, result.name)
 
 
 # ---------------------------------------------------------------------- temporaries of kernels

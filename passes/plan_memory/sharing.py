@@ -14,7 +14,19 @@ from typing import TypeAlias
 from intarsia.ir.errors import Remark, Remarks, Span
 from intarsia.ir.ops import Loop
 from intarsia.ir.sizes import Size
-from intarsia.passes.plan_memory.program import CallStep, Cell, LoopState, LoopStep, Move, Program, Stack, Step
+from intarsia.passes.plan_memory.overwriting import may_overwrite, with_overwritten
+from intarsia.passes.plan_memory.program import (
+    CallStep,
+    Cell,
+    LoopState,
+    LoopStep,
+    Move,
+    Overwrite,
+    Program,
+    Stack,
+    Step,
+    walk,
+)
 
 Interval: TypeAlias = "tuple[int, int]"
 
@@ -45,6 +57,9 @@ class InRow:
 Place: TypeAlias = InOutput | InState | InRow
 
 
+Over: TypeAlias = "tuple[CallStep, Overwrite]"
+
+
 @dataclass(eq=False)
 class Group:
     """Cells in the same memory: in the workspace unless `place` says where."""
@@ -65,6 +80,15 @@ class Group:
     def is_fixed(self) -> bool:
         return self.cells[0].is_fixed
 
+    @property
+    def is_input(self) -> bool:
+        return any(c.is_fixed or c.donated for c in self.cells)
+
+    @property
+    def donated(self) -> Cell | None:
+        """The input whose memory it is, if it is that of one."""
+        return next((c for c in self.cells if c.donated), None)
+
     def meets(self, intervals: Iterable[Interval]) -> bool:
         """Is it needed at the same time?"""
         return any(a <= d and c <= b for a, b in self.intervals for c, d in intervals)
@@ -73,6 +97,11 @@ class Group:
         """When it is needed if moves into it were no copies: a copy is made while its source is still there."""
         copied = {2 * m.position for m in moves if m.target in self.cells}
         return [(a + 1, b) if a in copied else (a, b) for a, b in self.intervals]
+
+    def intervals_before(self, overwrite: Overwrite) -> list[Interval]:
+        """When it is needed if a result takes its place element by element: until the call, not through it."""
+        through = 2 * overwrite.position + 1
+        return [(a, b - 1) if b == through else (a, b) for a, b in self.intervals]
 
     def is_inside(self, loop: Loop) -> bool:
         """Is every cell made anew in each step of a loop?"""
@@ -89,26 +118,29 @@ class Buffers:
 
 @dataclass
 class Sharing:
-    """The groups of a program, and the buffers of the states that need two."""
+    """The groups of a program, the buffers of the states that need two, and the results of calls that are written over
+    operands: names of buffers, in the order in which that was found to be possible."""
 
     groups: dict[Cell, Group]
     buffers: dict[LoopState, Buffers] = field(default_factory=dict)
+    overwritten: dict[CallStep, dict[str, str]] = field(default_factory=dict)
 
     def same(self, move: Move) -> bool:
         """Is a move no copy?"""
         return self.groups[move.source] is self.groups[move.target]
 
 
-def share(program: Program, remarks: Remarks) -> Sharing:
-    """Decide what shares memory, and remark on it."""
+def share(program: Program, remarks: Remarks, overwriting: bool) -> Sharing:
+    """Decide what shares memory, and remark on it. `overwriting`: results may be written over operands."""
     sharing = Sharing({c: Group([c], [(c.start, c.end)]) for c in program.cells})
-    sharer = _Sharer(sharing, remarks)
+    sharer = _Sharer(sharing, remarks, overwriting)
     sharer.region(program.steps, None)
     for index, move in enumerate(program.results):
         sharing.groups[move.target].place = InOutput(index)
         if not sharer.join(move):
             why = _why_copied(sharing.groups[move.source])
             sharer.remark(f"result {index} is copied: {why}", None, done=False)
+    sharer.overwrite(program.steps)
     return sharing
 
 
@@ -123,10 +155,11 @@ def _why_copied(group: Group) -> str:
 class _Sharer:
     """Joins groups, innermost loops first."""
 
-    def __init__(self, sharing: Sharing, remarks: Remarks) -> None:
+    def __init__(self, sharing: Sharing, remarks: Remarks, overwriting: bool) -> None:
         self.sharing = sharing
         self.groups = sharing.groups
         self.remarks = remarks
+        self.overwriting = overwriting
 
     def remark(self, message: str, span: Span | None, done: bool = True) -> None:
         self.remarks.add(Remark("plan-memory", "memory", message, span, done))
@@ -146,7 +179,8 @@ class _Sharer:
                 self._step_move(step, move)
         if loop is not None:
             for state in loop.states:
-                self._state(loop, state, [move for _, move in moves if move.source is state.current])
+                changes = [move for _, move in moves if move.source is state.current]
+                self._state(loop, state, changes, self._overwrites(steps, state.current))
         for step, move in moves:
             if move.source in own:
                 self._step_move(step, move)
@@ -165,7 +199,7 @@ class _Sharer:
 
     def _step_move(self, step: Step, move: Move) -> None:
         joined = self.join(move)
-        if not isinstance(step, CallStep):
+        if not isinstance(step, CallStep) or (move.source.donated and not joined):
             return
         if joined:
             self.remark(f"{move.source.label} is changed in place", step.node.span)
@@ -181,14 +215,20 @@ class _Sharer:
         if source is target:
             return True
         free = not source.is_fixed and not source.meets(target.intervals_without([move]))
-        if not free or not self._fits(source, target.place):
+        if not free or not self._may_be_in(source, target):
             return False
         self._merge(target, source)
         return True
 
+    def _may_be_in(self, source: Group, target: Group) -> bool:
+        """May a group be in the memory of another one? What a caller gives away is for one result."""
+        return self._fits(source, target.place) and not (source.donated and target.donated)
+
     def _fits(self, group: Group, place: Place | None) -> bool:
         """May a group be where another one has to be?"""
         if group.place is not None:
+            return False
+        if group.donated is not None and not isinstance(place, InOutput):
             return False
         match place:
             case InState(state):
@@ -218,17 +258,57 @@ class _Sharer:
         for cell in (buffers.first, buffers.second, state.entry.source):
             self._extend(self.groups[cell], start, end)
 
+    # ------------------------------------------------------------------ overwriting
+
+    def overwrite(self, steps: Sequence[Step]) -> None:
+        """Write results over operands that nothing needs afterwards, from the last ones on, of which it is known first
+        that they are results of the program: only these may be in memory that a caller gives away."""
+        for step in reversed(list(walk(steps))):
+            for move in self._moves(step):
+                if move.source.donated:
+                    self._step_move(step, move)
+            if isinstance(step, CallStep):
+                self._overwrite(step)
+
+    def _overwrite(self, step: CallStep) -> None:
+        for over in step.overwrites:
+            source, target = self.groups[over.source], self.groups[over.target]
+            if source is not target and self._may_be_in(source, target) and self._replaces(step, over):
+                self._merge(target, source)
+                self.remark(f"{over.source.label} is changed in place", step.node.span)
+
+    def _overwrites(self, steps: Sequence[Step], source: Cell) -> list[Over]:
+        """What may take the place of a cell in these steps themselves."""
+        calls = (step for step in steps if isinstance(step, CallStep))
+        return [(step, over) for step in calls for over in step.overwrites if over.source is source]
+
+    def _replaces(self, step: CallStep, over: Overwrite, no_copies: Sequence[Move] = ()) -> bool:
+        """Can a result be written where an operand is, whose group nothing needs afterwards? Then it will be."""
+        source, target = self.groups[over.source], self.groups[over.target]
+        if not self.overwriting or over.source.bytes != over.target.bytes:
+            return False
+        needed = Group([], source.intervals_before(over))
+        if needed.meets(target.intervals_without([over, *no_copies])):
+            return False
+        known = self.sharing.overwritten.setdefault(step, {})
+        if not may_overwrite(with_overwritten(step.kernel, known), over.operand, over.result):
+            return False
+        known[over.result] = over.operand
+        return True
+
     # ------------------------------------------------------------------ loops
 
-    def _state(self, loop: LoopStep, state: LoopState, changes: Sequence[Move]) -> None:
+    def _state(self, loop: LoopStep, state: LoopState, changes: Sequence[Move], overwrites: Sequence[Over]) -> None:
         """One buffer if the old value is not needed once the next one is written, else two; `changes` are the moves of
-        the old value into what kernels change in place."""
+        the old value into what kernels change in place, `overwrites` what may take its place."""
         source = self.groups[state.step.source]
         is_state = any(c.is_state and c.loops == state.next.loops for c in source.cells)
         if not is_state and self._fits(source, InState(state, True)):
             self.join(state.step)
         current, following = self.groups[state.current], self.groups[state.next]
-        if current.meets(following.intervals_without([*changes, *self._from_itself(state)])):
+        no_copies = [*changes, *self._from_itself(state)]
+        over = next(((step, o) for step, o in overwrites if o.target in following.cells), None)
+        if current.meets(following.intervals_without(no_copies)) and not (over and self._replaces(*over, no_copies)):
             self._two_buffers(loop, state)
             return
         self._merge(current, following)
