@@ -306,6 +306,26 @@ fn of_updates(x: f64[N], y: f64[N]) {
     return grad(updated, wrt=(x, y))(x, y)
 }
 
+fn bent(x: f64, y: f64) -> f64 {
+    return where(x > y, sqrt(x - y), exp(x) * y)
+}
+
+fn moved(x: f64[N], d: f64[N], y: f64) -> f64[N] {
+    return tensor[i](moved_one(x[i], d[i], y))
+}
+
+fn moved_one(x: f64, d: f64, y: f64) -> f64 {
+    value, change = jvp(cube, wrt=(x, y))(x, y, d, 1.0)
+    return value + change
+}
+
+fn elementwise(x: f64[N], y: f64, k: i64[N]) -> (f64[N], f64[N], f64) {
+    slope[i] = grad(cube, wrt=x)(x[i], y)
+    both[i] = where(k[i] > 1, grad(grad(cube, wrt=x), wrt=y)(x[i], y * 2.0), 0.0)
+    total = sum[i](grad(bent, wrt=x)(x[i], x[k[i]]) * x[i])
+    return slope, both, total
+}
+
 fn slope_of_until(x: f64[N], most: i64, d: f64[N]) -> f64 {
     return sum(grad(until, wrt=x)(x, most) * d)
 }
@@ -361,6 +381,12 @@ def test_the_language() -> None:
     given = {"line.slope": [1.0, 2.0], "line.offset": 3.0, "d.slope": [1.0, 0.0], "d.offset": 10.0}
     slope, offset, along = _run("of_custom_struct", **given)
     assert slope == [6.0, 12.0] and offset == 2.0 and along == 26.0
+    x, k = np.array([1.0, 3.0, 2.0]), np.array([1, 0, 2])
+    slope, both, total = _run("elementwise", x=x, y=2.0, k=k)
+    assert np.allclose(slope, 6 * x**2) and np.allclose(both, [0, 0, 3 * 4])
+    assert total == pytest.approx(np.exp(1) * 3 + 3 / (2 * np.sqrt(2)) + 2 * np.exp(2) * 2)
+    d = np.array([1.0, 0.0, -1.0])
+    assert np.allclose(_run("moved", x=x, d=d, y=2.0)[0], 2 * x**3 + 6 * x**2 * d + x**3)
     assert np.allclose(_run("of_stopped", x=[1.0, 2.0])[0], [1.0, 4.0])
     assert np.allclose(_run("of_built_in", x=[1.0, 1.0])[0], [0.5, 0.5])
 

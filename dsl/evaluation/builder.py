@@ -15,7 +15,17 @@ from intarsia.dsl.semantics.scope import File, Scope, suggest
 from intarsia.dsl.semantics.signature import Signature, read_signature
 from intarsia.dsl.semantics.types import TuplePattern, named_format, read_type
 from intarsia.dsl.semantics.unify import Unifier
-from intarsia.dsl.semantics.values import FormatTensor, Item, Poison, Poisoned, Struct, StructList, describe, tensor_of
+from intarsia.dsl.semantics.values import (
+    EXPRESSIONS,
+    FormatTensor,
+    Item,
+    Poison,
+    Poisoned,
+    Struct,
+    StructList,
+    describe,
+    tensor_of,
+)
 from intarsia.ir.dtypes import dtype
 from intarsia.ir.errors import CompileError, Diagnostic, Span
 from intarsia.ir.gradients.spaces import CustomRules
@@ -392,7 +402,9 @@ class Builder(NodeMaker):
         if len(expressions) > 1:
             return tuple(self.evaluate(e, scope) for e in expressions)
         item = self.evaluate(expressions[0], scope)
-        if isinstance(item, tuple) and any(isinstance(i, (Value, FormatTensor, Struct, StructList)) for i in item):
+        if isinstance(item, tuple) and any(
+            isinstance(i, (Value, FormatTensor, Struct, StructList, *EXPRESSIONS)) for i in item
+        ):
             return item
         return (item,)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from typing import TYPE_CHECKING
 
 from intarsia.dsl import ast
 from intarsia.dsl.evaluation import calls, fitting
 from intarsia.dsl.evaluation.mapping import folded, mapped
+from intarsia.dsl.evaluation.partials import differentiated, element_of
 from intarsia.dsl.evaluation.structs import put_together, same_struct, stacked, tensors_of
 from intarsia.dsl.primitives import PRIMITIVES
 from intarsia.dsl.primitives.arguments import Argument
@@ -29,12 +30,13 @@ from intarsia.dsl.semantics.values import (
     leaves_of,
     tensor_of,
 )
-from intarsia.ir.dtypes import DType
+from intarsia.ir.dtypes import F32, DType
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.gradients import gradients, push_forward
 from intarsia.ir.gradients.spaces import CustomRule
 from intarsia.ir.graph import Node, Value
 from intarsia.ir.ops import Cast, Reshape
+from intarsia.ir.scalar import Expr, Load, apply
 from intarsia.ir.sizes import Size
 from intarsia.ir.types import ListType
 
@@ -55,6 +57,12 @@ class Given:
         """The argument of a parameter, if it has one."""
         position = [p.name for p in signature.parameters].index(name)
         return self.positional[position] if position < len(self.positional) else self.keywords.get(name)
+
+    @property
+    def is_of_elements(self) -> bool:
+        """Is an argument an element that an index selects?"""
+        every = (*self.positional, *self.keywords.values())
+        return any(calls.is_open_item(argument.item, self.scope) for argument in every)
 
     def with_argument(self, signature: Signature, name: str, argument: Argument) -> Given:
         """The same with another argument for a parameter that has one."""
@@ -178,6 +186,9 @@ def _gradient(builder: Builder, transform: ast.Call, given: Given) -> Item:
     """`grad` and `value_and_grad`: a gradient for each of `wrt`, after the value."""
     target, every = _parts(transform)
     signature = builder.signature(*_function(target, given.scope.file, builder.prelude))
+    if given.is_of_elements:
+        value, partials = _partials(builder, signature, target, every, given)
+        return (value, *partials) if transform.function.text == "value_and_grad" else _alone(partials)
     leaves: list[Value] = []
     copies: list[Item] = []
     for wanted in every:
@@ -188,9 +199,12 @@ def _gradient(builder: Builder, transform: ast.Call, given: Given) -> Item:
         loss = _loss(builder, _evaluate(builder, target, given), target)
     found = iter(_reverse(builder, loss, leaves, given.span))
     results = tuple(put_together(copy, found) for copy in copies)
-    if transform.function.text == "value_and_grad":
-        return (loss, *results)
-    return results[0] if len(results) == 1 else results
+    return (loss, *results) if transform.function.text == "value_and_grad" else _alone(results)
+
+
+def _alone(results: Sequence[Item]) -> Item:
+    """One value is no tuple."""
+    return results[0] if len(results) == 1 else tuple(results)
 
 
 def _parts(transform: ast.Call) -> tuple[ast.Expression, tuple[Wanted, ...]]:
@@ -224,18 +238,24 @@ def _no_parameter(function: str, wanted: Wanted, known: Collection[str]) -> Comp
     return CompileError("E0322", f"{function} has no parameter `{wanted}`", wanted.span, hint=hint)
 
 
+def _argument(signature: Signature, wanted: Wanted, given: Given) -> Argument:
+    """The argument for which a derivative is wanted. Raises E0322 where there is none."""
+    known = [p.name for p in signature.parameters]
+    if wanted.parameter not in known:
+        raise _no_parameter(signature.name, wanted, known)
+    argument = given.argument(signature, wanted.parameter)
+    if argument is None:
+        raise CompileError("E0322", f"`{wanted.parameter}` of {signature.name} is not given", given.span)
+    return argument
+
+
 def _with_copy(builder: Builder, signature: Signature, wanted: Wanted, given: Given) -> tuple[Item, list[Value], Given]:
     """A copy of what is to be varied, its tensors, and the arguments with it in place: a derivative is with respect to
     this parameter even where another one has the same argument.
 
     Raises E0322 where there is no such argument, E0324 where it is not made of tensors of floats.
     """
-    patterns = {p.name: p.pattern for p in signature.parameters}
-    if wanted.parameter not in patterns:
-        raise _no_parameter(signature.name, wanted, patterns)
-    argument = given.argument(signature, wanted.parameter)
-    if argument is None:
-        raise CompileError("E0322", f"`{wanted.parameter}` of {signature.name} is not given", given.span)
+    argument = _argument(signature, wanted, given)
     leaves: list[Value] = []
 
     def copy(leaf: Item, label: str) -> Item:
@@ -243,9 +263,7 @@ def _with_copy(builder: Builder, signature: Signature, wanted: Wanted, given: Gi
         leaves.append(builder.add(Reshape(value, value.tensor.shape, span=argument.span)).value)
         return leaves[-1]
 
-    pattern = patterns[wanted.parameter]
-    element = pattern.element if isinstance(pattern, TensorPattern) else None
-    dtype = element if isinstance(element, DType) else None
+    dtype = _declared_dtype(signature, wanted.parameter)
     part = wanted.of(argument.item)
     if isinstance(part, FormatTensor):
         raise _not_differentiable(str(wanted), describe(part), wanted.span)
@@ -269,6 +287,36 @@ def _differentiable(builder: Builder, item: Item, dtype: DType | None, label: st
 def _not_differentiable(label: str, what: str, span: Span) -> CompileError:
     hint = "gradients are of tensors of f64, f32, f16 and bf16, and of structs of these"
     return CompileError("E0324", f"`{label}` is {what}, which has no gradient", span, hint=hint)
+
+
+def _partials(
+    builder: Builder, signature: Signature, target: ast.Expression, every: Sequence[Wanted], given: Given
+) -> tuple[Expr, list[Expr]]:
+    """Within index notation, a function of elements and its derivatives. Raises E0324 where one is with respect to
+    something else."""
+    arguments = [_argument(signature, wanted, given) for wanted in every]
+    elements: list[Expr] = []
+    for wanted, argument in zip(every, arguments):
+        dtype = _declared_dtype(signature, wanted.parameter) or F32
+        element = element_of(builder, argument.item, dtype, argument.span)
+        if wanted.fields or not element.dtype.is_float or element.dtype.is_narrow:
+            raise _not_differentiable(str(wanted), describe(argument.item), wanted.span)
+        elements.append(element)
+
+    def evaluate(items: Sequence[Load]) -> Item:
+        own = given
+        for wanted, argument, item in zip(every, arguments, items):
+            own = own.with_argument(signature, wanted.parameter, replace(argument, item=item))
+        return _evaluate(builder, target, own)
+
+    with _noting(given.span):
+        return differentiated(builder, elements, evaluate, given.span)
+
+
+def _declared_dtype(signature: Signature, name: str) -> DType | None:
+    """The dtype that a parameter is declared with, if it is no generic one."""
+    pattern = next(p.pattern for p in signature.parameters if p.name == name)
+    return pattern.element if isinstance(pattern, TensorPattern) and isinstance(pattern.element, DType) else None
 
 
 def _loss(builder: Builder, item: Item, target: ast.Expression) -> Value:
@@ -295,6 +343,8 @@ def _noting(span: Span) -> Iterator[None]:
         yield
     except CompileError as error:
         first = error.diagnostics[0]
+        if first.span == span:
+            raise
         notes = (*first.notes, ("in the derivative that is taken here", span))
         raise CompileError(first.code, first.message, first.span or span, hint=first.hint, notes=notes) from None
 
@@ -383,7 +433,14 @@ def _tangents(builder: Builder, transform: ast.Call, given: Given) -> Item:
         )
         raise CompileError("E0322", f"jvp takes {len(every)} changes after the arguments", given.span, hint=hint)
     changes = given.positional[count:]
-    given = replace(given, positional=given.positional[:count])
+    whole, given = given, replace(given, positional=given.positional[:count])
+    if whole.is_of_elements:
+        value, partials = _partials(builder, signature, target, every, given)
+        terms = [
+            apply("mul", p, element_of(builder, change.item, p.dtype, change.span))
+            for p, change in zip(partials, changes)
+        ]
+        return value, reduce(partial(apply, "add"), terms)
     seeds: dict[Value, Value] = {}
     for wanted, change in zip(every, changes):
         copy, leaves, given = _with_copy(builder, signature, wanted, given)
