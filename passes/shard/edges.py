@@ -7,7 +7,7 @@ it begins with, what the body has and yields, and the result. So no op is named 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from intarsia.ir.factors import Dimension, Factor, Factors, factors
@@ -17,11 +17,17 @@ from intarsia.ir.ops.shape import BroadcastTo
 from intarsia.ir.sharding import Axes, Mesh, MeshAxis
 from intarsia.ir.sizes import Size
 from intarsia.ir.types import ListType
+from intarsia.passes.shard.windows import Window, find_window, is_selected
 
 
 @dataclass(frozen=True, eq=False)
 class Edge:
-    """Tensors and the factors of each of their dimensions; the last `results` of the tensors are made by `node`."""
+    """Tensors and the factors of each of their dimensions; the last `results` of the tensors are made by `node`.
+
+    windows: what is read along a dimension, by operand and dimension, where that is more than the element at the same
+    place: the device takes it from its neighbours. selected: the factors that data select from, as a gather does; each
+    device selects from what it has, and the sum of that over the devices is the result.
+    """
 
     node: Node
     tensors: tuple[Value, ...]
@@ -29,6 +35,8 @@ class Edge:
     factors: tuple[Factor, ...]
     results: int
     is_identity: bool = False
+    windows: Mapping[tuple[int, int], Window] = field(default_factory=dict)
+    selected: frozenset[str] = frozenset()
 
     @cached_property
     def by_name(self) -> Mapping[str, Factor]:
@@ -61,7 +69,7 @@ class Edge:
     @cached_property
     def passes_all(self) -> bool:
         """Does every element stay where it is? Then nothing is ever sent for this node."""
-        return not self._reduces and all(d is not None for dims in self.dimensions for d in dims)
+        return not self._reduces and not self.windows and all(d is not None for dims in self.dimensions for d in dims)
 
     @property
     def is_broadcast(self) -> bool:
@@ -109,11 +117,36 @@ def edges_of_node(node: Node) -> Iterator[Edge]:
 
 
 def _edge(node: Node, rule: Factors) -> Edge:
-    dimensions = tuple(
-        dims[1:] if isinstance(value.type, ListType) else dims for value, dims in zip(node.operands, rule.operands)
-    )
+    dimensions = [
+        list(dims[1:] if isinstance(value.type, ListType) else dims)
+        for value, dims in zip(node.operands, rule.operands)
+    ]
+    windows: dict[tuple[int, int], Window] = {}
+    selected: list[Factor] = []
+    if isinstance(node, Structured):
+        for position, value in enumerate(node.operands):
+            if isinstance(value.type, ListType):
+                continue
+            for d, known in enumerate(dimensions[position]):
+                if known is not None:
+                    continue
+                if (window := find_window(node.space, position, d, rule.result)) is not None:
+                    windows[position, d] = window
+                    dimensions[position][d] = (window.axis,)
+                elif is_selected(node.space, position, d):
+                    selected.append(Factor(f"a{position}_{d}", value.tensor.shape[d], "sum"))
+                    dimensions[position][d] = (selected[-1].name,)
     identity = isinstance(node, Structured) and not any(f.reduced for f in rule.factors)
-    return Edge(node, (*node.operands, node.value), (*dimensions, rule.result), rule.factors, 1, identity)
+    return Edge(
+        node,
+        (*node.operands, node.value),
+        (*map(tuple, dimensions), rule.result),
+        (*rule.factors, *selected),
+        1,
+        identity,
+        windows,
+        frozenset(f.name for f in selected),
+    )
 
 
 def _names(value: Value) -> tuple[Dimension, ...]:

@@ -15,17 +15,19 @@ from dataclasses import dataclass, replace
 from intarsia.ir.dtypes import I64
 from intarsia.ir.functions import COMBINERS
 from intarsia.ir.graph import Node, Structured, Value
+from intarsia.ir.ops.collective import CollectivePermute
 from intarsia.ir.ops.elementwise import Cast as CastOp
 from intarsia.ir.ops.elementwise import Elementwise
 from intarsia.ir.ops.index import Compute, Update
 from intarsia.ir.ops.reduction import Matmul, Reduce
-from intarsia.ir.ops.shape import BroadcastTo, Reshape, Transpose
+from intarsia.ir.ops.shape import BroadcastTo, Concat, Reshape, Slice, Transpose
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load, apply, where
 from intarsia.ir.sharding import Axes, Mesh, local_extent
-from intarsia.ir.sizes import Size
+from intarsia.ir.sizes import ZERO, Size, maximum, minimum
 from intarsia.ir.space import Axis, operand, operand_position
 from intarsia.ir.types import TensorType
 from intarsia.passes.shard.edges import Edge
+from intarsia.passes.shard.windows import Window
 
 PLAIN = (Elementwise, CastOp, Matmul, Reduce, Transpose)
 """Ops whose meaning follows from the shapes of their operands: the same op computes a part."""
@@ -40,11 +42,13 @@ class LocalOp:
     edge: Edge
     of_factor: Mapping[str, Axes]
     index: Callable[[Axes], Value]
+    add: Callable[[Node], Value]
 
     def __post_init__(self) -> None:
         self.numbers: dict[Axes, int] = {}
         self.values: list[Value] = []
         self.done: dict[Expr, Expr] = {}
+        self.shifts: dict[tuple[int, int], Size] = {}
         self.axes: dict[str, Axes] = {}
         for factor in self.edge.factors:
             name = factor.name.split(".")[0]
@@ -55,15 +59,15 @@ class LocalOp:
         """The op on local operands; `result` is the local type of what it gives."""
         space = node.space
         self.values = list(operands)
+        for (position, d), window in self.edge.windows.items():
+            if window.axis in self.axes:
+                self._widen(position, d, window)
         masks = [a for a in space.reduced if a.name in self.axes and self._is_uneven(a)]
         body = space.body
         if masks and space.combiner is not None:
             neutral = Const(COMBINERS[space.combiner].neutral(body.dtype), body.dtype)
             inside = [apply("lt", Index(Size.of(a.name)), Index(a.upper)) for a in masks]
-            condition = inside[0]
-            for other in inside[1:]:
-                condition = apply("and", condition, other)
-            body = where(condition, body, neutral)
+            body = where(_every(inside), body, neutral)
         body = self._expression(body)
         local = replace(
             space,
@@ -71,7 +75,7 @@ class LocalOp:
             reduced=tuple(self._axis(a) for a in space.reduced),
             body=body,
         )
-        if len(self.values) == len(operands) and body == space.body:
+        if tuple(self.values) == operands and body == space.body:
             if isinstance(node, PLAIN):
                 return replace(node.with_operands(dict(zip(node.operands, operands))), shardings=())
             if isinstance(node, (Reshape, BroadcastTo)):
@@ -117,12 +121,18 @@ class LocalOp:
 
     def _place(self, axis: str) -> Size:
         """The place of a local axis in the whole."""
-        axes = self.axes[axis]
+        return self._offset(axis) + Size.of(axis)
+
+    def _offset(self, axis: str) -> Size:
+        """Where the part of an axis begins."""
+        return self._number(self.axes[axis]) * self._extent(axis)
+
+    def _number(self, axes: Axes) -> Size:
+        """The number of this device along axes."""
         if axes not in self.numbers:
             self.numbers[axes] = len(self.values)
             self.values.append(self.index(axes))
-        number = Size.opaque(Load(operand(self.numbers[axes]), (), I64))
-        return number * self._extent(axis) + Size.of(axis)
+        return Size.opaque(Load(operand(self.numbers[axes]), (), I64))
 
     def _size(self, size: Size, aligned: bool = False) -> Size:
         """An integer expression on the device: `aligned` along a dimension that is cut as the axes in it are."""
@@ -137,11 +147,8 @@ class LocalOp:
 
     def _rebuilt(self, e: Expr) -> Expr:
         match e:
-            case Load(buffer, indices):
-                known = self.edge.dimensions[operand_position(buffer)]
-                skip = len(indices) - len(known)  # the subscript of a list
-                aligned = [*([False] * skip), *map(bool, known)]
-                return replace(e, indices=tuple(self._size(i, a) for i, a in zip(indices, aligned)))
+            case Load(buffer):
+                return self._load(e, operand_position(buffer))
             case Index(size):
                 return Index(self._size(size))
             case Apply(function, arguments):
@@ -151,6 +158,62 @@ class LocalOp:
             case Bitcast(dtype, value):
                 return Bitcast(dtype, self._expression(value))
         return e
+
+    def _load(self, load: Load, position: int) -> Expr:
+        known = self.edge.dimensions[position]
+        skip = len(load.indices) - len(known)  # the subscript of a list
+        indices = [self._size(i) for i in load.indices[:skip]]
+        inside: list[Expr] = []
+        for d, (index, names) in enumerate(zip(load.indices[skip:], known)):
+            if (position, d) in self.shifts:
+                indices.append(index + self.shifts[position, d])
+            elif (position, d) in self.edge.windows or not names:
+                indices.append(self._size(index))
+            elif names[0] in self.edge.selected and names[0] in self.axes:
+                whole = self._whole(names[0])
+                picked = maximum(0, minimum(whole - 1, self._size(index))) - self._offset(names[0])
+                inside += [apply("ge", Index(picked), Index(ZERO))]
+                inside += [apply("lt", Index(picked), Index(Size.of(self._extent(names[0]))))]
+                indices.append(picked)
+            else:
+                indices.append(self._size(index, aligned=names[0] not in self.edge.selected))
+        found = replace(load, indices=tuple(indices))
+        return where(_every(inside), found, Const(0, load.dtype)) if inside else found
+
+    def _widen(self, position: int, d: int, window: Window) -> None:
+        """Put what the neighbours have of the window before and after an operand's own part."""
+        value, axes = self.values[position], self.axes[window.axis]
+        devices = self.mesh.size(axes)
+        whole = int(self.edge.tensors[position].tensor.shape[d])
+        own, made = int(value.tensor.shape[d]), self._extent(window.axis)
+        halo = window.halo(whole, self._whole(window.axis), devices)
+        assert halo is not None, "the neighbours do not have all of the window"
+        before, after = halo
+        names = tuple(map(str, axes))
+        parts = [value]
+        if before > 0:
+            last = self.add(_cut(value, d, own - before, before))
+            parts.insert(0, self.add(CollectivePermute(last, names, devices, (-1, *range(devices - 1)))))
+        if after > 0:
+            first = self.add(_cut(value, d, 0, after))
+            parts.append(self.add(CollectivePermute(first, names, devices, (*range(1, devices), -1))))
+        if len(parts) > 1:
+            self.values[position] = self.add(Concat(tuple(parts), d))
+        drift = window.stride * made - own
+        self.shifts[position, d] = (self._number(axes) * drift if drift else ZERO) + before
+
+
+def _cut(value: Value, d: int, start: int, extent: int) -> Slice:
+    starts = tuple(Size.of(start if k == d else 0) for k in range(value.tensor.rank))
+    extents = tuple(Size.of(extent) if k == d else s for k, s in enumerate(value.tensor.shape))
+    return Slice(value, starts, extents, (1,) * value.tensor.rank)
+
+
+def _every(conditions: Sequence[Expr]) -> Expr:
+    result = conditions[0]
+    for other in conditions[1:]:
+        result = apply("and", result, other)
+    return result
 
 
 def local_type(mesh: Mesh, type_: TensorType, axes: Sequence[Axes]) -> TensorType:

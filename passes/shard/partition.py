@@ -123,16 +123,21 @@ class _Partitioner:
             case Constant() | ListGet():
                 made = replace(node.with_operands(dict(zip(node.operands, operands))), shardings=())
             case _:
-                made = self.op(node, operands)
+                made = self.op(node, operands, nodes)
         nodes.append(made)
         return made.values
 
-    def op(self, node: Node, operands: tuple[Value, ...]) -> Node:
+    def op(self, node: Node, operands: tuple[Value, ...], nodes: list[Node]) -> Node:
         edge = next(iter(edges_of_node(node)))
         of_factor: dict[str, Axes] = {}
         for t, value in enumerate(edge.tensors):
             of_factor.update({f: a for f, a in project(self.mesh, edge, t, _axes(value)).of_factor.items() if a})
-        local = LocalOp(self.mesh, edge, of_factor, self.index)
+
+        def add(made: Node) -> Value:
+            nodes.append(replace(made, span=node.span, more_spans=node.more_spans))
+            return nodes[-1].value
+
+        local = LocalOp(self.mesh, edge, of_factor, self.index, add)
         wanted = self.type(node.value.type)
         assert isinstance(wanted, TensorType)
         if isinstance(node, Structured):

@@ -11,13 +11,13 @@ from typing import ClassVar
 
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module, Node, Region, Structured, Value
+from intarsia.ir.linear import passes_parts
 from intarsia.ir.ops.collective import Shard
 from intarsia.ir.ops.control import Loop
 from intarsia.ir.sharding import Axes, Mesh, Sharding
 from intarsia.ir.types import ListType
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.shard.edges import Edge, dimension_axes, edges_of_node, project, shape_of
-from intarsia.passes.shard.linear import passes_parts
 from intarsia.passes.shard.meshes import mesh_of
 from intarsia.passes.shard.steps import reshard_steps
 
@@ -203,7 +203,7 @@ class _Choice:
             if any(self.mesh.overlap(a, b) for a, b in itertools.combinations(every, 2)):
                 continue
             shown = [self._shown(t, of_factor) for t in range(len(self.edge.tensors))]
-            if any(s is None for s in shown) or not self._axes_whole(of_factor):
+            if any(s is None for s in shown) or not self._axes_whole(of_factor) or not self._near(of_factor):
                 continue
             reduced = {f.reduced for f in self.edge.factors if f.reduced and of_factor[f.name]}
             if len(reduced) > 1 or (reduced and partial and reduced != {first.combiner if first else ""}):
@@ -257,6 +257,23 @@ class _Choice:
             digits.setdefault(f.name.split(".")[0], []).append(f.name)
         return all(self._is_run(names, of_factor) for names in digits.values() if len(names) > 1)
 
+    def _near(self, of_factor: Mapping[str, Axes]) -> bool:
+        """Do neighbours have all of each window, whose other axes are not split?"""
+        for place, window in self.edge.windows.items():
+            if any(of_factor.get(name) for name in window.others) and of_factor.get(window.axis):
+                return False
+            if self._halo(place, of_factor) is None:
+                return False
+        return True
+
+    def _halo(self, place: tuple[int, int], of_factor: Mapping[str, Axes]) -> tuple[int, int] | None:
+        """Elements that a device takes from its neighbours along a dimension of an operand."""
+        window, (position, d) = self.edge.windows[place], place
+        devices, made = self.mesh.size(of_factor.get(window.axis, ())), self.edge.extents[window.axis]
+        if devices == 1:
+            return (0, 0)
+        return None if made is None else window.halo(_shape(self.edge.tensors[position])[d], made, devices)
+
     def cost(self, way: Way) -> tuple[float, float, int]:
         """Bytes sent and time computed, in bytes; then what is held; then the order in which ways are found."""
         sent = 0.0
@@ -267,6 +284,12 @@ class _Choice:
         sent += self._bytes(result, way.result, Sharding.of(self.wanted.axes))
         if any(s.kind not in ("all_reduce", "reduce_scatter", "all_slice") for s in steps):
             sent *= RESULT_MOVED
+        for place in self.edge.windows:
+            before, after = self._halo(place, way.of_factor) or (0, 0)
+            value = self.operands[place[0]]
+            across = _shape(value)[place[1]] / self.mesh.size(way.operands[place[0]].axes[place[1]])
+            held = _elements(value) / self.mesh.size(a for d in way.operands[place[0]].axes for a in d)
+            sent += held / max(1.0, across) * (before + after) * value.dtype.bits / 8
         points = math.prod(e or 1 for e in self.edge.extents.values())
         devices = math.prod(self.mesh.size(a) for a in way.of_factor.values())
         held = _elements(self.edge.tensors[-1]) / self.mesh.size(a for d in way.result.axes for a in d)
