@@ -37,6 +37,13 @@ func @f(%x: f32[8@data], %y: f32[8@model]) {
   return %0
 }
 """,
+    "open.ir": """mesh pod(data=2)
+
+func @f[N](%x: f32[N@data]) {
+  %0 = exp %x : f32[N]
+  return %0
+}
+""",
     "list.ir": """mesh pod(data=2)
 
 func @f(%w: list[3] f32[4@data]) {

@@ -10,7 +10,7 @@ from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module, Node, Parameter, Region, Value
 from intarsia.ir.ops.collective import Shard
 from intarsia.ir.sharding import Mesh, Sharding
-from intarsia.ir.types import placed
+from intarsia.ir.types import ListType, placed
 
 
 def mesh_of(module: Module) -> Mesh | None:
@@ -36,6 +36,17 @@ def check_shardings(module: Module, mesh: Mesh) -> None:
             if type_.sharding is not None and (problem := type_.sharding.problem(mesh)):
                 hint = f"the mesh is {mesh}"
                 raise CompileError("E1901", f"{type_}: {problem}", node.span, hint=hint)
+
+
+def require_numbers(module: Module) -> None:
+    """Raise CompileError E1904 for a dimension that is split and has no number yet."""
+    for node in (*module.graph.parameters, *module.graph.body.walk()):
+        for type_ in node.results:
+            shape = type_.element.shape if isinstance(type_, ListType) else type_.shape
+            for size, axes in zip(shape, type_.sharding.axes if type_.sharding is not None else ()):
+                if axes and size.constant is None:
+                    hint = "give its size, as in --dim N=64; a dimension that is split cannot be dynamic"
+                    raise CompileError("E1904", f"{type_}: {size} is split and has no number", node.span, hint=hint)
 
 
 def reshard_values(region: Region, find: Callable[[Value], Sharding | None]) -> Region:

@@ -18,7 +18,7 @@ from intarsia.ir.sharding import Axes, Mesh, Sharding
 from intarsia.ir.types import ListType
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.shard.edges import Edge, dimension_axes, edges_of_node, project, shape_of
-from intarsia.passes.shard.meshes import mesh_of
+from intarsia.passes.shard.meshes import mesh_of, require_numbers
 from intarsia.passes.shard.steps import reshard_steps
 
 BYTES_PER_POINT = 0.01
@@ -49,6 +49,7 @@ class Reshard(Pass):
         mesh = mesh_of(module)
         if mesh is None:
             return module
+        require_numbers(module)
         return module.with_body(_Resharder(mesh).region(module.graph.body, {}))
 
 
