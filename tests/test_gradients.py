@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import op_programs
 import pytest
 from differences import check_gradients, gradient_module
 from gradient_programs import PROGRAMS, SIZES
@@ -73,6 +75,36 @@ def test_gradients_of_ops(node: Node) -> None:
     check_gradients(graph, given, [p.label for p in parameters if p.value.dtype == F64])
 
 
+WITHOUT = ("escape f64", "loops")
+"""Programs of ops with a loop whose steps have no bound."""
+
+
+def _op_programs() -> list[str]:
+    """Programs of ops that can be had in f64."""
+    found = [n for n in op_programs.PROGRAMS if not re.search(r"\b(f32|f16|bf16)\b", n)]
+    return [n for n in found if n not in ("tables", "empty_and_single")]  # a counter for three loops; max over nothing
+
+
+@pytest.mark.parametrize("name", _op_programs())
+def test_gradients_of_programs_of_ops(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In f64, and before anything is fused."""
+    monkeypatch.setattr(op_programs, "F32", F64)
+    monkeypatch.setattr(op_programs, "fused", lambda *values: values)
+    program = op_programs.PROGRAMS[name]()
+    parameters = program.graph.parameters
+    floats = [p.label for p in parameters if not isinstance(p.type, ListType) and p.type.dtype == F64]
+    if not floats or not any(r.dtype.is_float for r in program.graph.results):
+        return
+    rng = np.random.default_rng(5)
+    given = {p.label: i for p, i in zip(parameters, program.inputs)}
+    given |= {label: rng.uniform(-1.5, 1.5, np.shape(given[label])) for label in floats}
+    if name in WITHOUT:
+        with pytest.raises(CompileError, match="E0325"):
+            check_gradients(program.graph, given, floats, program.sizes)
+    else:
+        check_gradients(program.graph, given, floats, program.sizes)
+
+
 def _gradient(text: str, *arrays: Array) -> list[Array]:
     """The gradients of the sum of a program's results, which are numbers."""
     graph = load(Source("f", text)).build("f").graph
@@ -116,6 +148,44 @@ def test_what_is_not_chosen_has_gradient_zero() -> None:
 def test_infinities_stay_where_they_are() -> None:
     found = _gradient("fn f(x: f64[N]) { return sum(sqrt(x)) }", np.array([0.0, 4.0]))
     assert found[0].tolist() == [np.inf, 0.25]
+
+
+EDGES = {
+    "floor(x) + ceil(x) + round(x) + sign(x) + x // 2.0": ([1.5, -2.0, 0.0], [0.0, 0.0, 0.0]),
+    "f64(i64(x)) + x": ([1.5, -2.0], [1.0, 1.0]),
+    "stop_gradient(x) * x": ([3.0, nan], [3.0, nan]),
+    "f64(f16(x)) + f64(bf16(x)) + f64(f32(x))": ([1.1, inf], [3.0, 3.0]),
+    "x ** 2.0": ([0.0, -3.0, inf], [0.0, -6.0, inf]),
+    "x ** 1.0": ([0.0, nan], [1.0, 1.0]),
+    "x ** 0.0": ([0.0, nan], [0.0, 0.0]),
+    "x ** 0.5": ([0.0, 4.0, -1.0], [inf, 0.25, nan]),
+    "0.0 ** (x + 1.0)": ([0.0, 1.0], [0.0, 0.0]),
+    "sqrt(x)": ([0.0, -1.0, inf], [inf, nan, 0.0]),
+    "log(x)": ([0.0, inf, nan], [inf, 0.0, nan]),
+    "1.0 / x": ([0.0, inf, nan], [-inf, -0.0, nan]),
+    "sin(x)": ([inf, nan], [nan, nan]),
+    "tanh(x)": ([inf, -inf, nan], [0.0, 0.0, nan]),
+    "where(x > 0.0, sqrt(x), 0.0)": ([0.0, 4.0], [nan, 0.25]),
+    "maximum(x, 1.0)": ([1.0, 2.0, 0.0, nan], [0.0, 1.0, 0.0, 0.0]),
+    "minimum(1.0, x)": ([1.0, 2.0, 0.0], [1.0, 0.0, 1.0]),
+    "x * 0.0": ([inf, nan], [0.0, 0.0]),
+    "cumsum(x, axis=0)": ([nan, inf], [2.0, 1.0]),
+    "expand_dims(max(x), 0)": ([1.0, nan, nan, 7.0], [0.0, 0.5, 0.5, 0.0]),
+    "expand_dims(min(x), 0)": ([inf, 2.0, 2.0], [0.0, 0.5, 0.5]),
+    "expand_dims(max(x), 0) + x": ([-inf, -inf], [2.0, 2.0]),
+    "expand_dims(prod(x), 0)": ([0.0, inf], [inf, 0.0]),
+    "sort(x)": ([2.0, 2.0, nan], [1.0, 1.0, 1.0]),
+    "softmax(x)": ([0.0, -inf], [0.0, 0.0]),
+}
+"""Functions of x at their edges, and the gradient of the sum of what they give."""
+
+
+@pytest.mark.parametrize("text", EDGES)
+def test_edges(text: str) -> None:
+    x, wanted = EDGES[text]
+    with np.errstate(all="ignore"):
+        found = _gradient(f"fn f(x: f64[N]) {{ return sum({text}) }}", np.array(x))[0]
+    assert np.array_equal(found, wanted, equal_nan=True), found
 
 
 def test_index_maps_are_inverted() -> None:

@@ -19,13 +19,16 @@ from intarsia.ir.terms import where as choose
 Partials = Callable[..., "tuple[Term | float | None, ...]"]
 
 
-def _power(x: Term, y: Term) -> tuple[Term, Term]:
+def _power(x: Term, y: Term) -> tuple[Term | None, Term | None]:
     """y x^(y - 1), and x^y log x; 0 where a factor that is 0 meets an infinite one: x^0 is 1 for every x."""
-    less = constant(y.expr.value - 1, y.dtype) if isinstance(y.expr, Const) else (y - 1.0).expr
+    known = y.expr.value if isinstance(y.expr, Const) else None
+    if known == 0.0:
+        return None, None
+    less = constant(known - 1, y.dtype) if known is not None else (y - 1.0).expr
     slope = y * Term(apply("pow", x.expr, less))
     result = Term(apply("pow", x.expr, y.expr))
     growth = choose(x.equals(0.0) & (y >= 0.0), 0.0, result * _of("log", x))
-    return (slope if isinstance(y.expr, Const) else choose(y.equals(0.0), 0.0, slope)), growth
+    return (slope if known is not None else choose(y.equals(0.0), 0.0, slope)), growth
 
 
 def _of(function: str, x: Term) -> Term:

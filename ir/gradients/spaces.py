@@ -20,6 +20,7 @@ from intarsia.ir.gradients.inverse import Inverse, invert
 from intarsia.ir.gradients.scalar import derivative, plus, times
 from intarsia.ir.graph import Node, Parameter, Structured, Value
 from intarsia.ir.ops import BroadcastTo, Cast, Compute, Constant, Elementwise, Update
+from intarsia.ir.ranges import cut_ranges
 from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, apply, cast, constant, transform, walk, where
 from intarsia.ir.sizes import ZERO, Size, maximum, minimum
 from intarsia.ir.space import Axis, Space, operand, operand_position, rename_size_buffers
@@ -125,7 +126,7 @@ def tensor_of(value: Value) -> TensorType:
 
 def linearise(node: Structured, wanted: Collection[int], make: Make) -> Linear:
     """How a node's result changes with the operands at the `wanted` positions. Its axes get the names j0, j1, …"""
-    space = _with_literals(node)
+    space = cut_ranges(_with_literals(node), lambda name: tensor_of(node.operands[int(name[1:])]).shape)
     space = space.rename_axes({a.name: f"j{n}" for n, a in enumerate(space.all_axes)})
     operands = [*node.operands]
     result = Load(operand(len(operands)), tuple(Size.of(a.name) for a in space.axes), space.dtype)
@@ -313,9 +314,15 @@ def _scatter(
 ) -> Contribution:
     tensor = tensor_of(source)
     wide = wide_dtype(tensor.dtype, body.dtype)
+    by_data = {a.name for a in axes if a.lower.opaques or a.upper.opaques}
+
+    def is_proved(index: Size) -> bool:
+        """A range that depends on data is cut to what it subscripts alone."""
+        return not index.opaques and (index.as_name is not None or not index.symbols & by_data)
+
     # A read outside of the tensor is clamped to it, or is of an arm that does not count, whose derivative is 0.
     targets = tuple(
-        maximum(0, minimum(index, extent - 1)) if index.opaques or _has_guards(body) else index
+        index if is_proved(index) and not _has_guards(body) else maximum(0, minimum(index, extent - 1))
         for index, extent in zip(load.indices, tensor.shape)
     )
     names = {operand(p): operand(p + 1) for p in range(len(values))}
