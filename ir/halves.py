@@ -15,7 +15,7 @@ from collections.abc import Collection
 from functools import partial, reduce
 
 from intarsia.ir.codes import decode, decoded
-from intarsia.ir.dtypes import BF16, F16, F32, U8, U16, DType
+from intarsia.ir.dtypes import BF16, F16, F32, I8, U8, U16, DType
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, apply, cast, constant, factors
 
 _BASES = {BF16: (0x4300, 128), F16: (0x6400, 1024)}
@@ -97,6 +97,8 @@ def _exactly(e: Expr, dtype: DType) -> Expr | None:
             return value
         case Cast(_, value) if value.dtype.is_integer and (found := small_integer(value, dtype)) is not None:
             return found if found.dtype == dtype else None
+        case Cast(_, value) if value.dtype in (I8, U8) and dtype.mantissa >= 7:
+            return Cast(dtype, value)
         case Apply("sub", (Cast(_, a), Cast(_, b))) if a.dtype.is_integer and b.dtype.is_integer:
             left, right = small_integer(a, dtype), small_integer(b, dtype)
             if left is not None and right is not None and left.dtype == right.dtype == dtype:

@@ -36,7 +36,7 @@ class SinkScales(Pass):
 
     The sum reads what its operands are made of, where that is codes of 8 bits or fewer times factors that do not change
     along it. What is left is summed in i32 if it is two integers, their sum always fits, and the target has dot
-    instructions. Scales of groups along the sum stay in it: schedules form sums of groups. CPUs only.
+    instructions. Scales of groups along the sum stay in it: schedules form sums of groups.
 
     Keeps: values, to the last digits, as a factor is moved across a sum. Needs: `specialize`, `legalize-dtype`. Leaves:
     operands that nobody reads to `dce`.
@@ -47,8 +47,6 @@ class SinkScales(Pass):
     moves_factors: ClassVar[bool] = True
 
     def run(self, module: Module, context: Context) -> Module:
-        if context.target.kind != "cpu":
-            return module
         exact = has_dots(context.target)
 
         def rule(node: Node) -> Value | None:
@@ -87,7 +85,7 @@ def sunk(node: Node, exact: bool) -> Value | None:
 
 
 def _opened(factor: Expr, arguments: list[Value], reduced: set[str]) -> Sequence[Expr]:
-    """What a factor is the product of: a code, and what does not change along the sum; else the factor alone. What is
+    """What a factor is the product of: codes, and what does not change along the sum; else the factor alone. What is
     read then is added to the arguments."""
     if not isinstance(factor, Load) or not factor.symbols & reduced:
         return (factor,)
@@ -98,10 +96,18 @@ def _opened(factor: Expr, arguments: list[Value], reduced: set[str]) -> Sequence
     names = {operand(p): operand(len(arguments) + p) for p in range(len(node.operands))}
     product = Product.of(rename_buffers(transform(node.space.body, own), names))
     changing = [f for f in product.above if f.symbols & reduced]
-    if product.below or len(changing) != 1 or len(product.above) == 1 or not _is_code(changing[0]):
-        return (factor,)
+    count = len(arguments)
     arguments += node.operands
-    return product.above
+    match product.above:
+        case (Load(mask=()) as moved,) if not product.below:  # as a transpose does
+            found = _opened(moved, arguments, reduced)
+        case _:
+            is_opened = not product.below and len(changing) < len(product.above) and all(map(_is_code, changing))
+            found = product.above if is_opened else ()
+    if len(found) > 1:
+        return found
+    del arguments[count:]
+    return (factor,)
 
 
 def _is_code(factor: Expr) -> bool:

@@ -138,6 +138,33 @@ def test_codes_are_multiplied_in_the_least_type_that_holds_them(a: str, b: str, 
     assert "tl.dot(" in launch.text and "ieee" not in launch.text
 
 
+W8A8 = """format a8 = quant(i8, scale=f32, axis=1)
+format w8 = quant(i8, scale=f32, axis=1)
+fn f(x: f32[{m}, {k}], w: w8[{n}, {k}]) -> f32[{m}, {n}] {{
+    return dequantize(quantize(x, a8)) @ transpose(dequantize(w))
+}}
+"""
+
+
+def test_scales_of_rows_and_columns_are_multiplied_after_a_sum_of_integers() -> None:
+    random = np.random.default_rng(0)
+    x = random.standard_normal((40, 96)).astype(np.float32)
+    w = quantize(random.standard_normal((24, 96)).astype(np.float32), "quant(i8, scale=f32, axis=1)")
+    made = compilation(W8A8.format(m=40, n=24, k=96))
+    assert_same(made, [x, *w.values()], tuple(evaluate(made.source_module, [x, *w.values()], {})))
+    (launch,) = (x for x in launches(made) if "tl.dot" in x.text)
+    assert "out_dtype=tl.int32)" in launch.text and "t_dot.to(tl.float32) *" in launch.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "target, instruction", [("gpu:sm_80", "imma"), ("gpu:sm_90", "igmma"), ("gpu:sm_100", "tcgen05")]
+)
+def test_integers_with_scales_are_on_matrix_units(target: str, instruction: str, tmp_path: Path) -> None:
+    _, code = compiled(W8A8.format(m=4096, n=4096, k=4096), target, tmp_path)
+    assert code.resources.count(instruction) > 0 == code.resources.spilled
+
+
 def of_formats(a: str, b: str, m: int, n: int, k: int) -> str:
     """A product in f32 of rows in a format and columns in another one."""
     text = f"format rows = {a}(axis=1)\nformat columns = {b}(axis=1)\n"

@@ -132,6 +132,8 @@ FORMATS = {
     "quant(u4, scale=f16, zero=u4, group=32, axis=0)": (BF16, F16),
     "quant(i3, scale=f16, group=64, axis=0)": (BF16,),
     "quant(f8e4m3, scale=f32, axis=0)": (BF16,),
+    "quant(f8e5m2, scale=bf16, axis=0)": (BF16,),
+    "quant(i8, scale=bf16, axis=0)": (BF16,),
     "mxfp4(axis=0)": (BF16,),
     "nf4(axis=0)": (BF16,),
 }
@@ -173,7 +175,8 @@ def test_codes_that_share_bytes_are_the_same(declaration: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["gpu:sm_80", "gpu:sm_90", "gpu:sm_100"])
 def test_nothing_is_spilled(target: str, tmp_path: Path) -> None:
-    for declaration in ("nf4(axis=0)", "mxfp4(axis=0)", "quant(u4, scale=f16, zero=u4, group=128, axis=0)"):
+    scaled = ("quant(f8e4m3, scale=bf16, axis=0)", "quant(i8, scale=bf16, axis=0)", "quant(i3, scale=bf16, axis=0)")
+    for declaration in ("nf4(axis=0)", "mxfp4(axis=0)", "quant(u4, scale=f16, zero=u4, group=128, axis=0)", *scaled):
         made = launches(compilation(product(declaration), target=target, M=4096, K=4096, N=4096))
         assert all(c.usage[1] == 0 for c in compile_kernels(made, TARGETS[target], tmp_path)), declaration
 
