@@ -85,8 +85,8 @@ SCALED_DOTS = tuple(
 SCALED_ROWS = 128
 """Rows of a block at least that these take."""
 
-GROUPS = {F8E8M0: 32}
-"""How many codes have a scale there, by the type of scales."""
+GROUPS = {F8E8M0: 32, F8E4M3: 16}
+"""How many codes have a scale there, by the type of scales; the latter are for codes of 4 bits."""
 
 
 @dataclass(frozen=True)
@@ -102,23 +102,33 @@ class ScaledCodes:
     @staticmethod
     def of(side: Sequence[Expr], axis: str, facts: Facts) -> ScaledCodes | None:
         """The factors of one side as codes and scales of groups along an axis; None if they are anything else."""
-        match sorted(side, key=lambda e: isinstance(e, Cast) and e.value.dtype in GROUPS):
-            case (Cast(value=code), Cast(value=Load(dtype=dtype) as scale)) if dtype in GROUPS:
-                size = GROUPS[dtype]
-                group, place = f"{axis} // {size}", f"{axis} % {size}"
-                facts = facts.within(place, 0, size).given(Size.of(group))
-                whole = {axis: Size.of(group) * size + Size.of(place)}
-                indices = tuple(simplify(i.substitute(whole), facts) for i in scale.indices)
-                if not any(place in i.symbols for i in indices) and not any(axis in m.symbols for m in scale.mask):
-                    return ScaledCodes(code, replace(scale, indices=indices), group, size)
+        match side:
+            case (Cast(value=first), Cast(value=second)):
+                pairs = ((first, second), (second, first))
+                return next(filter(None, (_in_groups(code, scale, axis, facts) for code, scale in pairs)), None)
         return None
+
+
+def _in_groups(code: Expr, scale: Expr, axis: str, facts: Facts) -> ScaledCodes | None:
+    """Codes and scales, if there is one for each group along an axis."""
+    if not isinstance(scale, Load) or (size := GROUPS.get(scale.dtype)) is None:
+        return None
+    group, place = f"{axis} // {size}", f"{axis} % {size}"
+    facts = facts.within(place, 0, size).given(Size.of(group))
+    whole = {axis: Size.of(group) * size + Size.of(place)}
+    indices = tuple(simplify(i.substitute(whole), facts) for i in scale.indices)
+    if any(place in i.symbols for i in indices) or any(axis in m.symbols for m in scale.mask):
+        return None
+    return ScaledCodes(code, replace(scale, indices=indices), group, size)
 
 
 def scaled_dot(left: ScaledCodes | None, right: ScaledCodes | None) -> Dot | None:
     """What matrix units do with two sides, of those GPUs that have it."""
-    if left is None or right is None or left.size != right.size:
+    if left is None or right is None or left.scale.dtype != right.scale.dtype:
         return None
-    return next((d for d in SCALED_DOTS if (d.left, d.right) == (left.code.dtype, right.code.dtype)), None)
+    found = next((d for d in SCALED_DOTS if (d.left, d.right) == (left.code.dtype, right.code.dtype)), None)
+    is_short = found is not None and found.left.bits == found.right.bits == 4
+    return found if left.scale.dtype == F8E8M0 or is_short else None
 
 
 def find_scaled_dot(value: Expr, columns: Collection[str], axis: str) -> Dot | None:

@@ -181,7 +181,7 @@ def parts_of(name: str, shape: tuple[int, int], random: np.random.Generator) -> 
     return parts
 
 
-@pytest.mark.parametrize("a, b", [("mxfp4", "mxfp4"), ("mxfp8", "mxfp8"), ("mxfp8", "mxfp4")])
+@pytest.mark.parametrize("a, b", [("mxfp4", "mxfp4"), ("mxfp8", "mxfp8"), ("mxfp8", "mxfp4"), ("nvfp4", "nvfp4")])
 def test_codes_and_scales_are_multiplied_by_matrix_units(a: str, b: str) -> None:
     random = np.random.default_rng(0)
     x, w = parts_of(a, (100, 192), random), parts_of(b, (40, 192), random)
@@ -207,7 +207,13 @@ def test_constant_codes_lie_two_to_a_byte_along_the_sum() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "a, b, kind", [("mxfp4", "mxfp4", "mxf4"), ("mxfp8", "mxfp8", "mxf8f6f4"), ("mxfp8", "mxfp4", "mxf8f6f4")]
+    "a, b, kind",
+    [
+        ("mxfp4", "mxfp4", "mxf4"),
+        ("mxfp8", "mxfp8", "mxf8f6f4"),
+        ("mxfp8", "mxfp4", "mxf8f6f4"),
+        ("nvfp4", "nvfp4", "mxf4nvf4"),
+    ],
 )
 def test_scales_are_those_of_instructions(a: str, b: str, kind: str, tmp_path: Path) -> None:
     for text in (of_formats(a, b, 4096, 4096, 4096), of_formats(a, b, 128, 4096, 4096).replace("w: c", "const w: c")):
@@ -217,7 +223,7 @@ def test_scales_are_those_of_instructions(a: str, b: str, kind: str, tmp_path: P
 
 
 @pytest.mark.parametrize("target", ["gpu:sm_80", "gpu:sm_90"])
-@pytest.mark.parametrize("a, b", [("mxfp4", "mxfp4"), ("mxfp8", "mxfp6")])
+@pytest.mark.parametrize("a, b", [("mxfp4", "mxfp4"), ("mxfp8", "mxfp6"), ("nvfp4", "nvfp4")])
 def test_codes_times_powers_of_two_are_multiplied_in_bf16(a: str, b: str, target: str) -> None:
     random = np.random.default_rng(0)
     x, w = parts_of(a, (40, 96), random), parts_of(b, (24, 96), random)

@@ -274,15 +274,17 @@ def _transposed(handle: Handle) -> Handle:
 
 
 def _scaled(codes: Handle, scales: Handle, kind: Any) -> Array:
-    """The numbers of rows of codes, of which groups have a scale, a power of two each."""
+    """The numbers of rows of codes, of which groups have a scale each: a power of two as its exponent, or a float."""
     if getattr(kind, "value", kind) == "e2m1":  # two to a byte, the first in the low bits
         pairs = np.stack([codes.data & 15, codes.data >> 4], axis=-1)
         numbers = pairs.reshape(len(pairs), -1).astype(np.uint8).view(ml_dtypes.float4_e2m1fn)
     else:
         numbers = widen(codes)
-    powers = np.exp2(scales.data.astype(np.float64) - 127)
-    powers[scales.data == 255] = np.nan
-    return np.asarray(numbers.astype(np.float64) * np.repeat(powers, numbers.shape[1] // powers.shape[1], axis=1))
+    if is_coded(scales.dtype.scalar):
+        factors = widen(scales).astype(np.float64)
+    else:
+        factors = np.where(scales.data == 255, np.nan, np.exp2(scales.data.astype(np.float64) - 127))
+    return np.asarray(numbers.astype(np.float64) * np.repeat(factors, numbers.shape[1] // factors.shape[1], axis=1))
 
 
 def _tf32(values: Array) -> Array:

@@ -7,7 +7,7 @@ Codes of 4 bits lie two to a byte along the sum, the first one in the low bits; 
 from __future__ import annotations
 
 from intarsia.backends.gpu.descriptors import Descriptors
-from intarsia.backends.gpu.values import ATOM, Value
+from intarsia.backends.gpu.values import ATOM, FLOATS_OF_8_BITS, Value
 from intarsia.ir.dots import SCALED_ROWS, ScaledCodes, scaled_dot
 from intarsia.ir.dtypes import F4E2M1, F8E4M3, F8E5M2, U8
 from intarsia.ir.kernel import Put
@@ -49,6 +49,8 @@ class ScaledProducts(Descriptors):
             codes, order = self.as_float_of_8_bits(self.value(side.code, (own, along))), (own, along)
         groups = (own, self._part(along, side.group_axis, side.size))
         scale = self.value(side.scale, groups)
+        if side.scale.dtype in FLOATS_OF_8_BITS:
+            scale = self.as_float_of_8_bits(scale)
         return (codes.text, scale.text) if (codes.axes, scale.axes) == (order, groups) else None
 
     def _pairs(self, code: Expr, own: str, along: str) -> tuple[Value, tuple[str, str]]:
