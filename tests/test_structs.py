@@ -235,3 +235,45 @@ def test_structs_on_the_command_line(ita: Run) -> None:
     assert code == 0 and "result1.layer.2.b: f64[2]" in out, errors
     assert ita("run", "net.ita:made", "--random", "--dim=N=2", "--dim=K=3", "--out", "two.safetensors")[0] == 0
     assert sorted(intarsia.read_weights("two.safetensors")) == ["b", "w"]
+
+
+@pytest.mark.slow
+def test_gradients_as_pytorch_has_them() -> None:
+    torch = pytest.importorskip("torch")
+    net = _net()
+    leaf = {k: torch.tensor(v, requires_grad=True) for k, v in net["first"].items()}
+    layers = [{k: torch.tensor(v, requires_grad=True) for k, v in one.items()} for one in net["layer"]]
+    h = torch.tensor(X) @ leaf["w"] + leaf["b"]
+    for one in layers:
+        h = torch.tanh(h @ one["w"] + one["b"])
+    loss = (h * h).mean() + sum((one["b"] ** 2).sum() for one in layers)
+    loss.backward()
+    program = intarsia.compile(PROGRAM)
+    value, found = program.both(X, net)
+    assert np.allclose(value, loss.detach().numpy(), rtol=1e-12)
+    for own, wanted in zip([found["first"], *found["layer"]], [leaf, *layers]):
+        assert all(np.allclose(own[name], wanted[name].grad.numpy(), rtol=1e-10) for name in ("w", "b"))
+    given = {
+        "first": {k: v.detach() for k, v in leaf.items()},
+        "layer": [{k: v.detach() for k, v in one.items()} for one in layers],
+    }
+    back = intarsia.grad(program.forward, "p.layer")(torch.tensor(X), given)
+    assert all(torch.allclose(a["w"], b["w"].grad) for a, b in zip(back, layers))
+
+
+LISTS = """
+struct One(K) {
+    b: f64[K]
+}
+
+fn squares(p: One(K)[L]) -> (f64, f64[K, L]) {
+    return sum[i < L, k](p[i].b[k] ** 2), tensor[k, i](p[i].b[k])
+}
+"""
+
+
+def test_vectors_read_one_tensor_of_a_list() -> None:
+    """Each tensor of a list lies elsewhere, so that what selects one is the same in all lanes."""
+    b = np.random.default_rng(0).normal(size=(16, 2))
+    total, turned = intarsia.compile(LISTS).squares([{"b": row} for row in b])
+    assert np.allclose(total, np.sum(b**2)) and np.array_equal(turned, b.T)

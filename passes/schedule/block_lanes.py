@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from intarsia.ir.kernel_access import accesses, trips
+from intarsia.ir.kernel_access import trips
 from intarsia.ir.kernel_scan import running_values
 from intarsia.ir.schedule import Grid, Reorder, Scan, Vectorize
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.dependence import carried_dependence
+from intarsia.passes.schedule.kinds import selects_of_list
 from intarsia.passes.schedule.tree import find_loop, perfect_nest
 
 ROW = 8192
@@ -36,8 +37,7 @@ def independent(b: Builder, top: str) -> list[str]:
 def _is_free(b: Builder, axis: str) -> bool:
     loop, around = find_loop(b.kernel, axis)
     bounds = loop.lower.symbols | loop.upper.symbols
-    lists = {x.name for x in b.kernel.parameters if x.length is not None}
-    if any(a.buffer in lists and axis in a.indices[0].symbols for a in accesses(loop.body)):
+    if selects_of_list(b.kernel, loop):
         return False  # which tensor a program reads is decided when it is launched
     if bounds & {x.axis for x in around} or loop.upper.opaques or loop.lower.opaques:
         return False

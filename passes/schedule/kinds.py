@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import For, Kernel, LoopKind, Prefetch, Put
+from intarsia.ir.kernel_access import accesses
 from intarsia.ir.schedule import Dot, Grid, Parallel, Unroll, Vectorize
 from intarsia.passes.schedule.dependence import carried_dependence, describe
 from intarsia.passes.schedule.tree import find_loop, replace_loop
@@ -16,10 +17,18 @@ def vectorize(kernel: Kernel, step: Vectorize) -> Kernel:
     for axis in step.axes:
         loop, around = find_loop(kernel, axis)
         _require_numbers(loop, "vectorize")
+        if selects_of_list(kernel, loop):
+            raise ScheduleError(f"{axis} says which tensor of a list is read, and lanes read one")
         if pair := carried_dependence(kernel, loop, around, reductions=True):
             raise ScheduleError(f"iterations of {axis} meet at {describe(pair)}")
         kernel = _with_kind(kernel, axis, "lane")
     return kernel
+
+
+def selects_of_list(kernel: Kernel, loop: For) -> bool:
+    """Do iterations read different tensors of a list, each of which lies elsewhere?"""
+    lists = {x.name for x in kernel.parameters if x.length is not None}
+    return bool(lists) and any(a.buffer in lists and loop.axis in a.indices[0].symbols for a in accesses(loop.body))
 
 
 def unroll(kernel: Kernel, step: Unroll) -> Kernel:

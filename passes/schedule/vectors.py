@@ -9,6 +9,7 @@ from intarsia.ir.kernel_access import trips
 from intarsia.ir.schedule import Accumulate, Align, Peel, Reorder, Unroll, Vectorize
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.dependence import carried_dependence
+from intarsia.passes.schedule.kinds import selects_of_list
 from intarsia.passes.schedule.shape import LINE, count, lanes_for, operations, points, stride, vector_cost
 from intarsia.passes.schedule.staging import stage_transposed
 from intarsia.passes.schedule.streams import bypassing
@@ -69,7 +70,7 @@ def _choose(b: Builder, region: For) -> str | None:
         return sum(vector_cost(b.kernel, p, around, axis if lanes else "", most) for p, around in inside)
 
     for _, loops in puts:
-        usable = [loop for loop in loops if loop.step == 1 and count(trips(loop)) > 1 and _is_uniform(loop)]
+        usable = [loop for loop in loops if loop.step == 1 and count(trips(loop)) > 1 and _is_uniform(b, loop)]
         costs = {loop.axis: (cost(loop.axis, True) / cost(loop.axis, False), -n) for n, loop in enumerate(usable)}
         order = sorted(costs, key=lambda axis: costs[axis])
         order = [axis for axis in order if costs[axis][0] <= WORTHWHILE and not _is_recurrence(b, axis)]
@@ -89,8 +90,10 @@ def _is_recurrence(b: Builder, axis: str) -> bool:
     return carried_dependence(b.kernel, loop, around, reductions=True) is not None
 
 
-def _is_uniform(loop: For) -> bool:
+def _is_uniform(b: Builder, loop: For) -> bool:
     """Do all iterations do the same, but for the elements they touch?"""
+    if selects_of_list(b.kernel, loop):
+        return False
     for statement, _ in walk(loop.body):
         match statement:
             case For(_, lower, upper):
@@ -144,7 +147,7 @@ def vectorize_leaf(b: Builder, axis: str) -> None:
     puts = puts_in(loop.body)
     lanes = lanes_for(puts, b.target)
     costs = [sum(vector_cost(b.kernel, p, (loop,), a, lanes) for p in puts) for a in (axis, "")]
-    if not puts or costs[0] > WORTHWHILE * costs[1] or not _is_uniform(loop):
+    if not puts or costs[0] > WORTHWHILE * costs[1] or not _is_uniform(b, loop):
         b.remark(f"{axis} is not vectorized: that would not pay", done=False)
         return
     _align(b, axis, puts)
