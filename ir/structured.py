@@ -18,7 +18,7 @@ from intarsia.ir.functions import COMBINERS
 from intarsia.ir.kernel import PUT_FUNCTIONS, PutOperator
 from intarsia.ir.points import Context, Operand, Points, TooLarge
 from intarsia.ir.ranges import cut_ranges
-from intarsia.ir.scalar import Apply, Expr
+from intarsia.ir.scalar import Apply, Expr, apply
 from intarsia.ir.sizes import Size
 from intarsia.ir.space import Axis, Space
 
@@ -115,7 +115,7 @@ class _SpaceEvaluator:
             b.symbols & names or b.opaques for a in space.all_axes for b in (a.lower, a.upper)
         ):
             return ()
-        factors = _product(space.body)
+        factors = _product(space.body, names)
         used = [f.symbols & names for f in factors]
         covered = {a.name for a in space.reduced} <= set().union(*used)
         return factors if covered and sum(map(bool, used)) > 1 else ()
@@ -181,10 +181,15 @@ class _Named:
         return self.array.transpose(order).reshape(shape)
 
 
-def _product(e: Expr) -> tuple[Expr, ...]:
+def _product(e: Expr, axes: set[str]) -> tuple[Expr, ...]:
+    """The factors of a product. What depends on no axis stays with what it is multiplied by: a power of two that brings
+    a number into the range of its type could leave it elsewhere."""
     match e:
         case Apply("mul", (left, right)):
-            return (*_product(left), *_product(right))
+            (*before, last), (first, *after) = _product(left, axes), _product(right, axes)
+            if last.symbols & axes and first.symbols & axes:
+                return (*before, last, first, *after)
+            return (*before, apply("mul", last, first), *after)
     return (e,)
 
 

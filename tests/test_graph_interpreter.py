@@ -43,6 +43,21 @@ def same(actual: Array, wanted: Array) -> bool:
     return np.array_equal(actual, wanted, equal_nan=True) and bool((np.signbit(actual) == np.signbit(wanted)).all())
 
 
+# ---------------------------------------------------------------------- sums of products
+
+
+def test_a_power_of_two_stays_with_the_number_that_it_brings_into_range() -> None:
+    """As in a number of few bits that is decoded: times the other factor it would be infinite."""
+    text = """intarsia.ir 1
+        func @f(%x: f32[2, 3], %y: f32[3, 4]) {
+          %0 = compute [i < 2, j < 4] sum[k < 3](%x[i, k] * (%y[k, j] * 8e37)) : f32[2, 4]
+          return %0
+        }"""
+    x, y = np.full((2, 3), 127, np.float32), np.full((3, 4), 2e-38, np.float32)
+    (found,) = run(text, x, y)
+    assert np.allclose(found, 3 * 127 * 1.6)
+
+
 # ---------------------------------------------------------------------- conversions
 
 

@@ -30,6 +30,13 @@ FORMATS = (
     "quant(i8, scale=f32, group=none, axis=A)",
     "quant(i6, scale=f32, axis=none)",
 )
+ACTIVATIONS = (
+    "quant(i8, scale=f32, axis=1)",
+    "quant(i5, scale=f32, axis=1)",
+    "quant(u8, scale=f32, zero=u8, axis=1)",
+    "quant(i8, scale=f32, axis=none)",
+    "quant(i8, scale=f32, group=32, axis=1)",
+)
 GROUPS = {"mxfp8": 32, "mxfp6": 32, "mxfp4": 32, "mxint8": 32, "nvfp4": 16, "nf4": 64}
 
 
@@ -175,6 +182,10 @@ def product(s: Stored) -> None:
         values, rows, columns = f"transpose({values})", columns, rows
     shared = min(rows, s.columns)
     left = s.value if shared == s.columns else f"{s.value}[:, :{shared}]"
+    if s.value in s.arguments and s.random.random() < 0.3:  # what is computed could be rounded to another code
+        activations = s.fresh("q")
+        s.formats.append(f"format {activations} = {s.random.choice(ACTIVATIONS)}")
+        left = f"dequantize(quantize({left}, {activations}))"
     right = values if shared == rows else f"{values}[:{shared}]"
     scaled = f"{left} @ {right}"
     s.value = s.let(s.random.choice((scaled, scaled, f"tanh({scaled})", f"relu({scaled}) * 0.5")))
