@@ -320,12 +320,20 @@ def match_leaves(parameter: str, leaves: Sequence[Leaf], arrays: Mapping[str, T]
 
 
 def bind_leaves(parameter: str, leaves: Sequence[Leaf], arrays: Mapping[str, T]) -> dict[str, T | tuple[T, ...]]:
-    """Every leaf of a parameter by its name, a list leaf as a tuple. `arrays` may hold more than is asked for.
+    """Every leaf of a parameter by its name, a list leaf as a tuple. `arrays` may hold more than is asked for, but no
+    other parts of a tensor in a format: without its zero points, say, it would be another one.
 
-    Raises CompileError E0609 that lists what is missing, with names that are much alike.
+    Raises CompileError E0609 that lists what is missing, with names that are much alike; E0601 for other parts.
     """
+    if list(arrays) == [""]:
+        labels = ", ".join(f"{parameter}.{leaf.name}" for leaf in leaves)
+        hint = "`intarsia quantize` makes them of floats" if "codes" in [leaf.name for leaf in leaves] else ""
+        raise CompileError("E0609", f"'{parameter}' is {len(leaves)} tensors, {labels}; one is given", hint=hint)
     binding = match_leaves(parameter, leaves, arrays)
     if not binding.missing:
+        if other := _other_parts(arrays, binding.extra):
+            message = f"'{parameter}' is given with {' and '.join(other)}, which its format lacks"
+            raise CompileError("E0601", message, hint="declare the format in which it is stored")
         return binding.found
     lines = []
     for name in binding.missing[:8]:
@@ -338,6 +346,14 @@ def bind_leaves(parameter: str, leaves: Sequence[Leaf], arrays: Mapping[str, T])
         f"no tensors for '{parameter}': {', '.join(lines)}{more}",
         hint=f"not used: {spare}" if binding.extra else f"the {len(arrays)} names there are all used",
     )
+
+
+def _other_parts(arrays: Mapping[str, object], extra: Sequence[str]) -> list[str]:
+    """Names that nothing asked for beside codes and scales that something did."""
+    used = arrays.keys() - {*extra}
+    stems = [n.removesuffix("codes") for n in used if n == "codes" or n.endswith(".codes")]
+    stems = [stem for stem in stems if f"{stem}scale" in used or f"{stem}scale.codes" in used]
+    return [n for n in extra if any(n in (f"{stem}zero", f"{stem}tensor_scale") for stem in stems)]
 
 
 def flatten(value: object, prefix: str = "") -> dict[str, object]:

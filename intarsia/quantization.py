@@ -45,8 +45,10 @@ def conversions(format: str, rank: int, program: Program | None, options: Option
     shape = f"[{', '.join(f'D{d}_' for d in range(rank))}]" if rank else ""
     is_name = "(" not in format
     if is_name and format not in BUILT_IN and (program is None or program.library.root.format(format) is None):
-        known = ", ".join(BUILT_IN)
-        hint = f"{known}, one that the program declares, or quant(i4, scale=f16, group=128, axis=0)"
+        file = None if program is None else program.library.root
+        own = [] if file is None else [n for n in file.names() if file.format(n) is not None]
+        known = ", ".join([*own, *BUILT_IN, *([] if own else ["one that a program declares"])])
+        hint = f"{known}, or quant(i4, scale=f16, group=128, axis=0)"
         raise CompileError("E0303", f"no format is named `{format}`", hint=hint)
     name = format if is_name else "stored_"
     lines = [

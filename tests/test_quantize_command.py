@@ -90,8 +90,9 @@ def test_what_is_refused(ita: Run) -> None:
     np.savez("m.npz", w=bad, i=np.arange(3))
     words = ("quantize", "m.npz", "-o", "q.npz", "--format")
     status, _, err = ita(*words, "mxfp4")
-    assert status == 1 and "E0710" in err and "1 NaNs and 2 infinities" in err and "[1, 2]" in err
+    assert status == 1 and "E0710" in err and "NaN at 1 and infinite at 2 of 32" in err and "[1, 2]" in err
     assert not Path("q.npz").exists()
+    assert "help: w4, mxfp8" in ita(*words, "w9", "--program", "linear.ita")[2]
     for format_, said in (("w9", "no format is named"), ("quant(i12, scale=f16)", "codes"), ("quant(i4", "E0105")):
         status, _, err = ita(*words, format_)
         assert status == 1 and said in err
@@ -107,6 +108,32 @@ def test_arguments_of_several_tensors(ita: Run) -> None:
     np.savez("w.npz", codes=np.zeros((32, 8), np.int8))
     status, _, err = ita(*words, "w=w.npz")
     assert status == 1 and "E0609" in err and "no tensors for 'w': scale" in err
+    np.save("w.npy", weights(32, 8))
+    status, _, err = ita(*words, "w=w.npy")
+    assert status == 1 and "E0609" in err and "'w' is 2 tensors, w.codes, w.scale" in err and "intarsia quantize" in err
+    assert ita("quantize", "w.npy", "--format", W4, "-o", "q.npz")[0] == 0
+    status, _, err = ita(*words, "w=q.npz:layer")
+    assert status == 1 and "E0704" in err and "codes, scale" in err
+    np.savez("m.npz", w=weights(32, 8), b=weights(8))
+    for argument in ("w=m.npz", "w=m.npz:w"):
+        status, _, err = ita(*words, argument)
+        assert status == 1 and "E0609" in err and "'w' is 2 tensors" in err
+    assert (
+        ita("quantize", "w.npy", "--format", "quant(i4, scale=f16, zero=f16, group=32, axis=0)", "-o", "z.npz")[0] == 0
+    )
+    status, _, err = ita(*words, "w=z.npz")
+    assert status == 1 and "E0601" in err and "given with zero, which its format lacks" in err
+
+
+def test_what_is_in_a_format_stays(ita: Run) -> None:
+    """Its scales are floats of two dimensions too."""
+    np.savez("m.npz", a=weights(64, 8), b=weights(64, 8))
+    words = ("--format", W4, "-o", "q.npz")
+    assert ita("quantize", "m.npz", *words, "--tensor", "a")[0] == 0
+    assert ita("quantize", "q.npz", *words)[0] == 0
+    assert list(read_weights("q.npz")) == ["a.codes", "a.scale", "b.codes", "b.scale"]
+    status, _, err = ita("quantize", "q.npz", *words)
+    assert status == 1 and "E0710" in err
 
 
 @pytest.mark.slow

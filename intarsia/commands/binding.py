@@ -229,14 +229,18 @@ def _specifications(form: SignatureForm, texts: Sequence[str]) -> tuple[dict[str
 
 def _parts(form: SignatureForm, name: str, spec: ArgumentSpec) -> dict[str, ArgumentSpec]:
     """`--arg NAME=FILE` where NAME is several tensors: a tensor of a format, a struct, or a struct in one. With
-    `FILE:KEY` they have KEY in front in the file. Raises CompileError E0607, E0609."""
+    `FILE:KEY` they have KEY in front in the file. Raises CompileError E0607, E0609, E0704."""
     own = [t for t in form.tensors if t.label.startswith(f"{name}.")]
     if not isinstance(spec, FromFile) or any(t.length is not None for t in own):
         hint = f"give them by {own[0].label}=…, or by --weights {name.partition('.')[0]}=FILE"
         raise CompileError("E0607", f"'{name}' is {len(own)} tensors: {', '.join(t.label for t in own)}", hint=hint)
     leaves = [Leaf(t.label[len(name) + 1 :]) for t in own]
-    arrays = {key: FromFile(spec.path, key) for key in open_arrays(spec.path).names}
-    found = bind_leaves(spec.key or name, leaves, arrays)
+    file = open_arrays(spec.path)
+    wanted = spec.key or name
+    if spec.key and not any(key.startswith(f"{wanted}.") for key in file.names):
+        file.resolve(wanted)
+    arrays = {key: FromFile(spec.path, key) for key in file.names}
+    found = bind_leaves(wanted, leaves, {"": arrays[wanted]} if wanted in arrays else arrays)
     return {f"{name}.{leaf}": part for leaf, part in found.items() if isinstance(part, FromFile)}
 
 

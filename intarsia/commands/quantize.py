@@ -169,7 +169,7 @@ def _finite(x: Array, name: str) -> Array:
         wide = np.ascontiguousarray(x, np.float32).reshape(x.shape)
     if bad := x.size - int(np.isfinite(wide).sum()):
         nans = int(np.isnan(wide).sum())
-        message = f"{label} has {nans} NaNs and {bad - nans} infinities in f32, among {x.size} elements"
+        message = f"{label} is NaN at {nans} and infinite at {bad - nans} of {x.size} elements, in f32"
         first = ", ".join(str(int(i[0])) for i in np.nonzero(~np.isfinite(wide.reshape(x.shape or (1,)))))
         raise CompileError("E0710", message, hint=f"the first one is at [{first}]")
     return wide
@@ -195,7 +195,7 @@ def _chosen(arrays: ArrayFile, names: Sequence[str], patterns: Sequence[str]) ->
             raise CompileError("E0704", f"{arrays.path} has no array named '{pattern}'", hint=f"it has {shown}")
     if patterns:
         return {n for n in names if any(fnmatchcase(n, p) for p in patterns)}
-    found = {n for n in names if _is_matrix(arrays, n)}
+    found = {n for n in names if _is_matrix(arrays, n) and not _is_part(arrays, n)}
     if not found:
         hint = "choose tensors with --tensor"
         raise CompileError("E0710", f"{arrays.path} has no floats of two dimensions or more", hint=hint)
@@ -205,6 +205,12 @@ def _chosen(arrays: ArrayFile, names: Sequence[str], patterns: Sequence[str]) ->
 def _is_matrix(arrays: ArrayFile, name: str) -> bool:
     stored = arrays.type_of(name)
     return stored.dtype is not None and stored.dtype.is_float and len(stored.shape) > 1 and math.prod(stored.shape) > 0
+
+
+def _is_part(arrays: ArrayFile, name: str) -> bool:
+    """Is it the scale or the like of a tensor that is in a format already?"""
+    *before, _ = name.split(".")
+    return ".".join([*before, "codes"]) in arrays.names
 
 
 # ---------------------------------------------------------------------- what is printed
