@@ -207,6 +207,14 @@ def test_profile_counts_the_steps_of_loops(ita: Run) -> None:
     assert re.search(r"^ *100.0% +5 ", err, re.MULTILINE), err
 
 
+def test_profile_of_a_kernel_with_memory_of_its_own(ita: Run) -> None:
+    """A factor that is turned is copied before the product."""
+    text = "fn f(x: f32[96, 256], y: f32[96, 256]) -> f32[256, 256] { return transpose(x) @ y }"
+    status, _, err = ita("run", "-e", text, "--random", "--profile", "--out", "y.npy")
+    assert (status == 0 and " f_dot" in err) or " f_matmul" in err, err
+    assert ", temp " in ita("emit", "-e", text, "--to", "plan")[1]
+
+
 def test_trace_shows_a_name_wherever_it_is_assigned(ita: Run) -> None:
     text = "fn f(x: f32[2], n: i64) -> f32[2] { return loop (h = x) for t < n { y = relu(h * 2.0)\n yield y } }"
     status, out, _ = ita("run", "-e", text, "--arg", "x=ones", "--arg", "n=2", "--trace", "y")

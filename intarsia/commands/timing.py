@@ -25,6 +25,7 @@ from intarsia.ir.types import ListType, Type
 from intarsia.ir.work import region_work
 from intarsia.limits import Limits, machine_limits
 from intarsia.measurement import duration_text, measure, median_and_spread, size_text
+from intarsia.runtime.buffers import lease
 from intarsia.runtime.native import address_of, pointer_table
 
 
@@ -108,14 +109,15 @@ class _TimedKernels:
 
     def run(self, kernel: Kernel, arrays: Mapping[str, Memory], sizes: Mapping[str, int]) -> None:
         """Run on arrays in place, as `kernel_interpreter.run` does."""
-        native, row = self._code[kernel.name].native, self.rows[kernel.name]
+        code, row = self._code[kernel.name], self.rows[kernel.name]
         inputs = [arrays[b.name] for b in kernel.parameters if b.role == "in"]
-        outputs = [arrays[b.name] for b in kernel.parameters if b.role != "in"]
+        outputs = [arrays[b.name] for b in kernel.parameters if b.role not in ("in", "temp")]
+        workspace = lease(int(code.workspace.evaluate(sizes)))
         tables = [i if isinstance(i, np.ndarray) else pointer_table(i) for i in inputs]
         given, made = [address_of(t) for t in tables], [address_of(_one(o)) for o in outputs]
         values = [sizes[name] for name in kernel.sizes]
         start = time.perf_counter()
-        native.call(given, made, values, interruptible=False)
+        code.native.call(given, made, values, address_of(workspace), interruptible=False)
         row.seconds.append(time.perf_counter() - start)
         row.bytes = sum(a.nbytes for item in (*inputs, *outputs) for a in (item if isinstance(item, list) else [item]))
         if kernel.name not in self._by_data:

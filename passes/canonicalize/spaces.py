@@ -14,9 +14,10 @@ from intarsia.ir.ops import BroadcastTo, Compute, Constant, Transpose, Update
 from intarsia.ir.proofs import Facts, simplify
 from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, as_size, cast, transform
 from intarsia.ir.sizes import ONE, ZERO, Size
-from intarsia.ir.space import Axis, Space
+from intarsia.ir.space import Axis, Space, operand
 from intarsia.ir.types import TensorType
 from intarsia.passes.canonicalize.scalar import simplified
+from intarsia.passes.canonicalize.values import literal_of
 
 
 class Spans(TypedDict):
@@ -152,6 +153,26 @@ def _filled(literal: Expr, node: Node) -> Node:
     return BroadcastTo(scalar.value, shape, **spans(node)) if shape else scalar
 
 
+def literal_operand(node: Node) -> Node | None:
+    """compute [i](x[i] * c[i]) -> compute [i](x[i] * 2.0) where c is 2.0, also broadcast; updates likewise"""
+    match node:
+        case Compute(operands, Space(body=body)) | Update(arguments=operands, body=body):
+            first = len(node.operands) - len(operands)
+            known = {operand(first + p): c for p, v in enumerate(operands) if (c := literal_of(v)) is not None}
+
+            def rule(e: Expr) -> Expr | None:
+                return known.get(e.buffer) if isinstance(e, Load) else None
+
+            changed = transform(body, rule=rule) if known else body
+            if changed == body:
+                return None
+            if isinstance(node, Update):
+                return replace(node, body=changed)
+            assert isinstance(node, Compute)
+            return Compute(operands, replace(node.space, body=changed), **spans(node))
+    return None
+
+
 def space_is_view(node: Node) -> Node | Value | None:
     """compute [i, j](x[i, j]) -> x, [i, j](x[j, i]) -> transpose(x), [i, j](x[j]) -> broadcast(x)"""
     match node:
@@ -183,6 +204,7 @@ def empty_update(node: Node) -> Value | None:
 
 RULES = (
     simplify_space,
+    literal_operand,
     reduce_over_one,
     reduce_over_nothing,
     constant_space,

@@ -28,9 +28,10 @@ from intarsia.ir.scalar import Expr, Load, as_size, transform
 from intarsia.ir.sizes import Size, maximum, minimum
 from intarsia.ir.space import operand, operand_position
 from intarsia.ir.types import ListType
+from intarsia.passes.canonicalize.values import literal_of, unwrapped
 from intarsia.passes.lower.checks import Checks, checked_position
 from intarsia.passes.lower.constants import Constants
-from intarsia.passes.lower.kernel import GroupLowering, LoweredGroup, literal_of, unwrapped
+from intarsia.passes.lower.kernel import GroupLowering, LoweredGroup
 from intarsia.passes.lower.loops import lower_pointwise_loop, members_of, runs_inside
 from intarsia.passes.lower.names import kernel_label
 from intarsia.passes.lower.order import readers_first

@@ -15,14 +15,15 @@ from intarsia.ir.errors import Span
 from intarsia.ir.functions import COMBINERS
 from intarsia.ir.graph import Node, Structured, Value
 from intarsia.ir.kernel import COMBINER_OPERATORS, Alloc, Buffer, Kernel, PutOperator
-from intarsia.ir.ops import ArgReduce, Argsort, BroadcastTo, Constant, Cumulative, Fused, Sort, Update
+from intarsia.ir.ops import ArgReduce, Argsort, Cumulative, Sort, Update
 from intarsia.ir.ops.elementwise import axes_for
 from intarsia.ir.proofs import Facts
 from intarsia.ir.ranges import cut_ranges
-from intarsia.ir.scalar import Const, Expr, Index, Load, apply, as_size, cast, constant, loads, transform, where
+from intarsia.ir.scalar import Const, Expr, Index, Load, apply, as_size, cast, loads, transform, where
 from intarsia.ir.sizes import Size
 from intarsia.ir.space import Axis, Space, operand, operand_position
 from intarsia.ir.types import ListType
+from intarsia.passes.canonicalize.values import literal_of
 from intarsia.passes.lower.access import clamp
 from intarsia.passes.lower.checks import Checks, check_space
 from intarsia.passes.lower.names import buffer_label, op_label, value_extents
@@ -53,23 +54,6 @@ class Definition:
         return None
 
 
-def literal_of(value: Value) -> Const | None:
-    """The number that every element of a value is, if the program says so: such a value is no memory."""
-    match unwrapped(value).node:
-        case Constant(literal, dtype):
-            return constant(literal, dtype)
-        case BroadcastTo(x):
-            return literal_of(x)
-    return None
-
-
-def unwrapped(value: Value) -> Value:
-    """A result of a group as the value inside that it is."""
-    while isinstance(value.node, Fused):
-        value = value.node.body.results[value.index]
-    return value
-
-
 def buffer_definition(buffer: Buffer) -> Definition:
     """The value that a buffer holds."""
     axes = tuple(f"d{n}" for n in range(len(buffer.extents)))
@@ -86,6 +70,16 @@ class LoweredGroup:
     results: tuple[Value, ...]
 
 
+def _numbers_first(members: Sequence[Node]) -> list[Node]:
+    """The members, numbers that need no others first, so that none stands between sweeps that could be one."""
+    inside, numbers = set(members), set[Node]()
+    for node in members:
+        is_number = isinstance(node, Structured) and not node.space.all_axes
+        if is_number and all(v.node in numbers or v.node not in inside for v in node.inputs):
+            numbers.add(node)
+    return sorted(members, key=lambda node: node not in numbers)
+
+
 class GroupLowering:
     """Lowers one group. `outputs` are the values of the members that are used outside; `names` are the symbols
     (dimensions, counters) that may occur, in order; `facts` what is known of them. `is_owned` says which values from
@@ -100,7 +94,7 @@ class GroupLowering:
         is_owned: Callable[[Value], bool] = lambda value: False,
         checks: Checks | None = None,
     ) -> None:
-        self.members = tuple(members)
+        self.members = tuple(_numbers_first(members))
         self.outputs = tuple(outputs)
         self.symbols = tuple(names)
         self.is_owned = is_owned
