@@ -24,6 +24,7 @@ VERBS = {
     "explain": "The page of an error code, or the decisions of the compiler about a program.",
     "fmt": "Format a program.",
     "test": "Run the test blocks of a program.",
+    "shard": "Show what a program on a mesh of devices sends, or propose shardings.",
     "tune": "Search the schedules of a program's kernels for faster ones, and keep them.",
     "costmodel": "Collect measurements of schedules, and fit the learned cost model.",
     "bench": "Time a program, beside NumPy or PyTorch if asked.",

@@ -17,9 +17,10 @@ from intarsia.ir.ops.control import Loop
 from intarsia.ir.sharding import Axes, Mesh, Sharding
 from intarsia.ir.types import ListType
 from intarsia.passes.pipeline import Context, Pass
-from intarsia.passes.shard.edges import Edge, dimension_axes, edges_of_node, project, shape_of
+from intarsia.passes.shard.edges import Edge, edges_of_node, project
 from intarsia.passes.shard.meshes import mesh_of, require_numbers
 from intarsia.passes.shard.steps import reshard_steps
+from intarsia.passes.shard.ways import Split, Way, elements_of, sharding_of, static_shape
 
 BYTES_PER_POINT = 0.01
 """What computing one point of a space costs beside sending: some 100 operations take as long as a byte."""
@@ -53,15 +54,6 @@ class Reshard(Pass):
         return module.with_body(_Resharder(mesh).region(module.graph.body, {}))
 
 
-@dataclass(frozen=True)
-class Way:
-    """How one op is split: the axes of each factor, and the parts that it is given and leaves."""
-
-    of_factor: Mapping[str, Axes]
-    operands: tuple[Sharding, ...]
-    result: Sharding
-
-
 @dataclass
 class _Resharder:
     mesh: Mesh
@@ -75,13 +67,13 @@ class _Resharder:
         self.made = dict(kept)  # what is laid out anew inside cannot be used outside
         for node in region.nodes:
             self.node(node, values, nodes)
-        results = tuple(self.laid(values.get(v, v), _sharding(v), nodes) for v in region.results)
+        results = tuple(self.laid(values.get(v, v), sharding_of(v), nodes) for v in region.results)
         self.made = kept
         return Region(region.parameters, tuple(nodes), results)
 
     def laid(self, value: Value, wanted: Sharding, nodes: list[Node], like: Node | None = None) -> Value:
         """The value as `wanted` says, by a `shard` node where it lies otherwise."""
-        if _sharding(value) == wanted:
+        if sharding_of(value) == wanted:
             return value
         key = (value, wanted)
         if key not in self.made:
@@ -94,7 +86,7 @@ class _Resharder:
     def node(self, node: Node, values: dict[Value, Value], nodes: list[Node]) -> None:
         match node:
             case Shard(x):
-                values[node.value] = self.laid(values.get(x, x), _sharding(node.value), nodes, node)
+                values[node.value] = self.laid(values.get(x, x), sharding_of(node.value), nodes, node)
                 return
             case Loop():
                 self.loop(node, values, nodes)
@@ -107,7 +99,7 @@ class _Resharder:
         new_operands = [self.laid(v, wanted, nodes, node) for v, wanted in zip(operands, way.operands)]
         replaced = replace(node.with_operands(dict(zip(node.operands, new_operands))), shardings=(way.result,))
         nodes.append(replaced)
-        wanted = _sharding(node.value)
+        wanted = sharding_of(node.value)
         value = replaced.value
         if way.result.axes != wanted.axes:
             value = self.laid(value, wanted, nodes, node)
@@ -115,20 +107,20 @@ class _Resharder:
 
     def loop(self, node: Loop, values: dict[Value, Value], nodes: list[Node]) -> None:
         initial = tuple(
-            self.laid(values.get(v, v), _sharding(p.value), nodes, node) for v, p in zip(node.initial, node.states)
+            self.laid(values.get(v, v), sharding_of(p.value), nodes, node) for v, p in zip(node.initial, node.states)
         )
         scalars = tuple(self.laid(values.get(v, v), Sharding(()), nodes, node) for v in node.scalars)
         inner = dict(values)
-        states = [_sharding(p.value) for p in node.states]
+        states = [sharding_of(p.value) for p in node.states]
         body = self.region(_with_results(node.body, states), inner)
         condition = None if node.condition is None else self.region(_with_results(node.condition, []), inner)
-        stacked = [Sharding.of(((), *_sharding(v).axes)) for v in body.results[len(states) :]]
+        stacked = [Sharding.of(((), *sharding_of(v).axes)) for v in body.results[len(states) :]]
         new = replace(
             node, initial=initial, scalars=scalars, body=body, condition=condition, shardings=(*states, *stacked)
         )
         nodes.append(new)
         for old, made in zip(node.values, new.values):
-            values[old] = self.laid(made, _sharding(old), nodes, node)
+            values[old] = self.laid(made, sharding_of(old), nodes, node)
 
 
 def _with_results(region: Region, states: Sequence[Sharding]) -> Region:
@@ -137,15 +129,11 @@ def _with_results(region: Region, states: Sequence[Sharding]) -> Region:
     results = list(region.results)
     for position, wanted in enumerate(states):
         value = results[position]
-        if _sharding(value) != wanted:
+        if sharding_of(value) != wanted:
             node = Shard(value, span=value.node.span, shardings=(wanted,))
             nodes.append(node)
             results[position] = node.value
     return Region(region.parameters, tuple(nodes), tuple(results))
-
-
-def _sharding(value: Value) -> Sharding:
-    return value.type.sharding or Sharding.of(((),) * len(shape_of(value)))
 
 
 @dataclass
@@ -157,8 +145,12 @@ class _Choice:
     operands: tuple[Value, ...]
 
     @cached_property
+    def split(self) -> Split:
+        return Split(self.mesh, self.edge)
+
+    @cached_property
     def wanted(self) -> Sharding:
-        return _sharding(self.edge.tensors[-1])
+        return sharding_of(self.edge.tensors[-1])
 
     def best(self) -> Way:
         ways = [w for keep in ((True, False) if self.parts() else (False,)) for w in self.ways(keep)]
@@ -173,21 +165,21 @@ class _Choice:
     def _leaves_lists(self, way: Way) -> bool:
         """Do the lists among the operands lie as they are? They are never sent."""
         pairs = zip(self.operands, way.operands)
-        return all(_sharding(v).axes == s.axes for v, s in pairs if isinstance(v.type, ListType))
+        return all(sharding_of(v).axes == s.axes for v, s in pairs if isinstance(v.type, ListType))
 
     def parts(self) -> tuple[tuple[int, ...], Sharding] | None:
         """The operands that are parts of a sum and may stay so, with the sharding of one of them."""
         node = self.edge.node
-        found = [p for p, v in enumerate(self.operands) if _sharding(v).partial]
+        found = [p for p, v in enumerate(self.operands) if sharding_of(v).partial]
         if not found or not isinstance(node, Structured):
             return None
-        first = _sharding(self.operands[found[0]])
+        first = sharding_of(self.operands[found[0]])
         same = all(
-            (_sharding(self.operands[p]).partial, _sharding(self.operands[p]).combiner)
+            (sharding_of(self.operands[p]).partial, sharding_of(self.operands[p]).combiner)
             == (first.partial, first.combiner)
             for p in found
         )
-        smaller = _elements(node.value) <= sum(_elements(self.operands[p]) for p in found)
+        smaller = elements_of(node.value) <= sum(elements_of(self.operands[p]) for p in found)
         if same and smaller and passes_parts(node.space, found, first.combiner):
             return tuple(found), first
         return None
@@ -197,114 +189,45 @@ class _Choice:
         kept, first = self.parts() or ((), None) if keep else ((), None)
         partial = first.partial if first is not None else ()
         candidates = [self._candidates(f.name) for f in self.edge.factors]
+        combiner = first.combiner if first is not None else "sum"
         for chosen in itertools.islice(itertools.product(*candidates), 4096):
-            of_factor = {f.name: a for f, a in zip(self.edge.factors, chosen)}
-            used = [a for axes in chosen for a in axes]
-            every = [*used, *partial]
-            if any(self.mesh.overlap(a, b) for a, b in itertools.combinations(every, 2)):
-                continue
-            shown = [self._shown(t, of_factor) for t in range(len(self.edge.tensors))]
-            if any(s is None for s in shown) or not self._axes_whole(of_factor) or not self._near(of_factor):
-                continue
-            reduced = {f.reduced for f in self.edge.factors if f.reduced and of_factor[f.name]}
-            if len(reduced) > 1 or (reduced and partial and reduced != {first.combiner if first else ""}):
-                continue
-            combiner = next(iter(reduced), first.combiner if first else "sum")
-            if combiner not in ("sum", "max", "min", "prod"):
-                continue
-            left = tuple(a for f in self.edge.factors if f.reduced for a in of_factor[f.name])
-            operands = tuple(
-                Sharding.of(axes or (), partial if p in kept else (), first.combiner if first and p in kept else "sum")
-                for p, axes in enumerate(shown[: len(self.operands)])
-            )
-            yield Way(of_factor, operands, Sharding.of(shown[-1] or (), (*partial, *left), combiner))
+            of_factor = {f.name: a for f, a in zip(self.edge.factors, chosen) if a}
+            if (way := self.split.way(of_factor, kept, partial, combiner)) is not None:
+                yield way
 
     def _candidates(self, name: str) -> list[Axes]:
         found: dict[Axes, None] = {}
         values = (*self.operands, self.edge.tensors[-1])
         for t, value in enumerate(values):
-            axes = _sharding(value).axes
+            axes = sharding_of(value).axes
             projected = project(self.mesh, self.edge, t, axes).of_factor.get(name, ())
             for count in range(len(projected), 0, -1):
                 found[projected[:count]] = None
         found[()] = None
         return list(found)
 
-    def _shown(self, t: int, of_factor: Mapping[str, Axes]) -> tuple[Axes, ...] | None:
-        """The axes of each dimension of a tensor; None where they cannot say how its factors are split."""
-        if not self.edge.dimensions:
-            return ((),) * len(shape_of(self.edge.tensors[t]))
-        found: list[Axes] = []
-        for names in self.edge.dimensions[t]:
-            if not self._is_run(names or (), of_factor):
-                return None
-            found.append(dimension_axes(self.mesh, self.edge, names, of_factor))
-        return tuple(found)
-
-    def _is_run(self, names: Sequence[str], of_factor: Mapping[str, Axes]) -> bool:
-        """Is a minor factor split only where the major ones are split wholly, and each divided exactly?"""
-        whole = True
-        for name in names:
-            devices, extent = self.mesh.size(of_factor.get(name, ())), self.edge.extents[name]
-            if devices > 1 and (not whole or (len(names) > 1 and (extent is None or extent % devices))):
-                return False
-            whole = devices == extent
-        return True
-
-    def _axes_whole(self, of_factor: Mapping[str, Axes]) -> bool:
-        """The same for the digits of each axis of the space."""
-        digits: dict[str, list[str]] = {}
-        for f in self.edge.factors:
-            digits.setdefault(f.name.split(".")[0], []).append(f.name)
-        return all(self._is_run(names, of_factor) for names in digits.values() if len(names) > 1)
-
-    def _near(self, of_factor: Mapping[str, Axes]) -> bool:
-        """Do neighbours have all of each window, whose other axes are not split?"""
-        for place, window in self.edge.windows.items():
-            if any(of_factor.get(name) for name in window.others) and of_factor.get(window.axis):
-                return False
-            if self._halo(place, of_factor) is None:
-                return False
-        return True
-
-    def _halo(self, place: tuple[int, int], of_factor: Mapping[str, Axes]) -> tuple[int, int] | None:
-        """Elements that a device takes from its neighbours along a dimension of an operand."""
-        window, (position, d) = self.edge.windows[place], place
-        devices, made = self.mesh.size(of_factor.get(window.axis, ())), self.edge.extents[window.axis]
-        if devices == 1:
-            return (0, 0)
-        return None if made is None else window.halo(_shape(self.edge.tensors[position])[d], made, devices)
-
     def cost(self, way: Way) -> tuple[float, float, int]:
         """Bytes sent and time computed, in bytes; then what is held; then the order in which ways are found."""
         sent = 0.0
         for value, wanted in zip(self.operands, way.operands):
-            sent += self._bytes(value, _sharding(value), wanted)
+            sent += self._bytes(value, sharding_of(value), wanted)
         result = self.edge.tensors[-1]
-        steps = reshard_steps(self.mesh, _shape(result), way.result, Sharding.of(self.wanted.axes))
+        steps = reshard_steps(self.mesh, static_shape(result), way.result, Sharding.of(self.wanted.axes))
         sent += self._bytes(result, way.result, Sharding.of(self.wanted.axes))
         if any(s.kind not in ("all_reduce", "reduce_scatter", "all_slice") for s in steps):
             sent *= RESULT_MOVED
         for place in self.edge.windows:
-            before, after = self._halo(place, way.of_factor) or (0, 0)
+            before, after = self.split.halo(place, way.of_factor) or (0, 0)
             value = self.operands[place[0]]
-            across = _shape(value)[place[1]] / self.mesh.size(way.operands[place[0]].axes[place[1]])
-            held = _elements(value) / self.mesh.size(a for d in way.operands[place[0]].axes for a in d)
+            across = static_shape(value)[place[1]] / self.mesh.size(way.operands[place[0]].axes[place[1]])
+            held = elements_of(value) / self.mesh.size(a for d in way.operands[place[0]].axes for a in d)
             sent += held / max(1.0, across) * (before + after) * value.dtype.bits / 8
         points = math.prod(e or 1 for e in self.edge.extents.values())
         devices = math.prod(self.mesh.size(a) for a in way.of_factor.values())
-        held = _elements(self.edge.tensors[-1]) / self.mesh.size(a for d in way.result.axes for a in d)
+        held = elements_of(self.edge.tensors[-1]) / self.mesh.size(a for d in way.result.axes for a in d)
         return (sent + BYTES_PER_POINT * points / devices, held, 0)
 
     def _bytes(self, value: Value, source: Sharding, target: Sharding) -> float:
         dtype = value.type.element.dtype if isinstance(value.type, ListType) else value.type.dtype
-        steps = reshard_steps(self.mesh, _shape(value), source, target)
+        steps = reshard_steps(self.mesh, static_shape(value), source, target)
         return sum(s.elements_sent(self.mesh) for s in steps) * dtype.bits / 8
-
-
-def _shape(value: Value) -> list[int]:
-    return [s.constant or 1 for s in shape_of(value)]
-
-
-def _elements(value: Value) -> int:
-    return math.prod(_shape(value))

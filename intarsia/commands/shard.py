@@ -1,0 +1,112 @@
+"""`intarsia shard`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from intarsia.commands.binding import bind_types, type_options
+from intarsia.commands.options import compile_options, open_program, options_of, program_argument
+from intarsia.deep_stack import with_deep_stack
+from intarsia.ir.errors import CompileError
+from intarsia.measurement import duration_text, size_text
+from intarsia.program import Program
+
+if TYPE_CHECKING:
+    from intarsia.ir.graph import Module
+    from intarsia.ir.sharding import Mesh
+    from intarsia.passes.shard.report import Sent
+
+
+@click.command("shard")
+@program_argument
+@click.option(
+    "--mesh", metavar="data=2,…", default=None, help="The mesh, in place of the one that the program declares."
+)
+@click.option("--search", "is_search", is_flag=True, help="Propose shardings of the parameters.")
+@click.option(
+    "--cluster",
+    default="laptop",
+    show_default=True,
+    metavar="NAME|FILE.json",
+    help="What devices and links can do: laptop, nvlink-node, multi-node, torus.",
+)
+@type_options
+@compile_options
+def command(
+    file: str | None,
+    text: str | None,
+    mesh: str | None,
+    is_search: bool,
+    cluster: str,
+    arguments: tuple[str, ...],
+    weights: tuple[str, ...],
+    **settings: Any,
+) -> None:
+    """Show what the program of each device sends, with the time that a model of the cluster gives it.
+
+    With --search, parameters that have no sharding get the one for which the whole takes least time.
+    """
+    from intarsia.ir.cluster import Cluster
+    from intarsia.passes.pipeline import Pipeline
+    from intarsia.passes.shard.meshes import mesh_of, with_mesh
+    from intarsia.passes.shard.report import sent_by
+    from intarsia.passes.shard.search import search, with_parameters
+
+    source, name = open_program(file, text)
+    options, use_cache, _ = options_of(settings)
+    function = Program(source, options, use_cache=use_cache).entry(name)
+    bound = bind_types(function, arguments, weights, settings["dims"], required=True)
+    compilation = function.compilation_of_types(bound.types, bound.statics, bound.dims)
+    found = Cluster.read(cluster)
+
+    def work() -> tuple[Module, Sequence[Sent], float | None]:
+        module = Pipeline.parse("canonicalize,cse,dce").run(compilation.graph, compilation.context)
+        if mesh is not None:
+            module = with_mesh(module, _mesh(mesh))
+        on = mesh_of(module)
+        if on is None:
+            hint = "declare one, mesh pod(data=2), or give --mesh data=2"
+            raise CompileError("E1901", "the program has no mesh of devices", hint=hint)
+        seconds = None
+        if is_search:
+            best = search(module, on, found)
+            seconds = best.seconds
+            module = with_parameters(module, best.parameters)
+        local = Pipeline.parse("propagate-sharding,reshard,partition").run(module, compilation.context)
+        return module, sent_by(local, found), seconds
+
+    module, sent, seconds = with_deep_stack(work)
+    if is_search:
+        for parameter in module.graph.parameters:
+            click.echo(f"{parameter.label}: {parameter.type}")
+        click.echo(f"each device takes about {duration_text(seconds or 0.0)} on {found.name}\n")
+    for line in _table(sent):
+        click.echo(line)
+
+
+def _mesh(text: str) -> Mesh:
+    from intarsia.ir.sharding import Mesh
+
+    try:
+        return Mesh.parse(text)
+    except ValueError as error:
+        raise CompileError("E1901", str(error)) from None
+
+
+def _table(sent: Sequence[Sent]) -> Iterable[str]:
+    """A row for each collective and the sum, in columns."""
+    if not sent:
+        return ["nothing is sent"]
+    rows = [("collective", "axes", "each device", "times", "takes", "line")]
+    for one in sent:
+        place = f"{one.span.source.name}:{one.span.line}" if one.span is not None else ""
+        rows.append(
+            (one.kind, ", ".join(one.axes), size_text(one.bytes), str(one.times), duration_text(one.seconds), place)
+        )
+    total = sum(one.bytes * one.times for one in sent)
+    rows.append(("in all", "", size_text(total), "", duration_text(sum(one.seconds for one in sent)), ""))
+    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]

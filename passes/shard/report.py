@@ -1,0 +1,45 @@
+"""What the program of a device sends, and how long that takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from intarsia.ir.cluster import Cluster
+from intarsia.ir.errors import Span
+from intarsia.ir.graph import Module, Region
+from intarsia.ir.ops.collective import AllSlice, Collective
+from intarsia.ir.ops.control import Loop
+from intarsia.ir.spmd import Placement
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One collective of the program of a device: what each device puts in, how often, and the seconds of all times."""
+
+    kind: str
+    axes: tuple[str, ...]
+    bytes: int
+    times: int
+    seconds: float
+    span: Span | None
+
+
+def sent_by(module: Module, cluster: Cluster) -> tuple[Sent, ...]:
+    """Everything that a partitioned program sends, in order. A loop whose steps depend on data counts as one step."""
+    mesh = Placement.of(module).mesh
+
+    def walk(region: Region, times: int) -> Iterator[Sent]:
+        for node in region.nodes:
+            steps = 1
+            if isinstance(node, Loop):
+                steps = (node.upper - node.lower).constant or 1
+            for inner in node.regions:
+                yield from walk(inner, times * steps)
+            if isinstance(node, Collective) and not isinstance(node, AllSlice):
+                put_in = math.prod(node.x.tensor.static_shape) * node.x.dtype.bits // 8
+                seconds = cluster.collective_seconds(mesh, node) * times
+                yield Sent(node.name, node.axes, put_in, times, seconds, node.span)
+
+    return tuple(walk(module.graph.body, 1))
