@@ -76,7 +76,7 @@ class _Resharding:
         for d, target in enumerate(wanted):
             while rest and self._begins(now[d], target) and now[d] != target:
                 axis = self.mesh.rest(now[d], target)[0]
-                if axis not in rest or not self._fits(d, now[d], (axis,)):
+                if axis not in rest or not self._leads(d, now[d], (axis,), target):
                     break
                 rest.remove(axis)
                 old = tuple(now)
@@ -91,7 +91,7 @@ class _Resharding:
             if now[d] == target or not self._begins(now[d], target):
                 continue
             free = self._unused(self.mesh.rest(now[d], target), now)
-            if free and self._fits(d, now[d], free):
+            if free and self._leads(d, now[d], free, target):
                 old = tuple(now)
                 now[d] = self.mesh.joined((*now[d], *free))
                 return self._step("all_slice", free, old, now, dim=d, cut=d)
@@ -121,7 +121,7 @@ class _Resharding:
                     kept = _without_suffix(self.mesh, own, moved)
                     if kept is None or self.mesh.is_prefix((*kept, *moved), wanted[d]):
                         continue
-                    if self._fits(e, now[e], moved) and self._fits(d, kept, moved):
+                    if self._leads(e, now[e], moved, target) and self._fits(d, kept, moved):
                         old = tuple(now)
                         now[e] = self.mesh.joined((*now[e], *moved))
                         now[d] = kept
@@ -176,6 +176,11 @@ class _Resharding:
         outer = local_extent(self.shape[d], self.mesh.size(own))
         inner = local_extent(self.shape[d], self.mesh.size(own) * self.mesh.size(more))
         return inner * self.mesh.size(more) == outer
+
+    def _leads(self, d: int, own: Axes, more: Axes, target: Axes) -> bool:
+        """Can a dimension be split over `more` too, and after that over the rest of its target?"""
+        after = self.mesh.joined((*own, *more))
+        return self._fits(d, own, more) and (after == target or self._fits(d, after, self.mesh.rest(after, target)))
 
     def _unused(self, axes: Axes, now: Sequence[Axes]) -> Axes:
         used = [a for d in now for a in d]
