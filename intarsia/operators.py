@@ -102,6 +102,9 @@ def _open_graph(function: Function) -> Graph:
         raise CompileError("E1715", f"{where}: no argument decides {', '.join(form.explicit)}", hint=hint)
     statics, _ = function.split(function.bound)
     graph = function.compilation_of_types(None, statics, {}).source_module.graph
+    if graph.labels:
+        hint = "write a function that gives its tensors: return p.weight, p.bias"
+        raise CompileError("E1715", f"{where}: it gives a struct", hint=hint)
     shown = {e.as_name for p in graph.parameters if isinstance(p.type, TensorType) for e in p.type.shape}
     for value in graph.results:
         missing = sorted(s for e in value.tensor.shape for s in e.symbols if s not in shown)

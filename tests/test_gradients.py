@@ -389,11 +389,12 @@ fn moved_one(x: f64, d: f64, y: f64) -> f64 {
     return value + change
 }
 
-fn elementwise(x: f64[N], y: f64, k: i64[N]) -> (f64[N], f64[N], f64) {
+fn elementwise(x: f64[N], y: f64, k: i64[N]) -> (f64[N], f64[N], f64, f64[N]) {
     slope[i] = grad(cube, wrt=x)(x[i], y)
     both[i] = where(k[i] > 1, grad(grad(cube, wrt=x), wrt=y)(x[i], y * 2.0), 0.0)
+    first[i] = x[i] * grad(power, wrt=x)(x[0])
     total = sum[i](grad(bent, wrt=x)(x[i], x[k[i]]) * x[i])
-    return slope, both, total
+    return slope, both, total, first
 }
 
 fn slope_of_until(x: f64[N], most: i64, d: f64[N]) -> f64 {
@@ -452,7 +453,8 @@ def test_the_language() -> None:
     slope, offset, along = _run("of_custom_struct", **given)
     assert slope == [6.0, 12.0] and offset == 2.0 and along == 26.0
     x, k = np.array([1.0, 3.0, 2.0]), np.array([1, 0, 2])
-    slope, both, total = _run("elementwise", x=x, y=2.0, k=k)
+    slope, both, total, first = _run("elementwise", x=x, y=2.0, k=k)
+    assert np.allclose(first, 4.0 * x)  # through a loop, of an element that no index selects
     assert np.allclose(slope, 6 * x**2) and np.allclose(both, [0, 0, 3 * 4])
     assert total == pytest.approx(np.exp(1) * 3 + 3 / (2 * np.sqrt(2)) + 2 * np.exp(2) * 2)
     d = np.array([1.0, 0.0, -1.0])

@@ -19,6 +19,7 @@ struct Pair(N) {
     b: f32[N]
 }
 fn of_struct(p: Pair(N)) -> f32[N] { return p.a + p.b }
+fn to_struct(x: f32[N]) -> Pair(N) { return Pair(a=x, b=x) }
 fn grid[M: dim](x: f32[N]) -> f32[M, N] { return broadcast_to(x, (M, N)) }
 """
 PROGRAM = intarsia.compile(TEXT, use_cache=False)
@@ -72,6 +73,7 @@ def test_tensors_of_any_layout_are_taken() -> None:
     [
         ("generic", "the type of x depends on the call"),
         ("of_struct", "p is not one tensor"),
+        ("to_struct", "it gives a struct"),
         ("grid", "no argument decides M"),
     ],
 )

@@ -226,7 +226,7 @@ def call_on(
     given = assign_parameters(signature, positional, keywords, span)
     sizes |= _static_sizes(builder, signature, given)
     unifier = _unify(builder, signature, given, sizes, span)
-    opened = scope.frame if any(is_open_item(a.argument.item, scope) for a in given) else None
+    opened = scope.frame if any(_is_open(a.argument.item, scope) for a in given) else None
     body = Scope(file, frame=opened)
     bind_signature(signature, unifier, body)
     for entry in given:
@@ -237,8 +237,7 @@ def call_on(
     return builder.function_body(signature, unifier, body, span)
 
 
-def is_open_item(item: Item, scope: Scope) -> bool:
-    """Does an item depend on an index of index notation, or is it an element of a tensor there?"""
+def _is_open(item: Item, scope: Scope) -> bool:
     if scope.frame is None:
         return False
     if isinstance(item, Size):

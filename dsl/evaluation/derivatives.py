@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from intarsia.dsl import ast
 from intarsia.dsl.evaluation import calls, fitting
 from intarsia.dsl.evaluation.mapping import folded, mapped
-from intarsia.dsl.evaluation.partials import differentiated, element_of
+from intarsia.dsl.evaluation.partials import differentiated, element_of, stands_for_element
 from intarsia.dsl.evaluation.structs import put_together, same_struct, stacked, tensors_of
 from intarsia.dsl.primitives import PRIMITIVES
 from intarsia.dsl.primitives.arguments import Argument
@@ -58,11 +58,15 @@ class Given:
         position = [p.name for p in signature.parameters].index(name)
         return self.positional[position] if position < len(self.positional) else self.keywords.get(name)
 
-    @property
-    def is_of_elements(self) -> bool:
-        """Is an argument an element that an index selects?"""
-        every = (*self.positional, *self.keywords.values())
-        return any(calls.is_open_item(argument.item, self.scope) for argument in every)
+    def is_of_elements(self, builder: Builder) -> bool:
+        """Is an argument an element that an index selects, or stands for one?"""
+        frame = self.scope.frame
+        every = (a.item for a in (*self.positional, *self.keywords.values()))
+        return frame is not None and any(
+            not item.symbols.isdisjoint(frame.names()) or stands_for_element(builder, item)
+            for item in every
+            if isinstance(item, (Size, *EXPRESSIONS))
+        )
 
     def with_argument(self, signature: Signature, name: str, argument: Argument) -> Given:
         """The same with another argument for a parameter that has one."""
@@ -186,7 +190,7 @@ def _gradient(builder: Builder, transform: ast.Call, given: Given) -> Item:
     """`grad` and `value_and_grad`: a gradient for each of `wrt`, after the value."""
     target, every = _parts(transform)
     signature = builder.signature(*_function(target, given.scope.file, builder.prelude))
-    if given.is_of_elements:
+    if given.is_of_elements(builder):
         value, partials = _partials(builder, signature, target, every, given)
         return (value, *partials) if transform.function.text == "value_and_grad" else _alone(partials)
     leaves: list[Value] = []
@@ -434,7 +438,7 @@ def _tangents(builder: Builder, transform: ast.Call, given: Given) -> Item:
         raise CompileError("E0322", f"jvp takes {len(every)} changes after the arguments", given.span, hint=hint)
     changes = given.positional[count:]
     whole, given = given, replace(given, positional=given.positional[:count])
-    if whole.is_of_elements:
+    if whole.is_of_elements(builder):
         value, partials = _partials(builder, signature, target, every, given)
         terms = [
             apply("mul", p, element_of(builder, change.item, p.dtype, change.span))

@@ -15,7 +15,7 @@ from intarsia.dsl.semantics.values import Item, describe, leaves_of, tensor_of
 from intarsia.ir.dtypes import BOOL, I64
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.gradients.records import recording
-from intarsia.ir.graph import Parameter, Region, Value, region_of
+from intarsia.ir.graph import Node, Parameter, Region, Value, region_of
 from intarsia.ir.ops import Compute, Loop
 from intarsia.ir.scalar import Index
 from intarsia.ir.sizes import ZERO, Size, maximum, minimum
@@ -72,7 +72,7 @@ def stack(builder: Builder, length: Size, step: Callable[[Size], Sequence[Item]]
     with _counting(builder, counter, ZERO, length), builder.region() as nodes:
         forms = list(step(Size.of(counter)))
         results = [value for form in forms for value in tensors_of(builder, form, span)]
-        body = region_of((), nodes, results)
+        body = _region(builder, (), nodes, results)
     rows = iter(_added(builder, Loop(counter, ZERO, length, (), (), body, None, len(results), span=span)))
     return [listed(form, length, rows, span) for form in forms]
 
@@ -83,7 +83,7 @@ def accumulate(builder: Builder, length: Size, first: Value, step: Callable[[Siz
     total = Parameter("total", first.type)
     with _counting(builder, counter, ZERO, length), builder.region() as nodes:
         item = fit(builder, step(Size.of(counter), total.value), first.tensor, "the total", span)
-        body = region_of([total], nodes, [builder.as_value(item, span)])
+        body = _region(builder, [total], nodes, [builder.as_value(item, span)])
     return _added(builder, Loop(counter, ZERO, length, (), (first,), body, span=span))[0]
 
 
@@ -174,10 +174,16 @@ def _body(
         results = _yielded(builder, yielded, states, inner)
         emits, spans = _items(builder, emitted, inner)
         stacked = [v for item, span in zip(emits, spans) for v in tensors_of(builder, item, span)]
-        values = [*results, *stacked]
-        if builder.custom.keys().isdisjoint(nodes):
-            return region_of(parameters, nodes, values), emits
-        return Region(tuple(parameters), tuple(nodes), tuple(values)), emits  # a rule may need what results do not
+        return _region(builder, parameters, nodes, [*results, *stacked]), emits
+
+
+def _region(
+    builder: Builder, parameters: Sequence[Parameter], nodes: Sequence[Node], results: Sequence[Value]
+) -> Region:
+    """A region of what its results need, and what the derivatives that custom_grad gives may need."""
+    if builder.custom.keys().isdisjoint(nodes):
+        return region_of(parameters, nodes, results)
+    return Region(tuple(parameters), tuple(nodes), tuple(results))
 
 
 def _step_scope(builder: Builder, node: ast.LoopExpr, counter: str, scope: Scope) -> Scope:

@@ -36,7 +36,9 @@ def _mapped(builder: Builder, apply: Applied, arguments: Sequence[Argument], for
         case Struct():
             fields = {n: _mapped(builder, apply, _field(arguments, n), f, span) for n, f in form.fields.items()}
             counts = {len(results) for results in fields.values()} or {1}
-            assert len(counts) == 1, "a function gives as many results for each tensor"
+            if len(counts) > 1:
+                message = "what is mapped gives more results for one tensor than for another"
+                raise CompileError("E0505", message, span)
             return [replace(form, fields={n: r[k] for n, r in fields.items()}) for k in range(counts.pop())]
         case StructList(element, length):
             return loops.stack(

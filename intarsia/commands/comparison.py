@@ -57,10 +57,10 @@ def compare(bound: Bound, results: Sequence[Array]) -> list[Outcome]:
     suspects = [reference.wrong(result) for reference, result in zip(wanted, results)]
     decided = with_deep_stack(lambda: uncertain(module, inputs, sizes, wanted, suspects))
     outcomes = []
-    for index, (reference, result, suspect, hanging) in enumerate(zip(wanted, results, suspects, decided)):
+    names = module.graph.result_names
+    for name, reference, result, suspect, hanging in zip(names, wanted, results, suspects, decided):
         wrong = suspect & ~hanging
         problem = reference.describe(result, wrong) if wrong.any() else None
-        name = result_name(index, len(results))
         outcomes.append(Outcome(name, result, reference, problem, int(hanging.sum())))
     return outcomes
 
@@ -68,11 +68,6 @@ def compare(bound: Bound, results: Sequence[Array]) -> list[Outcome]:
 def first_mismatch(bound: Bound, results: Sequence[Array]) -> str | None:
     """What is wrong with the first wrong result, or None."""
     return next((f"{o.name}: {o.problem}" for o in compare(bound, results) if o.problem is not None), None)
-
-
-def result_name(index: int, count: int) -> str:
-    """`result`, or `result0`, `result1`, … where there are several."""
-    return "result" if count == 1 else f"result{index}"
 
 
 def report_comparison(
