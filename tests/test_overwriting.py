@@ -17,10 +17,14 @@ from intarsia.ir.kernel_interpreter import run
 from intarsia.ir.kernel_text import read_kernel
 from intarsia.ir.kernel_verifier import verify_kernel
 from intarsia.ir.plan import Plan, Repeat
+from intarsia.ir.plan_interpreter import run_plan
 from intarsia.ir.plan_liveness import verify_plan
 from intarsia.ir.target import TARGETS
+from intarsia.ir.text import read_module
 from intarsia.options import Options
+from intarsia.passes.lower import Lower
 from intarsia.passes.pipeline import Context
+from intarsia.passes.plan_memory import plan
 from intarsia.passes.plan_memory.overwriting import may_overwrite, with_overwritten
 from intarsia.passes.schedule.scheduling import schedule_of
 
@@ -191,3 +195,26 @@ def test_what_others_read_is_not_given_away() -> None:
     bound = program.f.bind(a=x)
     for _ in range(2):
         assert np.array_equal(bound(np.ones(64, np.float32))[0], np.arange(64) + 1)
+
+
+def test_an_operand_gives_its_place_to_one_result() -> None:
+    """Even where nothing reads the other ones."""
+    module = read_module(Source("two.ir", TWO_RESULTS))
+    made = plan(Lower().run(module, Context(TARGETS["cpu:x86-avx2"])))
+    verify_plan(made)
+    given = np.arange(4, dtype=np.float32)
+    (result,) = run_plan(made, [given])
+    np.testing.assert_array_equal(result, np.exp(given) * np.exp(given))
+
+
+TWO_RESULTS = """
+func @two(%x: f32[4]) {
+  %0 = exp %x : f32[4]
+  %1:2 = fused {
+    %2 = add %0, %0 : f32[4]
+    %3 = mul %0, %0 : f32[4]
+    yield %2, %3
+  } : f32[4], f32[4]
+  return %1#1
+}
+"""

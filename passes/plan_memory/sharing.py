@@ -291,6 +291,8 @@ class _Sharer:
         if needed.meets(target.intervals_without([over, *no_copies])):
             return False
         known = self.sharing.overwritten.setdefault(step, {})
+        if over.operand in known.values() or over.result in known:
+            return False
         if not may_overwrite(with_overwritten(step.kernel, known), over.operand, over.result):
             return False
         known[over.result] = over.operand
