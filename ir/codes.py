@@ -92,12 +92,15 @@ def _float_of(code: Term, dtype: DType) -> Term:
     if dtype.specials == "ieee":  # f8e5m2: an f16 cut short
         assert dtype.exponent == F16.exponent
         return (code.cast(U16) << (16 - dtype.bits)).bitcast(F16).cast(F32)
-    largest = (1 << (dtype.bits - 1)) - 1
-    magnitude = bits & largest
-    signed = (bits << (32 - dtype.bits)).bitcast(I32) >> (8 - dtype.exponent)  # copies of the sign are in between
-    kept = signed & (((largest << (23 - dtype.mantissa)) | 0x80000000) - (1 << 32))
+    largest = ((1 << (dtype.bits - 1)) - 1) << (23 - dtype.mantissa)
+    if dtype.bits == 8:  # a byte is loaded with its sign in all bits above
+        signed = code.bitcast(I8).cast(I32) << (23 - dtype.mantissa)
+    else:
+        signed = (bits << (32 - dtype.bits)).bitcast(I32) >> (8 - dtype.exponent)
+    kept = signed & ((largest | 0x80000000) - (1 << 32))  # without the copies of the sign in between
     value = kept.bitcast(F32) * 2.0 ** (127 - _bias(dtype))
-    return where(magnitude.equals(largest), float("nan"), value) if dtype.specials == "nan-only" else value
+    is_nan = (kept & 0x7FFFFFFF).equals(largest)
+    return where(is_nan, float("nan"), value) if dtype.specials == "nan-only" else value
 
 
 def _bias(dtype: DType) -> int:

@@ -79,9 +79,10 @@ def test_every_format_is_compiled_for_every_target(name: str, target: str) -> No
     assert len(compilation.code.object_code) > 1000
 
 
-@pytest.mark.parametrize("columns", [1536, 4864])
+@pytest.mark.parametrize("columns", [1536, 4864, 1001])
 def test_codes_are_laid_out_for_any_columns(columns: int) -> None:
-    """Columns that blocks of 1024 do not divide: a rest would be read by loops of its own, and nothing laid out."""
+    """Columns that blocks of 1024 do not divide: a rest would be read by loops of its own, and nothing laid out. Those
+    that fill no panel are filled up."""
     compilation = Compilation(program("i4", 512, columns).library.build("f"), {}, Options(target="cpu:x86-avx512"))
     (text,) = compilation.schedules.values()
     assert any(isinstance(step, Squeeze) for step in Schedule.parse(text))

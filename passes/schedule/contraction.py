@@ -202,9 +202,10 @@ def _schedule_typed(b: Builder, loop: For) -> bool:
 
 def _in_groups(b: Builder, step: Group) -> None:
     """Schedule a contraction of which some factor is the same within groups, as products without that factor whose
-    sums are added up, and what is left of a last group."""
+    sums are added up; those of a shorter last group are another one."""
+    before = b.kernel.buffers()
     b.take(step)
-    for buffer in (step.new, step.buffer):
+    for buffer in [name for name in b.kernel.buffers() if name not in before]:
         nests = [x for x in b.outermost() if [s.buffer for s in puts_in((x,))] == [buffer] and reducing_nest(x)]
         for loop in nests[:1]:
             if not schedule_contraction(b, loop) and buffer == step.new:
@@ -392,7 +393,7 @@ def _starts(b: Builder, c: Contraction) -> Iterator[Nest]:
     """The nests that set what is added up over groups, in the axes of these results."""
     for epilogue in c.epilogues:
         (added,) = puts_in((b.loop(epilogue.column),))
-        for loop in b.outermost() if added.operator == "+=" else ():
+        for loop in b.waiting() if added.operator == "+=" else ():
             (*_, put) = puts_in((loop,)) or (added,)
             if put.buffer == added.buffer and put.operator == "=":
                 names = {str(theirs): str(own) for own, theirs in zip(put.indices, added.indices)}

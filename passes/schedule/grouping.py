@@ -33,19 +33,38 @@ from intarsia.passes.schedule.tree import (
 def group(kernel: Kernel, step: Group) -> Kernel:
     """See `Group`."""
     found = _find_sum(kernel, step)
-    block, here, put, nest = found.block, found.here, found.put, found.nest
+    block, here = found.block, found.here
     names = NameSource(kernel)
     names.claim(step.new)
-    split = next(loop for loop in nest if loop.axis == step.axis)
+    split = next(loop for loop in found.nest if loop.axis == step.axis)
     length = trips(split).constant
     if length is None or split.lower != ZERO or split.step != 1 or length < step.size:
         raise ScheduleError(f"{step.axis} has no groups of {step.size}, of a number that is known")
     outer = For(names.derived(step.axis), ZERO, Size.of(length // step.size), ())
-    inner = For(names.derived(step.axis), ZERO, Size.of(step.size), ())
+    stages = _in_groups(kernel, step, found, step.new, (outer,), step.size, Size.of(outer.axis) * step.size, names)
+    if last := length % step.size:  # the only one that is shorter
+        stages += _in_groups(kernel, step, found, names.derived(step.new), (), last, Size.of(length - last), names)
+    return replace_block(kernel, block, (*block[:here], *stages, *block[here + 1 :]))
+
+
+def _in_groups(
+    kernel: Kernel,
+    step: Group,
+    of: _Sum,
+    name: str,
+    groups: tuple[For, ...],
+    size: int,
+    first: Size,
+    names: NameSource,
+) -> Body:
+    """The sums of groups of a size, in a buffer of this name, and what adds them up with what is the same in each.
+    groups: the loop over them, or nothing for a single one. first: where one begins."""
+    put, nest = of.put, of.nest
+    inner = For(names.derived(step.axis), ZERO, Size.of(size), ())
     kept = tuple(loop for loop in nest if any(loop.axis in i.symbols for i in put.indices))
-    reduced = tuple(inner if loop is split else loop for loop in nest if loop not in kept)
-    facts = facts_for(kernel, (*found.around, *kept, outer, *reduced))
-    within = _within(put.value, step.axis, Size.of(outer.axis) * step.size + inner.axis, facts)
+    reduced = tuple(inner if loop.axis == step.axis else loop for loop in nest if loop not in kept)
+    facts = facts_for(kernel, (*of.around, *kept, *groups, *reduced))
+    within = _within(put.value, step.axis, first + inner.axis, facts)
     changing = {loop.axis for loop in reduced}
     product = Product.of(within)
     fixed = product.where(lambda e: not e.symbols & changing)
@@ -55,7 +74,7 @@ def group(kernel: Kernel, step: Group) -> Kernel:
     if not fixed.factors and summand.less is None:
         raise ScheduleError(f"every factor of {put.value} changes within groups of {step.axis}")
     by_index = {str(index): index for index in put.indices if index.constant is None}
-    dims = (outer, *(next(loop for loop in kept if loop.axis == name) for name in by_index))
+    dims = (*groups, *(next(loop for loop in kept if loop.axis == axis) for axis in by_index))
     stages: Body = ()
 
     def summed(name: str, dims: tuple[For, ...], value: Expr) -> Load:
@@ -65,24 +84,19 @@ def group(kernel: Kernel, step: Group) -> Kernel:
         start = Put(name, place, "=", constant(0, value.dtype))
         add = Put(name, place, "+=", value)
         sums = Alloc(Buffer(name, value.dtype, tuple(map(trips, dims))))
-        stages += (sums, _nest(dims, start, names), _nest((*dims, *reduced), add, names))
+        stages += (sums, *_nest(dims, start, names), *_nest((*dims, *reduced), add, names))
         return Load(name, place, value.dtype)
 
     more: Expr | None = None
     if summand.less is not None:
-        own = tuple(loop for loop in dims if loop is outer or loop.axis in summand.other.symbols)
-        more = apply("mul", summand.less, summed(names.derived(step.new), own, summand.other))
-    total: Expr = summed(step.new, dims, summand.value)
+        own = tuple(loop for loop in dims if loop in groups or loop.axis in summand.other.symbols)
+        more = apply("mul", summand.less, summed(names.derived(name), own, summand.other))
+    total: Expr = summed(name, dims, summand.value)
     total = total if more is None else apply("sub", total, more)
     total = total if total.dtype == put.value.dtype else Cast(put.value.dtype, total)
     # Factors are multiplied with each other first, as they are element by element: once for all rows.
     scale = replace(fixed, above=(replace(fixed, below=()).value(put.value.dtype),)) if fixed.above else fixed
-    stages += (_nest((outer, *kept), replace(put, value=scale.times(total)), names),)
-    if last := length % step.size:  # a shorter last group keeps its factors
-        tail = replace(split, lower=Size.of(length - last))
-        loops = (*kept, *(tail if loop is split else loop for loop in nest if loop not in kept))
-        stages += (_nest(loops, put, names),)
-    return replace_block(kernel, block, (*block[:here], *stages, *block[here + 1 :]))
+    return (*stages, *_nest((*groups, *kept), replace(put, value=scale.times(total)), names))
 
 
 @dataclass(frozen=True)
@@ -194,11 +208,9 @@ def _largest(e: Expr) -> int:
     return max(-int(e.dtype.least), int(e.dtype.greatest))
 
 
-def _nest(loops: tuple[For, ...], put: Put, names: NameSource) -> For:
+def _nest(loops: tuple[For, ...], put: Put, names: NameSource) -> Body:
     """Loops like these, with names of their own, around a write."""
     body: Body = (put,)
     for loop in reversed(loops):
         body = (replace(loop, body=body),)
-    (made,) = rename_axes(body, {loop.axis: names.derived(loop.axis) for loop in loops})
-    assert isinstance(made, For)
-    return made
+    return rename_axes(body, {loop.axis: names.derived(loop.axis) for loop in loops})

@@ -112,10 +112,10 @@ def _is_subscript(put: Put, axis: str) -> bool:
 
 
 def is_plain(load: Load, axes: Mapping[str, For]) -> bool:
-    """Is every subscript an axis, a number, or a number that axes write as digits, `128 * g + k` with k < 128?"""
+    """Is every subscript a number, perhaps plus an axis, or what axes write as digits: `128 * g + k` with k < 128?"""
     return all(
         i.as_name is not None or i.constant is not None or (load.symbols <= axes.keys() and _is_digits(i, axes))
-        for i in load.indices
+        for i in (index - index.offset for index in load.indices)
     )
 
 
@@ -194,9 +194,8 @@ def neighbours(b: Builder, put: Put, main: Nest, loop: For) -> tuple[Nest | None
 
 
 def _adds_up(put: Put, nest: Nest) -> bool:
-    """Does a stage add what it makes of each element up over batches?"""
-    kept = all(_is_subscript(put, axis) for axis in (nest.row, nest.column) if axis)
-    return put.operator == "+=" and kept and not all(_is_subscript(put, axis) for axis in nest.batch)
+    """Does a stage add what it makes of each element to something, perhaps over batches?"""
+    return put.operator == "+=" and all(_is_subscript(put, axis) for axis in (nest.row, nest.column) if axis)
 
 
 def result_step(b: Builder, put: Put, main: Nest, epilogues: tuple[Nest, ...], axis: str) -> int | None:

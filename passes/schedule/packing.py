@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from intarsia.ir.dtypes import U8
+from intarsia.ir.dtypes import U8, U32
 from intarsia.ir.kernel_access import trips
 from intarsia.ir.scalar import Load, loads
 from intarsia.ir.schedule import ROOT, Dot, Pack, Parallel, Prefetch, Reorder, Unroll, Vectorize, Version
@@ -101,13 +101,12 @@ def pack_right(
         write_out(b, inner, word)
         if steps:
             b.attempt(Prefetch(c.right.buffer, new, steps[-1], AHEAD))
+    if b.kernel.buffers()[new].memory == "prepared":
+        ways = [((axis,), count(trips(b.loop(axis)))) for axis in inner[:-1]]
+        together = [((steps[-1], *inner[:-1]), STEPS)] if steps and not word else []
+        new = share_words(b, new, [*ways, *together], U8.bits if word else U32.bits)  # those of dots are made of bytes
     b.attempt(Version(panels[-1]))
-    if b.kernel.buffers()[new].memory != "prepared":
-        return new
-    ways = [((axis,), count(trips(b.loop(axis)))) for axis in inner[:-1]]
-    if word:  # words of a dot instruction are made of bytes
-        return share_words(b, new, ways, U8.bits)
-    return share_words(b, new, [*ways, *([((steps[-1], *inner[:-1]), STEPS)] if steps else ())])
+    return new
 
 
 def copy_tile(b: Builder, c: Contraction, main: Tiled, reduced: tuple[str, ...]) -> str:
