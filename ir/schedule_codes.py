@@ -53,7 +53,7 @@ class Group(Step):
         for g { for j { y[j] += t[g, j] * s[g, j] } }
 
     A shorter last group follows, with a t of its own. With `as i32` these are of that type: products of two integers
-    are summed exactly, and an integer z that is taken from one factor, the same within a group, is taken from the sum,
+    are summed exactly, and an integer z that is taken from a factor, the same within a group, is taken from the sum,
     times that of the other factor: t[g, j] - z[g, j] * t.0[g]. Refused unless one nest over numbers adds floats to y,
     after a statement that sets it to 0.0, and unless sums of integers always fit into i32.
     """

@@ -16,8 +16,8 @@ from intarsia.ir.scalar import Cast, Expr, Load, apply, cast, constant, loads, t
 from intarsia.ir.sizes import Size
 from intarsia.ir.space import Space, operand, operand_position, rename_buffers
 from intarsia.passes.pipeline import Context, Pass
-from intarsia.passes.schedule.grouping import fits, integers
-from intarsia.passes.schedule.groups import has_dots
+from intarsia.passes.schedule.grouping import fits, integers, without_zero
+from intarsia.passes.schedule.groups import has_dots, is_integer
 from intarsia.passes.schedule.products import Product
 
 NARROW = 8
@@ -36,7 +36,9 @@ class SinkScales(Pass):
 
     The sum reads what its operands are made of, where that is codes of 8 bits or fewer times factors that do not change
     along it. What is left is summed in i32 if it is two integers, their sum always fits, and the target has dot
-    instructions. Scales of groups along the sum stay in it: schedules form sums of groups.
+    instructions. Scales of groups along the sum stay in it, and so do zero points on a CPU: schedules form sums of
+    groups. Codes that the program computes, such as those of activations, are read on a CPU only where integers are
+    summed: it would decode them again and again.
 
     Keeps: values, to the last digits, as a factor is moved across a sum. Needs: `specialize`, `legalize-dtype`. Leaves:
     operands that nobody reads to `dce`.
@@ -47,10 +49,10 @@ class SinkScales(Pass):
     moves_factors: ClassVar[bool] = True
 
     def run(self, module: Module, context: Context) -> Module:
-        exact = has_dots(context.target)
+        exact, on_cpu = has_dots(context.target), context.target.kind == "cpu"
 
         def rule(node: Node) -> Value | None:
-            new = sunk(node, exact)
+            new = sunk(node, exact, on_cpu)
             if new is not None:
                 self.remark(context, "fusion", "factors that do not change along a sum are multiplied once", node.span)
             return new
@@ -59,7 +61,7 @@ class SinkScales(Pass):
         return module if body is module.graph.body else module.with_body(body)
 
 
-def sunk(node: Node, exact: bool) -> Value | None:
+def sunk(node: Node, exact: bool, on_cpu: bool) -> Value | None:
     """sum[k](a[k] * s * (b[k, j] * t[j])) -> sum[k](a[k] * b[k, j]) * s * t[j], where a or b are codes"""
     if not isinstance(node, Structured) or node.space.combiner != "sum" or node.space.body.dtype != F32:
         return None
@@ -68,10 +70,14 @@ def sunk(node: Node, exact: bool) -> Value | None:
     product = Product.of(space.body)
     if product.below:
         return None
-    factors = tuple(chain(*(_opened(f, arguments, reduced) for f in product.above)))
+    ways = [_opened(f, arguments, reduced, on_cpu) for f in product.above]
+    integral = exact and all(_has_integer(f, node.operands) for f in product.above if f.symbols & reduced)
+    if on_cpu and not integral:
+        ways = [(f,) if _is_computed(way, arguments, reduced) else way for f, way in zip(product.above, ways)]
+    factors = tuple(chain(*ways))
     fixed = [f for f in factors if not f.symbols & reduced]
     rest = [f for f in factors if f.symbols & reduced]
-    if not fixed or not any(map(_is_code, rest)):
+    if not fixed or not any(_is_code(f, reduced, on_cpu) for f in rest):
         return None
     body = Product(tuple(rest)).value(F32)
     count = math.prod(axis.extent.constant or 1 << 31 for axis in space.reduced)
@@ -84,14 +90,38 @@ def sunk(node: Node, exact: bool) -> Value | None:
     return Compute((*arguments, made.value), after, span=node.span).value
 
 
-def _opened(factor: Expr, arguments: list[Value], reduced: set[str]) -> Sequence[Expr]:
+def _maker(factor: Expr, arguments: Sequence[Value]) -> Structured | None:
+    """The node that makes what a factor loads, element by element."""
+    if not isinstance(factor, Load) or any(i.opaques for i in factor.indices):
+        return None
+    node = arguments[operand_position(factor.buffer)].node
+    return node if isinstance(node, Structured) and node.space.combiner is None else None
+
+
+def _has_integer(factor: Expr, arguments: Sequence[Value]) -> bool:
+    """Is a factor an integer, or made as the product of one and others?"""
+    node = _maker(factor, arguments)
+    if node is None:
+        return is_integer(factor)
+    return any(_has_integer(f, node.operands) for f in Product.of(node.space.body).above)
+
+
+def _is_computed(way: Sequence[Expr], arguments: Sequence[Value], reduced: set[str]) -> bool:
+    """Does the program compute the codes that a factor was opened to, rather than read or move them?"""
+    if len(way) == 1:
+        return False
+    read = chain(*(loads(f) for f in way if f.symbols & reduced))
+    makers = (_maker(x, arguments) for x in read)
+    return any(node is not None and not isinstance(node.space.body, Load) for node in makers)
+
+
+def _opened(factor: Expr, arguments: list[Value], reduced: set[str], zeros: bool) -> Sequence[Expr]:
     """What a factor is the product of: codes, and what does not change along the sum; else the factor alone. What is
     read then is added to the arguments."""
-    if not isinstance(factor, Load) or not factor.symbols & reduced:
+    node = _maker(factor, arguments) if factor.symbols & reduced else None
+    if node is None:
         return (factor,)
-    node = arguments[operand_position(factor.buffer)].node
-    if not isinstance(node, Structured) or node.space.combiner is not None or any(i.opaques for i in factor.indices):
-        return (factor,)
+    assert isinstance(factor, Load)
     own = dict(zip((a.name for a in node.space.axes), factor.indices))
     names = {operand(p): operand(len(arguments) + p) for p in range(len(node.operands))}
     product = Product.of(rename_buffers(transform(node.space.body, own), names))
@@ -100,9 +130,10 @@ def _opened(factor: Expr, arguments: list[Value], reduced: set[str]) -> Sequence
     arguments += node.operands
     match product.above:
         case (Load(mask=()) as moved,) if not product.below:  # as a transpose does
-            found = _opened(moved, arguments, reduced)
+            found = _opened(moved, arguments, reduced, zeros)
         case _:
-            is_opened = not product.below and len(changing) < len(product.above) and all(map(_is_code, changing))
+            are_codes = all(_is_code(f, reduced, zeros) for f in changing)
+            is_opened = not product.below and len(changing) < len(product.above) and are_codes
             found = product.above if is_opened else ()
     if len(found) > 1:
         return found
@@ -110,9 +141,10 @@ def _opened(factor: Expr, arguments: list[Value], reduced: set[str]) -> Sequence
     return (factor,)
 
 
-def _is_code(factor: Expr) -> bool:
-    """Is it made of a stored element of few bits, and nothing else?"""
-    read = list(dict.fromkeys(loads(factor)))
+def _is_code(factor: Expr, reduced: set[str], zeros: bool) -> bool:
+    """Is it made of a stored element of few bits, and nothing else? zeros: but a zero point that is taken from it."""
+    number = without_zero(factor, reduced)[0] if zeros else factor
+    read = list(dict.fromkeys(loads(number)))
     return len(read) == 1 and read[0].dtype.bits <= NARROW
 
 

@@ -62,11 +62,14 @@ def test_any_group_and_shape(kind: str, group: int, shape: tuple[int, int, int])
     check(f"quant({kind}, group={group}, axis=0)", *shape)
 
 
-def check_integers(stored: str, rows: int, length: int, columns: int) -> str:
+ROWS = ["quant(i8, scale=f32, axis=1)", "quant(u8, scale=f32, zero=u8, axis=1)"]
+
+
+def check_integers(stored: str, rows: int, length: int, columns: int, row: str = ROWS[0]) -> str:
     """Is a product of rows that are quantized with such weights within the tolerance? Returns the scheduled kernels."""
     random = np.random.default_rng(length)
     x, w = (random.standard_normal(shape, np.float32) for shape in ((rows, length), (length, columns)))
-    parts, row = intarsia.quantize(w, stored), "quant(i8, scale=f32, axis=1)"
+    parts = intarsia.quantize(w, stored)
     text = f"""format w = {stored}
     format a = {row}
     fn f(x: f32[M, K], const w: w[K, N]) -> f32[M, N] {{ return dequantize(quantize(x, a)) @ dequantize(w) }}"""
@@ -77,8 +80,9 @@ def check_integers(stored: str, rows: int, length: int, columns: int) -> str:
     return str(function.lower(x).asm["scheduled"])
 
 
-def test_integers_are_summed_as_integers() -> None:
-    shown = check_integers("quant(i4, scale=f16, group=16, axis=0)", 1, 64, 32)
+@pytest.mark.parametrize("row", ROWS)
+def test_integers_are_summed_as_integers(row: str) -> None:
+    shown = check_integers("quant(i4, scale=f16, group=16, axis=0)", 1, 64, 32, row)
     assert "i32[32] register" in shown and ("dot k" in shown or "avx512vnni" not in host_target().features)
 
 
@@ -93,6 +97,7 @@ STORED = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stored", STORED)
-def test_integers_of_every_kind(stored: str) -> None:
+@pytest.mark.parametrize("row", ROWS)
+def test_integers_of_every_kind(stored: str, row: str) -> None:
     for rows, length in ((1, 100), (9, 128)):
-        check_integers(stored, rows, length, 40)
+        check_integers(stored, rows, length, 40, row)

@@ -71,28 +71,35 @@ def _in_groups(
     rest = product.where(lambda e: bool(e.symbols & changing))
     count = math.prod(trips(loop).constant or 1 << 31 for loop in reduced)
     summand = _summand(step, rest, changing, count, put.value.dtype)
-    if not fixed.factors and summand.less is None:
+    zeros = [z for z in summand.less if z is not None]
+    if not fixed.factors and not zeros:
         raise ScheduleError(f"every factor of {put.value} changes within groups of {step.axis}")
     by_index = {str(index): index for index in put.indices if index.constant is None}
     dims = (*groups, *(next(loop for loop in kept if loop.axis == axis) for axis in by_index))
     stages: Body = ()
 
-    def summed(name: str, dims: tuple[For, ...], value: Expr) -> Load:
-        """The sums of a value in a buffer of their own."""
+    def summed(name: str, value: Expr, dims: tuple[For, ...] = dims) -> Load:
+        """The sums of a value in a buffer of their own, which is filled once if nothing but constants decides them."""
         nonlocal stages
         place = tuple(Size.of(loop.axis) for loop in dims)
         start = Put(name, place, "=", constant(0, value.dtype))
         add = Put(name, place, "+=", value)
-        sums = Alloc(Buffer(name, value.dtype, tuple(map(trips, dims))))
-        stages += (sums, *_nest(dims, start, names), *_nest((*dims, *reduced), add, names))
+        once = not of.around and all(kernel.buffers()[x.buffer].constant for x in loads(value))
+        sums = Buffer(name, value.dtype, tuple(map(trips, dims)), "prepared" if once else "global")
+        stages += (Alloc(sums), *_nest(dims, start, names), *_nest((*dims, *reduced), add, names))
         return Load(name, place, value.dtype)
 
-    more: Expr | None = None
-    if summand.less is not None:
-        own = tuple(loop for loop in dims if loop in groups or loop.axis in summand.other.symbols)
-        more = apply("mul", summand.less, summed(names.derived(name), own, summand.other))
-    total: Expr = summed(name, dims, summand.value)
-    total = total if more is None else apply("sub", total, more)
+    def others(zero: Expr | None, factor: Expr) -> Expr | None:
+        """What is taken from one factor, times the sums of the other one."""
+        own = tuple(loop for loop in dims if loop in groups or loop.axis in factor.symbols)
+        return None if zero is None else apply("mul", zero, summed(names.derived(name), factor, own))
+
+    corrections = [others(z, e) for z, e in zip(summand.less, reversed(summand.factors))]
+    total: Expr = summed(name, summand.value)
+    for correction in corrections:
+        total = total if correction is None else apply("sub", total, correction)
+    if len(zeros) > 1:
+        total = apply("add", total, apply("mul", apply("mul", *zeros), constant(count, I32)))
     total = total if total.dtype == put.value.dtype else Cast(put.value.dtype, total)
     # Factors are multiplied with each other first, as they are element by element: once for all rows.
     scale = replace(fixed, above=(replace(fixed, below=()).value(put.value.dtype),)) if fixed.above else fixed
@@ -154,39 +161,36 @@ def _within(value: Expr, axis: str, place: Size, facts: Facts) -> Expr:
 
 @dataclass(frozen=True)
 class _Summand:
-    """What is summed within a group. less: what is taken from one factor, and is the same within the group, so that the
-    sum is less by it times the sum of the `other` factor."""
+    """What is summed within a group, of two factors from which something is taken that is the same within the group:
+    (a - y) * (b - z) sums up to sum(a * b) - y * sum(b) - z * sum(a) + count * y * z."""
 
     value: Expr
-    other: Expr
-    less: Expr | None = None
+    factors: tuple[Expr, ...] = ()
+    less: tuple[Expr | None, ...] = ()
 
 
 def _summand(step: Group, rest: Product, changing: set[str], count: int, dtype: DType) -> _Summand:
     """What is summed within a group: in i32, if that is wanted, the product of two integers."""
     value = rest.value(dtype)
     if not step.total:
-        return _Summand(value, value)
-    factors, less, other = list(rest.above), None, 0
-    differences = [n for n, factor in enumerate(factors) if _taken(factor, changing) is not None]
-    if len(differences) == 1 and (difference := _taken(factors[differences[0]], changing)) is not None:
-        factors[differences[0]], less = difference
-        other = 1 - differences[0]
-    pair = integers(factors) if not rest.below else None
+        return _Summand(value)
+    taken = [without_zero(factor, changing) for factor in rest.above]
+    pair = integers([number for number, _ in taken]) if not rest.below else None
     if step.total != I32.name or dtype != F32 or pair is None:
         raise ScheduleError(f"{value} is no product of two integers")
+    less = tuple(zero for _, zero in taken)
     if not fits(pair, count, less):
         raise ScheduleError(f"the sum of {count} products of {pair[0].dtype} and {pair[1].dtype} may exceed i32")
-    product = apply("mul", *(Cast(I32, e) for e in pair))
-    return _Summand(product, value) if less is None else _Summand(product, Cast(I32, pair[other]), Cast(I32, less))
+    wide = tuple(Cast(I32, e) for e in pair)
+    return _Summand(apply("mul", *wide), wide, tuple(None if e is None else Cast(I32, e) for e in less))
 
 
-def _taken(factor: Expr, changing: set[str]) -> tuple[Expr, Expr] | None:
-    """A factor that is a number less an integer that does not change, as both."""
+def without_zero(factor: Expr, changing: set[str]) -> tuple[Expr, Expr | None]:
+    """A factor as a number and, if that is taken from it, an integer that does not change."""
     match factor:
         case Apply("sub", (number, Cast(_, zero))) if zero.dtype.is_integer and not zero.symbols & changing:
             return number, as_byte(zero) or zero
-    return None
+    return factor, None
 
 
 def integers(factors: Sequence[Expr]) -> tuple[Expr, Expr] | None:
@@ -197,11 +201,10 @@ def integers(factors: Sequence[Expr]) -> tuple[Expr, Expr] | None:
     return None
 
 
-def fits(pair: tuple[Expr, Expr], count: int, less: Expr | None = None) -> bool:
-    """Is the sum of so many products of two integers always an i32, also where a third is taken from one of them?"""
-    left, right = map(_largest, pair)
-    both = left * right + (0 if less is None else _largest(less) * max(left, right))
-    return both * count <= int(I32.greatest)
+def fits(pair: tuple[Expr, Expr], count: int, less: Sequence[Expr | None] = (None, None)) -> bool:
+    """Is the sum of so many products of two integers always an i32, also where others are taken from them?"""
+    left, right = (_largest(e) + (0 if z is None else _largest(z)) for e, z in zip(pair, less))
+    return left * right * count <= int(I32.greatest)
 
 
 def _largest(e: Expr) -> int:

@@ -38,17 +38,17 @@ def groups_of(b: Builder, c: Contraction) -> tuple[Group, ...]:
     if size < 2:
         return ()
     step = Group(c.put.buffer, axis, size, b.fresh(c.put.buffer))
-    integral = has_dots(b.target) and sum(map(_is_integer, Product.of(c.put.value).above)) > 1
+    integral = has_dots(b.target) and sum(map(is_integer, Product.of(c.put.value).above)) > 1
     return (replace(step, total=I32.name), step) if integral else (step,)
 
 
-def _is_integer(factor: Expr) -> bool:
+def is_integer(factor: Expr) -> bool:
     """Is a factor an integer that was cast, or the difference of two?"""
     match factor:
         case Cast(_, value):
             return value.dtype.is_integer
         case Apply("sub", (left, right)):
-            return _is_integer(left) and _is_integer(right)
+            return is_integer(left) and is_integer(right)
     return False
 
 
