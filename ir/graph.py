@@ -149,6 +149,17 @@ class Node:
                 changed[name] = replaced
         return dataclasses.replace(self, **changed) if changed else self
 
+    def with_operands_in_order(self: N, new: Sequence[Value]) -> N:
+        """The same node on other operands, one for each: those that were one value may become several."""
+        rest = iter(new)
+        changed: dict[str, Any] = {}
+        for name, value in self._fields():
+            if isinstance(value, Value):
+                changed[name] = next(rest)
+            elif isinstance(value, tuple) and any(isinstance(v, Value) for v in value):
+                changed[name] = tuple(next(rest) if isinstance(v, Value) else v for v in value)
+        return dataclasses.replace(self, **changed)
+
     def at(self: N, span: Span | None) -> N:
         """The same node with a span if it has none."""
         return self if self.span or span is None else dataclasses.replace(self, span=span)

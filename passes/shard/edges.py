@@ -24,9 +24,10 @@ from intarsia.passes.shard.windows import Window, find_window, is_selected
 class Edge:
     """Tensors and the factors of each of their dimensions; the last `results` of the tensors are made by `node`.
 
-    windows: what is read along a dimension, by operand and dimension, where that is more than the element at the same
-    place: the device takes it from its neighbours. selected: the factors that data select from, as a gather does; each
-    device selects from what it has, and the sum of that over the devices is the result.
+    is_flow: one value under several names, as a state of a loop. windows: what is read along a dimension, by operand
+    and dimension, where that is more than the element at the same place: the device takes it from its neighbours.
+    selected: the factors that data select from, as a gather does; each device selects from what it has, and the sum of
+    that over the devices is the result.
     """
 
     node: Node
@@ -35,6 +36,7 @@ class Edge:
     factors: tuple[Factor, ...]
     results: int
     is_identity: bool = False
+    is_flow: bool = False
     windows: Mapping[tuple[int, int], Window] = field(default_factory=dict)
     selected: frozenset[str] = frozenset()
 
@@ -144,8 +146,8 @@ def _edge(node: Node, rule: Factors) -> Edge:
         (*rule.factors, *selected),
         1,
         identity,
-        windows,
-        frozenset(f.name for f in selected),
+        windows=windows,
+        selected=frozenset(f.name for f in selected),
     )
 
 
@@ -158,7 +160,7 @@ def _identity(node: Node, values: list[Value], last: tuple[Dimension, ...] | Non
     names = _names(values[0])
     found = tuple(Factor(f"i{d}", s) for d, s in enumerate(shape_of(values[0])))
     dimensions = (*(names for _ in values[:-1]), names if last is None else last)
-    return Edge(node, tuple(values), dimensions, found, 1, is_identity=True)
+    return Edge(node, tuple(values), dimensions, found, 1, is_identity=True, is_flow=True)
 
 
 @dataclass(frozen=True)

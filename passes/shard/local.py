@@ -77,7 +77,7 @@ class LocalOp:
         )
         if tuple(self.values) == operands and body == space.body:
             if isinstance(node, PLAIN):
-                return replace(node.with_operands(dict(zip(node.operands, operands))), shardings=())
+                return replace(node.with_operands_in_order(operands), shardings=())
             if isinstance(node, (Reshape, BroadcastTo)):
                 return replace(node, x=operands[0], shape=result.shape, shardings=())
         return Compute(tuple(self.values), local, span=node.span, more_spans=node.more_spans)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,6 +47,13 @@ def require_numbers(module: Module) -> None:
                 if axes and size.constant is None:
                     hint = "give its size, as in --dim N=64; a dimension that is split cannot be dynamic"
                     raise CompileError("E1904", f"{type_}: {size} is split and has no number", node.span, hint=hint)
+
+
+def with_parameters_laid(region: Region, shardings: Sequence[Sharding]) -> Region:
+    """The region whose parameters lie so."""
+    laid = tuple(replace(p, type=placed(p.type, s)) for p, s in zip(region.parameters, shardings))
+    rebuilt = region.rebuild({old.value: new.value for old, new in zip(region.parameters, laid)})
+    return Region(laid, rebuilt.nodes, rebuilt.results)
 
 
 def reshard_values(region: Region, find: Callable[[Value], Sharding | None]) -> Region:

@@ -121,7 +121,7 @@ class _Partitioner:
                     node, initial=initial, scalars=scalars, body=body, condition=condition, shardings=()
                 )
             case Constant() | ListGet():
-                made = replace(node.with_operands(dict(zip(node.operands, operands))), shardings=())
+                made = replace(node.with_operands_in_order(operands), shardings=())
             case _:
                 made = self.op(node, operands, nodes)
         nodes.append(made)
@@ -145,7 +145,7 @@ class _Partitioner:
         elif isinstance(node, Update):
             made = local.update(node, operands)
         else:
-            made = replace(node.with_operands(dict(zip(node.operands, operands))), shardings=())
+            made = replace(node.with_operands_in_order(operands), shardings=())
         assert made.value.type == wanted, f"{node.name} makes {made.value.type} and not {wanted}"
         return made
 

@@ -187,11 +187,13 @@ class Propagation:
         changed: set[Value] = set()
         for name in order:
             axes, source = wanted[name]
-            for t in sorted(turn.targets):
+            for t in sorted(turn.targets, reverse=True):  # results first
                 if not axes or name not in seen[t].of_factor:
                     continue
                 value = edge.tensors[t]
-                dimension = self._extend(edge, t, value, name, axes, seen, order)
+                sideways = not edge.is_flow and t in edge.operands and source in edge.operands
+                spread = self._shared_with_results(edge, name, axes) if sideways else axes
+                dimension = self._extend(edge, t, value, name, spread, seen, order)
                 if dimension is None:
                     continue
                 changed.add(value)
@@ -234,6 +236,14 @@ class Propagation:
         joined = self.mesh.joined(result)
         longest = max((self.mesh.common_prefix(joined, a) for a in from_sources), key=len, default=())
         return (longest if len(longest) < len(joined) else joined), source
+
+    def _shared_with_results(self, edge: Edge, name: str, axes: Axes) -> Axes:
+        """From operand to operand goes only what the results have too: more would have to be sent for them anyway."""
+        for t in range(len(edge.operands), len(edge.tensors)):
+            laid = tuple(self.laid[edge.tensors[t]].axes)
+            if any(names and name in names for names in edge.dimensions[t]):
+                axes = self.mesh.common_prefix(axes, project(self.mesh, edge, t, laid).of_factor.get(name, ()))
+        return axes
 
     def _uncontested(self, name: str, axes: Axes, seen: Sequence[Projection]) -> Axes:
         """The first of the axes that no other factor has in any tensor."""

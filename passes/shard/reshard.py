@@ -18,7 +18,7 @@ from intarsia.ir.sharding import Axes, Mesh, Sharding
 from intarsia.ir.types import ListType
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.shard.edges import Edge, edges_of_node, project
-from intarsia.passes.shard.meshes import mesh_of, require_numbers
+from intarsia.passes.shard.meshes import mesh_of, require_numbers, with_parameters_laid
 from intarsia.passes.shard.steps import reshard_steps
 from intarsia.passes.shard.ways import Split, Way, elements_of, sharding_of, static_shape
 
@@ -97,7 +97,7 @@ class _Resharder:
             edge = Edge(node, (*node.operands, *node.values), (), (), len(node.values))
         way = _Choice(self.mesh, edge, operands).best()
         new_operands = [self.laid(v, wanted, nodes, node) for v, wanted in zip(operands, way.operands)]
-        replaced = replace(node.with_operands(dict(zip(node.operands, new_operands))), shardings=(way.result,))
+        replaced = replace(node.with_operands_in_order(new_operands), shardings=(way.result,))
         nodes.append(replaced)
         wanted = sharding_of(node.value)
         value = replaced.value
@@ -113,7 +113,9 @@ class _Resharder:
         inner = dict(values)
         states = [sharding_of(p.value) for p in node.states]
         body = self.region(_with_results(node.body, states), inner)
-        condition = None if node.condition is None else self.region(_with_results(node.condition, []), inner)
+        condition = node.condition
+        if condition is not None:
+            condition = self.region(with_parameters_laid(condition, states), inner)
         stacked = [Sharding.of(((), *sharding_of(v).axes)) for v in body.results[len(states) :]]
         new = replace(
             node, initial=initial, scalars=scalars, body=body, condition=condition, shardings=(*states, *stacked)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from intarsia.ir.cluster import Cluster
 from intarsia.ir.graph import Module, Node, Parameter, Region, Structured, Value
@@ -20,9 +20,9 @@ from intarsia.ir.linear import passes_parts
 from intarsia.ir.ops.collective import Shard
 from intarsia.ir.ops.control import Loop
 from intarsia.ir.sharding import Axes, Mesh, MeshAxis, Sharding
-from intarsia.ir.types import ListType, placed
+from intarsia.ir.types import ListType
 from intarsia.passes.shard.edges import Edge, edges_of_node, shape_of
-from intarsia.passes.shard.meshes import require_numbers
+from intarsia.passes.shard.meshes import require_numbers, with_parameters_laid
 from intarsia.passes.shard.steps import reshard_steps
 from intarsia.passes.shard.ways import Split, Way, elements_of, sharding_of, static_shape
 
@@ -80,10 +80,7 @@ def search(module: Module, mesh: Mesh, cluster: Cluster) -> Found:
 
 def with_parameters(module: Module, shardings: Sequence[Sharding]) -> Module:
     """The module with these shardings of its parameters."""
-    body = module.graph.body
-    laid = tuple(replace(p, type=placed(p.type, s)) for p, s in zip(body.parameters, shardings))
-    rebuilt = body.rebuild({old.value: new.value for old, new in zip(body.parameters, laid)})
-    return module.with_body(Region(laid, rebuilt.nodes, rebuilt.results))
+    return module.with_body(with_parameters_laid(module.graph.body, shardings))
 
 
 @dataclass
