@@ -13,12 +13,18 @@ def as_byte(e: Expr) -> Expr | None:
     """An integer as i8 or u8, if it always is one."""
     if e.dtype in (I8, U8):
         return e
-    found = bounds(e)
-    if found is None or not _holds(e.dtype, found):
+    found = extremes(e)
+    if found is None:
         return None
     wanted = next((dtype for dtype in (U8, I8) if _holds(dtype, found)), None)
     low = None if wanted is None else _low_byte(e)
     return low if low is None or wanted == U8 else Bitcast(I8, low)
+
+
+def extremes(e: Expr) -> tuple[int, int] | None:
+    """Between which numbers an integer lies; None where that is not known."""
+    found = bounds(e)
+    return found if found is not None and _holds(e.dtype, found) else None
 
 
 def bounds(e: Expr) -> tuple[int, int] | None:
@@ -31,8 +37,7 @@ def bounds(e: Expr) -> tuple[int, int] | None:
         case Bitcast(_, inner) if inner.dtype.is_integer and e.dtype.is_integer:
             return bounds(inner)
         case Cast(dtype, inner) if dtype.is_integer and inner.dtype.is_integer:
-            found = bounds(inner)
-            return found if found is not None and _holds(inner.dtype, found) else None
+            return extremes(inner)
         case Apply("add" | "sub" | "bit_xor" as function, (left, right)):
             first, second = bounds(left), bounds(right)
             return None if first is None or second is None else _combined(function, first, second)

@@ -41,7 +41,8 @@ class Multiply(Step):
 
     A factor becomes a wider integer, which changes nothing, or one of the same width with the other sign; that adds or
     takes away 128, for which the sums of the other factor make up, where y is read. They are computed once for all
-    calls if that factor is constant. y is a temporary, which nothing else adds to.
+    calls if that factor is constant. y is a temporary, which nothing else adds to. In a sum of floats an integer, or
+    the difference of two, becomes a shorter float that holds it.
     """
 
     buffer: str

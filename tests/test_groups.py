@@ -62,6 +62,39 @@ def test_any_group_and_shape(kind: str, group: int, shape: tuple[int, int, int])
     check(f"quant({kind}, group={group}, axis=0)", *shape)
 
 
+def check_rounded(stored: str, rows: int) -> str:
+    """Does a product of rounded numbers with weights of a format, transposed, give each of these exactly where one
+    number of a row is 1? Returns the scheduled kernels."""
+    text = f"""format w = {stored}
+    fn f(x: f32[M, K], const w: w[N, K]) -> f32[M, N] {{ return f32(bf16(x)) @ transpose(dequantize(w)) }}"""
+    w, x = np.random.default_rng(rows).standard_normal((96, 128), np.float32), np.eye(rows, 128, dtype=np.float32)
+    program = intarsia.compile(text)
+    parts = intarsia.quantize(w, "w", program)
+    function = program.f.bind(w=parts)
+    assert np.array_equal(function(x), intarsia.dequantize(parts, "w", program).T[:rows])
+    return str(function.lower(x).asm["scheduled"])
+
+
+@pytest.mark.parametrize("stored", ["quant(i4, scale=f16, group=64)", "quant(u4, scale=f16, zero=u4, group=32)"])
+def test_codes_are_factors_of_dot_instructions(stored: str) -> None:
+    """Less their zero points: bf16 holds them. What lanes read lies side by side, and codes share bytes."""
+    shown = check_rounded(stored, 16)
+    if "avx512bf16" in host_target().features:
+        assert "dot k" in shown and "alloc codes.0.0: u8[" in shown and "alloc scale.0: f16[" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, 6, 128])
+@pytest.mark.parametrize("stored", [
+    "quant(i2, scale=f32, group=16)", "quant(u3, scale=f16, zero=u3, group=32)", "quant(i5, scale=f16, group=32)",
+    "quant(u5, scale=f16, zero=u5, group=32)", "quant(u7, scale=f32, zero=u7, group=64)", "quant(i8, scale=f32)",
+    "quant(u8, scale=f32, zero=u8, group=32)", "quant(u4, scale=f16, zero=f16, group=32)",
+    "mxint8(axis=-1)", "nf4(axis=-1)",
+])  # fmt: skip
+def test_factors_of_any_format(stored: str, rows: int) -> None:
+    check_rounded(stored, rows)
+
+
 ROWS = ["quant(i8, scale=f32, axis=1)", "quant(u8, scale=f32, zero=u8, axis=1)"]
 
 

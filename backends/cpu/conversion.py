@@ -14,10 +14,13 @@ from intarsia.backends.cpu.values import (
     absolute,
     comparison,
     constant,
+    element_type,
     instruction,
     intrinsic,
     recast,
     select,
+    shuffle,
+    vector_type,
     zero,
 )
 from intarsia.ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I32, U8, U16, U32, DType
@@ -150,10 +153,14 @@ def _round_bf16(function: Function, value: Value) -> Value:
 
 
 def _high_half(function: Function, value: Value) -> Value:
-    """f32 as bf16 where the lower half is zero."""
-    bits = recast(function, "bitcast", value, U32)
-    narrow = recast(function, "trunc", instruction(function, "lshr", bits, constant(16, U32, value.lanes)), U16)
-    return Value(narrow.text, BF16, value.lanes)
+    """f32 as bf16 where the lower half is zero: every second word of 16 bits, which is one shuffle of two vectors."""
+    if value.lanes == 1:
+        bits = recast(function, "bitcast", value, U32)
+        narrow = recast(function, "trunc", instruction(function, "lshr", bits, constant(16, U32)), U16)
+        return Value(narrow.text, BF16)
+    count = 2 * value.lanes
+    halves = Value(function.op(f"bitcast {value} to {vector_type(element_type(BF16), count)}"), BF16, count)
+    return shuffle(function, halves, halves, range(1, count, 2))
 
 
 def _float_to_integer(function: Function, value: Value, dtype: DType) -> Value:

@@ -141,16 +141,24 @@ class Dots(Writes):
         changing = {self.lane.axis, loop.axis}
         if any(isinstance(e, Index) and e.symbols & changing for e in walk(expression)):
             return None
-        words = [self._word_load(x, loop) for x in leaves]
+        parts = [self._part_load(x, loop, self.lane.lanes) for x in leaves]
         self.forget_values()
-        for load, value in zip(leaves, words):
+        for load, value in zip(leaves, parts):
             if value is None:
                 return None
-            self._values[load] = self._parts(widen(self.function, value, self.lane.lanes), load.dtype)
+            self._values[load] = value
         lanes = self.lane.lanes * (trip_count(loop) or 1)
         result = widen(self.function, self.value(expression), lanes)
         self.forget_values()
         return self._as_words(result, trip_count(loop) or 1)
+
+    def _part_load(self, load: Load, loop: For, lanes: int) -> Value | None:
+        """What a load gives in all iterations, side by side in each lane; None if it does not lie so."""
+        if loop.axis not in load.symbols:
+            same, width = widen(self.function, self.value(load), lanes), trip_count(loop) or 1
+            return shuffle(self.function, same, same, [n // width for n in range(lanes * width)])
+        words = self._word_load(load, loop)
+        return None if words is None else self._parts(widen(self.function, words, lanes), load.dtype)
 
     def _word_load(self, load: Load, loop: For) -> Value | None:
         """What a load gives in all iterations, if that lies side by side."""

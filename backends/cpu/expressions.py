@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from intarsia.backends.cpu.conversion import bitcast, convert
 from intarsia.backends.cpu.memory import Memory
-from intarsia.backends.cpu.tables import FewBits, is_usable, look_up
+from intarsia.backends.cpu.tables import WORDS, FewBits, is_usable, look_up, needed_bits
 from intarsia.backends.cpu.values import Value, constant, instruction, recast, select, widen
 from intarsia.ir.approximations import expand
-from intarsia.ir.dtypes import BOOL, F32, U8, U32
+from intarsia.ir.dtypes import BOOL, F32, U8, U32, DType
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load
 from intarsia.ir.sizes import Size
 
@@ -17,6 +17,10 @@ _COSTLY = 60
 
 _MANTISSA = 23
 """Bits of an f32 after the first one."""
+
+
+_OF_LOW_BITS = {"add": "add", "sub": "sub", "bit_xor": "xor", "bit_and": "and", "bit_or": "or"}
+"""Functions whose low bits depend on the low bits of their arguments alone, as instructions."""
 
 
 class Expressions(Memory):
@@ -37,8 +41,8 @@ class Expressions(Memory):
         return self._values[expression]
 
     def _new_value(self, expression: Expr) -> Value:
-        if isinstance(argument := self._few_bits.argument(expression), Bitcast):
-            code = self._code(argument.value)
+        if (argument := self._few_bits.argument(expression)) is not None:
+            code = self._low_bits(argument, needed_bits(argument), WORDS[expression.dtype])
             if is_usable(self.target, expression, argument, code.lanes):
                 return look_up(self.function, expression, argument, code)
         match expression:
@@ -49,9 +53,7 @@ class Expressions(Memory):
             case Load():
                 return self.load(expression)
             case Cast(dtype, Bitcast(_, e)) if dtype == U32 and e.dtype.is_narrow and e.dtype.bits < 8:
-                code = self._code(e)
-                spare = constant((1 << e.dtype.bits) - 1, U32, code.lanes)
-                return instruction(self.function, "and", code, spare)
+                return self._code(e, U8.bits, U32)
             case Cast(dtype, Bitcast(_, Apply("sub", (whole, Const(int() as less))))) if (
                 dtype == F32 and _bits(whole) < _MANTISSA and 0 <= less < 1 << _MANTISSA
             ):
@@ -73,30 +75,41 @@ class Expressions(Memory):
                 return self._apply(expression) if basic is expression else self.value(basic)
         raise AssertionError(expression)
 
-    def _code(self, element: Expr) -> Value:
-        """The code of an element in 32 bits, below anything: shifted there, where vectors of bytes cannot be."""
-        if isinstance(element, Bitcast):
-            return self._low_bits(element.value, element.dtype.bits)
-        raw = self.value(element)
-        return convert(self.function, Value(raw.text, U8, raw.lanes), U32)
-
-    def _low_bits(self, e: Expr, bits: int) -> Value:
-        """A value in 32 bits whose lowest ones are those of an integer of 32 bits or fewer."""
+    def _low_bits(self, e: Expr, bits: int, word: DType) -> Value:
+        """A value in a word whose lowest bits are those of an integer of so many bits or more: below anything, and
+        shifted there, where vectors of bytes cannot be."""
         match e:
             case _ if bits <= 0:
-                return constant(0, U32)
-            case Cast(_, inner) if inner.dtype.kind == "uint" and bits <= inner.dtype.bits <= 32:
-                return self._low_bits(inner, bits)
-            case Apply("bit_or", (a, b)):
-                return instruction(self.function, "or", self._low_bits(a, bits), self._low_bits(b, bits))
+                return constant(0, word)
+            case Bitcast(_, element) if element.dtype.is_narrow:
+                return self._code(element, bits, word)
+            case Bitcast(_, inner) if e.dtype.is_integer and inner.dtype.is_integer:
+                return self._low_bits(inner, bits, word)
+            case Cast(_, inner) if inner.dtype.kind == "uint" and bits <= inner.dtype.bits <= word.bits:
+                return self._low_bits(inner, bits, word)
+            case Apply(function, (a, b)) if function in _OF_LOW_BITS:
+                parts = [self._low_bits(part, bits, word) for part in (a, b)]
+                return instruction(self.function, _OF_LOW_BITS[function], *parts)
             case Apply("shift_left", (inner, by)) if (known := self._number(by)) is not None:
                 distance = known % e.dtype.bits
-                return self._shifted("shl", self._low_bits(inner, bits - distance), distance)
+                return self._shifted("shl", self._low_bits(inner, bits - distance, word), distance)
             case Apply("shift_right", (inner, by)) if (
-                e.dtype.kind == "uint" and (known := self._number(by)) is not None
+                e.dtype.kind == "uint" and e.dtype.bits <= word.bits and (known := self._number(by)) is not None
             ):
-                return self._shifted("lshr", convert(self.function, self.value(inner), U32), known % e.dtype.bits)
-        return convert(self.function, self.value(e), U32)
+                return self._shifted("lshr", convert(self.function, self.value(inner), word), known % e.dtype.bits)
+        return convert(self.function, self.value(e), word)
+
+    def _code(self, element: Expr, bits: int, word: DType) -> Value:
+        """The code of an element of few bits in a word, below zeros up to so many bits."""
+        own = element.dtype.bits
+        if isinstance(element, Bitcast):
+            code = self._low_bits(element.value, own, word)
+        else:
+            raw = self.value(element)
+            code = convert(self.function, Value(raw.text, U8, raw.lanes), word)
+        if bits <= own:
+            return code
+        return instruction(self.function, "and", code, constant((1 << own) - 1, word, code.lanes))
 
     def _shifted(self, opcode: str, value: Value, distance: int) -> Value:
         count = constant(distance, value.dtype, value.lanes)

@@ -2,6 +2,8 @@
 
 A weight of few bits is read as it streams past, from memory above all. What a tile or a panel reads of a matrix lies in
 rows that are pages apart; in the order of the loops it is one piece, which prefetchers see, and each line is read once.
+Scales and zero points of groups lie along the sum, and lanes across it: in the order of the loops a vector of them is
+one load.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ from intarsia.ir.kernel_access import trips
 from intarsia.ir.scalar import Load, loads
 from intarsia.ir.schedule import ROOT, Pack, Squeeze
 from intarsia.passes.schedule.builder import Builder
-from intarsia.passes.schedule.shape import bytes_of, count, readings
+from intarsia.passes.schedule.shape import bytes_of, count, readings, stride
 from intarsia.passes.schedule.squeeze import WORDS
 
 LARGE = 1 << 18
 """Bytes of codes from which their order in memory matters: smaller ones stay in the second cache."""
+
+PADDED = 2.0
+"""How much larger than what it is made of a copy may be where the last block of columns is not whole."""
 
 
 def lay_out_codes(b: Builder) -> None:
@@ -35,12 +40,29 @@ def lay_out_codes(b: Builder) -> None:
         load, loops = found
         if readings(buffer, load, loops) > 1:
             continue  # a copy of all that is read would be larger
-        order = tuple(x.axis for x in loops if x.axis in load.symbols)
+        order = _order(load, loops)
         before, new = set(b.axes()), b.fresh(buffer.name)
         if b.attempt(Pack(buffer.name, ROOT, new, order, "prepared")):
             copied = [axis for axis in b.axes() if axis not in before]
             written = [copied[n] for n, x in enumerate(order) if b.loop(x).kind == "unroll"]
             share_words(b, new, [((axis,), count(trips(b.loop(axis)))) for axis in written])
+
+
+def lay_out_gathered(b: Builder) -> None:
+    """Let constants that lie apart for neighbouring lanes be copied once, so that they lie side by side."""
+    for buffer in b.kernel.inputs:
+        found = only_read(b.kernel, buffer.name) if buffer.constant else None
+        if found is None:
+            continue
+        load, loops = found
+        lanes = [x for x in loops if x.kind == "lane" and x.axis in load.symbols]
+        if any(stride(buffer, load.indices, x.axis) != 1 for x in lanes) and readings(buffer, load, loops) < PADDED:
+            b.attempt(Pack(buffer.name, ROOT, b.fresh(buffer.name), _order(load, loops), "prepared"))
+
+
+def _order(load: Load, loops: Sequence[For]) -> tuple[str, ...]:
+    """The axes of what is read, from the outermost."""
+    return tuple(x.axis for x in loops if x.axis in load.symbols)
 
 
 def filled_by(*bits: int) -> int:

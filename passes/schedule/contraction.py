@@ -37,6 +37,7 @@ from intarsia.ir.schedule import (
     Widen,
 )
 from intarsia.passes.schedule.builder import SHARES, SMALL, Builder
+from intarsia.passes.schedule.codes import lay_out_gathered
 from intarsia.passes.schedule.dots import dot_width, multiply_as, other_types
 from intarsia.passes.schedule.groups import groups_of
 from intarsia.passes.schedule.nests import (
@@ -374,6 +375,7 @@ def _tile(b: Builder, c: Contraction, t: Tiling) -> None:
         b.attempt(Localize(c.put.buffer, main.outer[-1], "register"))
     if main.groups:
         _gather_groups(b, c, main)
+    lay_out_gathered(b)
     if copied:
         b.take(Sink(copied, reduced[-1]))
     if c.is_ragged:

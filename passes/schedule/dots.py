@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from intarsia.ir.dots import dots_of, find_dot, widened_factors
+from intarsia.ir.dots import dots_of, find_dot
 from intarsia.ir.kernel_access import trips
 from intarsia.ir.scalar import loads
 from intarsia.ir.schedule import Multiply, Stage
 from intarsia.passes.schedule.builder import Builder
-from intarsia.passes.schedule.multiply import in_type
+from intarsia.passes.schedule.multiply import in_type, narrow_factors
 from intarsia.passes.schedule.nests import Contraction
 from intarsia.passes.schedule.shape import count, stride
 
@@ -27,7 +27,7 @@ def other_types(b: Builder, c: Contraction) -> Multiply | None:
     Where both factors have the same sign, one is shifted, and the other one is summed up to make up for it: constant
     columns, once for all calls, or that of which there is less. A code that was shifted anyway is taken as it is.
     """
-    pair = widened_factors(c.put)
+    pair = narrow_factors(c.put)
     if pair is None or find_dot(b.target, c.put) is not None or not _lies_along(b, c, c.main.reduced[-1]):
         return None
     rows, columns = (count(trips(b.loop(axis))) if axis else 1 for axis in (c.main.row, c.main.column))

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 from intarsia.ir.conversion import is_exact
 from intarsia.ir.dots import widened_factors
-from intarsia.ir.dtypes import U8, DType, dtype
+from intarsia.ir.dtypes import I32, U8, DType, dtype
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, Buffer, For, Kernel, Put, walk
 from intarsia.ir.kernel_access import accesses, trips, written_in
-from intarsia.ir.narrowing import bounds
+from intarsia.ir.narrowing import as_byte, bounds
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Load, apply, constant, loads
 from intarsia.ir.schedule import Multiply
 from intarsia.ir.sizes import Size
@@ -36,11 +36,32 @@ class Factor:
     free: bool = False
 
 
+def narrow_factors(put: Put) -> tuple[Expr, Expr] | None:
+    """The two factors of a statement that adds products, before they were widened; what is taken from an integer of few
+    bits may be one too, as a zero point is from a code."""
+    match put.operator, put.value:
+        case "+=", Apply("mul", (left, right)) if put.value.dtype.is_float:
+            pair = _before_widening(left), _before_widening(right)
+            return None if pair[0] is None or pair[1] is None else (pair[0], pair[1])
+    return widened_factors(put)
+
+
+def _before_widening(factor: Expr) -> Expr | None:
+    match factor:
+        case Cast(_, value):
+            return as_byte(value) or value if value.dtype.is_integer else value
+        case Apply("sub", (Cast(_, left), Cast(_, right))) if left.dtype.is_integer and right.dtype.is_integer:
+            return as_byte(apply("sub", Cast(I32, left), Cast(I32, right)))
+    return None
+
+
 def in_type(value: Expr, wanted: DType) -> Factor | None:
-    """A factor as another integer type, if that holds it, or all of it but for a shift of half the range."""
+    """A factor in another type, if that holds it, or, of integers, all of it but for a shift of half the range."""
     own = value.dtype
     if own == wanted:
         return Factor(value)
+    if wanted.is_float and own.is_integer and own.bits <= wanted.mantissa + 1:
+        return Factor(Cast(wanted, value))
     if not (own.is_integer and wanted.is_integer):
         return None
     if is_exact(own, wanted):
@@ -59,7 +80,7 @@ def in_type(value: Expr, wanted: DType) -> Factor | None:
 def multiply(kernel: Kernel, step: Multiply) -> Kernel:
     """See `Multiply`."""
     put, nest = _sum(kernel, step.buffer)
-    pair = widened_factors(put)
+    pair = narrow_factors(put)
     if pair is None:
         raise ScheduleError(f"{put.value} is no product of two widened numbers")
     factors = tuple(in_type(e, _dtype(name)) for e, name in zip(pair, (step.left, step.right)))

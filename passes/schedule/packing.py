@@ -94,8 +94,14 @@ def pack_right(
     batch = tuple(made[a] for a in c.main.batch if a in made)
     panels = tuple(a for a in copied if a not in (*batch, *steps, *inner))
     along = _axis_in_memory(b, c.right.buffer, (*copied, word) if word else copied)
-    if along not in (lane, ""):
-        transpose_copy(b, c.right.buffer, copied, steps[-1] if along == word else along, lane, word)
+    turned = steps[-1] if along == word else along
+    if along not in (lane, "") and b.kernel.buffers()[new].memory == "prepared" and c.right.dtype.bits < 8:
+        outer = tuple(a for a in (*batch, *panels, *steps) if a != turned)
+        b.take(Reorder((*outer, turned, *inner)))
+        _turn_first(b, c, outer[-1], (turned, *inner), word)
+        write_out(b, inner, word)
+    elif along not in (lane, ""):
+        transpose_copy(b, c.right.buffer, copied, turned, lane, word)
     else:
         b.take(Reorder((*batch, *steps, *panels)))  # rows of the source piece by piece, whole lines of memory
         write_out(b, inner, word)
@@ -107,6 +113,14 @@ def pack_right(
         new = share_words(b, new, [*ways, *together], U8.bits if word else U32.bits)  # those of dots are made of bytes
     b.attempt(Version(panels[-1]))
     return new
+
+
+def _turn_first(b: Builder, c: Contraction, at: str, axes: tuple[str, ...], word: str) -> None:
+    """Let a copy of the right operand read what is turned already, so that what it writes can be put into words."""
+    load = load_along(b, c.right.buffer, axes[-1])
+    _, turned = copy(b, load, at, (*axes, word) if word else axes)
+    loops = turned[: len(axes)]
+    transpose_copy(b, load.buffer, loops, loops[0], loops[-1], turned[-1] if word else "")
 
 
 def copy_tile(b: Builder, c: Contraction, main: Tiled, reduced: tuple[str, ...]) -> str:
