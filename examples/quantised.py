@@ -4,7 +4,7 @@ A way is a file that declares what a linear layer stores, `Linear`, and what it 
 model is `quantised/model.ita`, the same for all. Prints for each way how far its embeddings are from those in f32, how
 large the file of weights is, and how long a sentence of 16 tokens takes and 32 of them.
 
-    python examples/quantised.py [--ways int8,w8a8] [--folder FOLDER] [--plot FILE]
+    python examples/quantised.py [--ways int8,w8a8] [--folder FOLDER] [--rounds N] [--plot FILE]
 
 Needs what `minilm.py` needs, and SciPy for `nf4_lora`. What is compiled is kept in Intarsia's cache, the weights in
 FOLDER if it is given.
@@ -33,8 +33,19 @@ WAYS = Path(__file__).with_name("quantised")
 TABLE, ROWS = "embeddings.word_embeddings.weight", "quant(i8, scale=f16)"
 LINEAR = ("encoder.*.self.*.weight", "encoder.*.dense.weight")
 SHAPES = ((1, 16), (32, 16))
-ROUNDS = 60
 RANK = 16
+
+COMMON, CALIBRATION = (1996, 8000), (1024, 12)
+CLS, SEP, PERIOD = 101, 102, 1012
+"""Of the vocabulary: its most frequent whole words; sentences, and tokens of each; what they begin and end with."""
+
+INPUTS = (
+    ("attention.self.query", "attention.self.key", "attention.self.value"),
+    ("attention.output.dense",),
+    ("intermediate.dense",),
+    ("output.dense",),
+)
+"""The linear layers of a layer that have the same input, in the order of `seen` in `model.ita`."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -44,12 +55,14 @@ class Way:
     """One way: the file of `quantised/` that declares it, and how its weights are made.
 
     format: in which format the weights of linear layers are stored; by default the file's own `weights`. prepared: what
-    the weights are before they are quantized. same_as: a way that has the same file of weights.
+    the weights are before they are quantized. calibrated: are they rounded for inputs such as layers get? same_as: a
+    way that has the same file of weights.
     """
 
     title: str
     format: str = "weights"
     prepared: Callable[[Arrays], Arrays] | None = None
+    calibrated: bool = False
     same_as: str = ""
 
 
@@ -110,12 +123,35 @@ def signed(weights: Arrays) -> Arrays:
     return found
 
 
+def moments(weights: Mapping[str, np.ndarray]) -> Arrays:
+    """For the weight of each linear layer, the sums of the products of the elements of its inputs with each other, in
+    f32, over sentences of random words: no text is needed to tell which inputs are large, and which go together."""
+    model = program("f32")
+    ids = np.random.default_rng(0).integers(*COMMON, CALIBRATION)
+    ids[:, 0], ids[:, -2:] = CLS, (PERIOD, SEP)
+    mask = np.ones(ids.shape, np.float32)
+    x = model.embed(ids, below("embeddings.", weights))
+    found = {}
+    for number in range(6):
+        front = f"encoder.layer.{number}."
+        x, *sums = model.seen(x, mask, below(front, weights))
+        for names, own in zip(INPUTS, sums):
+            found |= {f"{front}{name}.weight": own for name in names}
+    return found
+
+
+def below(front: str, weights: Mapping[str, np.ndarray]) -> Arrays:
+    """The weights whose names begin so, without this."""
+    return {name.removeprefix(front): weights[name] for name in weights if name.startswith(front)}
+
+
 ALL = {
     "int8": Way("int8 weights"),
     "int8_bf16": Way("int8 weights, bf16 activations", same_as="int8"),
     "int4": Way("int4 weights, groups of 32"),
     "int4_128": Way("int4 weights, groups of 128"),
     "int4_zero": Way("int4 weights, zero points, groups of 32"),
+    "gptq": Way("the same as GPTQ, bf16 activations", calibrated=True),
     "w8a8": Way("int8 weights and activations", same_as="int8"),
     "outliers": Way("the same but for outliers, as LLM.int8()", same_as="int8"),
     "smooth": Way("the same, smoothed, as SmoothQuant", prepared=smoothed),
@@ -157,8 +193,11 @@ def weight_file(name: str, folder: Path) -> Path:
     if not way.format:
         return source.rename(made)
     declared = ("--program", str(WAYS / f"{name}.ita")) if way.format == "weights" else ()
-    patterns = (word for pattern in LINEAR for word in ("--tensor", pattern))
-    quantize(source, made, "--format", way.format, *declared, *patterns)
+    options = [*declared, *(word for pattern in LINEAR for word in ("--tensor", pattern))]
+    if way.calibrated:
+        write_results(str(sums := folder / "moments.safetensors"), moments(intarsia.read_weights(source)))
+        options += ["--moments", str(sums)]
+    quantize(source, made, "--format", way.format, *options)
     if way.prepared is not None:
         source.unlink()
     return made
@@ -189,7 +228,7 @@ def similarities(models: Mapping[str, intarsia.Function]) -> dict[str, np.ndarra
     return {name: (each * found["f32"]).sum(1) for name, each in found.items()}
 
 
-def times(models: Mapping[str, intarsia.Function], sentences: int, tokens: int) -> dict[str, float]:
+def times(models: Mapping[str, intarsia.Function], sentences: int, tokens: int, rounds: int) -> dict[str, float]:
     """Milliseconds: medians of runs that take turns."""
     ids = np.random.default_rng(0).integers(1000, 20000, (sentences, tokens))
     mask = np.ones(ids.shape, np.float32)
@@ -199,7 +238,7 @@ def times(models: Mapping[str, intarsia.Function], sentences: int, tokens: int) 
             model(ids, mask)
     say(f"measuring {sentences} x {tokens} tokens")
     samples: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, model in models.items():
             before = time.perf_counter()
             model(ids, mask)
@@ -223,6 +262,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ways", default=",".join(ALL), help=f"some of {', '.join(ALL)}")
     parser.add_argument("--folder", type=Path, help="where the weights are kept")
+    parser.add_argument("--rounds", type=int, default=60, help="how often each is measured (60)")
     parser.add_argument("--plot", metavar="FILE", help="a picture of time against similarity")
     options = parser.parse_args()
     names = options.ways.split(",")
@@ -233,7 +273,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         models, files = functions(names, folder)
         cosines = similarities(models)
-        measured = [times(models, *shape) for shape in SHAPES]
+        measured = [times(models, *shape, options.rounds) for shape in SHAPES]
         sizes = {name: file.stat().st_size / 1e6 for name, file in files.items()}
     shapes = "".join(f"{f'{sentences} x {tokens}, ms':>14}" for sentences, tokens in SHAPES)
     print(f"{'way':56}{'cosine, least':>14}{'mean':>9}{'MB':>7}{shapes}")

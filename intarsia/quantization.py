@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from intarsia.compensated_rounding import compensated_codes
 from intarsia.ir.dtypes import Array, DType
 from intarsia.ir.errors import CompileError, Source
 from intarsia.ir.formats import BUILT_IN, BlockFormat
@@ -14,18 +15,26 @@ from intarsia.options import Options
 from intarsia.program import Program
 
 
-def quantize(x: Any, format: str, program: Program | None = None, options: Options | None = None) -> dict[str, Array]:
+def quantize(
+    x: Any, format: str, program: Program | None = None, options: Options | None = None, *, moments: Any = None
+) -> dict[str, Array]:
     """An array of floats as the tensors that store it in a format: `codes`, `scale`, perhaps `zero` and others.
 
     format: a built-in one (`"mxfp4"`), one that `program` declares (`"w4"`), or what a declaration says
-    (`"quant(i4, scale=f16, group=128, axis=0)"`).
+    (`"quant(i4, scale=f16, group=128, axis=0)"`). moments: of weights for products along the axis of the groups, the
+    sum over inputs of `outer(input, input)`, or a multiple of it; codes are then such that products with inputs like
+    these, and not the weights, are near (GPTQ).
 
-    Raises CompileError E0303 where there is no such format, or the array lacks its axis.
+    Raises CompileError E0303 where there is no such format, or the array lacks its axis, E0710 for wrong moments.
     """
     array = np.ascontiguousarray(x).reshape(np.shape(x))  # which makes a vector of a scalar
-    program = conversions(format, np.ndim(array), program, options)
+    converting = conversions(format, np.ndim(array), program, options)
     wide = array if array.dtype == np.float32 else array.astype(np.float32)
-    return dict(zip(part_types(program), program.entry("quantized_")(wide), strict=True))
+    parts = quantized(wide, converting)
+    if moments is not None:
+        known = definition(format, program)
+        parts["codes"] = compensated_codes(wide, parts, known, converting.entry("dequantized_"), moments, format)
+    return parts
 
 
 def dequantize(
@@ -35,6 +44,11 @@ def dequantize(
     program = conversions(format, np.ndim(parts["codes"]), program, options)
     result: Array = program.entry("dequantized_")(parts)
     return result
+
+
+def quantized(x: Array, program: Program) -> dict[str, Array]:
+    """The tensors that store an array in f32, for a program of `conversions`."""
+    return dict(zip(part_types(program), program.entry("quantized_")(x), strict=True))
 
 
 def conversions(format: str, rank: int, program: Program | None, options: Options | None) -> Program:

@@ -37,6 +37,7 @@ def whole(low: int, high: int, *shape: int) -> Array:
 OUTPUTS, INPUTS = 6, 64
 X, BIAS = normal(2, 3, INPUTS), normal(OUTPUTS, seed=1)
 X[0, :, 5] *= 20.0  # an outlier
+ROUNDED = X.astype(ml_dtypes.bfloat16).astype(np.float32)
 CODES, SCALE = whole(-127, 128, OUTPUTS, INPUTS).astype(np.int8), np.abs(normal(OUTPUTS, 1, seed=2)) / 100
 
 
@@ -61,27 +62,26 @@ def test_files_are_right(path: Path, tmp_path: Path) -> None:
     assert main(["check", str(program)]) == 0
 
 
-@pytest.mark.parametrize("name, group", [("int4", 32), ("int4_128", 128), ("int4_zero", 32)])
+@pytest.mark.parametrize("name, group", [("int4", 32), ("int4_128", 128), ("int4_zero", 32), ("gptq", 32)])
 def test_weights_of_four_bits(name: str, group: int) -> None:
     groups = -(-INPUTS // group)
     codes, zero = whole(0, 16, OUTPUTS, INPUTS), whole(0, 15, OUTPUTS, groups)
     scale = np.abs(normal(OUTPUTS, groups, seed=2)).astype(np.float16)
-    if name == "int4_zero":
+    if name in ("int4_zero", "gptq"):
         parts = codes.astype(ml_dtypes.uint4), scale, zero.astype(ml_dtypes.uint4)
     else:
         zero = np.full_like(zero, 8)
         parts = (codes - 8).astype(ml_dtypes.int4), scale
     spread = [np.repeat(a.astype(np.float32), group, axis=1)[:, :INPUTS] for a in (zero, scale)]
-    found = run_program(text(name), X, *parts, BIAS)
-    np.testing.assert_allclose(found, X @ ((codes - spread[0]) * spread[1]).T + BIAS, rtol=1e-4, atol=1e-2)
+    found, x = run_program(text(name), X, *parts, BIAS), ROUNDED if name == "gptq" else X
+    np.testing.assert_allclose(found, x @ ((codes - spread[0]) * spread[1]).T + BIAS, rtol=1e-4, atol=1e-2)
 
 
 def test_weights_and_activations_of_eight_bits() -> None:
     found = run_program(text("int8"), X, CODES, SCALE, BIAS)
     np.testing.assert_allclose(found, X @ (CODES * SCALE).T + BIAS, rtol=1e-4, atol=1e-3)
     found = run_program(text("int8_bf16"), X, CODES, SCALE, BIAS)
-    rounded = X.astype(ml_dtypes.bfloat16).astype(np.float32)
-    np.testing.assert_allclose(found, rounded @ (CODES * SCALE).T + BIAS, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(found, ROUNDED @ (CODES * SCALE).T + BIAS, rtol=1e-4, atol=1e-3)
     found = run_program(text("w8a8"), X, CODES, SCALE, BIAS)
     np.testing.assert_allclose(found, integer_sums(X, CODES) * SCALE[:, 0] + BIAS, rtol=1e-5, atol=1e-5)
     smooth = np.exp(normal(INPUTS, seed=3))
@@ -157,8 +157,8 @@ def quantised() -> Iterator[ModuleType]:
 
 
 LIMITS = {
-    "int8": 0.01, "int8_bf16": 0.01, "int4": 0.13, "int4_128": 0.16, "int4_zero": 0.11, "w8a8": 0.03, "outliers": 0.02,
-    "smooth": 0.03, "nf4_lora": 0.11, "xnor": 1.0,
+    "int8": 0.01, "int8_bf16": 0.01, "int4": 0.13, "int4_128": 0.16, "int4_zero": 0.11, "gptq": 0.1, "w8a8": 0.03,
+    "outliers": 0.02, "smooth": 0.03, "nf4_lora": 0.11, "xnor": 1.0,
 }  # fmt: skip
 """The root of the mean square of the error of one layer, as a share of that of its result."""
 
@@ -170,31 +170,36 @@ def test_one_layer_of_published_weights(quantised: ModuleType) -> None:
     part = {n: a for n, a in part.items() if "key" not in n and "value" not in n and "query" not in n}
     part |= {n: np.asarray(a) for n, a in weights.items() if n.startswith("encoder.layer.0.intermediate")}
     name, norm = "encoder.layer.0.intermediate.dense", "encoder.layer.0.attention.output.LayerNorm"
-    x = normal(16, 384) * part[f"{norm}.weight"] + part[f"{norm}.bias"]
+    inputs = normal(2000, 384) * part[f"{norm}.weight"] + part[f"{norm}.bias"]
+    x = inputs[:16]
     exact = x @ part[f"{name}.weight"].T + part[f"{name}.bias"]
     assert LIMITS.keys() == quantised.ALL.keys()
     for way, limit in LIMITS.items():
         program = intarsia.compile(text(way))
-        found = program.linear.bind(p=layer_of(quantised, way, part, name, program))(x)
+        found = program.linear.bind(p=layer_of(quantised, way, part, name, program, inputs))(x)
         error = np.sqrt(np.square(found - exact).mean() / np.square(exact).mean())
         assert error < limit, (way, error)
 
 
 def layer_of(
-    quantised: ModuleType, way: str, part: Mapping[str, Array], name: str, program: intarsia.Program
+    quantised: ModuleType, way: str, part: Mapping[str, Array], name: str, program: intarsia.Program, inputs: Array
 ) -> dict[str, Any]:
     """What a linear layer stores in one way."""
     plan = quantised.ALL[way]
     prepared = plan.prepared(dict(part)) if plan.prepared is not None else part
     found: dict[str, Any] = {n.removeprefix(f"{name}."): a for n, a in prepared.items() if n.startswith(f"{name}.")}
     if plan.format:
-        found["weight"] = intarsia.quantize(found["weight"], plan.format, program)
+        moments = inputs.T @ inputs if plan.calibrated else None
+        found["weight"] = intarsia.quantize(found["weight"], plan.format, program, moments=moments)
     return found
 
 
 @pytest.mark.slow
-def test_the_model_with_int8_weights(quantised: ModuleType, tmp_path: Path) -> None:
-    models, files = quantised.functions(["int8", "int8_bf16"], tmp_path)
+def test_the_model(quantised: ModuleType, tmp_path: Path) -> None:
+    """With weights of 8 bits, and of 4 that were rounded for their inputs."""
+    models, files = quantised.functions(["int8", "int8_bf16", "int4_zero", "gptq"], tmp_path)
     cosines = quantised.similarities(models)
     assert cosines["int8"].min() > 0.999 and cosines["int8_bf16"].min() > 0.999
-    assert files["int8"].stat().st_size * 3 < files["f32"].stat().st_size
+    assert cosines["gptq"].mean() > 0.99 and cosines["gptq"].min() > 0.98 > cosines["int4_zero"].mean()
+    size = {name: file.stat().st_size for name, file in files.items()}
+    assert size["int8"] * 3 < size["f32"] and size["gptq"] == size["int4_zero"] < size["int8"]

@@ -14,6 +14,7 @@ import numpy as np
 
 from intarsia.commands.options import read_text
 from intarsia.commands.progress import ProgressLine
+from intarsia.compensated_rounding import compensated_codes
 from intarsia.files import ArrayFile, open_arrays, write_results
 from intarsia.ir.dtypes import Array, DType, of_numpy
 from intarsia.ir.errors import CompileError
@@ -21,7 +22,7 @@ from intarsia.measurement import size_text
 from intarsia.packed_checkpoints import PackedLayer, Packing, layer_names, other_names, read_layer
 from intarsia.plotting import pyplot
 from intarsia.program import Program
-from intarsia.quantization import conversions, definition, part_types
+from intarsia.quantization import conversions, definition, part_types, quantized
 from intarsia.quantization_error import QuantizationError, channel_axis, error_histogram, measured_error
 
 
@@ -32,6 +33,7 @@ from intarsia.quantization_error import QuantizationError, channel_axis, error_h
 @click.option("--from", "packing", type=click.Choice(get_args(Packing)), help="Unpack a checkpoint of this kind.")
 @click.option("--program", "program", metavar="FILE", help="A program that declares the format.")
 @click.option("--tensor", "patterns", multiple=True, metavar="PATTERN", help="Which tensors: 'layer.*.weight'.")
+@click.option("--moments", metavar="FILE", help="Round for products with inputs, from the sums of products of these.")
 @click.option("--per-channel", is_flag=True, help="The signal-to-noise ratio of every channel.")
 @click.option("--plot", metavar="FILE", help="Draw how the errors are distributed (.png, .svg).")
 def command(
@@ -41,6 +43,7 @@ def command(
     packing: Packing | None,
     program: str | None,
     patterns: tuple[str, ...],
+    moments: str | None,
     per_channel: bool,
     plot: str | None,
 ) -> None:
@@ -48,13 +51,15 @@ def command(
 
     Without --tensor these are all floats of two dimensions and more, or the only tensor of the file. The others are
     copied as they are. The tensor `w` becomes `w.codes`, `w.scale` and so on, which `run --arg w=FILE` takes. Prints
-    how much is lost. With --from it reads a checkpoint of packed layers instead, which loses nothing.
+    how much is lost. With --moments, `w` in that file is the sum over inputs of `outer(input, input)`, and codes are
+    such that products with such inputs lose little (GPTQ). With --from it reads a checkpoint of packed layers instead,
+    which loses nothing.
     """
     if (format_ is None) == (packing is None):
         raise click.UsageError("give either --format or --from")
     if packing is not None:
-        if program or patterns or per_channel or plot:
-            raise click.UsageError("--program, --tensor, --per-channel and --plot go with --format")
+        if program or patterns or moments or per_channel or plot:
+            raise click.UsageError("--program, --tensor, --moments, --per-channel and --plot go with --format")
         _unpack_layers(open_arrays(file), packing, output)
         return
     assert format_ is not None
@@ -62,7 +67,7 @@ def command(
         pyplot()  # an error now, not after the work
     arrays, names = _open(file)
     declared = None if program is None else Program(read_text(program))
-    work = _Quantization(format_, declared)
+    work = _Quantization(format_, declared, None if moments is None else open_arrays(moments))
     chosen = _chosen(arrays, names, patterns)
     results: dict[str, Array] = {}
     types: dict[str, DType] = {}
@@ -134,13 +139,14 @@ class _Report:
 class _Quantization:
     """Quantizes tensors to one format."""
 
-    def __init__(self, format_: str, program: Program | None) -> None:
+    def __init__(self, format_: str, program: Program | None, moments: ArrayFile | None) -> None:
         self.definition = definition(format_, program)
+        self._moments = moments
         self._format, self._program = format_, program
         self._conversions: dict[int, Program] = {}
 
     def of(self, x: Array, name: str, draws: bool) -> tuple[Mapping[str, Array], Mapping[str, DType], _Report]:
-        """The tensors that store one, their types, and what is lost. Raises CompileError E0303 or E0710."""
+        """The tensors that store one, their types, and what is lost. Raises CompileError E0303, E0704 or E0710."""
         wide = _finite(x, name)
         axis = self.definition.axis
         if axis is not None and not -x.ndim <= axis < x.ndim:
@@ -150,8 +156,11 @@ class _Quantization:
             self._conversions[x.ndim] = conversions(self._format, x.ndim, self._program, None)
         program = self._conversions[x.ndim]
         types = part_types(program)
-        parts = dict(zip(types, program.entry("quantized_")(wide), strict=True))
-        back = program.entry("dequantized_")(parts)
+        parts, dequantized = quantized(wide, program), program.entry("dequantized_")
+        if self._moments is not None:
+            sums = self._moments.read(self._moments.resolve(name or None))
+            parts["codes"] = compensated_codes(wide, parts, self.definition, dequantized, sums, name)
+        back = dequantized(parts)
         bits = sum(array.size * types[part].bits for part, array in parts.items())
         histogram = error_histogram(wide, back) if draws else None
         channels = channel_axis(self.definition, x.ndim)
