@@ -62,7 +62,7 @@ class _Resharding:
         yield from self._merged(now, wanted, parts)
         while tuple(now) != wanted:
             before = tuple(now)
-            for way in (self._sliced, self._permuted, self._exchanged, self._gathered):
+            for way in (self._sliced, self._permuted, self._sliced_before, self._exchanged, self._gathered):
                 step = way(now, wanted)
                 if step is not None:
                     yield step
@@ -95,6 +95,26 @@ class _Resharding:
                 old = tuple(now)
                 now[d] = self.mesh.joined((*now[d], *free))
                 return self._step("all_slice", free, old, now, dim=d, cut=d)
+        return None
+
+    def _sliced_before(self, now: list[Axes], wanted: Sequence[Axes]) -> Step | None:
+        """Of the axes that come next in one dimension the first end another one, and nothing uses the others: that one
+        is cut over these too, so that less is sent when all of them move."""
+        for e, target in enumerate(wanted):
+            if now[e] == target or not self._begins(now[e], target):
+                continue
+            following = self.mesh.rest(now[e], target)
+            for d, own in enumerate(now):
+                for start in range(len(own)) if d != e else ():
+                    last, kept = own[start:], own[:start]
+                    if not self.mesh.is_prefix(last, following) or self.mesh.is_prefix(own, wanted[d]):
+                        continue
+                    more = self.mesh.rest(last, following)
+                    fits = self._fits(d, own, more) and self._fits(d, kept, following)
+                    if more and fits and self._unused(more, now) == more and self._fits(e, now[e], following):
+                        old = tuple(now)
+                        now[d] = self.mesh.joined((*own, *more))
+                        return self._step("all_slice", more, old, now, dim=d, cut=d)
         return None
 
     def _permuted(self, now: list[Axes], wanted: Sequence[Axes]) -> Step | None:
