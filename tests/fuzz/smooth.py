@@ -29,6 +29,10 @@ fn energy_between(x: f64[..S], y: f64[..S]) -> f64 {
     return sum(bent(x, y) * y)
 }
 
+fn wave(x: f64, y: f64) -> f64 {
+    return where(x > y, sin(x * y), x * x * y)
+}
+
 fn bent_backward(x: f64[..S], y: f64[..S], g: f64[..S]) -> (f64[..S], f64[..S]) {
     return g * (cos(x) * y + 0.2 * x), g * sin(x)
 }
@@ -104,6 +108,14 @@ STATEMENTS = tuple(
     ij,j : ij : {r} = update {x}[ids[1] % {I}, :] = {y} * {y}
     ij,i : ij : {r} = update {x}[i, i % {J}] = {y}[i] * {x}[i, 0]
     ij : ij : {r} = update {x}[::2] += {x}[::2] * {x}[::2]
+    i,j : j : {r} = update {y}[t % {J}] *= {x}[t] + 0.3
+    i,j : j : {r} = update {y}[t % {J}] max= 0.9 * {x}[t]
+    ij,j : ij : {r} = update {x}[ids[1] % {I}, b] min= sin({y}[b])
+    ij : i : {r}[i < {I}] = prod[k < i](0.4 + {x}[i, k % {J}])
+    i : i : {r} = loop (s = {x}) for t < 4 while sum(s * s) < 3.0 { yield 1.2 * s + 0.3 * sin(s) }
+    i,j : i : {r} = loop (s = {x}) for t in 1..minimum(ids[0] % 4, {J}) { yield sin(s) + {y}[0] * {x} }
+    ij : j : {r} = loop (s = {x}[0]) for t < {I} { yield loop (u = s) for q < t { yield 0.5 * u + {x}[q] } }
+    i,i : i : {r}[i] = grad(wave, wrt=x)({x}[i], {y}[i])
     i : i : {r} = loop (s = {x}) for t < 3 { yield sin(s) * {x} + 0.2 * f64(t) }
     ij,jj : ij : {r} = loop (s = {x}) for t < 3 { yield tanh(s @ {y}) + 0.1 * {x} }
     ij,j : j : {r} = loop (s = {y}) for t < {I} { yield tanh({x}[t] * s) + 0.5 * s }
