@@ -55,3 +55,20 @@ def test_a_classifier_of_digits_learns() -> None:
     finally:
         sys.path.remove(str(EXAMPLES))
     assert train(epochs=15, report=False) >= 0.97
+
+
+@pytest.mark.slow
+def test_a_model_of_characters_learns_as_in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the same weights, on the same pieces of text, the losses are the same within 1 % at every 100th step."""
+    pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.syspath_prepend(str(EXAMPLES.parent / "benchmarks"))
+    import training
+
+    text, weights, starts, length, rate = training.characters(steps=200)
+    theirs, _ = training.torch_train(text, weights, starts, length, rate)
+    import train_characters
+
+    _, ours = train_characters.train(text, weights, starts)
+    assert np.allclose(ours[99::100], theirs[99::100], rtol=0.01)
+    assert ours[-1] < 0.7 * ours[0]
