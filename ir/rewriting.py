@@ -142,7 +142,9 @@ class _Rewriter:
     def become(self, node: Node, values: tuple[Value, ...]) -> None:
         assert len(values) == len(node.results), f"a rule gives {len(values)} values for {node.name}"
         for old, new in zip(node.values, values):
-            assert old.type == new.type, f"a rule changes the type of {node.name} from {old.type} to {new.type}"
+            assert old.type.plain == new.type.plain, (
+                f"a rule changes the type of {node.name} from {old.type} to {new.type}"
+            )
             self.values[old] = new
         self.done.add(node)
 
