@@ -24,6 +24,13 @@ PROGRAMS = {
     "softmax": """fn f(x: f64[N, M]) { return softmax(x) }""",
     "log_softmax": """fn f(x: f64[N, M]) { return log_softmax(x) }""",
     "logsumexp": """fn f(x: f64[N, M]) { return logsumexp(x, axis=1) }""",
+    "softmax in two steps": """fn f(x: f64[N, M], v: f64[M, D]) {
+ m[i] = max[j](x[i, j])
+ e[i, j] = where(j <= i, exp2(3.0 * x[i, j] - 3.0 * m[i]), 0.0)
+ return (e @ v) / sum(e, axis=1, keepdims=true) }""",
+    "shifts": """fn f(x: f64[N, M]) {
+ m = max(x, axis=1, keepdims=true)
+ return (log(sum(exp(x - m), axis=1, keepdims=true)) + m - x) * m - exp(minimum(x, 1.0) - 0.5 * m) }""",
     "layer_norm": """fn f(x: f64[N, M], g: f64[M], b: f64[M]) { return layer_norm(x, g, b) }""",
     "rms_norm": """fn f(x: f64[N, M], g: f64[M]) { return rms_norm(x, g) }""",
     "attention": """fn f(q: f64[H, S, D], k: f64[H, T, D], v: f64[H, T, E]) { return attention(q, k, v, causal=true) }""",

@@ -126,6 +126,33 @@ def test_ties() -> None:
     assert float(_gradient("fn f(x: f64) { return relu(x) + abs(x) }", np.zeros(()))[0]) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("value", "cancels"),
+    [
+        ("softmax(x)", True),
+        ("softmax(x, axis=0)", True),
+        ("log_softmax(x)", True),
+        ("logsumexp(x, axis=1, keepdims=true)", True),
+        ("exp(2.0 * x - 2.0 * m) / sum(exp((x - m) / 0.5), axis=1, keepdims=true)", True),
+        ("sqrt(exp2(x - m)) / exp2(0.5 * (x - m))", True),
+        ("log2(sum(where(x > 0.0, exp2(x - m), 0.0), axis=1, keepdims=true)) + m", True),
+        ("max(x - m, axis=1, keepdims=true) + m", False),  # of the maximum in it
+        ("exp(x - m)", False),
+        ("exp(x - m) / sum(exp(x - 2.0 * m), axis=1, keepdims=true)", False),
+        ("exp(x - m) / sum(exp(x - m), axis=0)", False),  # of another row's
+        ("softmax(x) * m", False),
+        ("softmax(where(x == m, 0.0, x))", True),
+        ("x * x[i64(m[0, 0]), 0]", True),  # where it is read does not change
+    ],
+)
+def test_nothing_flows_through_a_maximum_that_cancels(value: str, cancels: bool) -> None:
+    """The derivative of a maximum looks for the elements that are equal to it, and for NaN."""
+    lines = ["fn loss(x: f32[4, 5]) -> f32 {", "m = max(x, axis=1, keepdims=true)", f"return sum(({value}) * x)", "}"]
+    text = "\n".join([*lines, "fn f(x: f32[4, 5]) {", "return grad(loss, wrt=x)(x)", "}"])
+    graph = load(Source("f", text)).build("f").graph
+    assert ("isnan" in print_module(Module(graph))) != cancels
+
+
 def test_products_with_zeros() -> None:
     """The derivative of a product is the product of the others, also where one of them is 0."""
     found = _gradient("fn f(x: f64[N]) { return prod(x) }", np.array([0.0, 2.0, 3.0]))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from intarsia.ir.gradients.loops import pull_back_loop, pull_back_products
 from intarsia.ir.gradients.records import NO_LOOPS, Ranges
+from intarsia.ir.gradients.shifts import cancels, is_extreme
 from intarsia.ir.gradients.spaces import (
     Contribution,
     CustomRules,
@@ -73,8 +74,15 @@ class Reverse:
         """Carry the cotangents of `results` back to `wrt`."""
         active = set(wrt)
         varying: list[Node] = []
-        for node in self.custom.between(results, wrt):
-            if any(v in active for v in self.custom.inputs(node)):
+        extremes: set[Value] = set()  # and what is made of nothing else that changes
+        nodes = self.custom.between(results, wrt)
+        for n, node in enumerate(nodes):
+            inputs = self.custom.inputs(node)
+            if any(v in active for v in inputs):
+                if is_extreme(node) or extremes.issuperset(v for v in inputs if v in active):
+                    if node not in self.custom and cancels(node.values[0], nodes[n + 1 :], results, self.custom):
+                        continue
+                    extremes.update(node.values)
                 changing = [v for v in node.values if is_differentiable(v)]
                 active.update(changing)
                 varying += [node] if changing else []

@@ -22,7 +22,7 @@ from intarsia.ir.graph import Node, Parameter, Structured, Value
 from intarsia.ir.ops import BroadcastTo, Cast, Compute, Constant, Elementwise, Update
 from intarsia.ir.ranges import cut_ranges
 from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, apply, cast, constant, transform, walk, where
-from intarsia.ir.sizes import ZERO, Size, maximum, minimum
+from intarsia.ir.sizes import ONE, ZERO, Size, maximum, minimum
 from intarsia.ir.space import Axis, Space, operand, operand_position, rename_size_buffers
 from intarsia.ir.types import ListType, TensorType
 
@@ -126,13 +126,13 @@ def tensor_of(value: Value) -> TensorType:
 
 def linearise(node: Structured, wanted: Collection[int], make: Make) -> Linear:
     """How a node's result changes with the operands at the `wanted` positions. Its axes get the names j0, j1, …"""
-    space = cut_ranges(_with_literals(node), lambda name: tensor_of(node.operands[int(name[1:])]).shape)
+    space = cut_ranges(with_literals(node), lambda name: tensor_of(node.operands[int(name[1:])]).shape)
     space = space.rename_axes({a.name: f"j{n}" for n, a in enumerate(space.all_axes)})
     operands = [*node.operands]
     result = Load(operand(len(operands)), tuple(Size.of(a.name) for a in space.axes), space.dtype)
     found = {load: derivative(space.body, load) for load in space.loads() if operand_position(load.buffer) in wanted}
     factors = {load: factor for load, factor in found.items() if factor is not None}
-    if factors and space.combiner in ("max", "min"):
+    if factors and space.combiner in ("max", "min") and any(a.extent != ONE for a in space.reduced):
         operands.append(node.value)
         selected = _selection(space, result, operands, make)
         factors = {load: selected(factor) for load, factor in factors.items()}
@@ -150,7 +150,7 @@ def linearise(node: Structured, wanted: Collection[int], make: Make) -> Linear:
     return Linear(space.axes, space.reduced, tuple(operands), factors, space.body.dtype)
 
 
-def _with_literals(node: Structured) -> Space:
+def with_literals(node: Structured) -> Space:
     """The space of a node with the numbers that it reads written in it."""
     known = {operand(p): literal for p, v in enumerate(node.operands) if (literal := _literal(v)) is not None}
     known = {name: literal for name, literal in known.items() if literal.dtype == node.operands[int(name[1:])].dtype}
@@ -287,10 +287,11 @@ def _guarded(guards: Sequence[Expr], body: Expr) -> Expr:
 
 
 def _gathered(inverse: Inverse, body: Expr) -> tuple[tuple[Axis, ...], Expr]:
-    """The axes that are left, with names of their own order, and the body in them."""
-    names = {name: f"r{n}" for n, name in enumerate(inverse.axes)}
-    sizes = {old: Size.of(new) for old, new in names.items()}
-    axes = tuple(replace(a.substitute(sizes), name=names[a.name]) for a in inverse.axes.values())
+    """The axes that are left, with names of their own order, and the body in them; of one element no sum is formed."""
+    left = [a for a in inverse.axes.values() if a.extent != ONE or a.lower.symbols]
+    names = {a.name: f"r{n}" for n, a in enumerate(left)}
+    sizes = {a.name: Size.of(names[a.name]) if a.name in names else a.lower for a in inverse.axes.values()}
+    axes = tuple(replace(a.substitute(sizes), name=names[a.name]) for a in left)
     decided = {n: s.substitute(sizes) for n, s in inverse.names.items()} | sizes
     guards = [g.substitute(sizes) for g in inverse.guards]
     return axes, _guarded(guards, body.substitute(decided))
