@@ -15,6 +15,7 @@ MODULES: tuple[str, ...] = (
     "sample",
     "sink_scales",
     "contract",
+    "exchange",
     "hoist",
     "merge",
     "fuse",

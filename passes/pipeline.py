@@ -158,8 +158,8 @@ class Pipeline:
 
 
 DEFAULT = (
-    "drop-sharding,canonicalize,cse,dce,expand-sorts,legalize-dtype,canonicalize,cse,sink-scales,sample,dce,contract,hoist,merge,fuse,"
-    "skip-rounding,dce,lower,join,layout,schedule"
+    "drop-sharding,canonicalize,cse,dce,expand-sorts,legalize-dtype,canonicalize,cse,sink-scales,sample,dce,contract,"
+    "exchange,hoist,merge,fuse,skip-rounding,dce,lower,join,layout,schedule"
 )
 
 

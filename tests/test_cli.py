@@ -444,7 +444,7 @@ def test_debug_info(ita: Run) -> None:
 def test_opt_runs_the_same_passes_as_emit(ita: Run) -> None:
     ita("emit", "mlp.ita", "--all", "stages", *SIZES)
     passes = (
-        "canonicalize,cse,dce,expand-sorts,legalize-dtype,canonicalize,cse,sink-scales,sample,dce,contract,hoist,merge,fuse,"
+        "canonicalize,cse,dce,expand-sorts,legalize-dtype,canonicalize,cse,sink-scales,sample,dce,contract,exchange,hoist,merge,fuse,"
         "skip-rounding,dce,lower"
     )
     out = ita("opt", "stages/00-graph.ir", "--passes", passes, "--verify-each=exec", "-o", "-")[1]

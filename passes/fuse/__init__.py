@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from intarsia.ir.errors import Span
@@ -11,10 +11,10 @@ from intarsia.ir.graph import Module, Node, Region, Value
 from intarsia.ir.ops import Call, Constant, Fused, ListGet, Loop, Reshape
 from intarsia.ir.sizes import Size
 from intarsia.passes.fuse.chains import Chains, ChainTest, is_near, never
-from intarsia.passes.fuse.copies import with_copies
 from intarsia.passes.fuse.groups import Group, Search, estimated_bytes, sink_views
 from intarsia.passes.fuse.members import Member
 from intarsia.passes.fuse.report import bytes_text, operations, saving, title
+from intarsia.passes.fuse.sweeps import with_sweeps
 from intarsia.passes.fuse.weighing import SURE, Weighing, against
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.regions import change_regions
@@ -66,18 +66,24 @@ class Fuse(Pass):
         self, region: Region, context: Context, names: tuple[str, ...]
     ) -> tuple[Search, list[Group], Region]:
         """The groups of a region; with copies of large products where these need not be stored then."""
-        found = self._search(*sink_views(region, context.target.kind), context, names)
-        large = context.target.caches[-1]
-        if not (stored := _products(found, large)):
+        sunk, origin = sink_views(region, context.target.kind)
+        chains = Chains(context, names)
+        found = self._search(sunk, origin, chains)
+        *near, last = context.target.caches
+        large = near[-1] if near else last
+        stored = _products(found, large)
+        if context.checks or sum(map(estimated_bytes, stored)) <= last:
             return found
         kinds = [v.type for v in stored]
-        products = [n for n in region.nodes if (m := Member.of(n)) and m.is_contraction and n.value.type in kinds]
-        copied = with_copies(region, products)
-        if copied is region:
+        products = [n for n in sunk.nodes if (m := Member.of(n)) and m.is_contraction and n.value.type in kinds]
+        copied, sweeps = with_sweeps(sunk, products, chains.makes)
+        if not sweeps:
             return found
-        other = self._search(*sink_views(copied, context.target.kind), context, names)
+        chains = replace(chains, both_ways=[nodes for nodes, both_ways in sweeps.items() if both_ways])
+        other = self._search(copied, origin, chains, sweeps)
         left = _products(other, large)
-        if len(left) >= len(stored):
+        made = [(g.members, other[0].outputs(g.nodes)) for g in other[1] if any(own <= {*g.nodes} for own in sweeps)]
+        if len(left) >= len(stored) or not all(chains.works(*group) for group in made):
             return found
         weighing = Weighing(context, names)
         once, again = weighing.seconds(found[2]), weighing.seconds(other[2])
@@ -85,24 +91,25 @@ class Fuse(Pass):
         places = {v.node.span for v in left}
         for value in (v for v in stored if v.node.span not in places):
             size = bytes_text(Size.of(estimated_bytes(value)))
-            text = f"{title(value.node)} is computed for each direction in which it is reduced: {size} less memory"
+            text = f"{title(value.node)} is computed again in each sweep over it: {size} less memory"
             self.remark(context, "fusion", text + predicted, value.node.span)
         return other
 
     def _search(
-        self, region: Region, origin: Mapping[Node, Node], context: Context, names: tuple[str, ...]
+        self, region: Region, origin: Mapping[Node, Node], chains: Chains, sweeps: Collection[frozenset[Node]] = ()
     ) -> tuple[Search, list[Group], Region]:
-        """The groups of a region, and the region made of them. A look decides where chains form, and what comes out is
-        tried; where one that looks right does not work, all is searched again with a trial at every step."""
+        """The groups of a region, and the region made of them; `sweeps` are one group each. A look decides where chains
+        form, and what comes out is tried; where one that looks right does not work, all is searched again with a trial
+        at every step."""
+        context = chains.context
 
         def run(is_chain: ChainTest) -> tuple[Search, list[Group], Region]:
-            search = Search(region.nodes, region.results, self.max_ops, is_chain, context.target.kind)
+            search = Search(region.nodes, region.results, self.max_ops, is_chain, context.target.kind, sweeps)
             groups = [part for group in search.run() for part in _without_outer_reshapes(group)]
             return search, groups, emit(region, groups, search, origin)
 
         if context.checks:
             return run(never)
-        chains = Chains(context, names)
         found = run(chains.looks_right)
         made = [
             (b, _members(b), frozenset(b.results)) for n in found[2].nodes if isinstance(n, Fused) for b in [n.body]
@@ -111,7 +118,7 @@ class Fuse(Pass):
         if not all(chains.works(members, frozenset(body.results)) for body, members in chained):
             return run(chains.works)
         near = [body for body, members in chained if is_near(members, context.target.kind)]
-        weighing = Weighing(context, names)
+        weighing = Weighing(context, chains.names)
         apart = {node for body in near if self._is_slow(body, weighing) for node in body.nodes}
         if not apart:
             return found

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from intarsia.ir.graph import Region, Value
+from intarsia.ir.graph import Node, Region, Value
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.proofs import Facts
 from intarsia.ir.space import Axis
@@ -18,9 +18,9 @@ from intarsia.ir.text_printer import canonical_region_text
 from intarsia.passes.fuse.members import Member
 from intarsia.passes.lower.kernel import GroupLowering
 from intarsia.passes.pipeline import Context
+from intarsia.passes.schedule.both_ways import runs_both_ways, schedule_in_one
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.chain import is_chain
-from intarsia.passes.schedule.chained import schedule_chain
 from intarsia.passes.schedule.programs import chain_of_programs
 from intarsia.passes.skip_rounding import without_roundings
 
@@ -77,7 +77,8 @@ def _points(axes: Sequence[Axis]) -> int:
 
 @dataclass(frozen=True)
 class Chains:
-    """The two tests, of a look and of a trial; `names` are the dimensions and counters that may occur.
+    """The two tests, of a look and of a trial; `names` are the dimensions and counters that may occur. Groups with all
+    of one of the sets `both_ways` go through blocks of rows and columns.
 
     Equal groups, such as those of the layers of a network, are looked at and tried once. Schedules that were found are
     left to the context, so that they need not be made again.
@@ -85,7 +86,8 @@ class Chains:
 
     context: Context
     names: Sequence[str]
-    _looks: dict[str, Kernel | None] = field(default_factory=dict)
+    both_ways: Sequence[frozenset[Node]] = ()
+    _looks: dict[tuple[str, bool], Kernel | None] = field(default_factory=dict)
     _tried: dict[Kernel, bool] = field(default_factory=dict)
 
     def looks_right(self, members: Sequence[Member], outputs: frozenset[Value]) -> bool:
@@ -109,18 +111,28 @@ class Chains:
         if self.context.target.kind == "gpu":
             return chain_of_programs(kernel, self.context.target, self.context.writable)
         builder = Builder(kernel, self.context.target)
-        return builder if schedule_chain(builder) else None
+        return builder if schedule_in_one(builder) else None
 
-    def _kernel(self, members: Sequence[Member], outputs: frozenset[Value]) -> Kernel | None:
-        """The naive kernel of a group, without a name, if it is a chain."""
-        if not may_chain(members, self.context.target.kind) or not any(_is_product(m) for m in members):
-            return None
+    def makes(self, members: Sequence[Member], outputs: frozenset[Value], both_ways: bool) -> bool:
+        """Does the naive kernel of the group look right for a sweep or, asked for that, for blocks of rows and columns?
+        On a GPU these would have to add to the same sums."""
+        if both_ways and self.context.target.kind == "gpu":
+            return False
+        return self._kernel(members, outputs, both_ways) is not None
+
+    def _kernel(self, members: Sequence[Member], outputs: frozenset[Value], both_ways: bool = False) -> Kernel | None:
+        """The naive kernel of a group, without a name, if it is a chain, or goes through blocks of rows and columns."""
         nodes = tuple(m.node for m in members)
+        both_ways = both_ways or any(own.issubset(nodes) for own in self.both_ways)
+        if not (both_ways or may_chain(members, self.context.target.kind)) or not any(_is_product(m) for m in members):
+            return None
         group = without_roundings(Region((), nodes, tuple(v for n in nodes for v in n.values if v in outputs)))
-        key = canonical_region_text(group)
+        key = canonical_region_text(group), both_ways
         if key not in self._looks:
             facts = Facts(names=frozenset(self.names))
             kernel = GroupLowering(group.nodes, group.results, self.names, facts).run("", nodes[-1].span).kernel
             rescaled = not _is_dear_to_keep(members, self.context.target.kind)
-            self._looks[key] = kernel if is_chain(Builder(kernel, self.context.target), rescaled) else None
+            builder = Builder(kernel, self.context.target)
+            fits = runs_both_ways(builder) if both_ways else is_chain(builder, rescaled)
+            self._looks[key] = kernel if fits else None
         return self._looks[key]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -61,6 +61,7 @@ class Search:
         max_ops: int,
         is_chain: ChainTest = never,
         kind: str = "cpu",
+        together: Iterable[Collection[Node]] = (),
     ) -> None:
         self.nodes = nodes
         self.is_chain = is_chain
@@ -79,6 +80,10 @@ class Search:
                 self.users.setdefault(value, []).append(node)
         self._bytes = {value: estimated_bytes(value) for node in nodes for value in node.values}
         self._order = GroupOrder(self.group_of.values(), self._successors, self._predecessors)
+        for own in together:
+            first, *rest = sorted(own, key=self.position.__getitem__)
+            for node in rest:
+                self._merge(self.group_of[first], self.group_of[node])
 
     def run(self) -> list[Group]:
         """All groups, in an order in which each comes after what it uses."""

@@ -21,8 +21,8 @@ from intarsia.passes.schedule.arrange import (
     merge_rows,
     share_passes,
 )
+from intarsia.passes.schedule.both_ways import schedule_in_one
 from intarsia.passes.schedule.builder import SHARES, SMALL, Applied, Builder
-from intarsia.passes.schedule.chained import schedule_chain
 from intarsia.passes.schedule.codes import lay_out_codes
 from intarsia.passes.schedule.columns import copy_columns
 from intarsia.passes.schedule.contraction import schedule_contraction
@@ -57,7 +57,7 @@ def build_schedule(
     `choices`: the place of an option, by the name of the decision, where it is not the likeliest one. `applied`: steps
     that other schedules of this kernel share."""
     b = Builder(kernel, target, choices, applied)
-    if schedule_chain(b):
+    if schedule_in_one(b):
         return b
     if not block_stages(b):
         go_through_once(b)

@@ -104,6 +104,7 @@ GOLDEN = (
     "dce",
     "sample",
     "contract",
+    "exchange",
     "fuse",
     "legalize-dtype",
     "skip-rounding",

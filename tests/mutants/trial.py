@@ -59,6 +59,7 @@ PARTS = {
     "legalize-dtype": ("legalize_dtype",),
     "sample": ("sample.py",),
     "contract": ("contract.py",),
+    "exchange": ("exchange.py",),
     "fuse": ("fuse",),
     "skip-rounding": ("skip_rounding.py",),
     "lower": ("lower",),

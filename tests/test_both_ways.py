@@ -1,0 +1,144 @@
+"""Products whose elements are summed along rows and columns, such as those of the gradient of attention."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from _pytest.mark import ParameterSet
+
+import intarsia
+from intarsia.dsl.library import load
+from intarsia.ir.errors import Source
+from intarsia.ir.graph import Module
+from intarsia.ir.kernel_verifier import verify_kernel
+from intarsia.ir.target import TARGETS, Target
+from intarsia.passes.pipeline import Context, default_pipeline
+from intarsia.passes.verify import verification
+
+TINY = replace(TARGETS["cpu:x86-avx512"], caches=(256, 1 << 12, 1 << 12), cores=2)
+"""Products of some hundred elements do not fit its last cache."""
+
+TEXT = """
+fn value(q: {q}, k: {k}, v: {k}) -> {q} {{
+    return {value}
+}}
+fn loss(q: {q}, k: {k}, v: {k}, g: {q}) -> {dtype} {{
+    return sum(value(q, k, v) * g)
+}}
+fn f(q: {q}, k: {k}, v: {k}, g: {q}) {{
+    {changes} = grad(loss, wrt=({wrt}))(q, k, v, g)
+    return {results}
+}}
+"""
+
+SCORES = "(q @ transpose(k, (0, 2, 1)) * 0.25)"
+VALUES = {
+    "softmax": f"softmax({SCORES}) @ v",
+    "library": "attention(q, k, v)",
+    "causal": "attention(q, k, v, causal=true)",
+    "biased": f"softmax({SCORES} + tensor[i < S, j < T](TYPE(i - j) * 0.1)) @ v",
+    "sigmoid": f"sigmoid({SCORES}) @ v",
+    "linear": f"{SCORES} @ v",
+}
+
+
+def program(name: str, wrt: str = "q, k, v", forward: bool = True, dtype: str = "f32") -> str:
+    """The gradient of a program of VALUES, and what it computes if `forward`."""
+    changes = ", ".join(f"d{n}" for n in wrt.split(", "))
+    keys = "S" if name == "causal" else "T"
+    value = VALUES[name].replace("TYPE", dtype)
+    results = f"value(q, k, v), {changes}" if forward else changes
+    types = {"q": f"{dtype}[H, S, D]", "k": f"{dtype}[H, {keys}, D]"}
+    return TEXT.format(**types, value=value, dtype=dtype, changes=changes, wrt=wrt, results=results)
+
+
+def scheduled(text: str, target: Target = TINY, **sizes: int) -> Module:
+    """A program after all passes, each of them verified by execution. No kernel keeps a whole product."""
+    module = load(Source("f", text)).build("f")
+    known = {name: size for name, size in sizes.items() if name in module.graph.dimensions}
+    module = default_pipeline(known).run(module, Context(target), verification("exec"))
+    for kernel in module.kernels:
+        verify_kernel(kernel)
+        longest = max(math.prod(int(e) for e in b.shape) for b in kernel.buffers().values())
+        assert longest < sizes["H"] * sizes["S"] * sizes["T"]
+    return module
+
+
+def slow_but(first: str) -> list[ParameterSet]:
+    return [pytest.param(n, marks=() if n == first else pytest.mark.slow) for n in VALUES]
+
+
+@pytest.mark.parametrize("name", slow_but("causal"))
+def test_a_gradient_is_one_sweep_after_that_of_the_value(name: str) -> None:
+    module = scheduled(program(name), H=3, S=40, T=37, D=8)
+    assert len(module.kernels) == (1 if name == "sigmoid" else 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrt", ["q", "k", "v", "k, v", "q, v"])
+@pytest.mark.parametrize("name", ["library", "sigmoid"])
+def test_sums_may_go_one_way(name: str, wrt: str) -> None:
+    module = scheduled(program(name, wrt, forward=False), H=3, S=40, T=37, D=8)
+    assert len(module.kernels) <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "sizes"),
+    [
+        ("f64", {"H": 3, "S": 20, "T": 50, "D": 5}),
+        ("f32", {"H": 2, "S": 70, "T": 150, "D": 17}),  # several blocks of rows and of columns, the last ones shorter
+        ("f32", {"H": 1, "S": 64, "T": 33, "D": 3}),
+    ],
+)
+def test_blocks_need_not_be_whole(dtype: str, sizes: dict[str, int]) -> None:
+    scheduled(program("library", dtype=dtype), **sizes)
+
+
+@pytest.mark.slow
+def test_one_head_is_shared_by_rows_and_by_columns() -> None:
+    """Where cores have no heads to share, each direction is a kernel whose blocks they share."""
+    module = scheduled(program("library"), H=1, S=70, T=80, D=8)
+    assert len(module.kernels) == 3
+    wide = replace(TINY, cores=1)
+    assert len(scheduled(program("library"), wide, H=1, S=70, T=80, D=8).kernels) == 2
+
+
+@pytest.mark.slow
+def test_keys_may_lie_across() -> None:
+    text = """fn loss(q: f32[H, S, D], k: f32[H, D, T], v: f32[H, T, D], g: f32[H, S, D]) -> f32 {
+        return sum(softmax(q @ k) @ v * g)
+    }
+    fn f(q: f32[H, S, D], k: f32[H, D, T], v: f32[H, T, D], g: f32[H, S, D]) {
+        dq, dk, dv = grad(loss, wrt=(q, k, v))(q, k, v, g)
+        return dq, dk, dv
+    }"""
+    assert len(scheduled(text, H=3, S=40, T=37, D=8).kernels) == 2
+
+
+@pytest.mark.slow
+def test_weights_that_are_needed_are_kept() -> None:
+    """A product that is a result is stored, so that nothing computes it again."""
+    text = program("softmax").replace("return value(q, k, v)", f"return softmax({SCORES})")
+    module = load(Source("f", text)).build("f")
+    sizes = {"H": 3, "S": 40, "T": 37, "D": 8}
+    module = default_pipeline(sizes).run(module, Context(TINY), verification("exec"))
+    assert len(module.kernels) > 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("causal", "shape"), [(False, (9, 1001, 64)), (True, (3, 1800, 40))])
+def test_gradients_are_those_of_pytorch(causal: bool, shape: tuple[int, int, int]) -> None:
+    torch = pytest.importorskip("torch")
+    compiled = intarsia.loads(program("causal" if causal else "library")).f
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape, dtype=np.float32) for _ in range(4)]
+    found = compiled(*arrays)
+    q, k, v = (torch.from_numpy(x).requires_grad_() for x in arrays[:3])
+    value = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    value.backward(torch.from_numpy(arrays[3]))
+    for ours, theirs in zip(found, (value.detach(), q.grad, k.grad, v.grad), strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=2e-4, atol=2e-5)
