@@ -10,7 +10,15 @@ from functools import cached_property, partial
 from intarsia.dsl import ast
 from intarsia.dsl.evaluation.builder import MAX_DIAGNOSTICS, Assigned, Builder
 from intarsia.dsl.evaluation.derivatives import derived_function
-from intarsia.dsl.evaluation.entry import bind_types, build_function, build_test, call_order, check_function, check_test
+from intarsia.dsl.evaluation.entry import (
+    bind_types,
+    build_function,
+    build_test,
+    call_order,
+    check_function,
+    check_test,
+    header,
+)
 from intarsia.dsl.files import Prelude, SourceFile, load_files, load_prelude
 from intarsia.dsl.parser import parse_expression
 from intarsia.dsl.semantics.checks import check_declarations
@@ -81,6 +89,11 @@ class Library:
     def program(self) -> ast.Program:
         """The syntax tree of the file itself."""
         return self.root.program
+
+    @property
+    def mesh(self) -> str:
+        """The mesh that the file declares, `mesh pod(data=2)`, or nothing."""
+        return "".join(header(self.root))
 
     @cached_property
     def functions(self) -> dict[str, ast.Function]:

@@ -88,7 +88,7 @@ def _show_warning(message: Warning | str, *where: object, **named: object) -> No
 def _main(arguments: list[str]) -> int:
     try:
         colour = False if os.environ.get("NO_COLOR") else None  # None: on a terminal
-        result = intarsia.main(args=arguments, prog_name="intarsia", standalone_mode=False, color=colour)
+        result = intarsia.main(args=arguments, prog_name="intarsia", standalone_mode=False, color=colour, obj=arguments)
         return result if isinstance(result, int) else 0
     except CompileError as error:
         click.echo(_coloured(str(error)), err=True)

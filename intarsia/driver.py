@@ -22,13 +22,16 @@ from intarsia.ir.graph import Module
 from intarsia.ir.mapping import Mapper
 from intarsia.ir.plan import Plan, Repeat
 from intarsia.ir.plan_text import print_plan
+from intarsia.ir.sharding import Mesh
 from intarsia.ir.target import Target
 from intarsia.ir.text import print_module
 from intarsia.options import Options as Options
 from intarsia.options import resolve_target as resolve_target
 from intarsia.passes.lower.checks import check_messages
-from intarsia.passes.pipeline import Context, Instrument, Pipeline, default_pipeline
+from intarsia.passes.pipeline import Context, Instrument, Pass, Pipeline, default_pipeline
 from intarsia.passes.plan_memory import plan
+from intarsia.passes.shard import Partition, PropagateSharding, Reshard
+from intarsia.passes.shard.meshes import mesh_of, with_mesh
 from intarsia.passes.specialize import Specialize
 from intarsia.tuning.known import known_schedules
 from intarsia.workers import map_in_workers
@@ -42,7 +45,10 @@ if TYPE_CHECKING:
     from intarsia.ir.kernel import Kernel
     from intarsia.ir.plan_interpreter import Memory
 
-MODULE_STAGES = ("graph", "fused", "kernels", "scheduled")
+SHARDED_STAGES = ("sharded", "partitioned")
+"""Further stages of a program for several devices, after `graph`."""
+
+MODULE_STAGES = ("graph", *SHARDED_STAGES, "fused", "kernels", "scheduled")
 """The stages that are modules: their text is valid input of `intarsia opt`."""
 
 STAGES = (*MODULE_STAGES, "plan", "llvm", "llvm-opt", "asm")
@@ -86,7 +92,8 @@ class Compilation:
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages that have a text for the target, in order."""
-        return STAGES if self.target.kind == "cpu" else GPU_STAGES
+        every = STAGES if self.target.kind == "cpu" else GPU_STAGES
+        return tuple(s for s in every if s not in SHARDED_STAGES or self.options.devices is not None)
 
     @cached_property
     def context(self) -> Context:
@@ -107,22 +114,44 @@ class Compilation:
 
     @cached_property
     def pipeline(self) -> Pipeline:
-        """Specialise first, then the chosen passes."""
+        """Specialise first, then make the program of one of several devices, then the chosen passes."""
         sizes = {n: v for n, v in self.sizes.items() if n not in self.options.dynamic}
         if self.options.passes is None:
-            return default_pipeline(sizes)
-        own = Pipeline.parse(self.options.passes)
-        return Pipeline((Specialize(tuple(sizes.items())), *own.passes))
+            specialize, *own = default_pipeline(sizes).passes
+        else:
+            specialize, own = Specialize(tuple(sizes.items())), [*Pipeline.parse(self.options.passes).passes]
+        return Pipeline((specialize, *self._sharding, *own))
+
+    @cached_property
+    def _sharding(self) -> tuple[Pass, ...]:
+        """The passes that make the program of one of several devices."""
+        if self.options.devices is None:
+            return ()
+        return (PropagateSharding(self.options.sharding == "strict"), Reshard(), Partition())
 
     @cached_property
     def graph(self) -> Module:
         """The program as written, dimensions as numbers."""
-        return self._passes("graph", self.source_module, self.pipeline.first(1))
+        return self._passes("graph", on_mesh(self.source_module, self.options), self.pipeline.first(1))
+
+    @cached_property
+    def sharded(self) -> Module:
+        """Where the elements of every tensor of the program live; without devices the program as it was."""
+        if not self._sharding:
+            return self.graph
+        return self._passes("sharded", self.graph, Pipeline(self._sharding[:-1]))
+
+    @cached_property
+    def partitioned(self) -> Module:
+        """The program of one device; without devices the program as it was."""
+        if not self._sharding:
+            return self.graph
+        return self._passes("partitioned", self.sharded, Pipeline(self._sharding[-1:]))
 
     @cached_property
     def fused(self) -> Module:
         """After the passes on the graph."""
-        return self._passes("fused", self.graph, self._between(1, "lower"))
+        return self._passes("fused", self.partitioned, self._between(1 + len(self._sharding), "lower"))
 
     @cached_property
     def kernels(self) -> Module:
@@ -153,7 +182,7 @@ class Compilation:
 
     @property
     def _donated(self) -> tuple[str, ...]:
-        return self.options.donated if self.target.kind == "cpu" else ()
+        return self.options.donated if self.target.kind == "cpu" and self.options.devices is None else ()
 
     @cached_property
     def launches(self) -> dict[str, tuple[TritonKernel, ...]]:
@@ -216,15 +245,17 @@ class Compilation:
 
     def text(self, stage: str, debug_info: bool = False) -> str:
         """The text of one of `STAGES`."""
+        if stage not in self.stages:
+            hint = f"its stages: {', '.join(self.stages)}"
+            if stage in SHARDED_STAGES:
+                hint = "it is one of programs for several devices: declare a mesh, or give --mesh data=2"
+            elif self.target.kind == "cpu" and stage in GPU_STAGES:
+                hint = "give a GPU, such as --target gpu:sm_90; none has to be there"
+            raise CompileError("E1702", f"there is no stage {stage} for {self.target.name}", hint=hint)
         if stage in MODULE_STAGES:
             return print_module(getattr(self, stage), debug_info)
         if stage == "plan":
             return print_plan(self.plan)
-        if stage not in self.stages:
-            hint = f"its stages: {', '.join(self.stages)}"
-            if self.target.kind == "cpu" and stage in GPU_STAGES:
-                hint = "give a GPU, such as --target gpu:sm_90; none has to be there"
-            raise CompileError("E1702", f"there is no stage {stage} for {self.target.name}", hint=hint)
         if stage == "triton":
             from intarsia.backends.gpu.program_file import program_text
 
@@ -250,6 +281,27 @@ class Compilation:
         start = time.perf_counter()
         yield
         self.seconds[stage] = time.perf_counter() - start
+
+
+def on_mesh(module: Module, options: Options) -> Module:
+    """The program with the mesh of the options. Raises CompileError E1901 where it has none but is for devices, E1906
+    where these cannot run it."""
+    if options.mesh is not None:
+        try:
+            module = with_mesh(module, Mesh.parse(options.mesh))
+        except ValueError as error:
+            raise CompileError("E1901", str(error), hint="a mesh is data=2,model=4") from None
+    if options.devices is not None:
+        if mesh_of(module) is None:
+            hint = "declare a mesh, mesh pod(data=2), or give --mesh data=2"
+            raise CompileError("E1901", "the program is for one device", hint=hint)
+        if options.dynamic:
+            message = f"a program for several devices needs a number for {', '.join(options.dynamic)}"
+            raise CompileError("E1906", message, hint="leave out --dynamic")
+        if (target := options.resolve_target()).kind != "cpu":
+            message = f"programs for several devices run on CPUs only, not on {target.name}"
+            raise CompileError("E1906", message, hint="leave out --target")
+    return module
 
 
 def writable(kernel: Kernel, dimensions: Collection[str] = ()) -> str | None:
@@ -328,6 +380,9 @@ def interface_of(compilation: Compilation) -> Interface:
     """What a C library of a program offers."""
     from intarsia.backends.cpu.library import Interface
 
+    if compilation.options.devices is not None:
+        hint = "leave out --mesh and --devices"
+        raise CompileError("E1906", "a C library runs on one device", hint=hint)
     if compilation.options.donated:  # in C, the caller says where results lie
         compilation = replace(compilation, options=replace(compilation.options, donated=()))
     parameters = compilation.source_module.graph.parameters

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from intarsia.ir.kernel import Call, For, Kernel, walk
 from intarsia.ir.kernel_access import trips
-from intarsia.ir.plan import Copy, Invoke, Plan, PlanStatement, Repeat
+from intarsia.ir.plan import Copy, Exchange, Invoke, Plan, PlanStatement, Repeat
 from intarsia.passes.schedule.shape import effort as body_effort
 
 BYTES_PER_NANOSECOND = 8
@@ -28,6 +28,8 @@ def effort_of(plan: Plan) -> int | None:
             case Copy(_, _, dtype, elements):
                 count = elements.constant
                 return None if count is None else count * dtype.bytes // BYTES_PER_NANOSECOND
+            case Exchange():
+                return None
             case Repeat(_, lower, upper, body=body, condition=condition):
                 once, count = total(body), (upper - lower).constant
                 return None if once is None or count is None or condition is not None else once * max(0, count)

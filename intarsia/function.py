@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from intarsia.ir.graph import Module
     from intarsia.ir.types import Type
     from intarsia.lowered import Lowered
+    from intarsia.mesh_calls import MeshCalls
     from intarsia.program import Program
 
 _DENSE = 0x101
@@ -106,8 +107,8 @@ class Function:
 
         Dimension names that no argument decides are keywords (`grid(x, N=64)`). Results are of the arguments' kind.
         """
-        if self.gpu is not None:
-            return self.gpu(positional, named)
+        if self._elsewhere is not None:
+            return self._elsewhere(positional, named)
         if named:
             positional, named = self._in_order(positional, named)
         if not named:
@@ -153,6 +154,19 @@ class Function:
         from intarsia.gpu_calls import GpuCalls
 
         return GpuCalls.of(self)
+
+    @cached_property
+    def mesh(self) -> MeshCalls | None:
+        """What runs the function if it is for the devices of a mesh."""
+        if self.program.options.devices is None:
+            return None
+        from intarsia.mesh_calls import MeshCalls
+
+        return MeshCalls(self)
+
+    @cached_property
+    def _elsewhere(self) -> GpuCalls | MeshCalls | None:
+        return self.mesh or self.gpu
 
     def _prepared_for(
         self, executable: Executable, inputs: Sequence[Array | tuple[Array, ...]], sizes: Mapping[str, int]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from typing import Literal
 
 from intarsia.cache import Cache
 from intarsia.ir.errors import CompileError
@@ -19,6 +20,9 @@ class Options:
     passes: the pipeline after `specialize` in place of the default one. schedule: pinned schedules, as text.
     checks: subscripts that depend on data and divisors are checked at run time. unordered: float atomics are allowed.
     donated: parameters whose arrays a call on a CPU may use for its results, which are then these arrays.
+    mesh: devices, `data=2,model=2`, in place of the mesh of the program. sharding: `strict` makes every choice between
+    shardings an error. devices: where those of the mesh are: `simulate` all in this process, `mpi` one in each; None
+    is one device, for which shardings are dropped.
     """
 
     target: str | None = None
@@ -28,6 +32,9 @@ class Options:
     checks: bool = False
     unordered: bool = False
     donated: tuple[str, ...] = ()
+    mesh: str | None = None
+    sharding: Literal["auto", "strict"] = "auto"
+    devices: Literal["simulate", "mpi"] | None = None
 
     def resolve_target(self) -> Target:
         return resolve_target(self.target)

@@ -37,6 +37,13 @@ class Program:
         self.cache = Cache(enabled=use_cache)
         self._functions: dict[str | None, Function] = {}
 
+    def with_options(self, options: Options) -> Program:
+        """The same program, not parsed again, for other options."""
+        other = Program(self.source, options, use_cache=self.cache.enabled)
+        if self.is_parsed:
+            vars(other)["library"] = self.library
+        return other
+
     @cached_property
     def library(self) -> Library:
         """The parsed program and what it imports; not needed where everything is in the cache."""

@@ -65,12 +65,14 @@ class ParameterForm:
 
 @dataclass(frozen=True)
 class SignatureForm:
-    """A function: parameters in order, dimension names, and those that only a keyword or `--dim` can give."""
+    """A function: parameters in order, dimension names, and those that only a keyword or `--dim` can give; and the
+    mesh that its program declares, or nothing."""
 
     function: str
     parameters: tuple[ParameterForm, ...]
     dimensions: tuple[str, ...]
     explicit: tuple[str, ...]
+    mesh: str = ""
 
     @property
     def tensors(self) -> tuple[TensorForm, ...]:
@@ -90,7 +92,8 @@ class SignatureForm:
             )
             for p in data["parameters"]
         )
-        return SignatureForm(data["function"], parameters, tuple(data["dimensions"]), tuple(data["explicit"]))
+        names = tuple(data["dimensions"]), tuple(data["explicit"])
+        return SignatureForm(data["function"], parameters, *names, data["mesh"])
 
 
 def size_of(text: str) -> Size:

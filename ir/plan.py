@@ -8,16 +8,21 @@ int64_t *error_record, const int32_t *interrupt)`. `inputs` has one pointer for 
 parameter a pointer to a table of pointers), `outputs` one for each result, `sizes` the values of `sizes`. The workspace
 is 64-byte aligned and holds `workspace_bytes`. Returns 0, a positive number of a failed run-time check (its details are
 in the error record: number, count, values…), or -1 where `interrupt` was seen not to be 0 between kernels.
+The entry of a plan with exchanges has one more argument, `int32_t (*exchange)(int64_t number, const void *source, void
+*target)`, which does the one of that number; where it gives anything but 0, the entry ends with -2.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 from intarsia.ir.dtypes import DType
 from intarsia.ir.errors import Span
 from intarsia.ir.kernel import Kernel
+from intarsia.ir.ops.collective import Collective, DeviceIndex
 from intarsia.ir.sizes import ZERO, Size
 
 
@@ -82,6 +87,20 @@ class Copy:
 
 
 @dataclass(frozen=True)
+class Exchange:
+    """Take part in a collective with what is at `source`, and put what it gives at `target`, which does not overlap.
+
+    `node` says what is done; its operand is a parameter that stands for `source`, which is None for a `DeviceIndex`.
+    The exchanges of a plan are numbered from 0 in the order of its text.
+    """
+
+    node: Collective | DeviceIndex
+    source: Reference | None
+    target: Reference
+    number: int
+
+
+@dataclass(frozen=True)
 class State:
     """A loop-carried tensor. Within the loop `name` is the current value and `name.next` where the step writes.
 
@@ -115,7 +134,7 @@ class Repeat:
     condition: Reference | None = None
 
 
-PlanStatement: TypeAlias = Invoke | Copy | Repeat
+PlanStatement: TypeAlias = Invoke | Copy | Exchange | Repeat
 
 
 @dataclass(frozen=True)
@@ -138,8 +157,21 @@ class Plan:
         """The plan, after the one that prepares its constants."""
         return (self,) if self.preparation is None else (self.preparation.plan, self)
 
+    @cached_property
+    def exchanges(self) -> tuple[Exchange, ...]:
+        """All exchanges, by their numbers."""
+        return tuple(sorted(_exchanges(self.body), key=lambda e: e.number))
+
     def slot(self, name: str) -> Slot:
         return next(s for s in self.slots if s.name == name)
+
+
+def _exchanges(body: Sequence[PlanStatement]) -> Iterator[Exchange]:
+    for statement in body:
+        if isinstance(statement, Exchange):
+            yield statement
+        elif isinstance(statement, Repeat):
+            yield from _exchanges((*statement.test, *statement.body))
 
 
 @dataclass(frozen=True)

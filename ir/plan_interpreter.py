@@ -6,6 +6,7 @@ tensors in one place too early gives other numbers than the graph.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
@@ -14,8 +15,10 @@ import numpy as np
 from intarsia.ir import kernel_interpreter
 from intarsia.ir.arithmetic import Arithmetic
 from intarsia.ir.dtypes import Array
+from intarsia.ir.graph import Node
 from intarsia.ir.kernel import Buffer, Kernel
-from intarsia.ir.plan import Copy, Invoke, Plan, PlanStatement, Reference, Repeat
+from intarsia.ir.ops.collective import Collective
+from intarsia.ir.plan import Copy, Exchange, Invoke, Plan, PlanStatement, Reference, Repeat
 from intarsia.ir.points import Context, Points
 from intarsia.ir.scalar import loads
 from intarsia.ir.sizes import Size
@@ -29,20 +32,25 @@ Memory: TypeAlias = "Array | list[Array]"
 
 RunKernel: TypeAlias = Callable[[Kernel, Mapping[str, Memory], Mapping[str, int]], None]
 
+RunExchange: TypeAlias = Callable[[Node, Array], Array]
+"""What a device gets from a collective for what it has, an empty array for a `DeviceIndex`."""
+
 
 def run_plan(
     plan: Plan,
     inputs: Sequence[Memory],
     sizes: Mapping[str, int] | None = None,
     run_kernel: RunKernel = kernel_interpreter.run,
+    exchange: RunExchange | None = None,
 ) -> tuple[Array, ...]:
     """The results of a plan for one array for each input slot (a list of arrays for a list).
 
     `sizes` gives the plan's sizes. `run_kernel` runs each kernel in place of the interpreter, as a profiler does with
-    compiled ones. Raises `kernel_interpreter.CheckFailed` where a run-time check does not hold.
+    compiled ones; `exchange` does the collectives of a plan for one of several devices. Raises
+    `kernel_interpreter.CheckFailed` where a run-time check does not hold.
     """
     made = run_preparation(plan, inputs, sizes, run_kernel)
-    return _Machine(plan, dict(sizes or {}), run_kernel).run((*inputs, *made))
+    return _Machine(plan, dict(sizes or {}), run_kernel, exchange).run((*inputs, *made))
 
 
 def run_preparation(
@@ -61,9 +69,10 @@ def run_preparation(
 class _Machine:
     """Memory by name, and the values of sizes and counters."""
 
-    def __init__(self, plan: Plan, names: dict[str, int], run_kernel: RunKernel) -> None:
+    def __init__(self, plan: Plan, names: dict[str, int], run_kernel: RunKernel, exchange: RunExchange | None) -> None:
         self.names = names
         self.run_kernel = run_kernel
+        self.run_exchange = exchange
         self.plan = plan
         self.kernels = {k.name: k for k in plan.kernels}
         self.memory: dict[str, Memory] = {}
@@ -100,8 +109,22 @@ class _Machine:
                     given, taken = self.elements(source)[:count], self.elements(target)[:count]
                     assert not np.shares_memory(given, taken), f"{source.name} and {target.name} overlap"
                     taken[...] = given
+                case Exchange():
+                    self.exchange(statement)
                 case Repeat():
                     self.repeat(statement)
+
+    def exchange(self, statement: Exchange) -> None:
+        node, type_ = statement.node, statement.node.value.tensor
+        assert self.run_exchange is not None, f"{node.name} in a program for one device"
+        given = np.empty(0, type_.dtype.numpy)
+        if isinstance(node, Collective):
+            assert statement.source is not None
+            shape = self.shape(node.x.tensor.shape)
+            given = self.elements(statement.source)[: math.prod(shape)].reshape(shape)
+        taken = self.elements(statement.target)[: math.prod(self.shape(type_.shape))]
+        assert not np.shares_memory(given, taken), f"an exchange overwrites what it sends: {statement}"
+        taken[...] = self.run_exchange(node, given).reshape(-1)
 
     def invoke(self, statement: Invoke) -> None:
         kernel = self.kernels[statement.kernel]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.kernel_scratch import Scratch, scratch
-from intarsia.ir.plan import Copy, Invoke, Plan, PlanStatement, Reference, Repeat, Slot
+from intarsia.ir.plan import Copy, Exchange, Invoke, Plan, PlanStatement, Reference, Repeat, Slot
 from intarsia.ir.plan_text import print_plan_statement
 from intarsia.ir.scalar import loads
 from intarsia.ir.sizes import ZERO, Size, product
@@ -131,11 +131,11 @@ class _Analysis:
 
     # ------------------------------------------------------------------ one statement
 
-    def effects(self, statement: Invoke | Copy) -> tuple[Names, Names, Names]:
+    def effects(self, statement: Invoke | Copy | Exchange) -> tuple[Names, Names, Names]:
         """The slots that a statement reads, those that it writes, and those that it writes as a whole."""
         read: list[Reference] = []
-        if isinstance(statement, Copy):
-            read.append(statement.source)
+        if not isinstance(statement, Invoke):
+            read += [statement.source] if statement.source is not None else []
         else:
             for buffer, reference in zip(self.kernels[statement.kernel].parameters, statement.arguments):
                 if buffer.role in ("in", "inout"):
@@ -150,13 +150,15 @@ class _Analysis:
             frozenset[str]().union(*(names for names in whole if len(names) == 1)),
         )
 
-    def _is_part(self, statement: Invoke | Copy, reference: Reference) -> bool:
+    def _is_part(self, statement: Invoke | Copy | Exchange, reference: Reference) -> bool:
         """Is less than the slot written?"""
         slot = self.slots.get(reference.name)
         if slot is None:
             return False
         if isinstance(statement, Copy):
             return product(slot.shape) != statement.elements
+        if isinstance(statement, Exchange):
+            return product(slot.shape) != statement.node.value.tensor.elements
         kernel = self.kernels[statement.kernel]
         buffer = next(b for b, r in zip(kernel.parameters, statement.arguments) if r is reference)
         names: Mapping[str, Size] = dict(zip(kernel.sizes, statement.sizes))
@@ -176,7 +178,7 @@ class _Analysis:
 def _written(statement: PlanStatement, kernels: Mapping[str, Kernel]) -> tuple[Reference, ...]:
     """Where a statement writes; nothing for a loop."""
     match statement:
-        case Copy():
+        case Copy() | Exchange():
             return (statement.target,)
         case Invoke(kernel, arguments):
             pairs = zip(kernels[kernel].parameters, arguments)

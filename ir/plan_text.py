@@ -8,6 +8,7 @@
       repeat t in 0..10 (h = x: h.0, h.1) {
         run f_step(h, h.next) sizes t
         copy 32 f32 h.next -> result from 32 * t
+        exchange all_reduce axes=(data,) devices=2 : f32[4, 8] h -> h.next
       }
     }
 
@@ -20,8 +21,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from intarsia.ir.kernel_text import print_kernel
-from intarsia.ir.plan import Copy, Invoke, Plan, PlanStatement, Reference, Repeat, Slot, State
+from intarsia.ir.plan import Copy, Exchange, Invoke, Plan, PlanStatement, Reference, Repeat, Slot, State
 from intarsia.ir.sizes import ZERO
+from intarsia.ir.text_printer import operation_text
 
 
 def print_plan(plan: Plan, kernels: bool = True) -> str:
@@ -55,6 +57,9 @@ def _lines(body: Iterable[PlanStatement]) -> Iterator[str]:
                 yield f"run {kernel}({', '.join(map(_reference, arguments))}){tail}"
             case Copy(source, target, dtype, elements):
                 yield f"copy {elements} {dtype} {_reference(source)} -> {_reference(target)}"
+            case Exchange(node, given, made):
+                read = "" if given is None else f"{_reference(given)} "
+                yield f"exchange {operation_text(node)} : {node.value.type} {read}-> {_reference(made)}"
             case Repeat():
                 yield from _repeat(statement)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -119,7 +119,8 @@ class Devices:
     log: list[tuple[Collective, int]] = field(default_factory=list)
 
     def run(self, program: Callable[[int, Callable[[Node, Array], Array]], Any]) -> list[Any]:
-        """What the program gives on each device. If it fails on one, it ends on all, and that failure is raised."""
+        """What the program gives on each device. If it fails on one, it ends on all, and that failure is raised,
+        which names the device."""
         meeting = _Meeting(self.mesh, self.log)
         results: list[Any] = [None] * self.mesh.devices
         failures: dict[int, BaseException] = {}
@@ -140,8 +141,18 @@ class Devices:
         for thread in threads:
             thread.join()
         if failures:
-            raise failures[min(failures)]
+            raise _on_device(min(failures), failures[min(failures)])
         return results
+
+
+def _on_device(device: int, error: BaseException) -> BaseException:
+    """The error, and where it happened."""
+    if isinstance(error, CompileError):
+        return CompileError.of([replace(d, message=f"device {device}: {d.message}") for d in error.diagnostics])
+    named = AssertionError if isinstance(error, AssertionError) else RuntimeError
+    found = named(f"device {device}: {error or type(error).__name__}")
+    found.__cause__ = error
+    return found
 
 
 class _Meeting:
@@ -175,11 +186,9 @@ class _Meeting:
         self.inside = 0
 
     def exchange(self, device: int, node: Node, array: Array) -> Array:
-        if isinstance(node, DeviceIndex):
-            return np.asarray(self.mesh.position(device, _axes(node.axes)), np.int64)
+        if (own := alone(self.mesh, node, device, array)) is not None:
+            return own
         assert isinstance(node, Collective)
-        if isinstance(node, AllSlice):
-            return _slice(array, node.dim, node.devices, self.mesh.position(device, _axes(node.axes)))
         if device == 0:
             self.log.append((node, array.nbytes))
         self.left[device] = (node, array)
@@ -196,6 +205,16 @@ class _Meeting:
 
     def _group(self, device: int, axes: tuple[MeshAxis, ...]) -> tuple[int, ...]:
         return next(g for g in self.mesh.groups(axes) if device in g)
+
+
+def alone(mesh: Mesh, node: Node, device: int, array: Array) -> Array | None:
+    """The result of a node for which nothing is sent; None for the others."""
+    match node:
+        case DeviceIndex(axes=axes):
+            return np.asarray(mesh.position(device, _axes(axes)), np.int64)
+        case AllSlice(axes=axes, devices=devices, dim=dim):
+            return _slice(array, dim, devices, mesh.position(device, _axes(axes)))
+    return None
 
 
 def combine(node: Collective, parts: Sequence[Array], position: int) -> Array:
@@ -216,11 +235,14 @@ def combine(node: Collective, parts: Sequence[Array], position: int) -> Array:
 
 
 def _merged(combiner: str, parts: Sequence[Array]) -> Array:
+    """Floats of 16 bits are summed in f32 and rounded once, as reductions of them are."""
     merge = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}[combiner]
-    result = parts[0].copy()
+    dtype = parts[0].dtype
+    wide = np.dtype(np.float32) if dtype.itemsize == 2 and dtype.kind not in "iu" else dtype
+    result = parts[0].astype(wide)
     for other in parts[1:]:
-        result = merge(result, other).astype(result.dtype)
-    return result
+        result = merge(result, other.astype(wide)).astype(wide)
+    return result.astype(dtype)
 
 
 def _slice(array: Array, dim: int, count: int, position: int) -> Array:

@@ -149,13 +149,7 @@ class _Printer:
 
     def generic(self, node: Node) -> str:
         """`name operands attribute=value`, from the fields; those that have their default value are left out."""
-        parts = [node.name, self.uses(node.operands)]
-        for f in dataclasses.fields(node):
-            if f.name in node.attributes and f.name not in DERIVED:
-                value = getattr(node, f.name)
-                if f.default is dataclasses.MISSING or value != f.default:
-                    parts.append(f"{f.name}={_attribute(value)}")
-        return " ".join(p for p in parts if p)
+        return operation_text(node, self.uses(node.operands))
 
     # ------------------------------------------------------------------ names
 
@@ -187,6 +181,17 @@ class _Printer:
         if not self.debug_info or node.span is None:
             return ""
         return f" loc({', '.join(map(_span, (node.span, *node.more_spans)))})"
+
+
+def operation_text(node: Node, operands: str = "") -> str:
+    """The name and the attributes of a node that is not printed in a form of its own."""
+    parts = [node.name, operands]
+    for f in dataclasses.fields(node):
+        if f.name in node.attributes and f.name not in DERIVED:
+            value = getattr(node, f.name)
+            if f.default is dataclasses.MISSING or value != f.default:
+                parts.append(f"{f.name}={_attribute(value)}")
+    return " ".join(p for p in parts if p)
 
 
 def _axes(axes: tuple[Axis, ...]) -> str:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from intarsia.driver import Compilation
 from intarsia.ir.dtypes import Array
 from intarsia.ir.graph import Module, Region, Value
 from intarsia.ir.interpreter import evaluate
 from intarsia.ir.ops import ListGet, Shard
+from intarsia.ir.plan import Plan
+from intarsia.ir.plan_liveness import verify_plan
 from intarsia.ir.points import Operand
 from intarsia.ir.sharding import Axes, DimensionSharding, Mesh, MeshAxis, Sharding
 from intarsia.ir.spmd import simulate
 from intarsia.ir.tolerance import expected
 from intarsia.ir.types import ListType, placed
+from intarsia.mesh_program import MeshProgram
 from intarsia.options import Options
 from intarsia.passes.pipeline import Context, Pipeline
 
@@ -87,13 +91,34 @@ def annotated(module: Module, mesh: Mesh, seed: int) -> Module:
     return module.with_body(Region(body.parameters, tuple(nodes), tuple(results)))
 
 
-def check_sharded(module: Module, inputs: list[Operand], plain: Module | None = None) -> Module:
-    """Partition, run on simulated devices and compare with one device; the program of a device."""
-    local, _ = run_passes(module, SHARD)
-    found: tuple[Array, ...] = simulate(local, inputs)
-    alone = evaluate(module, inputs)
-    for number, (array, one, bound) in enumerate(zip(found, alone, expected(plain or module, inputs))):
+def compiled(module: Module) -> tuple[MeshProgram, Plan]:
+    """The code for the devices of a mesh, and its plan."""
+    compilation = Compilation(module, {}, Options(devices="simulate"))
+    plan = compilation.plan
+    verify_plan(plan)
+    return MeshProgram.of(compilation.executable(), compilation.scheduled, plan), plan
+
+
+def check_compiled(module: Module, inputs: list[Operand], plain: Module | None = None) -> MeshProgram:
+    """Compile, run on simulated devices and compare with one device; the code."""
+    program, _ = compiled(module)
+    arguments = [tuple(i) if isinstance(i, list) else i for i in inputs]
+    check_results(module, inputs, program.simulate(arguments), plain)
+    return program
+
+
+def check_results(module: Module, inputs: list[Operand], results: Sequence[Array], plain: Module | None = None) -> None:
+    """Compare with what one device gives."""
+    wanted = expected(plain or module, inputs)
+    assert len(results) == len(wanted)
+    for number, (array, one, bound) in enumerate(zip(results, evaluate(module, inputs), wanted)):
         if not np.array_equal(array, one, equal_nan=one.dtype.kind == "f"):
             difference = bound.mismatch(array)
             assert difference is None, f"result {number}: {difference}"
+
+
+def check_sharded(module: Module, inputs: list[Operand], plain: Module | None = None) -> Module:
+    """Partition, run on simulated devices and compare with one device; the program of a device."""
+    local, _ = run_passes(module, SHARD)
+    check_results(module, inputs, simulate(local, inputs), plain)
     return local

@@ -17,11 +17,12 @@ from intarsia.backends.cpu.expressions import Expressions
 from intarsia.backends.cpu.llvm import Function, Module
 from intarsia.backends.cpu.registers import Registers
 from intarsia.ir.kernel import Buffer, Check, Kernel
-from intarsia.ir.plan import Copy, Invoke, Plan, PlanStatement, Reference, Repeat, Slot, State
+from intarsia.ir.plan import Copy, Exchange, Invoke, Plan, PlanStatement, Reference, Repeat, Slot, State
 from intarsia.ir.sizes import Size, product
 from intarsia.ir.target import Target
 
 _PARAMETERS = tuple(("ptr", n) for n in ("inputs", "outputs", "sizes", "workspace", "record", "interrupt"))
+_EXCHANGE = ("ptr", "exchange")
 
 
 def entry_name(plan: Plan) -> str:
@@ -53,7 +54,8 @@ def add_kernels(module: Module, plan: Plan, target: Target) -> None:
 
 def add_entry(module: Module, plan: Plan, target: Target, entry: str, linkage: str = "") -> None:
     """Add the entry function of a plan, whose kernels the module has or declares."""
-    _Entry(Function(module, entry, _PARAMETERS, "i32", linkage), plan, target).whole()
+    parameters = (*_PARAMETERS, _EXCHANGE) if plan.exchanges else _PARAMETERS
+    _Entry(Function(module, entry, parameters, "i32", linkage), plan, target).whole()
 
 
 def kernel_plan(kernel: Kernel) -> Plan:
@@ -167,8 +169,20 @@ class _Entry(Expressions):
                         "void", "llvm.memcpy.p0.p0.i64", [*pointers, ("i64", str(size)), ("i1", "false")]
                     )
                     self.forget(self.buffers)
+                case Exchange():
+                    with self.function.at(statement.node.span):
+                        self.exchange(statement)
                 case Repeat():
                     self.repeat(statement)
+
+    def exchange(self, exchange: Exchange) -> None:
+        """Call back, which may take long."""
+        self._stop_if_interrupted()
+        source = self.pointer(exchange.source) if exchange.source is not None else "null"
+        given = f"i64 {exchange.number}, ptr {source}, ptr {self.pointer(exchange.target)}"
+        status = self.function.emit(f"call i32 %exchange({given})")
+        self.function.return_if(self.function.op(f"icmp ne i32 {status}, 0"), "i32 -2")
+        self.forget(self.buffers)
 
     def pointer(self, reference: Reference) -> str:
         """The address that a reference means; for a whole list that of its table."""
@@ -179,9 +193,12 @@ class _Entry(Expressions):
             pointer = self.function.emit(f"load ptr, ptr {entry}, align 8")
         return self.function.offset(pointer, "i8", self.number(reference.start * buffer.dtype.bytes))
 
-    def invoke(self, invoke: Invoke) -> None:
+    def _stop_if_interrupted(self) -> None:
         interrupted = self.function.emit(f"load volatile i32, ptr {self.flag}, align 4")
         self.function.return_if(self.function.op(f"icmp ne i32 {interrupted}, 0"), "i32 -1")
+
+    def invoke(self, invoke: Invoke) -> None:
+        self._stop_if_interrupted()
         arguments = [f"ptr {self.pointer(r)}" for r in invoke.arguments]
         arguments += [f"i64 {self.number(s)}" for s in invoke.sizes]
         # `noalias` of a parameter holds for one call. Inlined into a loop, LLVM takes it to hold from one turn to the

@@ -188,7 +188,7 @@ def build_function(builder: Builder, instance: Instance) -> Module:
     if builder.diagnostics:
         raise CompileError.of(builder.diagnostics)
     body = region_of(parameters, builder.regions[0], results)
-    return Module(Graph(signature.name, body, instance.dimensions, labels), header=_header(signature.file))
+    return Module(Graph(signature.name, body, instance.dimensions, labels), header=header(signature.file))
 
 
 def _bind_parameter(
@@ -305,7 +305,8 @@ def _results(builder: Builder, item: Item, signature: Signature) -> tuple[list[V
     return values, tuple(labels) if has_structs else ()
 
 
-def _header(file: File) -> tuple[str, ...]:
+def header(file: File) -> tuple[str, ...]:
+    """The lines before a Graph: the mesh that a file declares."""
     mesh = file.mesh()
     if mesh is None:
         return ()
@@ -327,7 +328,7 @@ def build_test(builder: Builder, test: ast.Test, file: SourceFile, name: str) ->
             builder.run([statement], scope)
     if builder.diagnostics:
         raise CompileError.of(builder.diagnostics)
-    return Module(Graph(name, region_of((), builder.regions[0], results)), header=_header(file))
+    return Module(Graph(name, region_of((), builder.regions[0], results)), header=header(file))
 
 
 def _assert(builder: Builder, statement: ast.Assert, scope: Scope, results: list[Value]) -> None:

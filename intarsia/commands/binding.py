@@ -84,6 +84,8 @@ class Bound:
 
     def result_labels(self, *, compiled: bool) -> tuple[str, ...]:
         """The labels of the results, where some are tensors of structs; compiled code says so without the program."""
+        if compiled and self.function.mesh is not None:
+            return self.function.mesh.call_for(self.tensors, self.statics, self.dims)[1]
         if compiled:
             return self.function.compiled(self.tensors, self.statics, self.dims)[0].labels
         return self.compilation().source_module.graph.labels
@@ -93,6 +95,8 @@ class Bound:
         its arguments are there then, and its results are brought to the host."""
         if self.function.runs_on_gpu:
             return to_host(self.placed())
+        if self.function.mesh is not None:
+            return self.function.mesh.call_for(self.tensors, self.statics, self.dims)[0]
         executable, sizes = self.function.compiled(self.tensors, self.statics, self.dims)
         inputs = adapted(executable.inputs, self.tensors, sizes)
         _ = executable.native

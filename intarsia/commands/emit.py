@@ -9,7 +9,15 @@ from typing import Any
 import click
 
 from intarsia.commands.binding import bind_types, type_options
-from intarsia.commands.options import compile_options, open_program, options_of, program_argument, write_output
+from intarsia.commands.options import (
+    compile_options,
+    device_options,
+    on_devices,
+    open_program,
+    options_of,
+    program_argument,
+    write_output,
+)
 from intarsia.commands.resources import resource_lines
 from intarsia.deep_stack import with_deep_stack
 from intarsia.driver import CHIP_STAGES, GPU_STAGES, STAGES, Compilation, interface_of
@@ -35,6 +43,7 @@ UNSIZED = ("ast", "graph", "dot")
 @click.option("-o", "output", default="-", metavar="FILE", help="Where the stage goes  [default: standard output]")
 @type_options
 @compile_options
+@device_options
 def command(
     file: str | None,
     text: str | None,
@@ -54,14 +63,14 @@ def command(
     if (stage is None) == (folder is None):
         raise click.UsageError("give either --to STAGE or --all DIR")
     source, name = open_program(file, text)
-    options, use_cache, _ = options_of(settings)
+    options, use_cache, target = options_of(settings)
     program = Program(source, options, use_cache=use_cache)
-    function = program.entry(name)
     if stage == "ast":
         from intarsia.dsl.show import show
 
         write_output(output, show(program.library.program))
         return
+    function = on_devices(program.entry(name), target)
     compilation = _compilation(function, arguments, weights, settings, sized=stage not in UNSIZED)
     if stage == "cubin":
         _write_cubins(compilation, output)

@@ -11,7 +11,14 @@ import click
 from intarsia.commands.binding import bind_types, type_options
 from intarsia.commands.layouts import layout_report
 from intarsia.commands.lowbit import lowbit_report
-from intarsia.commands.options import compile_options, open_program, options_of, program_argument
+from intarsia.commands.options import (
+    compile_options,
+    device_options,
+    on_devices,
+    open_program,
+    options_of,
+    program_argument,
+)
 from intarsia.deep_stack import with_deep_stack
 from intarsia.documentation import error_page
 from intarsia.driver import Compilation
@@ -36,6 +43,7 @@ TOPICS = (*REPORTED, "sharding")
 @click.option("--about", type=click.Choice(TOPICS), default=None, help="Which decisions of the compiler to show.")
 @type_options
 @compile_options
+@device_options
 def command(
     file: str | None,
     text: str | None,
@@ -51,9 +59,10 @@ def command(
         click.echo(error_page(file), nl=False)
         return
     source, name = open_program(file, text)
-    options, use_cache, _ = options_of(settings)
-    function = Program(source, options, use_cache=use_cache).entry(name)
-    bound = bind_types(function, arguments, weights, settings["dims"], required=about in ("memory", "schedule"))
+    options, use_cache, target = options_of(settings)
+    function = on_devices(Program(source, options, use_cache=use_cache).entry(name), target)
+    required = about in ("memory", "schedule") or function.program.options.devices is not None
+    bound = bind_types(function, arguments, weights, settings["dims"], required=required)
     compilation = function.compilation_of_types(bound.types, bound.statics, bound.dims)
     if about == "fusion":
         from intarsia.memory_passes import MemoryPasses
@@ -76,6 +85,14 @@ def command(
         report = with_deep_stack(lambda: lowbit_report(compilation))
         _show(compilation.remarks.items, about)
         click.echo(report, nl=bool(report))
+    elif about == "sharding" and function.program.options.devices is not None:
+        from intarsia.commands.shard import table
+        from intarsia.ir.cluster import Cluster
+        from intarsia.passes.shard.report import sent_by
+
+        sent = with_deep_stack(lambda: sent_by(compilation.partitioned, Cluster.read("laptop")))
+        _show(compilation.remarks.items, about)
+        click.echo("\n".join(table(sent)))
     else:
         with_deep_stack(lambda: compilation.scheduled)
         _show(compilation.remarks.items, about)

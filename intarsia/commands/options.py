@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from intarsia.files import decode_source, read_source
+from intarsia.function import Function
 from intarsia.ir.errors import CompileError, Source
 from intarsia.options import Options
 from intarsia.runtime.threads import THREADS
@@ -72,9 +74,32 @@ _COMPILE_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+_DEVICE_OPTIONS: dict[str, dict[str, Any]] = {
+    "--mesh": {"metavar": "data=2,…", "help": "Devices in place of the mesh of the program."},
+    "--sharding": {
+        "type": click.Choice(["auto", "strict"]),
+        "default": "auto",
+        "help": "strict: a choice between shardings is an error  [default: auto]",
+    },
+    "--devices": {
+        "type": click.Choice(["simulate", "mpi"]),
+        "help": "Where the devices of a mesh are: all in this process, or one in each  [default: simulate]",
+    },
+}
+
+
 def compile_options(function: F) -> F:
     """The options that run, emit, bench, explain and reduce have in common."""
-    for name, settings in reversed(_COMPILE_OPTIONS.items()):
+    return _with_options(function, _COMPILE_OPTIONS)
+
+
+def device_options(function: F) -> F:
+    """The options about a mesh of devices, which run, emit and explain have in common."""
+    return _with_options(function, _DEVICE_OPTIONS)
+
+
+def _with_options(function: F, options: dict[str, dict[str, Any]]) -> F:
+    for name, settings in reversed(options.items()):
         function = click.option(name, _field(name), **settings)(function)
     return function
 
@@ -84,10 +109,12 @@ def _field(option: str) -> str:
 
 
 def option_words(settings: Mapping[str, Any]) -> list[str]:
-    """The command-line words that give the settings of `compile_options`."""
+    """The command-line words that give the settings of `compile_options` and, where there are any, `device_options`."""
     words: list[str] = []
-    for name in _COMPILE_OPTIONS:
-        match settings[_field(name)]:
+    for name, about in (_COMPILE_OPTIONS | _DEVICE_OPTIONS).items():
+        match settings.get(_field(name)):
+            case value if value == about.get("default"):
+                pass
             case tuple() as values:
                 words += [w for value in values for w in (name, value)]
             case True:
@@ -115,8 +142,27 @@ def options_of(settings: Mapping[str, Any]) -> tuple[Options, bool, str | None]:
         schedule=_schedule_text(settings["schedule"]),
         checks=settings["checks"] or target == "reference",
         unordered=settings["unordered"],
+        mesh=settings.get("mesh"),
+        sharding=settings.get("sharding", "auto"),
+        devices=settings.get("devices"),
     )
     return options, not settings["no_cache"], target
+
+
+def on_devices(function: Function, target: str | None) -> Function:
+    """The function as `device_options` want it: a mesh, given or declared, means all of its devices, simulated unless
+    something else is said. NumPy runs the program of one device."""
+    options = function.program.options
+    if target in INTERPRETERS:
+        if options.devices is not None:
+            raise click.UsageError(f"--devices is about machine code, and --target {target} runs none")
+        return function
+    if options.devices is not None:
+        return function
+    if options.mesh is None and (not function.form.mesh or options.dynamic or function.runs_on_gpu):
+        return function  # for which a declared mesh is no wish
+    program = function.program.with_options(replace(options, devices="simulate"))
+    return program.entry(function.name)
 
 
 def compiled_target(target: str | None) -> str | None:

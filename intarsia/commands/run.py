@@ -9,9 +9,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from intarsia.arguments import format_array
+from intarsia.commands import mpi
 from intarsia.commands.binding import Bound, argument_options, bind, to_host
 from intarsia.commands.interruption import interruptible
-from intarsia.commands.options import INTERPRETERS, compile_options, open_program, options_of, program_argument
+from intarsia.commands.options import (
+    INTERPRETERS,
+    compile_options,
+    device_options,
+    on_devices,
+    open_program,
+    options_of,
+    program_argument,
+)
 from intarsia.files import write_results
 from intarsia.ir.dtypes import Array
 from intarsia.program import Program
@@ -25,6 +34,7 @@ if TYPE_CHECKING:
 @program_argument
 @argument_options
 @compile_options
+@device_options
 @click.option("--out", default=None, metavar="FILE", help="Write the results: .npy, .npz or .safetensors.")
 @click.option("--compare", is_flag=True, help="Also run the reference; exit 3 where a result is beyond the tolerance.")
 @click.option("--time", "timing", is_flag=True, help="Compile time, run time, and rates against the machine's limits.")
@@ -32,6 +42,7 @@ if TYPE_CHECKING:
 @click.option("--trace", metavar="NAME", help="Show the values that this name gets, wherever it is assigned.")
 @click.option("--nan", "find_nan", is_flag=True, help="Name the first operation that makes a NaN.")
 @click.option("--cuda-graph", is_flag=True, help="On a GPU, start all kernels of the program as one CUDA graph.")
+@mpi.together
 def command(
     file: str | None,
     text: str | None,
@@ -56,7 +67,14 @@ def command(
     options, use_cache, target = options_of(settings)
     if target in INTERPRETERS and (timing or profile):
         raise click.UsageError(f"--time and --profile are about machine code, and --target {target} runs none")
-    function = Program(source, options, use_cache=use_cache).entry(name)
+    function = on_devices(Program(source, options, use_cache=use_cache).entry(name), target)
+    if function.mesh is not None and (timing or profile):
+        raise click.UsageError("--time and --profile are about one device, and the program is for those of a mesh")
+    by_mpi = settings["devices"] == "mpi"
+    if by_mpi and not mpi.is_started():
+        if file == "-":
+            raise click.UsageError("each process reads the program: give it in a file or by -e")
+        return mpi.start(function)
     bound = bind(function, arguments, weights, settings["dims"], fill)
     if trace is not None or find_nan:
         from intarsia.commands.interpreting import report_nan, report_trace
@@ -77,6 +95,8 @@ def command(
         placed, call = None, _prepare(bound, target)
     compile_seconds = time.perf_counter() - start
     results = interruptible(call)
+    if by_mpi and not mpi.is_first():
+        return 0
     types = bound.result_types(results)
     arrays = named(bound.result_labels(compiled=placed is None and target not in INTERPRETERS), results)
     if out is not None:

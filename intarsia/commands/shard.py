@@ -83,7 +83,7 @@ def command(
         for parameter in module.graph.parameters:
             click.echo(f"{parameter.label}: {parameter.type}")
         click.echo(f"each device takes about {duration_text(seconds or 0.0)} on {found.name}\n")
-    for line in _table(sent):
+    for line in table(sent):
         click.echo(line)
 
 
@@ -96,7 +96,7 @@ def _mesh(text: str) -> Mesh:
         raise CompileError("E1901", str(error)) from None
 
 
-def _table(sent: Sequence[Sent]) -> Iterable[str]:
+def table(sent: Sequence[Sent]) -> Iterable[str]:
     """A row for each collective and the sum, in columns."""
     if not sent:
         return ["nothing is sent"]

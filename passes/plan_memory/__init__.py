@@ -15,12 +15,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import count
 
 from intarsia.ir.errors import Remarks
-from intarsia.ir.graph import Module
+from intarsia.ir.graph import Module, Parameter
 from intarsia.ir.kernel import Kernel
-from intarsia.ir.ops import Loop
-from intarsia.ir.plan import Copy, Invoke, Plan, PlanStatement, Preparation, Reference, Repeat, Slot, State
+from intarsia.ir.ops import DeviceIndex, Loop
+from intarsia.ir.plan import Copy, Exchange, Invoke, Plan, PlanStatement, Preparation, Reference, Repeat, Slot, State
 from intarsia.ir.scalar import Expr, Load, as_size, transform
 from intarsia.ir.sizes import Size, maximum, minimum
 from intarsia.ir.space import operand_position
@@ -32,6 +33,7 @@ from intarsia.passes.plan_memory.preparation import separate_preparation
 from intarsia.passes.plan_memory.program import (
     CallStep,
     Cell,
+    ExchangeStep,
     LoopState,
     LoopStep,
     Move,
@@ -83,6 +85,7 @@ class _Writer:
         self.outputs: list[str] = []
         self.states: dict[LoopState, str] = {}
         self.forms = _forms(program, sharing)
+        self.exchanges = count()
 
     def plan(self) -> Plan:
         graph = self.program.graph
@@ -177,6 +180,8 @@ class _Writer:
                 case CallStep():
                     yield from self._copies(step.bases.values())
                     yield self._invoke(step)
+                case ExchangeStep():
+                    yield self._exchange(step)
                 case Move():
                     yield from self._copies([step])
                 case LoopStep():
@@ -199,6 +204,14 @@ class _Writer:
         source = {"in": given, "out": made, "inout": made, "temp": scratch}
         references = tuple(self._reference(next(source[b.role])) for b in kernel.parameters)
         return Invoke(kernel.name, references, step.node.sizes, step.node.span)
+
+    def _exchange(self, step: ExchangeStep) -> Exchange:
+        number, node = next(self.exchanges), step.node
+        target = self._reference(step.result)
+        if step.argument is None or isinstance(node, DeviceIndex):
+            return Exchange(node, None, target, number)
+        stand_in = replace(node, x=Parameter("x", node.x.type).value)
+        return Exchange(stand_in, self._reference(step.argument), target, number)
 
     def _repeat(self, step: LoopStep) -> Repeat:
         loop: Loop = step.node

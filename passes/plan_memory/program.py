@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from intarsia.ir.graph import Graph, Module, Node, Parameter, Region, Value
 from intarsia.ir.kernel import Alloc, Kernel
-from intarsia.ir.ops import Call, ListGet, Loop, Reshape
+from intarsia.ir.ops import Call, Collective, DeviceIndex, ListGet, Loop, Reshape
 from intarsia.ir.sizes import Size
 from intarsia.ir.types import ListType, TensorType
 from intarsia.passes.plan_memory.overwriting import operands_of_results
@@ -89,6 +89,16 @@ class CallStep:
 
 
 @dataclass(eq=False)
+class ExchangeStep:
+    """A collective, of which `argument` is None where it takes nothing."""
+
+    node: Collective | DeviceIndex
+    position: int
+    argument: Cell | None
+    result: Cell
+
+
+@dataclass(eq=False)
 class LoopState:
     """A state of a loop: its value in a step, the one that the step makes, and the one after the loop."""
 
@@ -124,7 +134,7 @@ class LoopStep:
     body: tuple[Step, ...]
 
 
-Step: TypeAlias = CallStep | Move | LoopStep
+Step: TypeAlias = CallStep | ExchangeStep | Move | LoopStep
 
 
 @dataclass
@@ -217,6 +227,8 @@ class _Builder:
         match node:
             case Call():
                 self._call(node)
+            case Collective() | DeviceIndex():
+                self._exchange(node)
             case Loop():
                 self._loop(node)
             case Reshape(x):
@@ -270,6 +282,16 @@ class _Builder:
         overwrites = tuple(_overwrites(kernel, position, read, results))
         made_in = (tuple(read), tuple(results), bases, overwrites, tuple(scratch))
         self.steps.append(CallStep(node, kernel, position, *made_in))
+
+    def _exchange(self, node: Collective | DeviceIndex) -> None:
+        argument = self.values[node.x] if isinstance(node, Collective) else None
+        position = self.next_position()
+        result = self.cell(node.name, node.value.tensor)
+        result.needed_at(2 * position + 1)
+        if argument is not None:
+            self.use(argument, 2 * position + 1)
+        self.values[node.value] = result
+        self.steps.append(ExchangeStep(node, position, argument, result))
 
     # ------------------------------------------------------------------ loops
 

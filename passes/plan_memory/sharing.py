@@ -18,6 +18,7 @@ from intarsia.passes.plan_memory.overwriting import may_overwrite, with_overwrit
 from intarsia.passes.plan_memory.program import (
     CallStep,
     Cell,
+    ExchangeStep,
     LoopState,
     LoopStep,
     Move,
@@ -192,6 +193,8 @@ class _Sharer:
         match step:
             case CallStep():
                 return step.bases.values()
+            case ExchangeStep():
+                return ()
             case Move():
                 return (step,)
             case LoopStep():

@@ -1,0 +1,110 @@
+"""Run by several processes of MPI: every collective of every element type gives what `ir/spmd.py` says it does, and
+random programs what one device gives."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from sharded import annotated, check_results, compiled
+
+from intarsia.ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I32, I64, U8, DType
+from intarsia.ir.graph import Parameter
+from intarsia.ir.ops.collective import (
+    AllGather,
+    AllReduce,
+    AllSlice,
+    AllToAll,
+    Collective,
+    CollectivePermute,
+    DeviceIndex,
+    ReduceScatter,
+)
+from intarsia.ir.random_graphs import random_inputs, random_module, random_sizes
+from intarsia.ir.sharding import COMBINERS, Mesh, MeshAxis
+from intarsia.ir.sizes import Size
+from intarsia.ir.spmd import alone, combine
+from intarsia.ir.types import TensorType
+from intarsia.mpi import MpiDevices, or_end_all
+from intarsia.passes.specialize import specialize
+
+MESHES = {2: ("a=2",), 4: ("a=4", "a=2,b=2")}
+
+
+def nodes(axes: tuple[str, ...], count: int, dtype: DType) -> Iterator[Collective]:
+    """All collectives over axes, on one tensor that all of them can be done on."""
+    x = Parameter("x", TensorType(dtype, (Size.of(2 * count), Size.of(3), Size.of(count)))).value
+    for combiner in COMBINERS:
+        yield AllReduce(x, axes, count, combiner)
+        yield from (ReduceScatter(x, axes, count, dim, combiner) for dim in (0, 2))
+    yield from (AllGather(x, axes, count, dim) for dim in range(3))
+    yield from (AllSlice(x, axes, count, dim) for dim in (0, 2))
+    yield from (AllToAll(x, axes, count, *dims) for dims in ((0, 2), (2, 0), (0, 1), (2, 1)))
+    for sources in ((*range(1, count), 0), (0,) * count, (-1,) * (count - 1) + (0,), tuple(range(count))):
+        yield CollectivePermute(x, axes, count, sources)
+
+
+def elements(dtype: DType, shape: tuple[int, ...], device: int) -> np.ndarray[Any, Any]:
+    generator = np.random.default_rng(device)
+    if not dtype.is_float:
+        return generator.integers(0, 2 if dtype == BOOL else 100, shape).astype(dtype.numpy)
+    array = generator.standard_normal(shape)
+    array.flat[device] = np.nan
+    return array.astype(dtype.numpy)
+
+
+def check_collectives(devices: MpiDevices, mesh: Mesh) -> int:
+    names = [n for n, _ in mesh.axes]
+    count = 0
+    for axes in ((n,) for n in names) if len(names) == 1 else ((names[0],), (names[1],), tuple(names[::-1])):
+        along = tuple(map(MeshAxis.parse, axes))
+        position = mesh.position(devices.device, along)
+        group = next(g for g in mesh.groups(along) if devices.device in g)
+        for dtype in (F32, F64, F16, BF16, I8, I32, I64, U8, BOOL):
+            for node in nodes(axes, mesh.size(along), dtype):
+                parts = [elements(dtype, node.x.tensor.static_shape, n) for n in range(mesh.devices)]
+                given = parts[devices.device]
+                wanted = alone(mesh, node, devices.device, given)
+                if wanted is None:
+                    wanted = combine(node, [parts[n] for n in group], position)
+                taken = np.ones(node.value.tensor.static_shape, dtype.numpy)
+                devices._exchange(node, given, taken)
+                exact = not dtype.is_float or getattr(node, "combiner", "max") in ("max", "min")
+                bound = 0.0 if exact else {16: 1e-2, 32: 1e-5, 64: 1e-12}[dtype.bits]
+                as_numbers = [a.astype(np.float64) for a in (taken, wanted)]
+                np.testing.assert_allclose(*as_numbers, rtol=bound, atol=bound, err_msg=f"{node.name} {dtype} {axes}")
+                count += 1
+        index = np.zeros((), np.int64)
+        devices._exchange(DeviceIndex(axes, mesh.size(along)), np.empty(0), index)
+        assert index == position
+    return count
+
+
+def check_programs(devices: MpiDevices, mesh: Mesh, seeds: range) -> None:
+    for seed in seeds:
+        plain = specialize(random_module(seed), random_sizes(seed))
+        module = annotated(plain, mesh, seed)
+        inputs = random_inputs(plain, seed, {})
+        program, _ = compiled(module)
+        arguments = [tuple(i) if isinstance(i, list) else i for i in inputs]
+        check_results(module, inputs, devices.run(program, arguments), plain)
+
+
+def main() -> None:
+    seeds = range(*map(int, sys.argv[1:3]))
+    count = 0
+    from mpi4py import MPI
+
+    for text in MESHES[MPI.COMM_WORLD.size]:
+        mesh = Mesh.parse(text)
+        devices = MpiDevices(mesh)
+        count += check_collectives(devices, mesh)
+        check_programs(devices, mesh, seeds)
+    if devices.device == 0:
+        print(f"{count} collectives and {len(seeds)} programs are right")
+
+
+if __name__ == "__main__":
+    or_end_all(main)
