@@ -230,3 +230,10 @@ def test_what_bits_are_not_only_moved_is_left_alone() -> None:
         assert moved_bits(e, lambda x: int(x.value) if isinstance(x, Const) else None) is None
     with pytest.raises(NotImplementedError):
         assembled("add.u32 $0, $1, $1;", [np.zeros(4, np.uint16)], [np.dtype(np.uint16)], 2)
+
+
+def test_a_loop_multiplies_by_codes_of_four_bits() -> None:
+    """Its blocks depend on the bits of what is stored, of which there may be fewer than 8."""
+    text = """format w4 = mxfp4(axis=2)
+        fn f(x: f32[1, 5], w: w4[3, 5, 5]) { return loop (h = x) for l < 3 { yield h @ dequantize(w[l]) } }"""
+    assert compilation(text).scheduled.kernels

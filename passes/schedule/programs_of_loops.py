@@ -237,7 +237,7 @@ def _block_product(b: Builder, top: str, row: str, put: Put, around: Sequence[Fo
         columns, rows = kept[-1:], []
     else:
         columns, rows = kept[-1:], kept[-2:-1]
-    bits = min(load.dtype.bits for load in loads(put.value))
+    bits = max(8, min(load.dtype.bits for load in loads(put.value)))  # codes of fewer bits have a byte each
     most = max(16, power_of_two(count(trips(b.loop(along)))))
     _, deep = lanes(b, along, choose_size(b, f"block along {along}", min(DEPTH[bits], most), 16, min(most, 128)))
     counters: list[str] = []
