@@ -133,7 +133,7 @@ def test_weights_that_are_needed_are_kept() -> None:
 @pytest.mark.parametrize(("causal", "shape"), [(False, (9, 1001, 64)), (True, (3, 1800, 40))])
 def test_gradients_are_those_of_pytorch(causal: bool, shape: tuple[int, int, int]) -> None:
     torch = pytest.importorskip("torch")
-    compiled = intarsia.loads(program("causal" if causal else "library")).f
+    compiled = intarsia.compile(program("causal" if causal else "library"))["f"]
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal(shape, dtype=np.float32) for _ in range(4)]
     found = compiled(*arrays)
