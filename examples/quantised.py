@@ -151,7 +151,7 @@ ALL = {
     "int4": Way("int4 weights, groups of 32"),
     "int4_128": Way("int4 weights, groups of 128"),
     "int4_zero": Way("int4 weights, zero points, groups of 32"),
-    "gptq": Way("the same as GPTQ, bf16 activations", calibrated=True),
+    "gptq": Way("the same, rounded as GPTQ, bf16 activations", calibrated=True),
     "w8a8": Way("int8 weights and activations", same_as="int8"),
     "outliers": Way("the same but for outliers, as LLM.int8()", same_as="int8"),
     "smooth": Way("the same, smoothed, as SmoothQuant", prepared=smoothed),
