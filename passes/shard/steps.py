@@ -45,7 +45,16 @@ class Step:
 
 def reshard_steps(mesh: Mesh, shape: Sequence[int], source: Sharding, target: Sharding) -> tuple[Step, ...]:
     """The collectives that take a tensor of `shape` from one sharding to the other, in order."""
-    return tuple(_Resharding(mesh, tuple(shape), source, target).steps())
+    return tuple(_Resharding(mesh, tuple(shape), _splitting(mesh, source), _splitting(mesh, target)).steps())
+
+
+def _splitting(mesh: Mesh, sharding: Sharding) -> Sharding:
+    """The sharding without axes of one device, which split nothing."""
+
+    def several(axes: Axes) -> Axes:
+        return tuple(a for a in axes if mesh.size(a) > 1)
+
+    return Sharding.of(tuple(map(several, sharding.axes)), several(sharding.partial), sharding.combiner)
 
 
 @dataclass
