@@ -325,7 +325,7 @@ def bind_leaves(parameter: str, leaves: Sequence[Leaf], arrays: Mapping[str, T])
 
     Raises CompileError E0609 that lists what is missing, with names that are much alike; E0601 for other parts.
     """
-    if list(arrays) == [""]:
+    if list(arrays) == [""] and not isinstance(arrays[""], list | tuple):  # an empty list of structs is one, too
         labels = ", ".join(f"{parameter}.{leaf.name}" for leaf in leaves)
         hint = "`intarsia quantize` makes them of floats" if "codes" in [leaf.name for leaf in leaves] else ""
         raise CompileError("E0609", f"'{parameter}' is {len(leaves)} tensors, {labels}; one is given", hint=hint)
