@@ -172,7 +172,7 @@ def test_equal_layers_share_their_kernels(
     program: Callable[[int], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     scheduled: list[str] = []
-    build, sweep = scheduling.best_schedule, chains.schedule_chain
+    build, sweep = scheduling.best_schedule, chains.schedule_in_one
 
     def counted(kernel: Any, *rest: Any, **more: Any) -> Any:
         scheduled.append(kernel.name)
@@ -184,7 +184,7 @@ def test_equal_layers_share_their_kernels(
 
     monkeypatch.setattr(scheduling, "best_schedule", counted)
     monkeypatch.setenv("INTARSIA_COMPILE_PROCESSES", "1")  # what other processes do is not counted
-    monkeypatch.setattr(chains, "schedule_chain", tried)
+    monkeypatch.setattr(chains, "schedule_in_one", tried)
     pieces, store = [], Cache(tmp_path)
     for count in (2, 5):
         scheduled.clear()
@@ -198,7 +198,7 @@ def test_equal_layers_share_their_kernels(
 def test_chains_that_cannot_be_scheduled_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """What looks like a chain is tried; where that fails, the search goes back to what works."""
     together = compilation(layers(1)).kernels.kernels
-    monkeypatch.setattr(chains, "schedule_chain", lambda builder: False)
+    monkeypatch.setattr(chains, "schedule_in_one", lambda builder: False)
     apart = compilation(layers(1))
     assert len(apart.kernels.kernels) > len(together)
     monkeypatch.setattr(Chains, "looks_right", Chains.works)
