@@ -117,7 +117,7 @@ class Compilation:
         """Specialise first, then make the program of one of several devices, then the chosen passes."""
         sizes = {n: v for n, v in self.sizes.items() if n not in self.options.dynamic}
         if self.options.passes is None:
-            specialize, *own = default_pipeline(sizes).passes
+            specialize, *own = default_pipeline(sizes, self.options.memory_budget).passes
         else:
             specialize, own = Specialize(tuple(sizes.items())), [*Pipeline.parse(self.options.passes).passes]
         return Pipeline((specialize, *self._sharding, *own))

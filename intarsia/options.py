@@ -23,6 +23,7 @@ class Options:
     mesh: devices, `data=2,model=2`, in place of the mesh of the program. sharding: `strict` makes every choice between
     shardings an error. devices: where those of the mesh are: `simulate` all in this process, `mpi` one in each; None
     is one device, for which shardings are dropped.
+    memory_budget: bytes of intermediate values that may wait for their readers; what would be more is computed again.
     """
 
     target: str | None = None
@@ -35,6 +36,7 @@ class Options:
     mesh: str | None = None
     sharding: Literal["auto", "strict"] = "auto"
     devices: Literal["simulate", "mpi"] | None = None
+    memory_budget: int | None = None
 
     def resolve_target(self) -> Target:
         return resolve_target(self.target)

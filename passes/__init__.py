@@ -18,6 +18,7 @@ MODULES: tuple[str, ...] = (
     "exchange",
     "hoist",
     "merge",
+    "recompute",
     "fuse",
     "skip_rounding",
     "lower",

@@ -159,14 +159,15 @@ class Pipeline:
 
 DEFAULT = (
     "drop-sharding,canonicalize,cse,dce,expand-sorts,legalize-dtype,canonicalize,cse,sink-scales,sample,dce,contract,"
-    "exchange,hoist,merge,fuse,skip-rounding,dce,lower,join,layout,schedule"
+    "exchange,hoist,merge,recompute,fuse,skip-rounding,dce,lower,join,layout,schedule"
 )
 
 
-def default_pipeline(sizes: Mapping[str, int] | None = None) -> Pipeline:
+def default_pipeline(sizes: Mapping[str, int] | None = None, memory_budget: int | None = None) -> Pipeline:
     """What the driver runs: names become numbers first, then the graph passes, then kernels and their schedules."""
     specialize = [f"{name}={number}" for name, number in (sizes or {}).items()]
-    return Pipeline.parse(",".join((f"specialize{{{' '.join(specialize)}}}" if specialize else "specialize", DEFAULT)))
+    passes = DEFAULT if memory_budget is None else DEFAULT.replace("recompute", f"recompute{{budget={memory_budget}}}")
+    return Pipeline.parse(",".join((f"specialize{{{' '.join(specialize)}}}" if specialize else "specialize", passes)))
 
 
 # ---------------------------------------------------------------------- text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +12,7 @@ import click
 from intarsia.commands.binding import bind_types, type_options
 from intarsia.commands.layouts import layout_report
 from intarsia.commands.lowbit import lowbit_report
+from intarsia.commands.memory import draw_memory, peak_table
 from intarsia.commands.options import (
     compile_options,
     device_options,
@@ -25,6 +27,7 @@ from intarsia.driver import Compilation
 from intarsia.ir.errors import Remark
 from intarsia.ir.kernel_scratch import scratch
 from intarsia.measurement import duration_text, size_text
+from intarsia.plotting import pyplot
 from intarsia.program import Program
 
 if TYPE_CHECKING:
@@ -41,6 +44,8 @@ TOPICS = (*REPORTED, "sharding")
 @click.command("explain")
 @program_argument
 @click.option("--about", type=click.Choice(TOPICS), default=None, help="Which decisions of the compiler to show.")
+@click.option("--plot", metavar="FILE", help="With --about memory: draw who is in memory when (.png, .svg).")
+@click.option("--donate", metavar="NAME,…", default="", help="With --about memory: arguments that results may take.")
 @type_options
 @compile_options
 @device_options
@@ -48,6 +53,8 @@ def command(
     file: str | None,
     text: str | None,
     about: str | None,
+    plot: str | None,
+    donate: str,
     arguments: tuple[str, ...],
     weights: tuple[str, ...],
     **settings: Any,
@@ -58,8 +65,13 @@ def command(
             raise click.UsageError("give an error code such as E0203, or FILE and --about TOPIC")
         click.echo(error_page(file), nl=False)
         return
+    if (plot or donate) and about != "memory":
+        raise click.UsageError("--plot and --donate go with --about memory")
+    if plot is not None:
+        pyplot()  # an error now, not after the work
     source, name = open_program(file, text)
     options, use_cache, target = options_of(settings)
+    options = replace(options, donated=tuple(filter(None, donate.split(","))))
     function = on_devices(Program(source, options, use_cache=use_cache).entry(name), target)
     required = about in ("memory", "schedule") or function.program.options.devices is not None
     bound = bind_types(function, arguments, weights, settings["dims"], required=required)
@@ -76,7 +88,10 @@ def command(
 
         plan = with_deep_stack(lambda: compilation.plan)
         _show(compilation.remarks.items, about)
+        click.echo(peak_table(plan), nl=False)
         click.echo(plan_report(plan))
+        if plot is not None:
+            draw_memory(plan, plot)
     elif about == "layout":
         report = with_deep_stack(lambda: layout_report(compilation))
         _show(compilation.remarks.items, about)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -58,6 +59,19 @@ def open_program(file: str | None, text: str | None) -> tuple[Source, str | None
     return read_text(path), function
 
 
+class ByteCount(click.ParamType):  # type: ignore[type-arg]
+    """A number of bytes: `512MB` is 512 million, `512MiB` 512 times 2**20."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?", str(value))
+        if found is None:
+            self.fail(f"{value!r} is no number of bytes, such as 512MB", param, ctx)
+        number, unit, binary = found.groups()
+        return int(float(number) * (1024 if binary else 1000) ** " kMGT".index(unit.replace("K", "k") or " "))
+
+
 _COMPILE_OPTIONS: dict[str, dict[str, Any]] = {
     "--dim": {"multiple": True, "metavar": "B=128", "help": "Size of a dimension that no argument fixes."},
     "--dynamic": {"multiple": True, "metavar": "B,…", "help": "Keep these dimensions run-time values."},
@@ -70,6 +84,11 @@ _COMPILE_OPTIONS: dict[str, dict[str, Any]] = {
     "--no-cache": {"is_flag": True, "help": "Neither read nor write the cache."},
     "--checks": {"is_flag": True, "help": "Check subscripts and divisors at run time."},
     "--unordered": {"is_flag": True, "help": "Let float scatter-adds use atomics."},
+    "--memory-budget": {
+        "type": ByteCount(),
+        "metavar": "512MB",
+        "help": "Compute values again rather than keep more than these bytes of them.",
+    },
     "--threads": {"type": click.IntRange(1), "help": "Threads to use  [default: all cores]"},
 }
 
@@ -145,6 +164,7 @@ def options_of(settings: Mapping[str, Any]) -> tuple[Options, bool, str | None]:
         mesh=settings.get("mesh"),
         sharding=settings.get("sharding", "auto"),
         devices=settings.get("devices"),
+        memory_budget=settings["memory_budget"],
     )
     return options, not settings["no_cache"], target
 

@@ -11,7 +11,7 @@ from intarsia.ir.ops.collective import (
     ReduceScatter,
     Shard,
 )
-from intarsia.ir.ops.control import Call, Fused, ListGet, Loop
+from intarsia.ir.ops.control import After, Call, Fused, ListGet, Loop
 from intarsia.ir.ops.elementwise import BitcastOp, Cast, Constant, Elementwise
 from intarsia.ir.ops.index import Compute, Update
 from intarsia.ir.ops.order import Argsort, Cumulative, Sort
@@ -19,6 +19,7 @@ from intarsia.ir.ops.reduction import ArgReduce, Matmul, Reduce
 from intarsia.ir.ops.shape import BroadcastTo, Concat, Pad, Reshape, Slice, Transpose
 
 __all__ = [
+    "After",
     "AllGather",
     "AllReduce",
     "AllSlice",

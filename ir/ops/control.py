@@ -1,4 +1,4 @@
-"""Loops, lists of tensors, and the groups that passes make."""
+"""Loops, lists of tensors, an order of execution, and the groups that passes make."""
 
 from __future__ import annotations
 
@@ -85,6 +85,17 @@ class ListGet(Node):
                 return (TensorType(dtype, tuple(shape)),)
         self.require(False, f"{self.source.type} has no rows")
         return ()
+
+
+@dataclass(frozen=True, eq=False)
+class After(Node):
+    """x, once the other values are there: what reads it is not done before them, as equal work on x may be."""
+
+    x: Value
+    others: tuple[Value, ...]
+
+    def infer(self) -> tuple[Type, ...]:
+        return (self.x.type,)
 
 
 @dataclass(frozen=True, eq=False)

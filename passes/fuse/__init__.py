@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from intarsia.ir.errors import Span
 from intarsia.ir.graph import Module, Node, Region, Value
-from intarsia.ir.ops import Call, Constant, Fused, ListGet, Loop, Reshape
+from intarsia.ir.ops import After, Call, Constant, Fused, ListGet, Loop, Reshape
 from intarsia.ir.sizes import Size
 from intarsia.passes.fuse.chains import Chains, ChainTest, is_near, never
 from intarsia.passes.fuse.groups import Group, Search, estimated_bytes, sink_views
@@ -173,7 +173,7 @@ def _products(found: tuple[Search, list[Group], Region], size: int) -> list[Valu
 
 def _is_alias(node: Node) -> bool:
     """Does it compute nothing: a literal, a view of memory under another shape, a tensor of a list?"""
-    return isinstance(node, (Constant, Reshape, ListGet, Call))
+    return isinstance(node, (Constant, Reshape, ListGet, After, Call))
 
 
 def _without_outer_reshapes(group: Group) -> list[Group]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from intarsia.ir.graph import Module, Node, Parameter, Region, Value
-from intarsia.ir.ops import Call, Cast, Constant, Fused, ListGet, Loop, Reshape
+from intarsia.ir.ops import After, Call, Cast, Constant, Fused, ListGet, Loop, Reshape
 from intarsia.ir.sizes import ZERO, Size
 from intarsia.ir.types import TensorType
 from intarsia.passes.fuse.members import Member
@@ -97,7 +97,7 @@ def _kernels(region: Region) -> Iterator[list[Member]]:
     for node in _outside_groups(region):
         if isinstance(node, Fused):
             yield _members(node.body.nodes)
-        elif not isinstance(node, (Constant, Reshape, ListGet, Loop, Call)):
+        elif not isinstance(node, (Constant, Reshape, ListGet, After, Loop, Call)):
             yield _members((node,))
 
 

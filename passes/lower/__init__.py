@@ -22,7 +22,19 @@ from typing import Literal
 from intarsia.ir.dtypes import I64
 from intarsia.ir.graph import Module, Node, Region, Structured, Value
 from intarsia.ir.kernel import Kernel
-from intarsia.ir.ops import ArgReduce, Argsort, Call, Constant, Cumulative, Fused, ListGet, Loop, Reshape, Sort, Update
+from intarsia.ir.ops import (
+    ArgReduce,
+    Argsort,
+    Call,
+    Constant,
+    Cumulative,
+    Fused,
+    ListGet,
+    Loop,
+    Reshape,
+    Sort,
+    Update,
+)
 from intarsia.ir.proofs import Facts
 from intarsia.ir.scalar import Expr, Load, as_size, transform
 from intarsia.ir.sizes import Size, maximum, minimum
@@ -34,7 +46,7 @@ from intarsia.passes.lower.constants import Constants
 from intarsia.passes.lower.kernel import GroupLowering, LoweredGroup
 from intarsia.passes.lower.loops import lower_pointwise_loop, members_of, runs_inside
 from intarsia.passes.lower.names import kernel_label
-from intarsia.passes.lower.order import readers_first
+from intarsia.passes.lower.order import readers_first, without_order
 from intarsia.passes.lower.recurrences import recurrence
 from intarsia.passes.lower.rows_of_constants import with_rows
 from intarsia.passes.lower.several_steps import Steps, in_blocks, several_steps
@@ -73,7 +85,7 @@ class Lower(Pass):
         constants = Constants(kernels.named, frozenset(graph.dimensions))
         parameters = frozenset(graph.body.parameters)
         lowering = _RegionLowering(kernels, parameters, checks, loops_inside, whole, several, constants)
-        body = lowering.region(graph.body, scope, {})
+        body = lowering.region(without_order(graph.body), scope, {})
         called = frozenset(kernels_called(body))
         lowered = replace(module.with_body(body), kernels=tuple(k for k in kernels.in_order if k.name in called))
         return with_rows(lowered) if context.target.kind == "cpu" and checks is None else lowered

@@ -5,9 +5,29 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 
-from intarsia.ir.graph import Node, Value
+from intarsia.ir.graph import Node, Region, Value
 from intarsia.ir.kernel import Kernel
-from intarsia.ir.ops import Call, Reshape
+from intarsia.ir.ops import After, Call, Reshape
+from intarsia.passes.regions import change_regions
+
+
+def without_order(region: Region) -> Region:
+    """The region with the values themselves in the place of those `After` others: groups have been formed, and each is
+    in the order of execution now."""
+    region = change_regions(region, lambda _, inner: without_order(inner))
+    values: dict[Value, Value] = {}
+    nodes: list[Node] = []
+    for node in region.nodes:
+        if isinstance(node, After):
+            values[node.value] = values.get(node.x, node.x)
+            continue
+        new = node.with_operands(values)
+        if new is not node:
+            values.update(zip(node.values, new.values))
+        nodes.append(new)
+    if len(nodes) == len(region.nodes):
+        return region
+    return Region(region.parameters, tuple(nodes), tuple(values.get(r, r) for r in region.results))
 
 
 def readers_first(nodes: Sequence[Node], kernels: Mapping[str, Kernel]) -> tuple[Node, ...]:
