@@ -26,7 +26,7 @@ from intarsia.ir.work import Work, region_work, work
 COLLECTIVES = {op.name for op in OPS.values() if issubclass(op, (Collective, DeviceIndex))}
 """What these give depends on other devices; tests/test_sharding.py tries them."""
 
-WITHOUT_REFERENCE = {"compute", "update", "loop", "list_get", "fused", "call", "parameter"} | COLLECTIVES
+WITHOUT_REFERENCE = {"after", "compute", "update", "loop", "list_get", "fused", "call", "parameter"} | COLLECTIVES
 """Ops whose meaning is their own definition; tests/test_graph_interpreter.py tries them."""
 
 
