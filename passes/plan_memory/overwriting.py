@@ -9,7 +9,7 @@ element comes before, or runs beside, another that reads it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import takewhile
@@ -29,20 +29,27 @@ def may_overwrite(kernel: Kernel, operand: str, result: str) -> bool:
     buffers = kernel.buffers()
     if not _alike(buffers[operand], buffers[result]):
         return False
-    kernel = kernel.with_body(_written_last(kernel.body, result))
-    found = list(enumerate(accesses(kernel.body)))
+    kernel, found, volatile, branches = _with_last(kernel, result)
     if any(isinstance(a.statement, Call) for _, a in found if a.buffer in (operand, result)):
         return False  # what a routine reads after it has written is not known
     reads = [(n, replace(a, buffer=result)) for n, a in found if a.buffer == operand]
     writes = [(n, a) for n, a in found if a.buffer == result and a.writes]
-    volatile = written_in(kernel.body) | {operand}
-    branches = dict(_branches(kernel.body, {}))
     return not any(
-        may_meet(kernel, write, read, order, shared, volatile)
+        may_meet(kernel, write, read, order, shared, volatile | {operand})
         for r, read in reads
         for w, write in writes
         for order, shared in _before(write, read, w < r and not _are_apart(write, read, branches))
     )
+
+
+@cache
+def _with_last(
+    kernel: Kernel, result: str
+) -> tuple[Kernel, Sequence[tuple[int, Access]], frozenset[str], Mapping[int, Branches]]:
+    """A kernel that writes a result last; its accesses, what it writes, and where its statements are."""
+    kernel = kernel.with_body(_written_last(kernel.body, result))
+    found = list(enumerate(accesses(kernel.body)))
+    return kernel, found, frozenset(written_in(kernel.body)), dict(_branches(kernel.body, {}))
 
 
 Branches = Mapping[int, bool]
