@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,9 @@ def test_the_text_is_clean(tmp_path: Path) -> None:
     for path in FOLDER.glob("*.ita"):
         code = path.read_text().partition(EXPECTED)[2]
         (tmp_path / f"{path.stem}.py").write_text(code)
-    run = subprocess.run(["ruff", "check", "--isolated", str(tmp_path)], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--isolated", str(tmp_path)], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stdout
 
 

@@ -74,14 +74,16 @@ PREPARED = "fn f(const w: f32[20, 20], x: f32[N, 20]) -> f32[N, 20] { return x @
 
 @pytest.mark.slow
 def test_the_formatter_would_change_nothing(few: Path, many: Path) -> None:
-    command = ["ruff", "format", "--isolated", "--diff", str(few), str(many)]
+    command = [sys.executable, "-m", "ruff", "format", "--isolated", "--diff", str(few), str(many)]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
 
 
 @pytest.mark.slow
 def test_the_linter_finds_nothing(few: Path, many: Path) -> None:
-    run = subprocess.run(["ruff", "check", "--isolated", str(few), str(many)], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--isolated", str(few), str(many)], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stdout
 
 
