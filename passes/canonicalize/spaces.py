@@ -12,9 +12,9 @@ from intarsia.ir.functions import COMBINERS
 from intarsia.ir.graph import Node, Value
 from intarsia.ir.ops import BroadcastTo, Compute, Constant, Transpose, Update
 from intarsia.ir.proofs import Facts, simplify
-from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, as_size, cast, transform
+from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, as_size, cast, loads, transform
 from intarsia.ir.sizes import ONE, ZERO, Size
-from intarsia.ir.space import Axis, Space, operand
+from intarsia.ir.space import Axis, Space, operand, size_loads
 from intarsia.ir.types import TensorType
 from intarsia.passes.canonicalize.scalar import simplified
 from intarsia.passes.canonicalize.values import literal_of
@@ -154,11 +154,16 @@ def _filled(literal: Expr, node: Node) -> Node:
 
 
 def literal_operand(node: Node) -> Node | None:
-    """compute [i](x[i] * c[i]) -> compute [i](x[i] * 2.0) where c is 2.0, also broadcast; updates likewise"""
+    """compute [i](x[i] * c[i]) -> compute [i](x[i] * 2.0) where c is 2.0, also broadcast; updates likewise
+
+    Not in subscripts: one that depends on data is clamped to the tensor, and one that is a number is not.
+    """
     match node:
         case Compute(operands, Space(body=body)) | Update(arguments=operands, body=body):
             first = len(node.operands) - len(operands)
             known = {operand(first + p): c for p, v in enumerate(operands) if (c := literal_of(v)) is not None}
+            for inside in size_loads(index for load in loads(body) for index in load.indices) if known else ():
+                known.pop(inside.buffer, None)
 
             def rule(e: Expr) -> Expr | None:
                 return known.get(e.buffer) if isinstance(e, Load) else None
