@@ -124,10 +124,7 @@ class Compilation:
 
     @cached_property
     def _sharding(self) -> tuple[Pass, ...]:
-        """The passes that make the program of one of several devices."""
-        if self.options.devices is None:
-            return ()
-        return (PropagateSharding(self.options.sharding == "strict"), Reshard(), Partition())
+        return () if self.options.devices is None else sharding_passes(self.options)
 
     @cached_property
     def graph(self) -> Module:
@@ -281,6 +278,11 @@ class Compilation:
         start = time.perf_counter()
         yield
         self.seconds[stage] = time.perf_counter() - start
+
+
+def sharding_passes(options: Options) -> tuple[Pass, ...]:
+    """The passes that make the program of one of several devices."""
+    return (PropagateSharding(options.sharding == "strict"), Reshard(), Partition())
 
 
 def on_mesh(module: Module, options: Options) -> Module:

@@ -91,7 +91,7 @@ class MpiDevices:
     def _run(self, program: MeshProgram, arguments: Sequence[Argument], about: Sequence[str]) -> list[Array]:
         self._agree((program.text, *map(str, program.inputs), *about))
         for node in program.collectives:  # communicators are made by all devices together
-            self._group(_axes(node))
+            self._group(node.mesh_axes)
         results = program.run(program.parts(arguments, self.device), self._exchange)
         everywhere = [self._gathered(r) for r in results]
         return program.whole([[r[n] for r in everywhere] for n in range(self.mesh.devices)])
@@ -125,7 +125,7 @@ class MpiDevices:
             taken[...] = own
             return
         assert isinstance(node, Collective)
-        group, count = self._group(_axes(node)), node.devices
+        group, count = self._group(node.mesh_axes), node.devices
         match node:
             case AllReduce(combiner=combiner):
                 self._reduced(group.Allreduce, combiner, given, taken)
@@ -180,10 +180,6 @@ class MpiDevices:
         merges = {"max": np.maximum, "min": np.minimum}
         types = [np.dtype(t) for t in (np.float32, np.float64)]
         return {(name, dtype): operator(merge, dtype) for name, merge in merges.items() for dtype in types}
-
-
-def _axes(node: Collective) -> tuple[MeshAxis, ...]:
-    return tuple(map(MeshAxis.parse, node.axes))
 
 
 def _bytes(array: Array) -> Array:

@@ -14,10 +14,13 @@ from pathlib import Path
 
 from intarsia.ir.errors import CompileError
 from intarsia.ir.ops.collective import Collective
-from intarsia.ir.sharding import Mesh, MeshAxis
+from intarsia.ir.sharding import Mesh, MeshAxis, ring_elements
 
 FOLDER = Path(__file__).parent / "clusters"
 """The files that come with the compiler, by name."""
+
+ALL_TO_ALL = 1.5
+"""An exchange between all takes so many times what its bytes say: its messages meet on the links."""
 
 
 @dataclass(frozen=True)
@@ -66,27 +69,15 @@ class Cluster:
             span = max(span, inner * right * mesh.size(axis))
         return next((found for found in self.levels if found.devices >= span), self.levels[-1])
 
-    def seconds(self, mesh: Mesh, kind: str, axes: tuple[MeshAxis, ...], elements: float) -> float:
-        """What a collective takes. elements: bytes of what one device puts in."""
-        n = mesh.size(axes)
+    def seconds(self, mesh: Mesh, kind: str, axes: tuple[MeshAxis, ...], size: float) -> float:
+        """What a collective takes. size: bytes of what one device puts in."""
+        sent = ring_elements(kind, size, mesh.size(axes))
+        if kind == "all_to_all":
+            sent *= ALL_TO_ALL
         link = self.level(mesh, axes)
-        match kind:
-            case "all_gather":
-                sent = elements * (n - 1)
-            case "all_reduce":
-                sent = 2 * elements * (n - 1) / n
-            case "reduce_scatter":
-                sent = elements * (n - 1) / n
-            case "all_to_all":
-                sent = elements * (n - 1) / n * 1.5
-            case "collective_permute":
-                sent = elements
-            case _:
-                return 0.0
-        return link.alpha + sent / link.bytes_per_second
+        return link.alpha + sent / link.bytes_per_second if sent else 0.0
 
     def collective_seconds(self, mesh: Mesh, node: Collective) -> float:
         """What a collective of the program of a device takes."""
-        axes = tuple(map(MeshAxis.parse, node.axes))
         put_in = math.prod(node.x.tensor.static_shape) * node.x.dtype.bits / 8
-        return self.seconds(mesh, node.name, axes, put_in)
+        return self.seconds(mesh, node.name, node.mesh_axes, put_in)

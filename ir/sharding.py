@@ -7,6 +7,7 @@ that they do not divide is padded at its end. All that is not said is replicated
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -154,6 +155,11 @@ class Mesh:
             return False
         return a.left < b.left * self.size(b) and b.left < a.left * self.size(a)
 
+    def free_prefix(self, axes: Axes, taken: Iterable[MeshAxis]) -> Axes:
+        """The first of the axes, up to one that overlaps with what is taken."""
+        taken = tuple(taken)
+        return tuple(itertools.takewhile(lambda a: not any(self.overlap(a, other) for other in taken), axes))
+
     def common_prefix(self, a: Axes, b: Axes) -> Axes:
         """The longest list of axes with which both begin, a part of an axis at its end if need be."""
         result: list[MeshAxis] = []
@@ -240,10 +246,6 @@ class Sharding:
         """Every axis that splits a dimension or carries parts."""
         return (*(a for d in self.dimensions for a in d.axes), *self.partial)
 
-    @property
-    def is_replicated(self) -> bool:
-        return not self.used
-
     def settled(self) -> Sharding:
         """The same without what only propagation needs."""
         return Sharding.of(self.axes, self.partial, self.combiner)
@@ -293,6 +295,20 @@ class Sharding:
             if any(mesh.overlap(axis, other) for other in every[:position]):
                 return f"the axis '{axis}' stands in it twice"
         return None
+
+
+def ring_elements(kind: str, elements: float, devices: int) -> float:
+    """Elements that each of so many devices sends in a collective by a ring, of those that it puts in."""
+    match kind:
+        case "all_gather":
+            return elements * (devices - 1)
+        case "all_reduce":
+            return 2 * elements * (devices - 1) / devices
+        case "reduce_scatter" | "all_to_all":
+            return elements * (devices - 1) / devices
+        case "collective_permute":
+            return elements
+    return 0.0
 
 
 def local_extent(extent: int, devices: int) -> int:

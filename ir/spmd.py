@@ -193,7 +193,7 @@ class _Meeting:
             self.log.append((node, array.nbytes))
         self.left[device] = (node, array)
         self._wait()
-        axes = _axes(node.axes)
+        axes = node.mesh_axes
         found = []
         for n in self._group(device, axes):
             entry = self.left[n]
@@ -211,9 +211,9 @@ def alone(mesh: Mesh, node: Node, device: int, array: Array) -> Array | None:
     """The result of a node for which nothing is sent; None for the others."""
     match node:
         case DeviceIndex(axes=axes):
-            return np.asarray(mesh.position(device, _axes(axes)), np.int64)
-        case AllSlice(axes=axes, devices=devices, dim=dim):
-            return _slice(array, dim, devices, mesh.position(device, _axes(axes)))
+            return np.asarray(mesh.position(device, map(MeshAxis.parse, axes)), np.int64)
+        case AllSlice(devices=devices, dim=dim):
+            return _slice(array, dim, devices, mesh.position(device, node.mesh_axes))
     return None
 
 
@@ -248,7 +248,3 @@ def _merged(combiner: str, parts: Sequence[Array]) -> Array:
 def _slice(array: Array, dim: int, count: int, position: int) -> Array:
     extent = array.shape[dim] // count
     return array[(slice(None),) * dim + (slice(position * extent, (position + 1) * extent),)].copy()
-
-
-def _axes(names: Sequence[str]) -> tuple[MeshAxis, ...]:
-    return tuple(map(MeshAxis.parse, names))

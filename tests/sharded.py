@@ -19,10 +19,11 @@ from intarsia.ir.points import Operand
 from intarsia.ir.sharding import Axes, DimensionSharding, Mesh, MeshAxis, Sharding
 from intarsia.ir.spmd import simulate
 from intarsia.ir.tolerance import expected
-from intarsia.ir.types import ListType, placed
+from intarsia.ir.types import ListType
 from intarsia.mesh_program import MeshProgram
 from intarsia.options import Options
 from intarsia.passes.pipeline import Context, Pipeline
+from intarsia.passes.shard.meshes import with_parameters_laid
 
 SHARD = "propagate-sharding,reshard,partition"
 
@@ -50,12 +51,8 @@ def _shape(value: Value) -> tuple[object, ...]:
 def with_parameters(module: Module, shardings: Mapping[int, Sharding]) -> Module:
     """The module with shardings on some parameters, by position."""
     body = module.graph.body
-    changed = tuple(
-        replace(p, type=placed(p.type, shardings[n])) if n in shardings else p for n, p in enumerate(body.parameters)
-    )
-    values = {old.value: new.value for old, new in zip(body.parameters, changed)}
-    rebuilt = body.rebuild(values)
-    return module.with_body(Region(changed, rebuilt.nodes, rebuilt.results))
+    laid = [shardings.get(n, p.type.sharding) for n, p in enumerate(body.parameters)]
+    return module.with_body(with_parameters_laid(body, laid))
 
 
 def random_sharding(value: Value, mesh: Mesh, choose: random.Random) -> Sharding:

@@ -93,13 +93,17 @@ _COMPILE_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-_DEVICE_OPTIONS: dict[str, dict[str, Any]] = {
+_MESH_OPTIONS: dict[str, dict[str, Any]] = {
     "--mesh": {"metavar": "data=2,…", "help": "Devices in place of the mesh of the program."},
     "--sharding": {
         "type": click.Choice(["auto", "strict"]),
         "default": "auto",
         "help": "strict: a choice between shardings is an error  [default: auto]",
     },
+}
+
+_DEVICE_OPTIONS: dict[str, dict[str, Any]] = {
+    **_MESH_OPTIONS,
     "--devices": {
         "type": click.Choice(["simulate", "mpi"]),
         "help": "Where the devices of a mesh are: all in this process, or one in each  [default: simulate]",
@@ -115,6 +119,11 @@ def compile_options(function: F) -> F:
 def device_options(function: F) -> F:
     """The options about a mesh of devices, which run, emit and explain have in common."""
     return _with_options(function, _DEVICE_OPTIONS)
+
+
+def mesh_options(function: F) -> F:
+    """Those of them that say how a program is split, without where it runs."""
+    return _with_options(function, _MESH_OPTIONS)
 
 
 def _with_options(function: F, options: dict[str, dict[str, Any]]) -> F:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from intarsia.commands.binding import bind_types, type_options
-from intarsia.commands.options import compile_options, open_program, options_of, program_argument
+from intarsia.commands.options import compile_options, mesh_options, open_program, options_of, program_argument
 from intarsia.deep_stack import with_deep_stack
 from intarsia.ir.errors import CompileError
 from intarsia.measurement import duration_text, size_text
@@ -16,15 +16,12 @@ from intarsia.program import Program
 
 if TYPE_CHECKING:
     from intarsia.ir.graph import Module
-    from intarsia.ir.sharding import Mesh
     from intarsia.passes.shard.report import Sent
 
 
 @click.command("shard")
 @program_argument
-@click.option(
-    "--mesh", metavar="data=2,…", default=None, help="The mesh, in place of the one that the program declares."
-)
+@mesh_options
 @click.option("--search", "is_search", is_flag=True, help="Propose shardings of the parameters.")
 @click.option(
     "--cluster",
@@ -38,7 +35,6 @@ if TYPE_CHECKING:
 def command(
     file: str | None,
     text: str | None,
-    mesh: str | None,
     is_search: bool,
     cluster: str,
     arguments: tuple[str, ...],
@@ -49,9 +45,10 @@ def command(
 
     With --search, parameters that have no sharding get the one for which the whole takes least time.
     """
+    from intarsia.driver import on_mesh, sharding_passes
     from intarsia.ir.cluster import Cluster
     from intarsia.passes.pipeline import Pipeline
-    from intarsia.passes.shard.meshes import mesh_of, with_mesh
+    from intarsia.passes.shard.meshes import mesh_of
     from intarsia.passes.shard.report import sent_by
     from intarsia.passes.shard.search import search, with_parameters
 
@@ -64,8 +61,7 @@ def command(
 
     def work() -> tuple[Module, Sequence[Sent], float | None]:
         module = Pipeline.parse("canonicalize,cse,dce").run(compilation.graph, compilation.context)
-        if mesh is not None:
-            module = with_mesh(module, _mesh(mesh))
+        module = on_mesh(module, options)
         on = mesh_of(module)
         if on is None:
             hint = "declare one, mesh pod(data=2), or give --mesh data=2"
@@ -75,7 +71,7 @@ def command(
             best = search(module, on, found)
             seconds = best.seconds
             module = with_parameters(module, best.parameters)
-        local = Pipeline.parse("propagate-sharding,reshard,partition").run(module, compilation.context)
+        local = Pipeline(sharding_passes(options)).run(module, compilation.context)
         return module, sent_by(local, found), seconds
 
     module, sent, seconds = with_deep_stack(work)
@@ -85,15 +81,6 @@ def command(
         click.echo(f"each device takes about {duration_text(seconds or 0.0)} on {found.name}\n")
     for line in table(sent):
         click.echo(line)
-
-
-def _mesh(text: str) -> Mesh:
-    from intarsia.ir.sharding import Mesh
-
-    try:
-        return Mesh.parse(text)
-    except ValueError as error:
-        raise CompileError("E1901", str(error)) from None
 
 
 def table(sent: Sequence[Sent]) -> Iterable[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from intarsia.ir.dtypes import I64, Array
 from intarsia.ir.graph import Node, Structured, Value
 from intarsia.ir.ops.elementwise import axes_for, broadcast_load
-from intarsia.ir.sharding import COMBINERS
+from intarsia.ir.sharding import COMBINERS, Axes, MeshAxis
 from intarsia.ir.sizes import Size
 from intarsia.ir.space import Space
 from intarsia.ir.types import TensorType, Type
@@ -43,6 +43,10 @@ class Collective(Node):
     x: Value
     axes: tuple[str, ...]
     devices: int
+
+    @property
+    def mesh_axes(self) -> Axes:
+        return tuple(map(MeshAxis.parse, self.axes))
 
     def resized(self, **factors: tuple[int, int]) -> TensorType:
         """The type of x with extents multiplied and divided: `d0=(4, 1)` is four times dimension 0."""

@@ -13,7 +13,6 @@ from functools import cached_property
 from intarsia.ir.factors import Dimension, Factor, Factors, factors
 from intarsia.ir.graph import Node, Region, Structured, Value
 from intarsia.ir.ops.control import Fused, ListGet, Loop
-from intarsia.ir.ops.shape import BroadcastTo
 from intarsia.ir.sharding import Axes, Mesh, MeshAxis
 from intarsia.ir.sizes import Size
 from intarsia.ir.types import ListType
@@ -39,10 +38,6 @@ class Edge:
     is_flow: bool = False
     windows: Mapping[tuple[int, int], Window] = field(default_factory=dict)
     selected: frozenset[str] = frozenset()
-
-    @cached_property
-    def by_name(self) -> Mapping[str, Factor]:
-        return {f.name: f for f in self.factors}
 
     @cached_property
     def extents(self) -> Mapping[str, int | None]:
@@ -72,10 +67,6 @@ class Edge:
     def passes_all(self) -> bool:
         """Does every element stay where it is? Then nothing is ever sent for this node."""
         return not self._reduces and not self.windows and all(d is not None for dims in self.dimensions for d in dims)
-
-    @property
-    def is_broadcast(self) -> bool:
-        return isinstance(self.node, BroadcastTo)
 
 
 def shape_of(value: Value) -> tuple[Size, ...]:

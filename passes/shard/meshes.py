@@ -49,7 +49,7 @@ def require_numbers(module: Module) -> None:
                     raise CompileError("E1904", f"{type_}: {size} is split and has no number", node.span, hint=hint)
 
 
-def with_parameters_laid(region: Region, shardings: Sequence[Sharding]) -> Region:
+def with_parameters_laid(region: Region, shardings: Sequence[Sharding | None]) -> Region:
     """The region whose parameters lie so."""
     laid = tuple(replace(p, type=placed(p.type, s)) for p, s in zip(region.parameters, shardings))
     rebuilt = region.rebuild({old.value: new.value for old, new in zip(region.parameters, laid)})

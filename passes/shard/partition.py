@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ from intarsia.ir.ops.control import ListGet, Loop
 from intarsia.ir.ops.elementwise import Constant
 from intarsia.ir.ops.index import Update
 from intarsia.ir.ops.shape import Pad, Slice
-from intarsia.ir.sharding import Axes, Mesh, Sharding
+from intarsia.ir.sharding import Axes, Mesh
 from intarsia.ir.sizes import ZERO, Size
 from intarsia.ir.types import ListType, TensorType, Type
 from intarsia.passes.pipeline import Context, Pass
@@ -29,6 +29,7 @@ from intarsia.passes.shard.edges import edges_of_node, project, shape_of
 from intarsia.passes.shard.local import LocalOp, local_type
 from intarsia.passes.shard.meshes import mesh_of, without_shardings
 from intarsia.passes.shard.steps import Step, reshard_steps
+from intarsia.passes.shard.ways import sharding_of
 
 
 @dataclass(frozen=True)
@@ -131,13 +132,10 @@ class _Partitioner:
         edge = next(iter(edges_of_node(node)))
         of_factor: dict[str, Axes] = {}
         for t, value in enumerate(edge.tensors):
-            of_factor.update({f: a for f, a in project(self.mesh, edge, t, _axes(value)).of_factor.items() if a})
+            found = project(self.mesh, edge, t, sharding_of(value).axes).of_factor
+            of_factor.update({f: axes for f, axes in found.items() if axes})
 
-        def add(made: Node) -> Value:
-            nodes.append(replace(made, span=node.span, more_spans=node.more_spans))
-            return nodes[-1].value
-
-        local = LocalOp(self.mesh, edge, of_factor, self.index, add)
+        local = LocalOp(self.mesh, edge, of_factor, self.index, _adding(nodes, node))
         wanted = self.type(node.value.type)
         assert isinstance(wanted, TensorType)
         if isinstance(node, Structured):
@@ -154,27 +152,26 @@ class _Partitioner:
     def moved(self, node: Shard, old: Value, value: Value, nodes: list[Node]) -> Value:
         """A local value laid out anew: the collectives of `reshard_steps`, with padding before and cuts after them."""
         shape = [int(s) for s in shape_of(old)]
-        source = old.type.sharding or Sharding.of(((),) * len(shape))
-        target = node.value.type.sharding or Sharding.of(((),) * len(shape))
-
-        def add(made: Node) -> Value:
-            nodes.append(replace(made, span=node.span, more_spans=node.more_spans))
-            return nodes[-1].value
-
-        for step in reshard_steps(self.mesh, shape, source, target):
+        add = _adding(nodes, node)
+        for step in reshard_steps(self.mesh, shape, sharding_of(old), sharding_of(node.value)):
             value = _fitted(value, step.before, add)
             value = add(_collective(self.mesh, step, value))
             value = _fitted(value, step.after, add)
         return value
 
 
-def _axes(value: Value) -> tuple[Axes, ...]:
-    return value.type.sharding.axes if value.type.sharding is not None else ((),) * len(shape_of(value))
+def _adding(nodes: list[Node], like: Node) -> Callable[[Node], Value]:
+    """Adds nodes that stand in the place of one of the user's line."""
+
+    def add(made: Node) -> Value:
+        nodes.append(replace(made, span=like.span, more_spans=like.more_spans))
+        return nodes[-1].value
+
+    return add
 
 
-def _fitted(value: Value, shape: Sequence[int], add: object) -> Value:
+def _fitted(value: Value, shape: Sequence[int], add: Callable[[Node], Value]) -> Value:
     """A value padded or cut at the end of each dimension."""
-    assert callable(add)
     have = value.tensor.static_shape
     after = tuple(Size.of(max(0, want - own)) for own, want in zip(have, shape))
     if any(a != ZERO for a in after):

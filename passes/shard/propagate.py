@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -250,17 +250,7 @@ class Propagation:
         others = [a for p in seen for f, own in p.of_factor.items() if f != name for a in own] + [
             a for p in seen for a in p.others
         ]
-        return self._free(axes, others)
-
-    def _free(self, axes: Axes, taken: Iterable[MeshAxis]) -> Axes:
-        """The first of the axes, up to one that overlaps with what is taken."""
-        taken = tuple(taken)
-        free: list[MeshAxis] = []
-        for axis in axes:
-            if any(self.mesh.overlap(axis, other) for other in taken):
-                break
-            free.append(axis)
-        return tuple(free)
+        return self.mesh.free_prefix(axes, others)
 
     def _preference(self, edge: Edge, name: str, axes: Axes, source: int) -> tuple[float, ...]:
         """Larger tensors first; for identities the factor that is split more; then the order in the text."""
@@ -290,7 +280,7 @@ class Propagation:
         taken = [a for d, found in enumerate(laid.axes) if d != dimension for a in found]
         taken += [*laid.replicated, *seen[t].others]
         taken += [a for f, found in seen[t].of_factor.items() if f != name for a in found]
-        free = self._free(self.mesh.rest(own, axes), taken)
+        free = self.mesh.free_prefix(self.mesh.rest(own, axes), taken)
         if self.strict and len(free) < len(self.mesh.rest(own, axes)):
             rivals = [(f, seen[t].of_factor[f]) for f in order if f != name and f in seen[t].of_factor]
             if any(found for _, found in rivals):

@@ -19,7 +19,7 @@ from intarsia.ir.types import ListType
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.shard.edges import Edge, edges_of_node, project
 from intarsia.passes.shard.meshes import mesh_of, require_numbers, with_parameters_laid
-from intarsia.passes.shard.steps import reshard_steps
+from intarsia.passes.shard.steps import Step, reshard_steps
 from intarsia.passes.shard.ways import Split, Way, elements_of, sharding_of, static_shape
 
 BYTES_PER_POINT = 0.01
@@ -208,14 +208,14 @@ class _Choice:
         found[()] = None
         return list(found)
 
-    def cost(self, way: Way) -> tuple[float, float, int]:
-        """Bytes sent and time computed, in bytes; then what is held; then the order in which ways are found."""
+    def cost(self, way: Way) -> tuple[float, float]:
+        """Bytes sent and time computed, in bytes; then what is held."""
         sent = 0.0
         for value, wanted in zip(self.operands, way.operands):
-            sent += self._bytes(value, sharding_of(value), wanted)
+            sent += self._bytes(value, self._steps(value, sharding_of(value), wanted))
         result = self.edge.tensors[-1]
-        steps = reshard_steps(self.mesh, static_shape(result), way.result, Sharding.of(self.wanted.axes))
-        sent += self._bytes(result, way.result, Sharding.of(self.wanted.axes))
+        steps = self._steps(result, way.result, Sharding.of(self.wanted.axes))
+        sent += self._bytes(result, steps)
         if any(s.kind not in ("all_reduce", "reduce_scatter", "all_slice") for s in steps):
             sent *= RESULT_MOVED
         for place in self.edge.windows:
@@ -227,9 +227,11 @@ class _Choice:
         points = math.prod(e or 1 for e in self.edge.extents.values())
         devices = math.prod(self.mesh.size(a) for a in way.of_factor.values())
         held = elements_of(self.edge.tensors[-1]) / self.mesh.size(a for d in way.result.axes for a in d)
-        return (sent + BYTES_PER_POINT * points / devices, held, 0)
+        return (sent + BYTES_PER_POINT * points / devices, held)
 
-    def _bytes(self, value: Value, source: Sharding, target: Sharding) -> float:
+    def _steps(self, value: Value, source: Sharding, target: Sharding) -> tuple[Step, ...]:
+        return reshard_steps(self.mesh, static_shape(value), source, target)
+
+    def _bytes(self, value: Value, steps: Sequence[Step]) -> float:
         dtype = value.type.element.dtype if isinstance(value.type, ListType) else value.type.dtype
-        steps = reshard_steps(self.mesh, static_shape(value), source, target)
         return sum(s.elements_sent(self.mesh) for s in steps) * dtype.bits / 8

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from intarsia.ir.sharding import Axes, Mesh, MeshAxis, Sharding, local_extent
+from intarsia.ir.sharding import Axes, Mesh, MeshAxis, Sharding, local_extent, ring_elements
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,7 @@ class Step:
 
     def elements_sent(self, mesh: Mesh) -> float:
         """Elements that each device sends, by a ring."""
-        n = mesh.size(self.axes)
-        share = (n - 1) / n
-        match self.kind:
-            case "all_gather":
-                return math.prod(self.before) * (n - 1)
-            case "all_reduce":
-                return 2 * share * math.prod(self.before)
-            case "reduce_scatter" | "all_to_all":
-                return share * math.prod(self.before)
-            case "collective_permute":
-                return float(math.prod(self.before))
-        return 0.0
+        return ring_elements(self.kind, math.prod(self.before), mesh.size(self.axes))
 
 
 def reshard_steps(mesh: Mesh, shape: Sequence[int], source: Sharding, target: Sharding) -> tuple[Step, ...]:
@@ -154,7 +143,7 @@ class _Resharding:
                         old = tuple(now)
                         now[e] = self.mesh.joined((*now[e], *moved))
                         now[d] = kept
-                        return self._step("all_to_all", moved, old, now, dim=e, join=d, cut=e, grown=d)
+                        return self._step("all_to_all", moved, old, now, dim=e, join=d, cut=e)
         return None
 
     def _gathered(self, now: list[Axes], wanted: Sequence[Axes]) -> Step | None:
@@ -169,7 +158,7 @@ class _Resharding:
             if gathered:
                 old = tuple(now)
                 now[d] = kept
-                return self._step("all_gather", gathered, old, now, dim=d, grown=d)
+                return self._step("all_gather", gathered, old, now, dim=d)
         return None
 
     # ------------------------------------------------------------------ helpers
@@ -185,7 +174,6 @@ class _Resharding:
         combiner: str = "sum",
         sources: tuple[int, ...] = (),
         cut: int | None = None,
-        grown: int | None = None,
     ) -> Step:
         before, after = list(self._local(old)), self._local(new)
         if cut is not None:  # padded, so that all parts are of one size
@@ -212,13 +200,7 @@ class _Resharding:
         return self._fits(d, own, more) and (after == target or self._fits(d, after, self.mesh.rest(after, target)))
 
     def _unused(self, axes: Axes, now: Sequence[Axes]) -> Axes:
-        used = [a for d in now for a in d]
-        free: list[MeshAxis] = []
-        for axis in axes:
-            if any(self.mesh.overlap(axis, other) for other in used):
-                break
-            free.append(axis)
-        return tuple(free)
+        return self.mesh.free_prefix(axes, [a for d in now for a in d])
 
     def _union(self, axes: Sequence[MeshAxis]) -> Axes:
         """All axes that overlap with these, whole ones where parts of one differ."""
