@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
@@ -194,6 +194,37 @@ class Structured(Node):
         """The meaning, with operands as `a0`, `a1`, … in the order of `operands`."""
 
 
+def reachable(nodes: Iterable[Node]) -> set[Node]:
+    """Nodes, and all that they need."""
+    found: set[Node] = set()
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack += [v.node for v in node.inputs]
+    return found
+
+
+def depth_first(
+    results: Sequence[Value], seen: set[Node], inputs: Callable[[Node], Sequence[Value]]
+) -> tuple[Node, ...]:
+    """The nodes that make the results, each after those of its inputs, up to parameters and to those already seen."""
+    found: list[Node] = []
+    stack = [(v.node, False) for v in reversed(results)]
+    while stack:
+        node, ready = stack.pop()
+        if node in seen or isinstance(node, Parameter):
+            continue
+        if ready:
+            seen.add(node)
+            found.append(node)
+        else:
+            stack.append((node, True))
+            stack += [(v.node, False) for v in reversed(inputs(node))]
+    return tuple(found)
+
+
 @dataclass(frozen=True, eq=False)
 class Region:
     """Nodes in an order in which each comes after what it uses, with parameters and results.
@@ -239,20 +270,8 @@ class Region:
 
         `stop` holds the nodes of the regions around it; parameters of any region are never taken in.
         """
-        seen: set[Node] = {*parameters, *stop}
-        nodes: list[Node] = []
-        stack = [(v.node, False) for v in reversed(results)]
-        while stack:
-            node, ready = stack.pop()
-            if node in seen or isinstance(node, Parameter):
-                continue
-            if ready:
-                seen.add(node)
-                nodes.append(node)
-            else:
-                stack.append((node, True))
-                stack += [(v.node, False) for v in reversed(node.inputs)]
-        return Region(tuple(parameters), tuple(nodes), tuple(results))
+        nodes = depth_first(results, {*parameters, *stop}, lambda node: node.inputs)
+        return Region(tuple(parameters), nodes, tuple(results))
 
     def walk(self) -> Iterator[Node]:
         """Every node, those of inner regions before the node that holds them."""

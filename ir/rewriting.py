@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from intarsia.ir.digest import node_key
 from intarsia.ir.errors import Span
-from intarsia.ir.graph import Node, Parameter, Region, Value
+from intarsia.ir.graph import Node, Parameter, Region, Value, reachable
 
 Rule: TypeAlias = Callable[[Node], "Node | Value | Sequence[Value] | None"]
 
@@ -35,20 +35,8 @@ def rewrite(region: Region, rules: Sequence[Rule]) -> Region:
     and that rules make. Raises AssertionError if the rules do not settle.
     """
     merged: dict[Node, list[Span]] = {}
-    new = _Rewriter(rules, region, merged, [_reachable(v.node for v in region.captures)], []).run()
+    new = _Rewriter(rules, region, merged, [reachable(v.node for v in region.captures)], []).run()
     return _with_spans(new, merged) if merged else new
-
-
-def _reachable(nodes: Iterable[Node]) -> set[Node]:
-    """Nodes, and all that they need."""
-    found: set[Node] = set()
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack += [v.node for v in node.inputs]
-    return found
 
 
 class _Rewriter:

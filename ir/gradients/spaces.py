@@ -18,7 +18,7 @@ from intarsia.ir.dtypes import DType
 from intarsia.ir.errors import CompileError
 from intarsia.ir.gradients.inverse import Inverse, invert
 from intarsia.ir.gradients.scalar import derivative, plus, times
-from intarsia.ir.graph import Node, Parameter, Structured, Value
+from intarsia.ir.graph import Node, Structured, Value, depth_first
 from intarsia.ir.ops import BroadcastTo, Cast, Compute, Constant, Elementwise, Update
 from intarsia.ir.ranges import cut_ranges
 from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, apply, cast, constant, transform, walk, where
@@ -81,22 +81,9 @@ class CustomRules(dict[Node, CustomRule]):
         """What a node's derivative depends on."""
         return self[node].arguments if node in self else node.inputs
 
-    def between(self, results: Sequence[Value], given: Collection[Value]) -> list[Node]:
+    def between(self, results: Sequence[Value], given: Collection[Value]) -> Sequence[Node]:
         """The nodes from the values that are given to the results, each after those that it depends on."""
-        seen = {v.node for v in given}
-        found: list[Node] = []
-        stack = [(v.node, False) for v in reversed(results)]
-        while stack:
-            node, ready = stack.pop()
-            if node in seen or isinstance(node, Parameter):
-                continue
-            if ready:
-                seen.add(node)
-                found.append(node)
-            else:
-                stack.append((node, True))
-                stack += [(v.node, False) for v in reversed(self.inputs(node))]
-        return found
+        return depth_first(results, {v.node for v in given}, self.inputs)
 
     def follow(self, node: Node, copy: Node, values: Mapping[Value, Value]) -> None:
         """A copy of a node has its rule, for the values that it has been given."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from intarsia.ir.graph import Node, Region, Structured, Value
+from intarsia.ir.graph import Node, Region, Structured, Value, reachable
 from intarsia.ir.ops import Compute, Transpose
 from intarsia.ir.sizes import ONE
 from intarsia.ir.space import operand_position
@@ -240,7 +240,7 @@ class _Planner:
     def _sweep(self, reductions: tuple[Node, ...], rows: frozenset[int] | None) -> Sweep:
         """A sweep that makes these reductions, with what lies between them, and what of the products they need."""
         own = frozenset(reductions)
-        between = (n for n in _above(reductions) if n not in self.large.labels)
+        between = (n for n in reachable(v.node for r in reductions for v in r.inputs) if n not in self.large.labels)
         own |= {n for n in between if self.needs.get(n, frozenset()) & own}
         nodes = {*own}
         stack = [*own]
@@ -275,18 +275,6 @@ def _is_light(node: Node) -> bool:
     read = [v for v in node.operands if isinstance(v.type, TensorType)]
     spreads = all(v.tensor.rank < node.value.tensor.rank or ONE in v.tensor.shape for v in read)
     return isinstance(node, Structured) and not member.is_reduced and member.work <= CHEAP and spreads
-
-
-def _above(nodes: Sequence[Node]) -> set[Node]:
-    """All that some nodes are made of."""
-    found: set[Node] = set()
-    stack = [v.node for n in nodes for v in n.inputs]
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack += [v.node for v in node.inputs]
-    return found
 
 
 # ---------------------------------------------------------------------- copies
