@@ -23,6 +23,7 @@ from intarsia.ir.mapping import Mapper
 from intarsia.ir.plan import Plan, Repeat
 from intarsia.ir.plan_text import print_plan
 from intarsia.ir.sharding import Mesh
+from intarsia.ir.spmd import is_partitioned
 from intarsia.ir.target import Target
 from intarsia.ir.text import print_module
 from intarsia.options import Options as Options
@@ -124,7 +125,10 @@ class Compilation:
 
     @cached_property
     def _sharding(self) -> tuple[Pass, ...]:
-        return () if self.options.devices is None else sharding_passes(self.options)
+        """The passes that make the program of one of several devices, where it is not that already."""
+        if self.options.devices is None or is_partitioned(self.source_module):
+            return ()
+        return sharding_passes(self.options)
 
     @cached_property
     def graph(self) -> Module:

@@ -17,7 +17,7 @@ from intarsia.executable import Executable, TensorLayout
 from intarsia.ir.dtypes import Array
 from intarsia.ir.errors import Source
 from intarsia.ir.graph import Graph, Module, Node, Parameter, Region
-from intarsia.ir.ops.collective import Collective, DeviceIndex
+from intarsia.ir.ops.collective import Collective, DeviceIndex, Done
 from intarsia.ir.plan import Plan
 from intarsia.ir.spmd import Devices, Placement, part, whole
 from intarsia.ir.text import print_module, read_module
@@ -26,7 +26,8 @@ from intarsia.runtime import buffers
 from intarsia.runtime.native import ErrorRecord, address_of, pointer_table
 
 RunExchange: TypeAlias = Callable[[Node, Array, Array], None]
-"""Does a collective: the node, what this device has (an empty array for a `DeviceIndex`), and where the result goes."""
+"""Does a collective: the node, what this device has (an empty array for a `DeviceIndex`), and where the result goes.
+One that is started may put it there until its `Done`, which gets the same arrays."""
 
 Argument: TypeAlias = "Array | tuple[Array, ...]"
 
@@ -38,7 +39,8 @@ def outline(module: Module, plan: Plan) -> Module:
     """Of a partitioned program what is left when it runs: the header, and the collectives of its plan in order."""
     nodes = tuple(exchange.node for exchange in plan.exchanges)
     given = tuple(p for n in nodes for v in n.operands if isinstance(p := v.node, Parameter))
-    return Module(Graph("exchanges", Region(given, nodes, tuple(n.value for n in nodes))), header=module.header)
+    made = tuple(n.value for n in nodes if not (isinstance(n, Collective) and n.started))
+    return Module(Graph("exchanges", Region(given, nodes, made)), header=module.header)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +106,15 @@ class MeshProgram:
         """
 
         def run(device: int, meet: Callable[[Node, Array], Array]) -> list[Array]:
+            coming: dict[Node, Array] = {}
+
             def exchange(node: Node, given: Array, taken: Array) -> None:
-                taken[...] = meet(node, given)
+                if isinstance(node, Done):
+                    taken[...] = coming.pop(node.x.node)
+                elif isinstance(node, Collective) and node.started:
+                    coming[node] = meet(node, given)
+                else:
+                    taken[...] = meet(node, given)
 
             return self.run(self.parts(arguments, device), exchange)
 
@@ -120,9 +129,10 @@ class MeshProgram:
         def callback(number: int, source: int, target: int) -> int:
             try:
                 node = nodes[number]
-                assert isinstance(node, Collective | DeviceIndex)
-                taken = _view(target, node.value.tensor)
-                given = _view(source, node.x.tensor) if isinstance(node, Collective) else np.empty(0, taken.dtype)
+                made = node.x.node if isinstance(node, Done) else node
+                assert isinstance(made, Collective | DeviceIndex)
+                taken = _view(target, made.value.tensor)
+                given = _view(source, made.x.tensor) if isinstance(made, Collective) else np.empty(0, taken.dtype)
                 exchange(node, given, taken)
             except BaseException as error:  # which must not unwind through compiled code
                 failures.append(error)

@@ -24,6 +24,7 @@ from intarsia.ir.ops.collective import (
     AllToAll,
     Collective,
     CollectivePermute,
+    Done,
     ReduceScatter,
 )
 from intarsia.ir.sharding import Mesh, MeshAxis
@@ -121,6 +122,8 @@ class MpiDevices:
     # ------------------------------------------------------------------ collectives
 
     def _exchange(self, node: Node, given: Array, taken: Array) -> None:
+        if isinstance(node, Done):  # all of it was there when it was started
+            return
         if (own := alone(self.mesh, node, self.device, given)) is not None:
             taken[...] = own
             return

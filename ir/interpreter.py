@@ -17,7 +17,7 @@ from intarsia.ir.arithmetic import Arithmetic, DoubleArithmetic
 from intarsia.ir.dtypes import I64, Array
 from intarsia.ir.graph import Graph, Module, Node, Region, Structured, Value
 from intarsia.ir.kernel import Buffer
-from intarsia.ir.ops.collective import Collective, DeviceIndex
+from intarsia.ir.ops.collective import Collective, DeviceIndex, Done
 from intarsia.ir.ops.control import After, Call, Fused, ListGet, Loop
 from intarsia.ir.ops.index import Update
 from intarsia.ir.ops.order import Argsort, Cumulative, Sort
@@ -140,7 +140,7 @@ class _Interpreter:
             case ListGet(source, index, scalars):
                 tensors = list(self.values[source])
                 return (Points((), self.context(node), self.operands(scalars)).list_element(tensors, index),)
-            case After(x):
+            case After(x) | Done(x):
                 return (self.values[x],)
             case Fused(body):
                 return self.run(body)

@@ -22,7 +22,7 @@ from typing import Literal, TypeAlias
 from intarsia.ir.dtypes import DType
 from intarsia.ir.errors import Span
 from intarsia.ir.kernel import Kernel
-from intarsia.ir.ops.collective import Collective, DeviceIndex
+from intarsia.ir.ops.collective import Collective, DeviceIndex, Done
 from intarsia.ir.sizes import ZERO, Size
 
 
@@ -91,10 +91,11 @@ class Exchange:
     """Take part in a collective with what is at `source`, and put what it gives at `target`, which does not overlap.
 
     `node` says what is done; its operand is a parameter that stands for `source`, which is None for a `DeviceIndex`.
-    The exchanges of a plan are numbered from 0 in the order of its text.
+    One that is started reads `source` and writes `target` until its `Done`, an exchange of the same two, whose operand
+    is the node of the first. The exchanges of a plan are numbered from 0 in the order of its text.
     """
 
-    node: Collective | DeviceIndex
+    node: Collective | DeviceIndex | Done
     source: Reference | None
     target: Reference
     number: int

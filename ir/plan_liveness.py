@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.kernel_scratch import Scratch, scratch
+from intarsia.ir.ops.collective import Done
 from intarsia.ir.plan import Copy, Exchange, Invoke, Plan, PlanStatement, Reference, Repeat, Slot
 from intarsia.ir.plan_text import print_plan_statement
 from intarsia.ir.scalar import loads
@@ -136,6 +137,8 @@ class _Analysis:
         read: list[Reference] = []
         if not isinstance(statement, Invoke):
             read += [statement.source] if statement.source is not None else []
+            if isinstance(statement, Exchange) and isinstance(statement.node, Done):
+                read.append(statement.target)
         else:
             for buffer, reference in zip(self.kernels[statement.kernel].parameters, statement.arguments):
                 if buffer.role in ("in", "inout"):
@@ -178,6 +181,8 @@ class _Analysis:
 def _written(statement: PlanStatement, kernels: Mapping[str, Kernel]) -> tuple[Reference, ...]:
     """Where a statement writes; nothing for a loop."""
     match statement:
+        case Exchange(Done()):
+            return ()
         case Copy() | Exchange():
             return (statement.target,)
         case Invoke(kernel, arguments):

@@ -16,6 +16,7 @@ from intarsia.ir.graph import Module, Node, Region, Structured, Value
 from intarsia.ir.kernel import PUT_FUNCTIONS, Buffer
 from intarsia.ir.kernel_verifier import problems as kernel_problems
 from intarsia.ir.kernel_verifier import verify_kernel
+from intarsia.ir.ops.collective import Collective, Done
 from intarsia.ir.ops.control import Call, Fused, ListGet, Loop
 from intarsia.ir.ops.index import Compute, Update
 from intarsia.ir.scalar import Expr, Load, loads
@@ -86,9 +87,25 @@ class _Verifier:
                     self.problem(node, f"uses result {value.index} of a {value.node.name} that has fewer")
             self.node(node, frozenset(scope) if node.regions else frozenset(), names)
             scope.add(node)
+        self.started(region)
         for value in region.results:
             if value.node not in scope:
                 self.found.append(f"{place} gives the result of a {value.node.name} that is not made in it")
+
+    def started(self, region: Region) -> None:
+        """A collective that is started has one `done`, in its region, and nothing else uses it."""
+        readers: dict[Node, list[str]] = {n: [] for n in region.nodes if isinstance(n, Collective) and n.started}
+        for node in region.nodes if readers else ():
+            for value in node.inputs:
+                if value.node in readers:
+                    readers[value.node].append("" if isinstance(node, Done) else node.name)
+        for value in region.results:
+            if value.node in readers:
+                readers[value.node].append("the results")
+        for node, names in readers.items():
+            if names != [""]:
+                found = " and ".join(name or "a done" for name in names) or "nothing"
+                self.problem(node, f"one done has to wait for what is started, and not {found}")
 
     def once(self, node: Node, place: str) -> None:
         if node in self.seen:

@@ -16,6 +16,7 @@ import numpy as np
 from intarsia.ir.arithmetic import Arithmetic
 from intarsia.ir.functions import FUNCTIONS
 from intarsia.ir.graph import Node, Region, Structured, Value
+from intarsia.ir.ops.collective import Done
 from intarsia.ir.ops.control import After, Fused, ListGet, Loop
 from intarsia.ir.ops.index import Update
 from intarsia.ir.ops.order import Argsort, Cumulative, Sort
@@ -80,7 +81,7 @@ def work(node: Node, sizes: Mapping[str, int]) -> Work:
             return step * max(0, upper - lower)
         case Fused(body=region):
             return Work(region_work(region, sizes).operations, reads, written)
-        case ListGet() | After():
+        case ListGet() | After() | Done():
             return Work()
         case Sort(x) | Argsort(x):
             length = x.tensor.shape[-1].evaluate(sizes)
@@ -104,7 +105,7 @@ def bytes_read(node: Node, sizes: Mapping[str, int]) -> dict[Value, int]:
         case Fused(body=region):
             own = set(region.nodes)
             touched = (t for n in region.nodes for t in bytes_read(n, sizes).items() if t[0].node not in own)
-        case Loop() | ListGet() | After():
+        case Loop() | ListGet() | After() | Done():
             return {}
         case _:
             touched = ((v, _bytes(v.type, sizes)) for v in node.operands)

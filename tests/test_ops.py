@@ -13,7 +13,7 @@ from intarsia.ir.factors import Dimension, Factors, factors
 from intarsia.ir.functions import FUNCTIONS
 from intarsia.ir.graph import OPS, Graph, Module, Node, Parameter, Region, Structured
 from intarsia.ir.interpreter import evaluate
-from intarsia.ir.ops import Collective, DeviceIndex, Matmul
+from intarsia.ir.ops import Collective, DeviceIndex, Done, Matmul
 from intarsia.ir.random_graphs import random_array, random_module, random_sizes
 from intarsia.ir.samples import samples
 from intarsia.ir.text import print_module, read_module
@@ -23,7 +23,7 @@ from intarsia.ir.types import TensorType
 from intarsia.ir.verifier import verify_module
 from intarsia.ir.work import Work, region_work, work
 
-COLLECTIVES = {op.name for op in OPS.values() if issubclass(op, (Collective, DeviceIndex))}
+COLLECTIVES = {op.name for op in OPS.values() if issubclass(op, (Collective, DeviceIndex, Done))}
 """What these give depends on other devices; tests/test_sharding.py tries them."""
 
 WITHOUT_REFERENCE = {"after", "compute", "update", "loop", "list_get", "fused", "call", "parameter"} | COLLECTIVES

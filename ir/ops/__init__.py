@@ -8,6 +8,7 @@ from intarsia.ir.ops.collective import (
     Collective,
     CollectivePermute,
     DeviceIndex,
+    Done,
     ReduceScatter,
     Shard,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "Constant",
     "Cumulative",
     "DeviceIndex",
+    "Done",
     "Elementwise",
     "Fused",
     "ListGet",

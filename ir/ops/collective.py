@@ -3,11 +3,13 @@
 `Shard` belongs to the program of all devices, whose types are those of whole tensors. The others belong to the program
 that each device runs: their types are those of what one device has, and what they give depends on what the others have.
 `axes` are those of the mesh along which devices take part, the major one first, and `devices` how many these are.
+
+A collective that is `started` has only begun: other work goes on until a `done` of it, which is its value.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from intarsia.ir.dtypes import I64, Array
 from intarsia.ir.graph import Node, Structured, Value
@@ -38,11 +40,16 @@ class Shard(Structured):
 
 @dataclass(frozen=True, eq=False)
 class Collective(Node):
-    """A node that takes what other devices have."""
+    """A node that takes what other devices have.
+
+    A `started` one gives memory that is being filled, while x is being sent: a `Done` is all that may read it, x stays
+    as it is until then, and everything between the two may run meanwhile.
+    """
 
     x: Value
     axes: tuple[str, ...]
     devices: int
+    started: bool = field(default=False, kw_only=True)
 
     @property
     def mesh_axes(self) -> Axes:
@@ -126,6 +133,18 @@ class AllSlice(Collective):
 
     def infer(self) -> tuple[Type, ...]:
         return (self.resized(**{f"d{self.dim}": (1, self.devices)}),)
+
+
+@dataclass(frozen=True, eq=False)
+class Done(Node):
+    """What a started collective gives, once all of it is there: `%1 = all_reduce %0 … started=true`, `%2 = done %1`."""
+
+    x: Value
+
+    def infer(self) -> tuple[Type, ...]:
+        made = self.x.node
+        self.require(isinstance(made, Collective) and made.started, f"the {made.name} was not started")
+        return (self.x.tensor,)
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,9 +18,9 @@ from dataclasses import replace
 from itertools import count
 
 from intarsia.ir.errors import Remarks
-from intarsia.ir.graph import Module, Parameter
+from intarsia.ir.graph import Module, Parameter, Value
 from intarsia.ir.kernel import Kernel
-from intarsia.ir.ops import DeviceIndex, Loop
+from intarsia.ir.ops import DeviceIndex, Done, Loop
 from intarsia.ir.plan import Copy, Exchange, Invoke, Plan, PlanStatement, Preparation, Reference, Repeat, Slot, State
 from intarsia.ir.scalar import Expr, Load, as_size, transform
 from intarsia.ir.sizes import Size, maximum, minimum
@@ -86,6 +86,7 @@ class _Writer:
         self.states: dict[LoopState, str] = {}
         self.forms = _forms(program, sharing)
         self.exchanges = count()
+        self.started: dict[Value, Value] = {}  # what collectives give, and the same of the nodes that the plan has
 
     def plan(self) -> Plan:
         graph = self.program.graph
@@ -210,8 +211,12 @@ class _Writer:
         target = self._reference(step.result)
         if step.argument is None or isinstance(node, DeviceIndex):
             return Exchange(node, None, target, number)
+        source = self._reference(step.argument)
+        if isinstance(node, Done):
+            return Exchange(Done(self.started[node.x], span=node.span), source, target, number)
         stand_in = replace(node, x=Parameter("x", node.x.type).value)
-        return Exchange(stand_in, self._reference(step.argument), target, number)
+        self.started[node.value] = stand_in.value
+        return Exchange(stand_in, source, target, number)
 
     def _repeat(self, step: LoopStep) -> Repeat:
         loop: Loop = step.node

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from intarsia.ir.graph import Graph, Module, Node, Parameter, Region, Value
 from intarsia.ir.kernel import Alloc, Kernel
-from intarsia.ir.ops import Call, Collective, DeviceIndex, ListGet, Loop, Reshape
+from intarsia.ir.ops import Call, Collective, DeviceIndex, Done, ListGet, Loop, Reshape
 from intarsia.ir.sizes import Size
 from intarsia.ir.types import ListType, TensorType
 from intarsia.passes.plan_memory.overwriting import operands_of_results
@@ -90,9 +90,9 @@ class CallStep:
 
 @dataclass(eq=False)
 class ExchangeStep:
-    """A collective, of which `argument` is None where it takes nothing."""
+    """A collective, of which `argument` is None where it takes nothing, or the end of one, of the same two cells."""
 
-    node: Collective | DeviceIndex
+    node: Collective | DeviceIndex | Done
     position: int
     argument: Cell | None
     result: Cell
@@ -229,6 +229,8 @@ class _Builder:
                 self._call(node)
             case Collective() | DeviceIndex():
                 self._exchange(node)
+            case Done(x):
+                self._done(node, x.node)
             case Loop():
                 self._loop(node)
             case Reshape(x):
@@ -290,6 +292,16 @@ class _Builder:
         result.needed_at(2 * position + 1)
         if argument is not None:
             self.use(argument, 2 * position + 1)
+        self.values[node.value] = result
+        self.steps.append(ExchangeStep(node, position, argument, result))
+
+    def _done(self, node: Done, started: Node) -> None:
+        """What is sent stays as it is until now."""
+        assert isinstance(started, Collective)
+        argument, result = self.values[started.x], self.values[started.value]
+        position = self.next_position()
+        for cell in (argument, result):
+            self.use(cell, 2 * position + 1)
         self.values[node.value] = result
         self.steps.append(ExchangeStep(node, position, argument, result))
 
