@@ -16,3 +16,13 @@ def pyplot() -> Any:
         raise CompileError("E1801", message, hint="pip install 'intarsia[plots]'") from None
     pyplot.switch_backend("agg")
     return pyplot
+
+
+def save(figure: Any, file: str) -> None:
+    """Write a picture and close it. Raises CompileError E0709 where the file cannot be written."""
+    try:
+        figure.savefig(file)
+    except (OSError, ValueError) as error:
+        raise CompileError("E0709", f"cannot write {file}: {error}") from None
+    finally:
+        pyplot().close(figure)

@@ -14,6 +14,7 @@ from intarsia.commands.layouts import layout_report
 from intarsia.commands.lowbit import lowbit_report
 from intarsia.commands.memory import draw_memory, peak_table
 from intarsia.commands.options import (
+    cluster_option,
     compile_options,
     device_options,
     on_devices,
@@ -24,7 +25,7 @@ from intarsia.commands.options import (
 from intarsia.deep_stack import with_deep_stack
 from intarsia.documentation import error_page
 from intarsia.driver import Compilation
-from intarsia.ir.errors import Remark
+from intarsia.ir.errors import CompileError, Remark
 from intarsia.ir.kernel_scratch import scratch
 from intarsia.measurement import duration_text, size_text
 from intarsia.plotting import pyplot
@@ -33,19 +34,24 @@ from intarsia.program import Program
 if TYPE_CHECKING:
     from intarsia.backends.gpu.toolchain import CompiledKernel
     from intarsia.backends.gpu.triton_kernel import TritonKernel
+    from intarsia.ir.cluster import Cluster
     from intarsia.ir.kernel import Kernel
 
 REPORTED = ("fusion", "memory", "schedule", "layout", "lowbit")
 """Topics with a report below the decisions."""
 
-TOPICS = (*REPORTED, "sharding")
+ON_DEVICES = ("sharding", "timeline")
+"""Topics of programs for several devices."""
+
+TOPICS = (*REPORTED, *ON_DEVICES)
 
 
 @click.command("explain")
 @program_argument
 @click.option("--about", type=click.Choice(TOPICS), default=None, help="Which decisions of the compiler to show.")
-@click.option("--plot", metavar="FILE", help="With --about memory: draw who is in memory when (.png, .svg).")
+@click.option("--plot", metavar="FILE", help="With --about memory or timeline: draw it (.png, .svg).")
 @click.option("--donate", metavar="NAME,…", default="", help="With --about memory: arguments that results may take.")
+@cluster_option
 @type_options
 @compile_options
 @device_options
@@ -55,6 +61,7 @@ def command(
     about: str | None,
     plot: str | None,
     donate: str,
+    cluster: str,
     arguments: tuple[str, ...],
     weights: tuple[str, ...],
     **settings: Any,
@@ -65,8 +72,10 @@ def command(
             raise click.UsageError("give an error code such as E0203, or FILE and --about TOPIC")
         click.echo(error_page(file), nl=False)
         return
-    if (plot or donate) and about != "memory":
-        raise click.UsageError("--plot and --donate go with --about memory")
+    if plot and about not in ("memory", "timeline"):
+        raise click.UsageError("--plot goes with --about memory or timeline")
+    if donate and about != "memory":
+        raise click.UsageError("--donate goes with --about memory")
     if plot is not None:
         pyplot()  # an error now, not after the work
     source, name = open_program(file, text)
@@ -100,19 +109,36 @@ def command(
         report = with_deep_stack(lambda: lowbit_report(compilation))
         _show(compilation.remarks.items, about)
         click.echo(report, nl=bool(report))
-    elif about == "sharding" and function.program.options.devices is not None:
-        from intarsia.commands.shard import table
+    elif about in ON_DEVICES and function.program.options.devices is not None:
         from intarsia.ir.cluster import Cluster
-        from intarsia.passes.shard.report import sent_by
 
-        sent = with_deep_stack(lambda: sent_by(compilation.partitioned, Cluster.read("laptop")))
-        _show(compilation.remarks.items, about)
-        click.echo("\n".join(table(sent)))
+        _explain_devices(compilation, about, Cluster.read(cluster), plot)
+    elif about == "timeline":
+        raise CompileError("E1901", "the program is for one device", hint="declare a mesh, or give --mesh data=2")
     else:
         with_deep_stack(lambda: compilation.scheduled)
         _show(compilation.remarks.items, about)
         if about == "schedule":
             _show_schedules(compilation)
+
+
+def _explain_devices(compilation: Compilation, about: str, cluster: Cluster, plot: str | None) -> None:
+    """What the program of a device sends, or when it does what."""
+    if about == "sharding":
+        from intarsia.commands.shard import table
+        from intarsia.passes.shard.report import sent_by
+
+        sent = with_deep_stack(lambda: sent_by(compilation.partitioned, cluster))
+        _show(compilation.remarks.items, about)
+        click.echo("\n".join(table(sent)))
+        return
+    from intarsia.commands.timeline import draw_timeline, timeline_lines
+    from intarsia.passes.collectives.timeline import timeline
+
+    found = with_deep_stack(lambda: timeline(compilation.fused, cluster))
+    click.echo("\n".join(timeline_lines(found, cluster.name)))
+    if plot is not None:
+        draw_timeline(found, plot)
 
 
 def _show_schedules(compilation: Compilation) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from intarsia.ir.errors import CompileError, Span
+from intarsia.ir.errors import Span
 from intarsia.ir.plan import Copy, Invoke, Plan, PlanStatement, Slot
 from intarsia.ir.plan_liveness import Moment, moments, slot_bytes
 from intarsia.measurement import size_text
-from intarsia.plotting import pyplot
+from intarsia.plotting import pyplot, save
 
 ROWS = 20
 """Lines of the table."""
@@ -113,9 +113,4 @@ def draw_memory(plan: Plan, file: str) -> None:
     axes.set_xlabel("statements of the plan, in order")
     axes.set_ylabel("workspace, MB")
     axes.set_title(f"{plan.name}: {size_text(plan.workspace_bytes.constant or 0)} of workspace")
-    try:
-        figure.savefig(file)
-    except (OSError, ValueError) as error:
-        raise CompileError("E0709", f"cannot write {file}: {error}") from None
-    finally:
-        plt.close(figure)
+    save(figure, file)

@@ -126,6 +126,17 @@ def mesh_options(function: F) -> F:
     return _with_options(function, _MESH_OPTIONS)
 
 
+def cluster_option(function: F) -> F:
+    """What the devices of a mesh can do, for estimates."""
+    return click.option(
+        "--cluster",
+        default="laptop",
+        show_default=True,
+        metavar="NAME|FILE.json",
+        help="What devices and links can do: laptop, nvlink-node, multi-node, torus.",
+    )(function)
+
+
 def _with_options(function: F, options: dict[str, dict[str, Any]]) -> F:
     for name, settings in reversed(options.items()):
         function = click.option(name, _field(name), **settings)(function)

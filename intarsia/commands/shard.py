@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from intarsia.commands.binding import bind_types, type_options
-from intarsia.commands.options import compile_options, mesh_options, open_program, options_of, program_argument
+from intarsia.commands.options import (
+    cluster_option,
+    compile_options,
+    mesh_options,
+    open_program,
+    options_of,
+    program_argument,
+)
 from intarsia.deep_stack import with_deep_stack
 from intarsia.ir.errors import CompileError
 from intarsia.measurement import duration_text, size_text
@@ -23,13 +30,7 @@ if TYPE_CHECKING:
 @program_argument
 @mesh_options
 @click.option("--search", "is_search", is_flag=True, help="Propose shardings of the parameters.")
-@click.option(
-    "--cluster",
-    default="laptop",
-    show_default=True,
-    metavar="NAME|FILE.json",
-    help="What devices and links can do: laptop, nvlink-node, multi-node, torus.",
-)
+@cluster_option
 @type_options
 @compile_options
 def command(

@@ -1,0 +1,1 @@
+"""What devices send to each other, and when: fewer and larger collectives, at the same time as they compute."""
