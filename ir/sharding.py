@@ -7,7 +7,6 @@ that they do not divide is padded at its end. All that is not said is replicated
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -150,15 +149,26 @@ class Mesh:
         return tuple(result)
 
     def overlap(self, a: MeshAxis, b: MeshAxis) -> bool:
-        """Do two axes have a part in common?"""
+        """Can two axes not stand side by side? They have a part in common, or are digits of different numbers: of six
+        devices `x:(1)2` is the first digit of 2 x 3 and `x:(3)2` the last of 3 x 2."""
         if a.name != b.name:
             return False
-        return a.left < b.left * self.size(b) and b.left < a.left * self.size(a)
+        return b.left % (a.left * self.size(a)) != 0 and a.left % (b.left * self.size(b)) != 0
 
     def free_prefix(self, axes: Axes, taken: Iterable[MeshAxis]) -> Axes:
-        """The first of the axes, up to one that overlaps with what is taken."""
+        """The first of the axes, up to what is taken: of an axis of which a later part is taken, the part before it."""
         taken = tuple(taken)
-        return tuple(itertools.takewhile(lambda a: not any(self.overlap(a, other) for other in taken), axes))
+        free: list[MeshAxis] = []
+        for axis in axes:
+            overlapping = [other for other in taken if self.overlap(axis, other)]
+            if overlapping:
+                before, rest = divmod(min(other.left for other in overlapping), axis.left)
+                if before > 1 and not rest:
+                    first = self.part(axis.name, axis.left, before)
+                    free += [first] if not any(self.overlap(first, other) for other in taken) else []
+                break
+            free.append(axis)
+        return tuple(free)
 
     def common_prefix(self, a: Axes, b: Axes) -> Axes:
         """The longest list of axes with which both begin, a part of an axis at its end if need be."""

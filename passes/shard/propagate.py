@@ -31,20 +31,22 @@ class PropagateSharding(Pass):
     After:   … %0 = matmul %x, %w : f32[8@data, 6@model] …
 
     Keeps: values. Needs: a mesh in the header; without one it does nothing. Leaves: a sharding, perhaps an empty one,
-    for every tensor. With `strict` a choice between shardings is an error. Source: https://openxla.org/shardy/propagation.
+    for every tensor. With `strict` a choice between shardings is an error; with `basic` what tensors do not agree on
+    stays as it is. Source: https://openxla.org/shardy/propagation.
 
     Raises CompileError: E1901 a sharding that does not fit the mesh, E1902 under `strict`.
     """
 
     name: ClassVar[str] = "propagate-sharding"
     strict: bool = False
+    basic: bool = False
 
     def run(self, module: Module, context: Context) -> Module:
         mesh = mesh_of(module)
         if mesh is None:
             return module
         check_shardings(module, mesh)
-        found = Propagation(mesh, self.strict)
+        found = Propagation(mesh, self.strict, ("basic",) if self.basic else RULES)
         found.begin(module)
         found.run(tuple(edges_of(module.graph.body)))
         for choice in found.choices:
@@ -89,6 +91,8 @@ class _Laid:
 
 Rule = Literal["basic", "aggressive"]
 
+RULES: tuple[Rule, ...] = ("basic", "aggressive")
+
 STAGES = ("elementwise, one use", "elementwise", "factors that pass", "all but broadcasts", "all")
 """The stages of ops, in order: Shardy's op priorities."""
 
@@ -99,6 +103,7 @@ class Propagation:
 
     mesh: Mesh
     strict: bool = False
+    rules: tuple[Rule, ...] = RULES
     laid: dict[Value, _Laid] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
     priority: int = 0
@@ -137,11 +142,10 @@ class Propagation:
         for edge in edges:
             for t in edge.operands:
                 readers[edge.tensors[t]] = readers.get(edge.tensors[t], 0) + 1
-        waiting = {p for laid in self.laid.values() for p, a in zip(laid.priorities, laid.axes) if a}
-        for priority in sorted(waiting | {0}):
+        for priority in sorted({p for laid in self.laid.values() for p in laid.priorities} | {0}):
             self.priority = priority
             for stage in range(len(STAGES)):
-                for rule in ("basic", "aggressive"):
+                for rule in self.rules:
                     self._to_the_end(edges, uses, readers, stage, rule)
 
     def _to_the_end(
@@ -182,7 +186,7 @@ class Propagation:
             if found is not None and found[0]:
                 wanted[factor.name] = found
         if rule == "basic":
-            wanted = {f: (self._uncontested(f, axes, seen), t) for f, (axes, t) in wanted.items()}
+            wanted = {f: (self._uncontested(edge, f, axes, seen), t) for f, (axes, t) in wanted.items()}
         order = sorted(wanted, key=lambda f: self._preference(edge, f, *wanted[f]))
         changed: set[Value] = set()
         for name in order:
@@ -245,12 +249,18 @@ class Propagation:
                 axes = self.mesh.common_prefix(axes, project(self.mesh, edge, t, laid).of_factor.get(name, ()))
         return axes
 
-    def _uncontested(self, name: str, axes: Axes, seen: Sequence[Projection]) -> Axes:
-        """The first of the axes that no other factor has in any tensor."""
-        others = [a for p in seen for f, own in p.of_factor.items() if f != name for a in own] + [
-            a for p in seen for a in p.others
-        ]
+    def _uncontested(self, edge: Edge, name: str, axes: Axes, seen: Sequence[Projection]) -> Axes:
+        """The first of the axes that no other factor has in any tensor, and that no closed dimension goes without."""
+        for t, p in enumerate(seen):
+            if name in p.of_factor and self._is_closed(edge, t, name):
+                axes = self.mesh.common_prefix(axes, p.of_factor[name])
+        others = [a for p in seen for f, own in p.of_factor.items() if f != name for a in own]
+        others += [a for p in seen for a in p.others]
+        others += [a for p, v in zip(seen, edge.tensors) if name in p.of_factor for a in self.laid[v].replicated]
         return self.mesh.free_prefix(axes, others)
+
+    def _is_closed(self, edge: Edge, t: int, name: str) -> bool:
+        return self.laid[edge.tensors[t]].closed[_dimension_of(edge, t, name)]
 
     def _preference(self, edge: Edge, name: str, axes: Axes, source: int) -> tuple[float, ...]:
         """Larger tensors first; for identities the factor that is split more; then the order in the text."""
@@ -271,7 +281,7 @@ class Propagation:
     ) -> int | None:
         """Split the dimension of one tensor that has a factor further, and give it; None if nothing changes."""
         laid = self.laid[value]
-        dimension = next(d for d, names in enumerate(edge.dimensions[t]) if names and name in names)
+        dimension = _dimension_of(edge, t, name)
         if laid.closed[dimension] or laid.priorities[dimension] > self.priority:
             return None
         own = seen[t].of_factor[name]
@@ -338,6 +348,11 @@ class _Turn:
             sources = results  # only backwards: where it is used decides
             return _Turn(sources, frozenset(operands), False)
         return _Turn(sources, frozenset(every), stage >= 3)
+
+
+def _dimension_of(edge: Edge, t: int, name: str) -> int:
+    """The dimension of a tensor that has a factor."""
+    return next(d for d, names in enumerate(edge.dimensions[t]) if names and name in names)
 
 
 def _all_parameters(module: Module) -> Iterator[Node]:
