@@ -81,19 +81,19 @@ def _described(value: Value) -> str:
 @dataclass
 class _Laid:
     """How one tensor lies so far. A dimension is `fixed` where it takes no more axes: it is closed, or waits for the
-    turn of its priority, and `hidden` while it waits."""
+    turn of its priority, and `hidden` while it waits. Along the axes `taken` it is copied, or is parts of a sum."""
 
     axes: list[Axes]
     closed: tuple[bool, ...]
     priorities: tuple[int, ...]
-    replicated: Axes
+    taken: Axes
 
 
 Rule = Literal["basic", "aggressive"]
 
 RULES: tuple[Rule, ...] = ("basic", "aggressive")
 
-STAGES = ("elementwise, one use", "elementwise", "factors that pass", "all but broadcasts", "all")
+STAGES = ("elementwise, operands read once", "elementwise", "factors that pass", "all but broadcasts", "all")
 """The stages of ops, in order: Shardy's op priorities."""
 
 
@@ -126,7 +126,7 @@ class Propagation:
                 [d.axes for d in dimensions],
                 tuple(not d.open for d in dimensions),
                 tuple(d.priority for d in dimensions),
-                said.replicated,
+                (*said.replicated, *said.partial),
             )
 
     def settled(self, value: Value) -> Sharding:
@@ -140,8 +140,8 @@ class Propagation:
                 uses.setdefault(value, []).append(number)
         readers: dict[Value, int] = {}
         for edge in edges:
-            for t in edge.operands:
-                readers[edge.tensors[t]] = readers.get(edge.tensors[t], 0) + 1
+            for value in {edge.tensors[t] for t in edge.operands}:
+                readers[value] = readers.get(value, 0) + 1
         for priority in sorted({p for laid in self.laid.values() for p in laid.priorities} | {0}):
             self.priority = priority
             for stage in range(len(STAGES)):
@@ -256,7 +256,7 @@ class Propagation:
                 axes = self.mesh.common_prefix(axes, p.of_factor[name])
         others = [a for p in seen for f, own in p.of_factor.items() if f != name for a in own]
         others += [a for p in seen for a in p.others]
-        others += [a for p, v in zip(seen, edge.tensors) if name in p.of_factor for a in self.laid[v].replicated]
+        others += [a for p, v in zip(seen, edge.tensors) if name in p.of_factor for a in self.laid[v].taken]
         return self.mesh.free_prefix(axes, others)
 
     def _is_closed(self, edge: Edge, t: int, name: str) -> bool:
@@ -288,7 +288,7 @@ class Propagation:
         if not self.mesh.is_prefix(own, axes):
             return None
         taken = [a for d, found in enumerate(laid.axes) if d != dimension for a in found]
-        taken += [*laid.replicated, *seen[t].others]
+        taken += [*laid.taken, *seen[t].others]
         taken += [a for f, found in seen[t].of_factor.items() if f != name for a in found]
         free = self.mesh.free_prefix(self.mesh.rest(own, axes), taken)
         if self.strict and len(free) < len(self.mesh.rest(own, axes)):
@@ -337,16 +337,13 @@ class _Turn:
     def of(edge: Edge, stage: int, readers: dict[Value, int]) -> _Turn | None:
         """None where it is not the turn of this edge."""
         every = tuple(range(len(edge.tensors)))
-        operands = tuple(edge.operands)
-        results = every[len(operands) :]
         if stage < 2 and not edge.passes_all:
             return None
         if stage == 4:
             return _Turn(every, frozenset(every), True)
+        if stage == 0 and any(readers[edge.tensors[t]] > 1 for t in edge.operands):
+            return None  # its readers may want it otherwise
         sources = tuple(t for t in every if t not in edge.spread)
-        if stage == 0 and any(readers.get(edge.tensors[t], 0) > 1 for t in results):
-            sources = results  # only backwards: where it is used decides
-            return _Turn(sources, frozenset(operands), False)
         return _Turn(sources, frozenset(every), stage >= 3)
 
 
