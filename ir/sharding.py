@@ -148,6 +148,23 @@ class Mesh:
                 result.append(axis)
         return tuple(result)
 
+    def take(self, axes: Axes, extent: int | None) -> tuple[Axes, Axes]:
+        """The first axes, as many as divide `extent`, and the rest; an axis may be cut in two."""
+        if extent is None:
+            return axes, ()
+        taken: list[MeshAxis] = []
+        for position, axis in enumerate(axes):
+            size = self.size(axis)
+            if extent % size == 0:
+                taken.append(axis)
+                extent //= size
+                continue
+            if size % extent == 0 and extent > 1:
+                first, second = self.split(axis, extent)
+                return (*taken, first), (second, *axes[position + 1 :])
+            return tuple(taken), axes[position:]
+        return tuple(taken), ()
+
     def overlap(self, a: MeshAxis, b: MeshAxis) -> bool:
         """Can two axes not stand side by side? They have a part in common, or are digits of different numbers: of six
         devices `x:(1)2` is the first digit of 2 x 3 and `x:(3)2` the last of 3 x 2."""

@@ -173,31 +173,13 @@ def project(mesh: Mesh, edge: Edge, tensor: int, axes: tuple[Axes, ...]) -> Proj
         rest = own
         for position, name in enumerate(dimension):
             # Of several factors each is divided exactly, and a minor one only where the major ones are split wholly.
-            taken, rest = take(mesh, rest, edge.extents[name]) if len(dimension) > 1 else (rest, ())
+            taken, rest = mesh.take(rest, edge.extents[name]) if len(dimension) > 1 else (rest, ())
             of_factor[name] = taken
             if mesh.size(taken) != edge.extents[name] or position == len(dimension) - 1:
                 others += rest
                 of_factor.update((n, ()) for n in dimension[position + 1 :])
                 break
     return Projection(of_factor, tuple(others))
-
-
-def take(mesh: Mesh, axes: Axes, extent: int | None) -> tuple[Axes, Axes]:
-    """The first axes, as many as divide `extent`, and the rest; an axis may be cut in two."""
-    if extent is None:
-        return axes, ()
-    taken: list[MeshAxis] = []
-    for position, axis in enumerate(axes):
-        size = mesh.size(axis)
-        if extent % size == 0:
-            taken.append(axis)
-            extent //= size
-            continue
-        if size % extent == 0 and extent > 1:
-            first, second = mesh.split(axis, extent)
-            return (*taken, first), (second, *axes[position + 1 :])
-        return tuple(taken), axes[position:]
-    return tuple(taken), ()
 
 
 def dimension_axes(mesh: Mesh, edge: Edge, dimension: Dimension, of_factor: Mapping[str, Axes]) -> Axes:

@@ -19,7 +19,7 @@ from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module, Node, Value
 from intarsia.ir.sharding import Axes, DimensionSharding, Mesh, MeshAxis, Sharding
 from intarsia.passes.pipeline import Context, Pass
-from intarsia.passes.shard.edges import Edge, Projection, dimension_axes, edges_of, project, shape_of, take
+from intarsia.passes.shard.edges import Edge, Projection, dimension_axes, edges_of, project, shape_of
 from intarsia.passes.shard.meshes import check_shardings, mesh_of, reshard_values
 
 
@@ -300,7 +300,7 @@ class Propagation:
         names = edge.dimensions[t][dimension] or ()
         wanted = self.mesh.joined((*own, *free))
         if len(names) > 1:
-            wanted, _ = take(self.mesh, wanted, edge.extents[name])
+            wanted, _ = self.mesh.take(wanted, edge.extents[name])
         new = {**seen[t].of_factor, name: wanted}
         for major in names[: names.index(name)]:
             if self.mesh.size(new[major]) != edge.extents[major]:

@@ -169,29 +169,25 @@ class _Choice:
         pairs = zip(self.operands, way.operands)
         return all(sharding_of(v).axes == s.axes for v, s in pairs if isinstance(v.type, ListType))
 
-    def parts(self) -> tuple[tuple[int, ...], Sharding] | None:
-        """The operands that are parts of a sum and may stay so, with the sharding of one of them."""
+    def parts(self) -> tuple[tuple[int, ...], Axes, str] | None:
+        """The operands that may stay parts of a sum, the axes along which all of them are, and what merges these."""
         node = self.edge.node
         found = [p for p, v in enumerate(self.operands) if sharding_of(v).partial]
         if not found or not isinstance(node, Structured):
             return None
-        first = sharding_of(self.operands[found[0]])
-        same = all(
-            (sharding_of(self.operands[p]).partial, sharding_of(self.operands[p]).combiner)
-            == (first.partial, first.combiner)
-            for p in found
-        )
+        shardings = [sharding_of(self.operands[p]) for p in found]
+        common = tuple(a for a in shardings[0].partial if all(a in s.partial for s in shardings))
+        combiner = shardings[0].combiner
         smaller = elements_of(node.value) <= sum(elements_of(self.operands[p]) for p in found)
-        if same and smaller and passes_parts(node.space, found, first.combiner):
-            return tuple(found), first
+        same = all(s.combiner == combiner for s in shardings)
+        if common and same and smaller and passes_parts(node.space, found, combiner):
+            return tuple(found), common, combiner
         return None
 
     def ways(self, keep: bool) -> Iterator[Way]:
         """Every way that the present shardings suggest; `keep` leaves parts of sums as they are."""
-        kept, first = self.parts() or ((), None) if keep else ((), None)
-        partial = first.partial if first is not None else ()
+        kept, partial, combiner = (self.parts() if keep else None) or ((), (), "sum")
         candidates = [self._candidates(f.name) for f in self.edge.factors]
-        combiner = first.combiner if first is not None else "sum"
         for chosen in itertools.islice(itertools.product(*candidates), 4096):
             of_factor = {f.name: a for f, a in zip(self.edge.factors, chosen) if a}
             if (way := self.split.way(of_factor, kept, partial, combiner)) is not None:

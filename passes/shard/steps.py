@@ -60,7 +60,7 @@ class _Resharding:
         yield from self._merged(now, wanted, parts)
         while tuple(now) != wanted:
             before = tuple(now)
-            for way in (self._sliced, self._permuted, self._sliced_before, self._exchanged, self._gathered):
+            for way in (self._sliced, self._permuted, self._sliced_before, self._exchanged, self._rearranged, self._gathered):
                 step = way(now, wanted)
                 if step is not None:
                     yield step
@@ -145,6 +145,32 @@ class _Resharding:
                         now[d] = kept
                         return self._step("all_to_all", moved, old, now, dim=e, join=d, cut=e)
         return None
+
+    def _rearranged(self, now: list[Axes], wanted: Sequence[Axes]) -> Step | None:
+        """Where both are split over the same axes, but dimensions into other numbers of parts: whole parts change
+        places, so that each dimension begins with what it will have, and the rest only has to be exchanged."""
+        used, target = (self._whole([a for d in axes for a in d]) for axes in (now, wanted))
+        if used is None or used != target or not all(map(self._is_even, range(len(now)), now, wanted)):
+            return None
+        new: list[Axes] = []
+        left: list[MeshAxis] = []
+        for own, axes in zip(now, wanted):
+            first, rest = self.mesh.take(axes, self.mesh.size(own))
+            new.append(first)
+            left += rest
+        for d, own in enumerate(now):
+            more, rest = self.mesh.take(tuple(left), self.mesh.size(own) // self.mesh.size(new[d]))
+            new[d], left = self.mesh.joined((*new[d], *more)), list(rest)
+        if left or new == now or any(self.mesh.size(a) != self.mesh.size(b) for a, b in zip(now, new)):
+            return None
+        return self._permuted(now, new)
+
+    def _whole(self, axes: Sequence[MeshAxis]) -> tuple[MeshAxis, ...] | None:
+        """The axes in order, if they are whole ones."""
+        return tuple(sorted(axes)) if all(a.is_whole for a in axes) else None
+
+    def _is_even(self, d: int, *splits: Axes) -> bool:
+        return all(self.shape[d] % self.mesh.size(axes) == 0 for axes in splits)
 
     def _gathered(self, now: list[Axes], wanted: Sequence[Axes]) -> Step | None:
         """What stands in the way is gathered: of each dimension all after what it keeps."""
