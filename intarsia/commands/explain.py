@@ -50,7 +50,7 @@ TOPICS = (*REPORTED, *ON_DEVICES)
 @program_argument
 @click.option("--about", type=click.Choice(TOPICS), default=None, help="Which decisions of the compiler to show.")
 @click.option("--plot", metavar="FILE", help="With --about memory or timeline: draw it (.png, .svg).")
-@click.option("--donate", metavar="NAME,…", default="", help="With --about memory: arguments that results may take.")
+@click.option("--donate", metavar="NAME,…", default="", help="Arguments whose memory results may take.")
 @cluster_option
 @type_options
 @compile_options
@@ -74,8 +74,8 @@ def command(
         return
     if plot and about not in ("memory", "timeline"):
         raise click.UsageError("--plot goes with --about memory or timeline")
-    if donate and about != "memory":
-        raise click.UsageError("--donate goes with --about memory")
+    if donate and about not in ("memory", "sharding"):
+        raise click.UsageError("--donate goes with --about memory and sharding")
     if plot is not None:
         pyplot()  # an error now, not after the work
     source, name = open_program(file, text)
@@ -123,14 +123,16 @@ def command(
 
 
 def _explain_devices(compilation: Compilation, about: str, cluster: Cluster, plot: str | None) -> None:
-    """What the program of a device sends, or when it does what."""
+    """What the program of a device sends and holds, or when it does what."""
     if about == "sharding":
-        from intarsia.commands.shard import table
+        from intarsia.commands.shard import memory_text, table
+        from intarsia.passes.shard.memory import device_memory
         from intarsia.passes.shard.report import sent_by
 
         sent = with_deep_stack(lambda: sent_by(compilation.partitioned, cluster))
+        memory = with_deep_stack(lambda: device_memory(compilation.fused, compilation.options.donated))
         _show(compilation.remarks.items, about)
-        click.echo("\n".join(table(sent)))
+        click.echo("\n".join((*table(sent), memory_text(memory))))
         return
     from intarsia.commands.timeline import draw_timeline, timeline_lines
     from intarsia.passes.collectives.timeline import timeline

@@ -9,6 +9,7 @@ import click
 
 from intarsia.commands.binding import bind_types, type_options
 from intarsia.commands.options import (
+    ByteCount,
     cluster_option,
     compile_options,
     mesh_options,
@@ -22,7 +23,9 @@ from intarsia.measurement import duration_text, size_text
 from intarsia.program import Program
 
 if TYPE_CHECKING:
+    from intarsia.ir.errors import Span
     from intarsia.ir.graph import Module
+    from intarsia.passes.shard.memory import DeviceMemory
     from intarsia.passes.shard.report import Sent
 
 
@@ -31,6 +34,13 @@ if TYPE_CHECKING:
 @mesh_options
 @click.option("--search", "is_search", is_flag=True, help="Propose shardings of the parameters.")
 @cluster_option
+@click.option(
+    "--device-memory",
+    type=ByteCount(),
+    metavar="16GB",
+    help="What each device may hold, for --search  [default: that of the cluster]",
+)
+@click.option("--donate", metavar="NAME,…", default="", help="Parameters whose memory results may take.")
 @type_options
 @compile_options
 def command(
@@ -38,17 +48,21 @@ def command(
     text: str | None,
     is_search: bool,
     cluster: str,
+    device_memory: int | None,
+    donate: str,
     arguments: tuple[str, ...],
     weights: tuple[str, ...],
     **settings: Any,
 ) -> None:
-    """Show what the program of each device sends, with the time that a model of the cluster gives it.
+    """Show what the program of each device sends, with the time that a model of the cluster gives it, and holds.
 
-    With --search, parameters that have no sharding get the one for which the whole takes least time.
+    With --search, parameters that have no sharding get the one for which the whole takes least time of those that fit
+    in memory.
     """
     from intarsia.driver import on_mesh, sharding_passes
     from intarsia.ir.cluster import Cluster
-    from intarsia.passes.pipeline import Pipeline
+    from intarsia.passes.pipeline import Pipeline, default_pipeline
+    from intarsia.passes.shard.memory import device_memory as memory_of
     from intarsia.passes.shard.meshes import mesh_of
     from intarsia.passes.shard.report import sent_by
     from intarsia.passes.shard.search import search, with_parameters
@@ -60,7 +74,9 @@ def command(
     compilation = function.compilation_of_types(bound.types, bound.statics, bound.dims)
     found = Cluster.read(cluster)
 
-    def work() -> tuple[Module, Sequence[Sent], float | None]:
+    donated = tuple(filter(None, donate.split(",")))
+
+    def work() -> tuple[Module, Sequence[Sent], DeviceMemory, float | None]:
         module = Pipeline.parse("canonicalize,cse,dce").run(compilation.graph, compilation.context)
         module = on_mesh(module, options)
         on = mesh_of(module)
@@ -69,19 +85,35 @@ def command(
             raise CompileError("E1901", "the program has no mesh of devices", hint=hint)
         seconds = None
         if is_search:
-            best = search(module, on, found)
+            best = search(module, on, found, device_memory or found.memory_bytes, donated)
             seconds = best.seconds
             module = with_parameters(module, best.parameters)
         local = Pipeline(sharding_passes(options)).run(module, compilation.context)
-        return module, sent_by(local, found), seconds
+        fused = default_pipeline({}, options.memory_budget).before("lower").run(local, compilation.context)
+        return module, sent_by(local, found), memory_of(fused, donated), seconds
 
-    module, sent, seconds = with_deep_stack(work)
+    module, sent, memory, seconds = with_deep_stack(work)
     if is_search:
         for parameter in module.graph.parameters:
             click.echo(f"{parameter.label}: {parameter.type}")
         click.echo(f"each device takes about {duration_text(seconds or 0.0)} on {found.name}\n")
     for line in table(sent):
         click.echo(line)
+    click.echo(memory_text(memory))
+    if memory.peak > (limit := device_memory or found.memory_bytes):
+        click.echo(f"that is more than the {size_text(limit)} of a device")
+
+
+def memory_text(memory: DeviceMemory) -> str:
+    """What each device holds, and the line of the program at which that is most."""
+    place = f", at {line_text(memory.span)}" if memory.span is not None else ""
+    named = (("parameters", memory.parameters), ("results", memory.results), ("others", memory.between))
+    parts = ", ".join(f"{name} {size_text(count)}" for name, count in named)
+    return f"each device holds {size_text(memory.peak)} at most{place}: {parts}"
+
+
+def line_text(span: Span) -> str:
+    return f"{span.source.name}:{span.line}"
 
 
 def table(sent: Sequence[Sent]) -> Iterable[str]:
@@ -90,7 +122,7 @@ def table(sent: Sequence[Sent]) -> Iterable[str]:
         return ["nothing is sent"]
     rows = [("collective", "axes", "each device", "times", "takes", "line")]
     for one in sent:
-        place = f"{one.span.source.name}:{one.span.line}" if one.span is not None else ""
+        place = line_text(one.span) if one.span is not None else ""
         rows.append(
             (one.kind, ", ".join(one.axes), size_text(one.bytes), str(one.times), duration_text(one.seconds), place)
         )

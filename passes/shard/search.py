@@ -4,17 +4,20 @@ time.
 Each op has a variable for each way to split it, and each use of a value one for each pair of a way that makes it and a
 way that uses it; ways cost what they compute, pairs what is sent between them. That is Alpa's formulation of
 intra-operator parallelism (https://arxiv.org/abs/2201.12023), solved by HiGHS through SciPy. The body of a loop is
-there once, with what it takes times its steps.
+there once, with what it takes times its steps. What a device may hold limits, at each product, the ways of all values
+that are in memory then.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from intarsia.ir.cluster import Cluster
+from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module, Node, Parameter, Region, Structured, Value
 from intarsia.ir.linear import passes_parts
 from intarsia.ir.ops.collective import Shard
@@ -22,12 +25,17 @@ from intarsia.ir.ops.control import Loop
 from intarsia.ir.sharding import Axes, Mesh, MeshAxis, Sharding
 from intarsia.ir.types import ListType
 from intarsia.passes.shard.edges import Edge, edges_of_node, shape_of
+from intarsia.passes.shard.integer_program import IntegerProgram
+from intarsia.passes.shard.memory import Held, bytes_of, held_moments
 from intarsia.passes.shard.meshes import require_numbers, with_parameters_laid
 from intarsia.passes.shard.steps import reshard_steps
 from intarsia.passes.shard.ways import Split, Way, elements_of, sharding_of, static_shape
 
 IMPOSSIBLE = 1e9
 """Seconds of what cannot be done, such as sending a list of tensors."""
+
+AT_ONCE = 8
+"""Limits of memory that are added between two solutions."""
 
 HELD = 1e-15
 """Seconds for each byte that a device holds: of ways that take equally long, the one that holds less."""
@@ -62,15 +70,21 @@ class _Use:
     times: int
 
 
-def search(module: Module, mesh: Mesh, cluster: Cluster) -> Found:
-    """The best sharding of every parameter; those that the program says stay. Raises CompileError E1904 where sizes
-    have no numbers."""
+def search(
+    module: Module, mesh: Mesh, cluster: Cluster, memory: float = math.inf, donated: Collection[str] = ()
+) -> Found:
+    """The best sharding of every parameter with which a device holds at most `memory` bytes; those that the program
+    says stay. donated: labels of parameters whose memory results of the same type may take.
+
+    Raises CompileError: E1904 where sizes have no numbers, E1908 where nothing fits in memory.
+    """
     require_numbers(module)
     problem = _Problem(mesh, cluster)
     problem.region(module.graph.body, 1)
     for value in module.graph.body.results:
         problem.whole(value, 1)
-    chosen, seconds = _solve(problem)
+    moments = held_moments(module.graph.body, donated) if memory < math.inf else ()
+    chosen, seconds = _solve(problem, moments, memory)
     parameters = tuple(
         problem.variables[problem.made[p.value]].ways[chosen[problem.made[p.value]]].result
         for p in module.graph.parameters
@@ -216,6 +230,23 @@ class _Problem:
             return 2 * points / devices / self.cluster.operations_per_second
         return 8 * points / devices / self.cluster.memory_bytes_per_second
 
+    def held(self, value: Value, sharding: Sharding) -> float:
+        """The bytes of a value that one device has."""
+        return bytes_of(value.type) / self.mesh.size(a for d in sharding.axes for a in d)
+
+    def limit(
+        self, moment: Held, ways: Sequence[range], pairs: Mapping[int, Sequence[tuple[int, float]]]
+    ) -> tuple[tuple[int, float], ...]:
+        """The bytes of each way of what a moment holds, and of each copy of an operand that is laid out anew."""
+        variables = Counter(self.made[v] for v in moment.values if v in self.made)
+        terms = [
+            (ways[v][n], count * self.held(self.variables[v].value, way.result))
+            for v, count in variables.items()
+            for n, way in enumerate(self.variables[v].ways)
+        ]
+        own = self.made.get(moment.node.values[0]) if moment.node.values else None
+        return (*terms, *pairs.get(own, ())) if own is not None else tuple(terms)
+
     def sending(self, value: Value, source: Sharding, target: Sharding) -> float:
         if source == target:
             return 0.0
@@ -228,60 +259,52 @@ class _Problem:
         )
 
 
-def _solve(problem: _Problem) -> tuple[list[int], float]:
-    """The number of the way of each variable, and the seconds of all."""
-    import numpy as np
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_matrix
+def _solve(problem: _Problem, moments: Sequence[Held], memory: float) -> tuple[list[int], float]:
+    """The number of the way of each variable, and the seconds of all.
 
-    first: list[int] = []
-    costs: list[float] = []
-    for variable in problem.variables:
-        first.append(len(costs))
-        costs += [variable.times * s for s in variable.seconds]
-    binary = len(costs)
-    rows: list[int] = []
-    columns: list[int] = []
-    entries: list[float] = []
-    wanted: list[float] = []
-
-    def constrain(terms: Sequence[tuple[int, float]], equals: float) -> None:
-        for column, entry in terms:
-            rows.append(len(wanted))
-            columns.append(column)
-            entries.append(entry)
-        wanted.append(equals)
-
-    for variable, start in zip(problem.variables, first):
-        constrain([(start + n, 1.0) for n in range(len(variable.ways))], 1.0)
+    A limit of memory is one constraint for each moment. Those that a solution breaks are added until it breaks none.
+    """
+    program = IntegerProgram()
+    ways = [program.choice([variable.times * s for s in variable.seconds]) for variable in problem.variables]
+    pairs: dict[int, list[tuple[int, float]]] = {}
     known: dict[tuple[Sharding, Sharding, Value], float] = {}
     for use in problem.uses:
         source, target = problem.variables[use.source], problem.variables[use.target]
-        start = len(costs)
-        wide = len(target.ways)
+        costs: list[list[float]] = []
+        needed = [b.result if use.position < 0 else b.operands[use.position] for b in target.ways]
         for a in source.ways:
-            for b in target.ways:
-                needed = b.result if use.position < 0 else b.operands[use.position]
-                key = (a.result, needed, use.value)
+            for b in needed:
+                key = (a.result, b, use.value)
                 if key not in known:
-                    known[key] = problem.sending(use.value, a.result, needed)
-                costs.append(known[key] * use.times)
-        for n in range(len(source.ways)):
-            terms = [(start + n * wide + m, 1.0) for m in range(wide)]
-            constrain([*terms, (first[use.source] + n, -1.0)], 0.0)
-        for m in range(wide):
-            terms = [(start + n * wide + m, 1.0) for n in range(len(source.ways))]
-            constrain([*terms, (first[use.target] + m, -1.0)], 0.0)
-    scale = 1e6  # microseconds: the solver's tolerances are absolute
-    integrality = np.array([1] * binary + [0] * (len(costs) - binary))
-    matrix = csr_matrix((entries, (rows, columns)), shape=(len(wanted), len(costs)))
-    result = milp(
-        np.array(costs) * scale,
-        integrality=integrality,
-        bounds=Bounds(0, 1),
-        constraints=LinearConstraint(matrix, np.array(wanted), np.array(wanted)),
-        options={"mip_rel_gap": 1e-7},
-    )
-    assert result.x is not None, result.message  # to leave everything whole is always a solution
-    chosen = [int(np.argmax(result.x[start : start + len(v.ways)])) for v, start in zip(problem.variables, first)]
-    return chosen, float(result.fun) / scale
+                    known[key] = problem.sending(use.value, a.result, b)
+            costs.append([known[a.result, b, use.value] * use.times for b in needed])
+        made = program.pair(ways[use.source], ways[use.target], costs)
+        copies = [
+            (made[n][m], problem.held(use.value, b))
+            for n, a in enumerate(source.ways)
+            for m, b in enumerate(needed)
+            if costs[n][m] > 0
+        ]
+        pairs.setdefault(use.target, []).extend(copies)
+    limits = [problem.limit(moment, ways, pairs) for moment in moments]
+    met: set[int] = set()
+    while True:
+        solution = program.solve()
+        if solution is None:
+            least = max(_least(limit, ways) for limit in limits)
+            message = f"with {memory:,.0f} bytes in each device no way to split the program fits"
+            hint = f"it takes more than {least:,.0f} bytes, or more devices"
+            raise CompileError("E1908", message, hint=hint)
+        held = [sum(count * solution.values[n] for n, count in limit) for limit in limits]
+        broken = sorted((n for n, h in enumerate(held) if h > memory and n not in met), key=lambda n: -held[n])
+        if not broken:
+            return [solution.chosen(own) for own in ways], solution.cost
+        met.update(broken[:AT_ONCE])
+        for n in broken[:AT_ONCE]:
+            program.limit(limits[n], memory)
+
+
+def _least(limit: Sequence[tuple[int, float]], ways: Sequence[range]) -> float:
+    """What a moment holds at least, each value split as far as it can be."""
+    bytes_of_way = dict(limit)
+    return sum(min(bytes_of_way[n] for n in own) for own in ways if own[0] in bytes_of_way)
