@@ -60,7 +60,14 @@ class _Resharding:
         yield from self._merged(now, wanted, parts)
         while tuple(now) != wanted:
             before = tuple(now)
-            for way in (self._sliced, self._permuted, self._sliced_before, self._exchanged, self._rearranged, self._gathered):
+            for way in (
+                self._sliced,
+                self._permuted,
+                self._sliced_before,
+                self._exchanged,
+                self._rearranged,
+                self._gathered,
+            ):
                 step = way(now, wanted)
                 if step is not None:
                     yield step
