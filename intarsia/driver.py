@@ -31,7 +31,7 @@ from intarsia.options import resolve_target as resolve_target
 from intarsia.passes.lower.checks import check_messages
 from intarsia.passes.pipeline import Context, Instrument, Pass, Pipeline, default_pipeline
 from intarsia.passes.plan_memory import plan
-from intarsia.passes.shard import Partition, PropagateSharding, Reshard
+from intarsia.passes.shard import Partition, PropagateSharding, Reshard, Rings
 from intarsia.passes.shard.meshes import mesh_of, with_mesh
 from intarsia.passes.specialize import Specialize
 from intarsia.tuning.known import known_schedules
@@ -140,14 +140,14 @@ class Compilation:
         """Where the elements of every tensor of the program live; without devices the program as it was."""
         if not self._sharding:
             return self.graph
-        return self._passes("sharded", self.graph, Pipeline(self._sharding[:-1]))
+        return self._passes("sharded", self.graph, Pipeline(self._sharding[:2]))
 
     @cached_property
     def partitioned(self) -> Module:
         """The program of one device; without devices the program as it was."""
         if not self._sharding:
             return self.graph
-        return self._passes("partitioned", self.sharded, Pipeline(self._sharding[-1:]))
+        return self._passes("partitioned", self.sharded, Pipeline(self._sharding[2:]))
 
     @cached_property
     def fused(self) -> Module:
@@ -284,9 +284,10 @@ class Compilation:
         self.seconds[stage] = time.perf_counter() - start
 
 
-def sharding_passes(options: Options) -> tuple[Pass, ...]:
-    """The passes that make the program of one of several devices."""
-    return (PropagateSharding(options.sharding == "strict"), Reshard(), Partition())
+def sharding_passes(options: Options, cluster: str = "laptop") -> tuple[Pass, ...]:
+    """The passes that make the program of one of several devices; `auto` is decided for a cluster."""
+    rings = () if options.collectives == "gather" else (Rings(options.collectives, cluster),)
+    return (PropagateSharding(options.sharding == "strict"), Reshard(), Partition(), *rings)
 
 
 def on_mesh(module: Module, options: Options) -> Module:

@@ -22,7 +22,8 @@ class Options:
     donated: parameters whose arrays a call on a CPU may use for its results, which are then these arrays.
     mesh: devices, `data=2,model=2`, in place of the mesh of the program. sharding: `strict` makes every choice between
     shardings an error. devices: where those of the mesh are: `simulate` all in this process, `mpi` one in each; None
-    is one device, for which shardings are dropped.
+    is one device, for which shardings are dropped. collectives: `ring` works on blocks as they come round the devices
+    in place of gathering them first, `auto` where a model says that this takes less time.
     memory_budget: bytes of intermediate values that may wait for their readers; what would be more is computed again.
     """
 
@@ -36,6 +37,7 @@ class Options:
     mesh: str | None = None
     sharding: Literal["auto", "strict"] = "auto"
     devices: Literal["simulate", "mpi"] | None = None
+    collectives: Literal["gather", "ring", "auto"] = "gather"
     memory_budget: int | None = None
 
     def resolve_target(self) -> Target:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -88,9 +89,9 @@ def annotated(module: Module, mesh: Mesh, seed: int) -> Module:
     return module.with_body(Region(body.parameters, tuple(nodes), tuple(results)))
 
 
-def compiled(module: Module) -> tuple[MeshProgram, Plan]:
+def compiled(module: Module, collectives: Literal["gather", "ring", "auto"] = "gather") -> tuple[MeshProgram, Plan]:
     """The code for the devices of a mesh, and its plan."""
-    compilation = Compilation(module, {}, Options(devices="simulate"))
+    compilation = Compilation(module, {}, Options(devices="simulate", collectives=collectives))
     plan = compilation.plan
     verify_plan(plan)
     return MeshProgram.of(compilation.executable(), compilation.scheduled, plan), plan

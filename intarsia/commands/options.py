@@ -100,6 +100,11 @@ _MESH_OPTIONS: dict[str, dict[str, Any]] = {
         "default": "auto",
         "help": "strict: a choice between shardings is an error  [default: auto]",
     },
+    "--collectives": {
+        "type": click.Choice(["gather", "ring", "auto"]),
+        "default": "gather",
+        "help": "ring: work on blocks as they come round the devices; auto: where that is faster  [default: gather]",
+    },
 }
 
 _DEVICE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -183,6 +188,7 @@ def options_of(settings: Mapping[str, Any]) -> tuple[Options, bool, str | None]:
         unordered=settings["unordered"],
         mesh=settings.get("mesh"),
         sharding=settings.get("sharding", "auto"),
+        collectives=settings.get("collectives", "gather"),
         devices=settings.get("devices"),
         memory_budget=settings["memory_budget"],
     )

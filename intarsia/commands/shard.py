@@ -88,7 +88,7 @@ def command(
             best = search(module, on, found, device_memory or found.memory_bytes, donated)
             seconds = best.seconds
             module = with_parameters(module, best.parameters)
-        local = Pipeline(sharding_passes(options)).run(module, compilation.context)
+        local = Pipeline(sharding_passes(options, cluster)).run(module, compilation.context)
         fused = default_pipeline({}, options.memory_budget).before("lower").run(local, compilation.context)
         return module, sent_by(local, found), memory_of(fused, donated), seconds
 

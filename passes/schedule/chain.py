@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from intarsia.ir.errors import ScheduleError
@@ -82,11 +83,14 @@ def prepare(b: Builder, name: str) -> None:
     """Bring sums into the form that `online` wants: what depends on finished sums is taken out of other sums."""
     stages = _stages(b)
     definitions = definitions_in(stages, allocated_in(b.kernel.body))
-    sums = {
-        s.put.buffer
-        for s in stages
-        if s.put.operator == "+=" and any(x.buffer == name for x in loads(expand(s, definitions)))
-    }
+    needing = (s for s in stages if any(x.buffer == name for x in loads(expand(s, definitions))))
+    take_out(b, {s.put.buffer for s in needing if s.put.operator == "+="})
+
+
+def take_out(b: Builder, sums: Collection[str]) -> None:
+    """Take what depends on some sums out of other sums. Raises ScheduleError where it is no factor of these."""
+    stages = _stages(b)
+    definitions = definitions_in(stages, allocated_in(b.kernel.body))
     for buffer, stage in definitions.items():
         users = [s for s in stages if s is not stage and any(x.buffer == buffer for x in s.reads)]
         if any(x.buffer in sums for x in stage.reads) and any(u.put.operator == "+=" for u in users):

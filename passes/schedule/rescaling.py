@@ -64,13 +64,12 @@ class SweepWriter:
         return rename_axes(body, {loop.axis: self.names.derived(loop.axis) for loop in loops_in(body)})
 
     def of_nothing(self, stage: Stage, ratio: Ratio) -> Body:
-        """The sum of a row of which every summand is exp(-inf - -inf): it is NaN, unless the row is empty."""
-        if ratio.guarded is not None or ratio.is_finite:
-            return ()
+        """The sum of a row of nothing but -inf, unless the row is empty."""
         first = next(loop for loop in stage.loops if loop.axis == self.sweep.axes[stage])
         held = Load(stage.put.buffer, stage.put.indices, stage.put.value.dtype)
-        none = apply("eq", ratio.maximum, constant(float("-inf"), ratio.maximum.dtype))
-        value = where(none, constant(float("nan"), held.dtype), held)
+        value = ratio.of_nothing(ratio.maximum, held)
+        if value is held:
+            return ()
         mask = without_reduced(stage.put.mask, stage)
         if not self.facts.proves(first.upper - first.lower - 1):
             mask = (*mask, first.upper - first.lower)

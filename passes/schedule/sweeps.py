@@ -55,6 +55,13 @@ class Ratio:
         nothing = apply("eq", old, constant(float("-inf"), old.dtype))
         return where(nothing, constant(1.0, old.dtype), self.between(old, new))
 
+    def of_nothing(self, maximum: Expr, total: Expr) -> Expr:
+        """The sum, where there may have been nothing but -inf: every summand is exp(-inf - -inf) then, which is NaN."""
+        if self.guarded is not None or self.is_finite:
+            return total
+        nothing = apply("eq", maximum, constant(float("-inf"), maximum.dtype))
+        return where(nothing, constant(float("nan"), total.dtype), total)
+
     def _shift(self, maximum: Expr) -> Expr:
         if self.guarded is None:
             return maximum

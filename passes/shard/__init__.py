@@ -3,5 +3,6 @@
 from intarsia.passes.shard.partition import DropSharding, Partition
 from intarsia.passes.shard.propagate import PropagateSharding
 from intarsia.passes.shard.reshard import Reshard
+from intarsia.passes.shard.rings import Rings
 
-__all__ = ["DropSharding", "Partition", "PropagateSharding", "Reshard"]
+__all__ = ["DropSharding", "Partition", "PropagateSharding", "Reshard", "Rings"]
