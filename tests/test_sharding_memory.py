@@ -16,7 +16,8 @@ from intarsia.ir.sharding import Mesh
 from intarsia.options import Options
 from intarsia.passes.pipeline import default_pipeline
 from intarsia.passes.shard.memory import DeviceMemory, device_memory
-from intarsia.passes.shard.search import search, with_parameters
+from intarsia.passes.shard.proposal import with_parameters
+from intarsia.passes.shard.search import search
 
 
 def held(module: Module) -> DeviceMemory:
@@ -47,10 +48,10 @@ def test_a_limit_of_memory_changes_what_the_search_finds() -> None:
     mesh = Mesh.parse("d=4")
     module, _ = run_passes(on_mesh(built(mlp(2), B=1024, H=256), mesh), "canonicalize,cse,dce")
     free = search(module, mesh, SENDING)
-    most = held(with_parameters(module, free.parameters)).peak
+    most = held(with_parameters(module, free)).peak
     found = search(module, mesh, SENDING, memory=0.8 * most)
-    laid = with_parameters(module, found.parameters)
-    assert [str(p.type) for p in with_parameters(module, free.parameters).graph.parameters][2:] == ["f32[256, 256]"] * 2
+    laid = with_parameters(module, found)
+    assert [str(p.type) for p in with_parameters(module, free).graph.parameters][2:] == ["f32[256, 256]"] * 2
     assert found.seconds > free.seconds and held(laid).peak <= 0.8 * most
     with pytest.raises(CompileError, match="no way to split the program fits"):
         search(module, mesh, SENDING, memory=1000)

@@ -13,8 +13,9 @@ from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module
 from intarsia.ir.ops import Collective
 from intarsia.ir.sharding import Mesh, MeshAxis
+from intarsia.passes.shard.proposal import propose
 from intarsia.passes.shard.report import sent_by
-from intarsia.passes.shard.search import search, with_parameters
+from intarsia.passes.shard.search import search
 
 SENDING = Cluster("sending", (Level(1 << 20, 1e-6, 1e10),), 1e11, 1e30, 1e12)
 """Element-wise ops take no time, as in Alpa's model: what counts is what is sent."""
@@ -41,11 +42,12 @@ fn train(x: f32[B, H], y: f32[B, H], {weights}) -> ({", ".join(["f32[H, H]"] * l
 
 
 def proposed(text: str, mesh: str, cluster: Cluster = SENDING, **dims: int) -> tuple[Module, list[Collective]]:
-    module, _ = run_passes(on_mesh(built(text, **dims), Mesh.parse(mesh)), "canonicalize,cse,dce")
+    """The annotated program, and all that it sends: for no longer than the search says."""
+    module, context = run_passes(on_mesh(built(text, **dims), Mesh.parse(mesh)), "canonicalize,cse,dce")
     found = search(module, Mesh.parse(mesh), cluster)
-    laid = with_parameters(module, found.parameters)
+    laid = propose(module, cluster, found, context).module
     local, _ = run_passes(laid, "propagate-sharding,reshard,partition")
-    assert sum(s.seconds for s in sent_by(local, cluster)) <= found.seconds + 1e-9
+    assert sum(s.seconds for s in sent_by(local, cluster)) <= found.sending + 1e-9
     return laid, collectives(local)
 
 

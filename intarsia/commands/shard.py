@@ -24,8 +24,8 @@ from intarsia.program import Program
 
 if TYPE_CHECKING:
     from intarsia.ir.errors import Span
-    from intarsia.ir.graph import Module
     from intarsia.passes.shard.memory import DeviceMemory
+    from intarsia.passes.shard.proposal import Proposal
     from intarsia.passes.shard.report import Sent
 
 
@@ -64,8 +64,9 @@ def command(
     from intarsia.passes.pipeline import Pipeline, default_pipeline
     from intarsia.passes.shard.memory import device_memory as memory_of
     from intarsia.passes.shard.meshes import mesh_of
+    from intarsia.passes.shard.proposal import Proposal, propose
     from intarsia.passes.shard.report import sent_by
-    from intarsia.passes.shard.search import search, with_parameters
+    from intarsia.passes.shard.search import search
 
     source, name = open_program(file, text)
     options, use_cache, _ = options_of(settings)
@@ -76,7 +77,7 @@ def command(
 
     donated = tuple(filter(None, donate.split(",")))
 
-    def work() -> tuple[Module, Sequence[Sent], DeviceMemory, float | None]:
+    def work() -> tuple[Proposal, Sequence[Sent], DeviceMemory, float | None]:
         module = Pipeline.parse("canonicalize,cse,dce").run(compilation.graph, compilation.context)
         module = on_mesh(module, options)
         on = mesh_of(module)
@@ -84,18 +85,22 @@ def command(
             hint = "declare one, mesh pod(data=2), or give --mesh data=2"
             raise CompileError("E1901", "the program has no mesh of devices", hint=hint)
         seconds = None
+        proposal = Proposal(module, ())
         if is_search:
             best = search(module, on, found, device_memory or found.memory_bytes, donated)
             seconds = best.seconds
-            module = with_parameters(module, best.parameters)
-        local = Pipeline(sharding_passes(options, cluster)).run(module, compilation.context)
+            proposal = propose(module, found, best, compilation.context)
+        local = Pipeline(sharding_passes(options, cluster)).run(proposal.module, compilation.context)
         fused = default_pipeline({}, options.memory_budget).before("lower").run(local, compilation.context)
-        return module, sent_by(local, found), memory_of(fused, donated), seconds
+        return proposal, sent_by(local, found), memory_of(fused, donated), seconds
 
-    module, sent, memory, seconds = with_deep_stack(work)
+    proposal, sent, memory, seconds = with_deep_stack(work)
     if is_search:
-        for parameter in module.graph.parameters:
+        for parameter in proposal.module.graph.parameters:
             click.echo(f"{parameter.label}: {parameter.type}")
+        for value in proposal.within:
+            place = f"the {value.node.name} at {line_text(value.node.span)}" if value.node.span else value.node.name
+            click.echo(f"{place}: {value.type}")
         click.echo(f"each device takes about {duration_text(seconds or 0.0)} on {found.name}\n")
     for line in table(sent):
         click.echo(line)

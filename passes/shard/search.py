@@ -27,7 +27,7 @@ from intarsia.ir.types import ListType
 from intarsia.passes.shard.edges import Edge, edges_of_node, shape_of
 from intarsia.passes.shard.integer_program import IntegerProgram
 from intarsia.passes.shard.memory import Held, bytes_of, held_moments
-from intarsia.passes.shard.meshes import require_numbers, with_parameters_laid
+from intarsia.passes.shard.meshes import require_numbers
 from intarsia.passes.shard.steps import reshard_steps
 from intarsia.passes.shard.ways import Split, Way, elements_of, sharding_of, static_shape
 
@@ -43,10 +43,13 @@ HELD = 1e-15
 
 @dataclass(frozen=True)
 class Found:
-    """The sharding of each parameter, and the seconds that the integer program says a run takes."""
+    """The sharding of each parameter, and of each value in the order of `Region.walk`; the seconds that the integer
+    program says a run takes, and those of them in which something is sent."""
 
     parameters: tuple[Sharding, ...]
+    values: tuple[Sharding, ...]
     seconds: float
+    sending: float
 
 
 @dataclass
@@ -81,20 +84,17 @@ def search(
     require_numbers(module)
     problem = _Problem(mesh, cluster)
     problem.region(module.graph.body, 1)
-    for value in module.graph.body.results:
-        problem.whole(value, 1)
+    results = {value: problem.whole(value, 1) for value in module.graph.body.results}
     moments = held_moments(module.graph.body, donated) if memory < math.inf else ()
     chosen, seconds = _solve(problem, moments, memory)
-    parameters = tuple(
-        problem.variables[problem.made[p.value]].ways[chosen[problem.made[p.value]]].result
-        for p in module.graph.parameters
-    )
-    return Found(parameters, seconds)
 
+    def sharding(value: Value) -> Sharding:
+        number = results.get(value, problem.made[value])
+        return problem.variables[number].ways[chosen[number]].result
 
-def with_parameters(module: Module, shardings: Sequence[Sharding]) -> Module:
-    """The module with these shardings of its parameters."""
-    return module.with_body(with_parameters_laid(module.graph.body, shardings))
+    body = module.graph.body
+    values = tuple(sharding(v) for node in body.walk() for v in node.values)
+    return Found(tuple(sharding(p.value) for p in body.parameters), values, seconds, problem.all_sending(chosen))
 
 
 @dataclass
@@ -147,12 +147,13 @@ class _Problem:
     def use(self, value: Value, target: int, position: int, times: int) -> None:
         self.uses.append(_Use(self.made[value], target, position, value, times))
 
-    def whole(self, value: Value, times: int) -> None:
-        """What leaves the program is no parts of sums, and lies as it may."""
+    def whole(self, value: Value, times: int) -> int:
+        """What leaves the program is no parts of sums, and lies as it may. Its variable."""
         ways = [Way({}, (s,), s) for s in self.layouts(value)]
         target = len(self.variables)
         self.variables.append(_Variable(value, ways, [0.0] * len(ways), times))
         self.use(value, target, 0, times)
+        return target
 
     def node(self, node: Node, times: int) -> None:
         match node:
@@ -246,6 +247,16 @@ class _Problem:
         ]
         own = self.made.get(moment.node.values[0]) if moment.node.values else None
         return (*terms, *pairs.get(own, ())) if own is not None else tuple(terms)
+
+    def all_sending(self, chosen: Sequence[int]) -> float:
+        """The seconds of what is sent between the chosen ways."""
+        seconds = 0.0
+        for use in self.uses:
+            made = self.variables[use.source].ways[chosen[use.source]].result
+            way = self.variables[use.target].ways[chosen[use.target]]
+            needed = way.result if use.position < 0 else way.operands[use.position]
+            seconds += use.times * self.sending(use.value, made, needed)
+        return seconds
 
     def sending(self, value: Value, source: Sharding, target: Sharding) -> float:
         if source == target:
