@@ -39,8 +39,8 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
         {"B": 9, "K": 5, "N": 6},
     ),
     "in each step of a loop": (
-        "fn f(x: f32[B@d, K], w: f32[K@d, K]) -> f32[B@d, K] { return loop (h = x) for t < 3 { yield tanh(h @ w) } }",
-        {"B": 64, "K": 8},
+        "fn f(x: f32[K@d, B], w: f32[K@d, K]) -> f32[K@d, B] { return loop (h = x) for t < 3 { yield tanh(w @ h) } }",
+        {"B": 3, "K": 8},
     ),
     "attention": (ATTENTION, {"H": 2, "S": 9, "K": 4, "E": 3}),
     "attention in half": (ATTENTION.replace("f32", "f16"), {"H": 2, "S": 8, "K": 4, "E": 3}),

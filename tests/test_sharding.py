@@ -13,7 +13,7 @@ from intarsia.dsl.library import load
 from intarsia.ir.errors import CompileError, Source
 from intarsia.ir.graph import Module
 from intarsia.ir.interpreter import evaluate
-from intarsia.ir.ops import AllSlice, Collective
+from intarsia.ir.ops import AllSlice, Collective, Loop
 from intarsia.ir.spmd import Placement, simulate
 from intarsia.passes.specialize import specialize
 from intarsia.passes.verify.inputs import random_inputs
@@ -63,6 +63,14 @@ def test_weights_of_zero3_are_gathered() -> None:
     text = """mesh m(data=4)
 fn f(x: f32[B@data, D], w1: f32[D@data, F], w2: f32[F@data, D]) -> f32[B@data, D] { return gelu(x @ w1) @ w2 }"""
     check(text, {"all_gather": 2}, B=64, D=16, F=32)
+
+
+def test_what_no_step_changes_is_gathered_once() -> None:
+    text = """mesh m(d=4)
+fn f(x: f32[B@d, K], w: f32[K@d, K]) -> f32[B@d, K] { return loop (h = x) for t < 3 { yield tanh(h @ w) } }"""
+    local = check(text, {"all_gather": 1}, B=64, K=8)
+    (loop,) = (n for n in local.graph.body.nodes if isinstance(n, Loop))
+    assert not any(isinstance(n, Collective) for n in loop.body.nodes)
 
 
 def test_experts_take_two_all_to_alls() -> None:

@@ -55,61 +55,78 @@ class Reshard(Pass):
 
 
 @dataclass
-class _Resharder:
-    mesh: Mesh
+class _Scope:
+    """A region under construction: its nodes, and the values of it that were laid out anew."""
+
+    nodes: list[Node] = field(default_factory=list)
     made: dict[tuple[Value, Sharding], Value] = field(default_factory=dict)
+
+
+@dataclass
+class _Resharder:
+    """homes: the regions, of those that are under way, in which values are made."""
+
+    mesh: Mesh
+    scopes: list[_Scope] = field(default_factory=list)
+    homes: dict[Value, _Scope] = field(default_factory=dict)
 
     def region(self, region: Region, outer: Mapping[Value, Value]) -> Region:
         """The region with `shard` nodes; its results lie as the old ones say."""
         values = dict(outer)
-        nodes: list[Node] = []
-        kept = self.made
-        self.made = dict(kept)  # what is laid out anew inside cannot be used outside
+        scope = _Scope()
+        self.scopes.append(scope)
+        self.homes.update((p.value, scope) for p in region.parameters)
         for node in region.nodes:
-            self.node(node, values, nodes)
-        results = tuple(self.laid(values.get(v, v), sharding_of(v), nodes) for v in region.results)
-        self.made = kept
-        return Region(region.parameters, tuple(nodes), results)
+            self.node(node, values)
+        results = tuple(self.laid(values.get(v, v), sharding_of(v)) for v in region.results)
+        self.scopes.pop()
+        return Region(region.parameters, tuple(scope.nodes), results)
 
-    def laid(self, value: Value, wanted: Sharding, nodes: list[Node], like: Node | None = None) -> Value:
-        """The value as `wanted` says, by a `shard` node where it lies otherwise."""
+    def add(self, node: Node, scope: _Scope | None = None) -> None:
+        scope = scope or self.scopes[-1]
+        scope.nodes.append(node)
+        self.homes.update((v, scope) for v in node.values)
+
+    def laid(self, value: Value, wanted: Sharding, like: Node | None = None) -> Value:
+        """The value as `wanted` says, by a `shard` node where it lies otherwise: in the region that makes it, so that a
+        loop sends what is outside of it once."""
         if sharding_of(value) == wanted:
             return value
-        key = (value, wanted)
-        if key not in self.made:
+        key, home = (value, wanted), self.homes[value]
+        if key not in home.made:
             source = like or value.node
             node = Shard(value, span=source.span, more_spans=source.more_spans, shardings=(wanted,))
-            nodes.append(node)
-            self.made[key] = node.value
-        return self.made[key]
+            self.add(node, home)
+            home.made[key] = node.value
+        return home.made[key]
 
-    def node(self, node: Node, values: dict[Value, Value], nodes: list[Node]) -> None:
+    def node(self, node: Node, values: dict[Value, Value]) -> None:
         match node:
             case Shard(x):
-                values[node.value] = self.laid(values.get(x, x), sharding_of(node.value), nodes, node)
+                values[node.value] = self.laid(values.get(x, x), sharding_of(node.value), node)
                 return
             case Loop():
-                self.loop(node, values, nodes)
+                self.loop(node, values)
                 return
         edge = next(iter(edges_of_node(node)), None)
         operands = tuple(values.get(v, v) for v in node.operands)
         if edge is None:
             edge = Edge(node, (*node.operands, *node.values), (), (), len(node.values))
         way = _Choice(self.mesh, edge, operands).best()
-        new_operands = [self.laid(v, wanted, nodes, node) for v, wanted in zip(operands, way.operands)]
+        new_operands = [self.laid(v, wanted, node) for v, wanted in zip(operands, way.operands)]
         replaced = replace(node.with_operands_in_order(new_operands), shardings=(way.result,))
-        nodes.append(replaced)
+        self.add(replaced)
         wanted = sharding_of(node.value)
         value = replaced.value
         if way.result.axes != wanted.axes:
-            value = self.laid(value, wanted, nodes, node)
+            value = self.laid(value, wanted, node)
         values[node.value] = value
 
-    def loop(self, node: Loop, values: dict[Value, Value], nodes: list[Node]) -> None:
+    def loop(self, node: Loop, values: dict[Value, Value]) -> None:
         initial = tuple(
-            self.laid(values.get(v, v), sharding_of(p.value), nodes, node) for v, p in zip(node.initial, node.states)
+            self.laid(values.get(v, v), sharding_of(p.value), node) for v, p in zip(node.initial, node.states)
         )
-        scalars = tuple(self.laid(values.get(v, v), Sharding(()), nodes, node) for v in node.scalars)
+        scalars = tuple(self.laid(values.get(v, v), Sharding(()), node) for v in node.scalars)
         inner = dict(values)
         states = [sharding_of(p.value) for p in node.states]
         body = self.region(_with_results(node.body, states), inner)
@@ -120,9 +137,9 @@ class _Resharder:
         new = replace(
             node, initial=initial, scalars=scalars, body=body, condition=condition, shardings=(*states, *stacked)
         )
-        nodes.append(new)
+        self.add(new)
         for old, made in zip(node.values, new.values):
-            values[old] = self.laid(made, sharding_of(old), nodes, node)
+            values[old] = self.laid(made, sharding_of(old), node)
 
 
 def _with_results(region: Region, states: Sequence[Sharding]) -> Region:
