@@ -37,6 +37,8 @@ CHECKED = 3
 
 WAYS = ("eager", "compiled")
 
+KINDS = ("allocated", "resident")
+
 
 def first_block():
     """Weights, inputs and what the block should make of them, the same in every process."""
@@ -286,6 +288,20 @@ def table(rows, ways):
         yield f"| {row['threads']} | {' | '.join(times + ratios)} |"
 
 
+def memory(found):
+    """What `training_memory.py` measured."""
+    ours, theirs = ([f"{found[peer][kind] / 1e6:.0f}" for kind in KINDS] for peer in ("intarsia", "torch"))
+    return [
+        "The most memory of such a step, causal and with weights changed in place, parameters and the optimiser's state "
+        "included, in MB",
+        "(`training_memory.py`):",
+        "",
+        "| | ours | PyTorch |",
+        "|---|---|---|",
+        *(f"| {kind} | {a} | {b} |" for kind, a, b in zip(KINDS, ours, theirs)),
+    ]
+
+
 def page(results):
     """TRAINING.md."""
     found = results["curves"]
@@ -307,6 +323,8 @@ def page(results):
         "| threads | ours | eager | torch.compile | eager / ours | compiled / ours |",
         "|---|---|---|---|---|---|",
         *table(results["block"], WAYS),
+        "",
+        *memory(json.loads((HERE / "results" / "training-memory.json").read_text())),
         "",
         "## A model of characters",
         "",

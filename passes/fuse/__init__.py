@@ -105,7 +105,8 @@ class Fuse(Pass):
 
         def run(is_chain: ChainTest) -> tuple[Search, list[Group], Region]:
             search = Search(region.nodes, region.results, self.max_ops, is_chain, context.target.kind, sweeps)
-            groups = [part for group in search.run() for part in _without_outer_reshapes(group)]
+            parts = [part for group in search.run() for part in _without_numbers_of_others(group, search)]
+            groups = [inner for part in parts for inner in _without_outer_reshapes(part)]
             return search, groups, emit(region, groups, search, origin)
 
         if context.checks:
@@ -191,6 +192,29 @@ def _without_outer_reshapes(group: Group) -> list[Group]:
             nodes.remove(node)
             after.insert(0, node)
     return [Group([n]) for n in before] + [Group(nodes, group.members)] + [Group([n]) for n in after]
+
+
+def _without_numbers_of_others(group: Group, search: Search) -> list[Group]:
+    """The group, after a kernel of its own for the numbers that it makes of numbers, if others would wait for all that
+    the group reads only to get these: updates of weights wait for no gradient but their own to know the powers of
+    Adam's factors."""
+    own = {m.value for m in group.members}
+    numbers: dict[Value, None] = {}
+    for member in group.members:
+        is_number = not member.is_reduced and not member.wide_axes
+        if is_number and all(v in numbers or v not in own for v in member.node.operands):
+            numbers[member.value] = None
+    others = [m for m in group.members if m.value not in numbers]
+    if not any(v.node in search.group_of and v not in own for m in others for v in m.node.inputs):
+        return [group]
+    later = search.that_need(group, lambda v: v not in numbers)
+    taken: set[Node] = set()
+    for value in reversed(numbers):
+        users = search.users.get(value, ())
+        if any(search.group_of[u] not in later or u in taken for u in users):
+            taken.add(value.node)
+    first, rest = ([m for m in group.members if (m.node in taken) is one] for one in (True, False))
+    return [Group([m.node for m in part], part) for part in (first, rest)] if first else [group]
 
 
 def emit(region: Region, groups: Sequence[Group], search: Search, origin: Mapping[Node, Node]) -> Region:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import ChainMap, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 
 from intarsia.ir.graph import Node, Region, Structured, Value
 from intarsia.ir.ops import Argsort, Constant, Cumulative, Loop, Sort
+from intarsia.ir.sizes import Size
 from intarsia.ir.types import TensorType
 from intarsia.passes.fuse.chains import ChainTest, may_chain, never
 from intarsia.passes.fuse.members import Member
@@ -282,6 +283,17 @@ class Search:
     def _predecessors(self, group: Group) -> Iterator[Group]:
         return (self.group_of[v.node] for node in group.nodes for v in node.inputs if v.node in self.group_of)
 
+    def that_need(self, group: Group, through: Callable[[Value], bool]) -> set[Group]:
+        """The group and all that need it by way of the values for which `through` holds."""
+        found, waiting = {group}, [group]
+        while waiting:
+            nodes = waiting.pop().nodes
+            users = (u for n in nodes for v in n.values if through(v) for u in self.users.get(v, ()))
+            later = {self.group_of[u] for u in users} - found
+            found |= later
+            waiting += later
+        return found
+
     def _in_order(self) -> list[Group]:
         """Depth first from the first node on, so that the order of the program stays where it can."""
         done: dict[Group, None] = {}
@@ -312,8 +324,12 @@ def estimated_bytes(value: Value) -> int:
     """Bytes of a value, with a typical number for extents that have none."""
     if not isinstance(value.type, TensorType):
         return 0
-    elements = value.type.elements
-    return elements.evaluate(dict.fromkeys(elements.symbols, TYPICAL)) * value.dtype.bytes
+    return estimated(value.type.elements) * value.dtype.bytes
+
+
+def estimated(size: Size) -> int:
+    """A size, with a typical number for what has none."""
+    return size.evaluate(dict.fromkeys(size.symbols, TYPICAL))
 
 
 def member_of(node: Node, kind: str) -> Member | None:

@@ -40,25 +40,25 @@ def readers_first(nodes: Sequence[Node], kernels: Mapping[str, Kernel]) -> tuple
     readers: dict[Value, list[int]] = {}
     for n, node in enumerate(nodes):
         for value in node.inputs:
-            readers.setdefault(_memory(value), []).append(n)
+            readers.setdefault(memory_of(value), []).append(n)
     moved = False
     for n, node in enumerate(nodes):
         if isinstance(node, Call):
-            for base in _changed(node, kernels[node.kernel]):
-                for reader in readers[_memory(base)]:
+            for base in changed_in_place(node, kernels[node.kernel]):
+                for reader in readers[memory_of(base)]:
                     if reader > n and not _needs(reader, n, before):
                         before[n].add(reader)
                         moved = True
     return _sorted(nodes, before) if moved else tuple(nodes)
 
 
-def _changed(call: Call, kernel: Kernel) -> list[Value]:
+def changed_in_place(call: Call, kernel: Kernel) -> list[Value]:
     """The values that a call changes in place."""
     read = [b.role for b in kernel.parameters if b.role in ("in", "inout")]
     return [value for value, role in zip(call.arguments, read, strict=True) if role == "inout"]
 
 
-def _memory(value: Value) -> Value:
+def memory_of(value: Value) -> Value:
     """The value whose memory a value is."""
     while isinstance(value.node, Reshape):
         value = value.node.x

@@ -17,17 +17,21 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 
-from intarsia.ir.errors import Remarks
+from intarsia.ir.errors import Remark, Remarks
 from intarsia.ir.graph import Module, Parameter, Value
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.ops import DeviceIndex, Done, Loop
 from intarsia.ir.plan import Copy, Exchange, Invoke, Plan, PlanStatement, Preparation, Reference, Repeat, Slot, State
+from intarsia.ir.plan_liveness import slot_bytes
 from intarsia.ir.scalar import Expr, Load, as_size, transform
 from intarsia.ir.sizes import Size, maximum, minimum
 from intarsia.ir.space import operand_position
 from intarsia.ir.types import ListType
+from intarsia.passes.fuse.groups import estimated
+from intarsia.passes.fuse.report import bytes_text
 from intarsia.passes.lower.stages import Names
 from intarsia.passes.plan_memory.offsets import Piece, place
+from intarsia.passes.plan_memory.order import in_order_of_memory
 from intarsia.passes.plan_memory.overwriting import with_overwritten
 from intarsia.passes.plan_memory.preparation import separate_preparation
 from intarsia.passes.plan_memory.program import (
@@ -44,6 +48,9 @@ from intarsia.passes.plan_memory.program import (
     with_scratch_parameters,
 )
 from intarsia.passes.plan_memory.sharing import Group, InOutput, InRow, InState, Sharing, share
+
+WORTH = 16
+"""Kernels run in another order than the one written where that saves this part of the memory."""
 
 ON_STACK = 4096
 """Bytes up to which a temporary of a kernel for a CPU stays with the kernel."""
@@ -66,10 +73,32 @@ def plan(module: Module, remarks: Remarks | None = None, kind: str = "cpu", dona
 
 def _plan(module: Module, remarks: Remarks, kind: str, donated: Collection[str] = ()) -> Plan:
     """The plan of a module in which nothing is prepared."""
-    on_stack = ON_STACK if kind == "cpu" else -1
+    on_stack, overwriting = (ON_STACK, True) if kind == "cpu" else (-1, False)
     kernels = {k.name: with_scratch_parameters(k, module.graph.dimensions, on_stack) for k in module.kernels}
-    program = linearise(module, kernels, donated)
-    return _Writer(program, share(program, remarks, overwriting=kind == "cpu")).plan()
+
+    def planned(module: Module) -> tuple[Plan, Remarks]:
+        own = Remarks()
+        program = linearise(module, kernels, donated)
+        return _Writer(program, share(program, own, overwriting)).plan(), own
+
+    made, own = planned(module)
+    other = in_order_of_memory(module, kernels, donated, overwriting)
+    if other is not module:
+        changed, why = planned(other)
+        before, after = _bytes(made), _bytes(changed)
+        if WORTH * (before - after) >= before:
+            sizes = (bytes_text(Size.of(n)) for n in (after, before))
+            text = "kernels run in another order: {} for results and workspace in place of {}".format(*sizes)
+            why.add(Remark("plan-memory", "memory", text, None))
+            made, own = changed, why
+    remarks.items += own.items
+    return made
+
+
+def _bytes(plan: Plan) -> int:
+    """What a plan needs beside its inputs."""
+    outputs = (slot_bytes(s) for s in plan.slots if s.place == "output" and not s.takes)
+    return estimated(sum(outputs, plan.workspace_bytes))
 
 
 class _Writer:
