@@ -28,6 +28,7 @@ from intarsia.ir.target import Target
 from intarsia.ir.text import print_module
 from intarsia.options import Options as Options
 from intarsia.options import resolve_target as resolve_target
+from intarsia.passes.collectives import Overlap
 from intarsia.passes.lower.checks import check_messages
 from intarsia.passes.pipeline import Context, Instrument, Pass, Pipeline, default_pipeline
 from intarsia.passes.plan_memory import plan
@@ -115,20 +116,34 @@ class Compilation:
 
     @cached_property
     def pipeline(self) -> Pipeline:
-        """Specialise first, then make the program of one of several devices, then the chosen passes."""
+        """Specialise first, then make the program of one of several devices, then the chosen passes. What reorders is
+        last before `lower`, for the order is that of execution from there on."""
         sizes = {n: v for n, v in self.sizes.items() if n not in self.options.dynamic}
         if self.options.passes is None:
             specialize, *own = default_pipeline(sizes, self.options.memory_budget).passes
         else:
             specialize, own = Specialize(tuple(sizes.items())), [*Pipeline.parse(self.options.passes).passes]
-        return Pipeline((specialize, *self._sharding, *own))
+        names = [p.name for p in own]
+        end = names.index("lower") if "lower" in names else len(own)
+        own[end:end] = [p for p in self._device_passes if isinstance(p, Overlap)]
+        return Pipeline((specialize, *self._laying, *self._parting, *own))
 
     @cached_property
-    def _sharding(self) -> tuple[Pass, ...]:
-        """The passes that make the program of one of several devices, where it is not that already."""
+    def _laying(self) -> tuple[Pass, ...]:
+        """The passes that lay out tensors on the devices of a mesh, where the program is not that of one already."""
         if self.options.devices is None or is_partitioned(self.source_module):
             return ()
-        return sharding_passes(self.options)
+        return sharding_passes(self.options)[:2]
+
+    @cached_property
+    def _parting(self) -> tuple[Pass, ...]:
+        """The passes that make the program of one of several devices, and better what it sends."""
+        own = sharding_passes(self.options)[2:] if self._laying else ()
+        return (*own, *(p for p in self._device_passes if not isinstance(p, Overlap)))
+
+    @cached_property
+    def _device_passes(self) -> tuple[Pass, ...]:
+        return Pipeline.parse(self.options.device_passes or "").passes if self.options.devices is not None else ()
 
     @cached_property
     def graph(self) -> Module:
@@ -138,21 +153,18 @@ class Compilation:
     @cached_property
     def sharded(self) -> Module:
         """Where the elements of every tensor of the program live; without devices the program as it was."""
-        if not self._sharding:
-            return self.graph
-        return self._passes("sharded", self.graph, Pipeline(self._sharding[:2]))
+        return self._passes("sharded", self.graph, Pipeline(self._laying)) if self._laying else self.graph
 
     @cached_property
     def partitioned(self) -> Module:
         """The program of one device; without devices the program as it was."""
-        if not self._sharding:
-            return self.graph
-        return self._passes("partitioned", self.sharded, Pipeline(self._sharding[2:]))
+        return self._passes("partitioned", self.sharded, Pipeline(self._parting)) if self._parting else self.sharded
 
     @cached_property
     def fused(self) -> Module:
         """After the passes on the graph."""
-        return self._passes("fused", self.partitioned, self._between(1 + len(self._sharding), "lower"))
+        done = 1 + len(self._laying) + len(self._parting)
+        return self._passes("fused", self.partitioned, self._between(done, "lower"))
 
     @cached_property
     def kernels(self) -> Module:

@@ -24,6 +24,7 @@ class Options:
     shardings an error. devices: where those of the mesh are: `simulate` all in this process, `mpi` one in each; None
     is one device, for which shardings are dropped. collectives: `ring` works on blocks as they come round the devices
     in place of gathering them first, `auto` where a model says that this takes less time.
+    device_passes: passes on the program of a device, `overlap{cluster=nvlink-node}`, as a pipeline.
     memory_budget: bytes of intermediate values that may wait for their readers; what would be more is computed again.
     """
 
@@ -38,6 +39,7 @@ class Options:
     sharding: Literal["auto", "strict"] = "auto"
     devices: Literal["simulate", "mpi"] | None = None
     collectives: Literal["gather", "ring", "auto"] = "gather"
+    device_passes: str | None = None
     memory_budget: int | None = None
 
     def resolve_target(self) -> Target:

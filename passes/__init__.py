@@ -8,6 +8,7 @@ MODULES: tuple[str, ...] = (
     "specialize",
     "canonicalize",
     "shard",
+    "collectives",
     "cse",
     "dce",
     "expand_sorts",

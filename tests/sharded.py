@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -11,14 +11,15 @@ import numpy as np
 
 from intarsia.driver import Compilation
 from intarsia.ir.dtypes import Array
-from intarsia.ir.graph import Module, Region, Value
+from intarsia.ir.graph import Module, Node, Region, Value
 from intarsia.ir.interpreter import evaluate
 from intarsia.ir.ops import ListGet, Shard
 from intarsia.ir.plan import Plan
+from intarsia.ir.plan_interpreter import run_plan
 from intarsia.ir.plan_liveness import verify_plan
 from intarsia.ir.points import Operand
 from intarsia.ir.sharding import Axes, DimensionSharding, Mesh, MeshAxis, Sharding
-from intarsia.ir.spmd import simulate
+from intarsia.ir.spmd import Devices, simulate
 from intarsia.ir.tolerance import expected
 from intarsia.ir.types import ListType
 from intarsia.mesh_program import MeshProgram
@@ -89,20 +90,43 @@ def annotated(module: Module, mesh: Mesh, seed: int) -> Module:
     return module.with_body(Region(body.parameters, tuple(nodes), tuple(results)))
 
 
-def compiled(module: Module, collectives: Literal["gather", "ring", "auto"] = "gather") -> tuple[MeshProgram, Plan]:
+def compiled(
+    module: Module,
+    collectives: Literal["gather", "ring", "auto"] = "gather",
+    device_passes: str | None = None,
+) -> tuple[MeshProgram, Plan]:
     """The code for the devices of a mesh, and its plan."""
-    compilation = Compilation(module, {}, Options(devices="simulate", collectives=collectives))
+    compilation = Compilation(
+        module, {}, Options(devices="simulate", collectives=collectives, device_passes=device_passes)
+    )
     plan = compilation.plan
     verify_plan(plan)
     return MeshProgram.of(compilation.executable(), compilation.scheduled, plan), plan
 
 
-def check_compiled(module: Module, inputs: list[Operand], plain: Module | None = None) -> MeshProgram:
+def check_compiled(
+    module: Module, inputs: list[Operand], plain: Module | None = None, device_passes: str | None = None
+) -> MeshProgram:
     """Compile, run on simulated devices and compare with one device; the code."""
-    program, _ = compiled(module)
+    program, _ = compiled(module, device_passes=device_passes)
     arguments = [tuple(i) if isinstance(i, list) else i for i in inputs]
     check_results(module, inputs, program.simulate(arguments), plain)
     return program
+
+
+def check_plan(
+    module: Module, inputs: list[Operand], plain: Module | None = None, device_passes: str | None = None
+) -> Plan:
+    """The same by the plan interpreter, which holds back what is started until it is done; the plan."""
+    program, plan = compiled(module, device_passes=device_passes)
+    arguments = [tuple(i) if isinstance(i, list) else i for i in inputs]
+
+    def run(device: int, meet: Callable[[Node, Array], Array]) -> tuple[Array, ...]:
+        parts = [list(a) if isinstance(a, tuple) else a for a in program.parts(arguments, device)]
+        return run_plan(plan, parts, exchange=meet)
+
+    check_results(module, inputs, program.whole(Devices(program.placement.mesh).run(run)), plain)
+    return plan
 
 
 def check_results(module: Module, inputs: list[Operand], results: Sequence[Array], plain: Module | None = None) -> None:

@@ -118,7 +118,7 @@ def test_a_ring_gives_what_one_device_gives(name: str, devices: int) -> None:
     _, gathered = partitioned(text, devices, dims, "")
     assert rings(local)
     assert sent(local) == sent(gathered)
-    inputs = random_inputs(module.graph, {}, 0)
+    inputs = random_inputs(module, {}, 0)
     with np.errstate(invalid="ignore"):
         check_results(module, inputs, simulate(local, inputs))
 
@@ -151,7 +151,7 @@ def test_a_permutation_needs_nothing_that_its_step_computes() -> None:
 def test_scores_that_are_no_numbers(special: float) -> None:
     text, dims = PROGRAMS["attention by hand"]
     module, local = partitioned(text, 4, dims, "rings")
-    q, k, v = random_inputs(module.graph, {}, 0)
+    q, k, v = random_inputs(module, {}, 0)
     k[3, 1] = special
     with np.errstate(invalid="ignore"):
         check_results(module, [q, k, v], simulate(local, [q, k, v]))
@@ -178,5 +178,5 @@ def test_compiled_rings(name: str) -> None:
     module = built(f"mesh m(d=3)\n{text}", **dims)
     program, _ = compiled(module, collectives="ring")
     assert "collective_permute" in {n.name for n in program.collectives}
-    inputs = random_inputs(module.graph, {}, 0)
+    inputs = random_inputs(module, {}, 0)
     check_results(module, inputs, program.simulate(inputs))

@@ -40,7 +40,7 @@ def check(text: str, sent: dict[str, int], **dims: int) -> Module:
     module = built(text, **dims)
     local, _ = run_passes(module, LOCAL)
     assert Counter(n.name for n in collectives(local)) == sent
-    inputs = random_inputs(module.graph, {}, 0)
+    inputs = random_inputs(module, {}, 0)
     for found, wanted in zip(simulate(local, inputs), evaluate(module, inputs)):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
     return local

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sharded import compiled
+from sharded import check_compiled, check_plan, compiled
+from test_mesh import sharded
 
 from intarsia.ir.errors import CompileError, Source
 from intarsia.ir.graph import Module
+from intarsia.ir.ops import Done
 from intarsia.ir.plan_interpreter import run_plan
 from intarsia.ir.plan_text import print_plan
+from intarsia.ir.random_graphs import random_inputs
 from intarsia.ir.spmd import Devices, simulate
 from intarsia.ir.text import print_module, read_module
 from intarsia.ir.verifier import require_well_formed
@@ -72,3 +75,19 @@ STARTED = "%0 = all_reduce %x axes=(data,) devices=2 started=true : f32[4, 4]"
 def test_each_start_has_one_done(body: str, code: str) -> None:
     with pytest.raises(CompileError, match=code):
         require_well_formed(read(f"{HEADER}func @f(%x: f32[4, 4], %w: f32[4, 4]) {{\n {body}\n}}\n"))
+
+
+def test_random_programs_with_overlap() -> None:
+    """In memory nothing is read before it is done, nor written while it is sent."""
+    module, plain, _ = sharded(3)
+    plan = check_plan(module, random_inputs(plain, 3, {}), plain, "overlap")
+    assert any(isinstance(e.node, Done) for e in plan.exchanges)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100))
+def test_many_random_programs_with_overlap(seed: int) -> None:
+    module, plain, _ = sharded(seed)
+    inputs = random_inputs(plain, seed, {})
+    check_plan(module, inputs, plain, "overlap")
+    check_compiled(module, inputs, plain, "overlap")

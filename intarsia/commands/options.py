@@ -113,6 +113,7 @@ _DEVICE_OPTIONS: dict[str, dict[str, Any]] = {
         "type": click.Choice(["simulate", "mpi"]),
         "help": "Where the devices of a mesh are: all in this process, or one in each  [default: simulate]",
     },
+    "--device-passes": {"metavar": "TEXT", "help": "Passes on the program of a device: overlap{cluster=NAME}, …"},
 }
 
 
@@ -190,6 +191,7 @@ def options_of(settings: Mapping[str, Any]) -> tuple[Options, bool, str | None]:
         sharding=settings.get("sharding", "auto"),
         collectives=settings.get("collectives", "gather"),
         devices=settings.get("devices"),
+        device_passes=settings.get("device_passes"),
         memory_budget=settings["memory_budget"],
     )
     return options, not settings["no_cache"], target

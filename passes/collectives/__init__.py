@@ -1,1 +1,5 @@
 """What devices send to each other, and when: fewer and larger collectives, at the same time as they compute."""
+
+from intarsia.passes.collectives.overlap import Overlap
+
+__all__ = ["Overlap"]

@@ -8,13 +8,13 @@ that one stands for all. What is sent does not slow down what is computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from intarsia.ir.cluster import Cluster
 from intarsia.ir.errors import Span
 from intarsia.ir.events import Task, Timeline, common, length, simulate_tasks
-from intarsia.ir.graph import Module, Node, Region
+from intarsia.ir.graph import Module, Node
 from intarsia.ir.ops import (
     After,
     AllSlice,
@@ -74,17 +74,17 @@ class Costs:
             case Collective():
                 return Work()
             case Loop():
-                inner = {**sizes, node.counter: _first(node, sizes)}
+                inner = {**sizes, node.counter: first_of(node, sizes)}
                 step = sum((self.work(n, inner) for r in node.regions for n in r.nodes), Work())
-                return step * _steps(node, sizes)
+                return step * steps_of(node, sizes)
         return work(node, sizes)
 
 
-def _first(loop: Loop, sizes: Mapping[str, int]) -> int:
+def first_of(loop: Loop, sizes: Mapping[str, int]) -> int:
     return 0 if loop.lower.opaques else loop.lower.evaluate(sizes)
 
 
-def _steps(loop: Loop, sizes: Mapping[str, int]) -> int:
+def steps_of(loop: Loop, sizes: Mapping[str, int]) -> int:
     """One where their number depends on data."""
     if loop.lower.opaques or loop.upper.opaques:
         return 1
@@ -130,9 +130,21 @@ class Report:
 def timeline(module: Module, cluster: Cluster) -> Report:
     """When each node of a partitioned program runs. Best after `fuse`, where pointwise work moves no memory of its own.
     A loop whose steps depend on data counts as one step."""
-    walk = _Walk(Costs.of(module, cluster))
-    walk.region(module.graph.body, {}, 1.0)
+    return timeline_of(module.graph.body.nodes, Costs.of(module, cluster), {})
+
+
+def timeline_of(nodes: Sequence[Node], costs: Costs, sizes: Mapping[str, int]) -> Report:
+    """The same for nodes in order; `sizes` gives the counters of loops around them."""
+    walk = _Walk(costs)
+    walk.nodes(nodes, sizes, 1.0)
     return Report(simulate_tasks(walk.tasks), tuple(walk.spans))
+
+
+def sends(node: Node) -> bool:
+    """Is it a collective, or a loop with one in it?"""
+    if isinstance(node, Loop):
+        return any(isinstance(n, Collective) for r in node.regions for n in r.walk())
+    return isinstance(node, Collective) and not isinstance(node, AllSlice)
 
 
 @dataclass
@@ -147,8 +159,8 @@ class _Walk:
     last: tuple[int, ...] = ()
     running: dict[Node, tuple[int, ...]] = field(default_factory=dict)
 
-    def region(self, region: Region, sizes: Mapping[str, int], times: float) -> None:
-        for node in region.nodes:
+    def nodes(self, nodes: Sequence[Node], sizes: Mapping[str, int], times: float) -> None:
+        for node in nodes:
             match node:
                 case Done(x):
                     self.waiting += self.running.pop(x.node)
@@ -158,13 +170,13 @@ class _Walk:
                         self.running[node] = sent
                     else:
                         self.waiting += sent
-                case Loop() if any(isinstance(n, Collective) for r in node.regions for n in r.walk()):
-                    steps = _steps(node, sizes)
+                case Loop() if sends(node):
+                    steps = steps_of(node, sizes)
                     shown = min(steps, STEPS)
                     for step in range(shown):
-                        inner = {**sizes, node.counter: _first(node, sizes) + step}
-                        for own in node.regions[::-1]:  # the condition, then the body
-                            self.region(own, inner, times * steps / shown)
+                        inner = {**sizes, node.counter: first_of(node, sizes) + step}
+                        for region in node.regions[::-1]:  # the condition, then the body
+                            self.nodes(region.nodes, inner, times * steps / shown)
                 case _:
                     if (seconds := self.costs.computing(node, sizes)) > 0:
                         self.last = self.add(node, COMPUTING, seconds * times, self.waiting)

@@ -65,6 +65,11 @@ def bytes_of(type_: Type) -> int:
     return math.prod(s.constant or 1 for s in type_.shape) * type_.dtype.bits // 8
 
 
+def peak_bytes(region: Region) -> int:
+    """The most bytes at one time of what the nodes of a region make, in their order."""
+    return _most(region, (), ())[0]
+
+
 def _most(region: Region, results: Collection[Value], free: Collection[Value]) -> tuple[int, int, Node | None]:
     """The most bytes at one time of what a region makes; those of them that are no results; and the node that runs
     then. free: values that lie in memory which counts elsewhere."""

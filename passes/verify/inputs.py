@@ -11,10 +11,11 @@ from intarsia.ir import kernel
 from intarsia.ir.conversion import convert
 from intarsia.ir.dtypes import F64, I64, Array, DType
 from intarsia.ir.errors import CompileError
-from intarsia.ir.graph import Graph, Module, Region, Structured
+from intarsia.ir.graph import Module, Region, Structured
 from intarsia.ir.kernel import For, If, Put, Statement
 from intarsia.ir.ops import Call, Loop, Slice, Update
 from intarsia.ir.sizes import Size
+from intarsia.ir.spmd import Placement, is_partitioned
 from intarsia.ir.types import ListType, TensorType, Type
 from intarsia.passes.specialize import specialize
 
@@ -26,12 +27,13 @@ CHECK_SIZES = (7, 17, 5, 3, 2, 6, 4, 1)
 SPECIAL = (np.nan, np.inf, -np.inf, 0.0, -0.0)
 
 
-def random_inputs(graph: Graph, sizes: Mapping[str, int], seed: int, special: bool = False) -> list[Operand]:
-    """An input for each parameter. Floats are normal; if `special`, they are halves of small numbers, so that many are
-    equal, and an eighth of them, and one of each kind at least, are NaN, infinities and zeros. Integers are small,
-    since they may count steps or subscript."""
+def random_inputs(module: Module, sizes: Mapping[str, int], seed: int, special: bool = False) -> list[Operand]:
+    """An input for each parameter; for the program of one of several devices, those of all together. Floats are
+    normal; if `special`, they are halves of small numbers, so that many are equal, and an eighth of them, and one of
+    each kind at least, are NaN, infinities and zeros. Integers are small, since they may count steps or subscript."""
     generator = np.random.default_rng(seed)
-    return [_input(p.type, sizes, generator, special) for p in graph.parameters]
+    types = Placement.of(module).parameters if is_partitioned(module) else [p.type for p in module.graph.parameters]
+    return [_input(t, sizes, generator, special) for t in types]
 
 
 def _input(type_: Type, sizes: Mapping[str, int], generator: np.random.Generator, special: bool) -> Operand:
