@@ -25,7 +25,8 @@ from intarsia.ir.sharding import Axes, Mesh
 from intarsia.ir.sizes import ZERO, Size
 from intarsia.ir.types import ListType, TensorType, Type
 from intarsia.passes.pipeline import Context, Pass
-from intarsia.passes.shard.edges import edges_of_node, project, shape_of
+from intarsia.passes.shard.edges import edges_of_node, shape_of
+from intarsia.passes.shard.laid import axes_of_factors, check_laid
 from intarsia.passes.shard.local import LocalOp, local_type
 from intarsia.passes.shard.meshes import mesh_of, without_shardings
 from intarsia.passes.shard.steps import Step, reshard_steps
@@ -50,6 +51,7 @@ class Partition(Pass):
         mesh = mesh_of(module)
         if mesh is None:
             return module
+        check_laid(module, mesh)
         body = module.graph.body
         placed = (
             *(f"parameter {p.type}" for p in body.parameters),
@@ -130,11 +132,7 @@ class _Partitioner:
 
     def op(self, node: Node, operands: tuple[Value, ...], nodes: list[Node]) -> Node:
         edge = next(iter(edges_of_node(node)))
-        of_factor: dict[str, Axes] = {}
-        for t, value in enumerate(edge.tensors):
-            found = project(self.mesh, edge, t, sharding_of(value).axes).of_factor
-            of_factor.update({f: axes for f, axes in found.items() if axes})
-
+        of_factor = axes_of_factors(self.mesh, edge)
         local = LocalOp(self.mesh, edge, of_factor, self.index, _adding(nodes, node))
         wanted = self.type(node.value.type)
         assert isinstance(wanted, TensorType)
