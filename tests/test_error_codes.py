@@ -44,6 +44,14 @@ func @f[N](%x: f32[N@data]) {
   return %0
 }
 """,
+    "product.ir": """mesh pod(a=2)
+
+func @f(%x: f32[8, 4@a], %y: f32[4@a, 6]) {
+  %0 = matmul %x, %y : f32[8, 6]{sum: a}
+  %1 = exp %0 : f32[8, 6]
+  return %1
+}
+""",
     "list.ir": """mesh pod(data=2)
 
 func @f(%w: list[3] f32[4@data]) {
