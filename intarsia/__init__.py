@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from intarsia.options import Options as Options
     from intarsia.packed_checkpoints import read_awq as read_awq
     from intarsia.packed_checkpoints import read_gptq as read_gptq
+    from intarsia.parts import Part as Part
     from intarsia.program import Program as Program
     from intarsia.quantization import dequantize as dequantize
     from intarsia.quantization import quantize as quantize
@@ -42,6 +43,7 @@ _HOMES = {
     "CompileError": "intarsia.ir.errors",
     "Function": "intarsia.function",
     "Options": "intarsia.options",
+    "Part": "intarsia.parts",
     "Program": "intarsia.program",
     "compile": "intarsia.api",
     "dequantize": "intarsia.quantization",
@@ -61,6 +63,7 @@ __all__ = [
     "CompileError",
     "Function",
     "Options",
+    "Part",
     "Program",
     "compile",
     "dequantize",

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -249,8 +249,15 @@ class _NpyFile(ArrayFile):
             return _read_npy_header(file, self.path.stat().st_size, str(self.path)).type
 
     def read(self, name: str) -> Array:
+        """Through a map of the file: of an array that is split over processes, each reads its part only."""
+        size = self.path.stat().st_size
         with self.path.open("rb") as file:
-            return _read_npy(file, self.path.stat().st_size, str(self.path))
+            header = _read_npy_header(file, size, str(self.path))
+            if not prod(header.type.shape):
+                return np.empty(header.type.shape, header.numpy.newbyteorder("="))
+            order: Literal["C", "F"] = "F" if header.fortran else "C"
+            stored = np.memmap(file, header.numpy, "r", file.tell(), header.type.shape, order)
+        return stored.view(np.ndarray).astype(header.numpy.newbyteorder("="), order="C", copy=False)
 
 
 class _NpzFile(ArrayFile):

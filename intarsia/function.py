@@ -141,6 +141,16 @@ class Function:
         results = [dlpack.to_library(r, library) for r in executable.run(inputs, sizes, prepared)]
         return in_form(executable.labels, results)
 
+    def local(self, *positional: object, **named: object) -> Any:
+        """Run on processes that are the devices of a mesh; gives this process's part of each result, which a later call
+        takes as it is (`intarsia.Part`).
+
+        Raises CompileError E1911 where the devices are no processes.
+        """
+        if self.mesh is None:
+            raise CompileError("E1911", "parts are for devices that are processes", hint="such as devices='mpi'")
+        return self.mesh.local(positional, named)
+
     @property
     def runs_on_gpu(self) -> bool:
         """Is its target a GPU?"""

@@ -1,23 +1,31 @@
-"""Calls of a function on the devices of a mesh, with whole arguments and whole results."""
+"""Calls of a function on the devices of a mesh: all of them in this process, or one in each of several."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from intarsia.arguments import flatten
+from intarsia.cache import compiler_digest
 from intarsia.deep_stack import with_deep_stack
 from intarsia.files import Weights
 from intarsia.ir.dtypes import Array
-from intarsia.mesh_program import MeshProgram
+from intarsia.ir.errors import CompileError
+from intarsia.ir.types import ListType
+from intarsia.mesh_program import Argument, DeviceProgram, MeshProgram
 from intarsia.options import require_host
+from intarsia.parts import Part
+from intarsia.processes import Processes, digest_of, processes
 from intarsia.results import in_form
 from intarsia.runtime import dlpack
 from intarsia.tensors import Tensors, adapted, declared_types, kind_of
 
 if TYPE_CHECKING:
     from intarsia.function import Function
-    from intarsia.mpi import MpiDevices
+
+Parts: TypeAlias = "dict[int, tuple[Array, Part]]"
+"""What is here of some arguments, by the identity of the array that stands for the whole."""
 
 _KNOWN_PROGRAMS = 1024
 
@@ -28,58 +36,90 @@ class MeshCalls:
     def __init__(self, function: Function) -> None:
         self.function = function
         self._programs: dict[object, MeshProgram] = {}
-        self._devices: MpiDevices | None = None
+        self._devices: dict[MeshProgram, list[_Device]] = {}
 
     def __call__(self, positional: Sequence[object], named: Mapping[str, object]) -> Any:
         """Run; results are of the arguments' kind."""
-        given, dims = self.function.arrange(positional, named)
-        statics, tensors = self.function.split(given)
-        call, labels = self.call_for(tensors, statics, dims)
+        call, given = self._arranged(positional, named)
         values = (v for v in given.values() if not isinstance(v, Weights))
         library = dlpack.library_of([leaf for v in values for leaf in flatten(v).values()])
-        return in_form(labels, [dlpack.to_library(r, library) for r in call()])
+        return in_form(call.labels, [dlpack.to_library(r, library) for r in call()])
+
+    def local(self, positional: Sequence[object], named: Mapping[str, object]) -> Any:
+        """Run; results are this process's parts."""
+        call, _ = self._arranged(positional, named)
+        return in_form(call.labels, call.parts())
+
+    def _arranged(
+        self, positional: Sequence[object], named: Mapping[str, object]
+    ) -> tuple[MeshCall, Mapping[str, object]]:
+        given, dims = self.function.arrange(positional, named)
+        parts: Parts = {}
+        whole = {n: v if n in self.function.bound else _without_parts(v, parts) for n, v in given.items()}
+        statics, tensors = self.function.split(whole)
+        return self.call_for(tensors, statics, dims, self.function.fixed(given), parts), whole
 
     def call_for(
-        self, tensors: Tensors, statics: Mapping[str, object], dims: Mapping[str, int]
-    ) -> tuple[Callable[[], list[Array]], tuple[str, ...]]:
-        """What runs the program on these arguments, compiled, and the labels of its results."""
-        program = self.program(tensors, statics, dims)
-        arguments = adapted(program.inputs, tensors, {})
-        if self.function.program.options.devices == "simulate":
-            return lambda: program.simulate(arguments), program.local.labels
-        about = self.function.program.source.text, str(self.function.name), repr(sorted(statics.items()))
-        devices = self._mpi(program)
-        return lambda: devices.run(program, arguments, *about), program.local.labels
+        self,
+        tensors: Tensors,
+        statics: Mapping[str, object],
+        dims: Mapping[str, int],
+        constants: Collection[str] | None = None,
+        parts: Parts | None = None,
+    ) -> MeshCall:
+        """What runs the program, compiled, on these arguments. `constants` are the parameters that will not change
+        between calls, by default all that are declared so; those of a function called in Python are bound."""
+        program = self.program(tensors, statics, dims, constants)
+        here = self._processes(program)
+        if program not in self._devices:
+            numbers = range(program.placement.mesh.devices) if here is None else [here.device]
+            self._devices[program] = [_Device(program, n, self.function.bound, constants is not None) for n in numbers]
+        devices = self._devices[program]
+        laid = [device.laid(tensors, parts or {}) for device in devices]
+        if here is None:
+            return SimulatedCall(program, laid)
+        about = repr((self.function.program.source.text, self.function.name, sorted(statics.items()), here.mesh))
+        version = compiler_digest(self.function.program.cache)
+        digest = digest_of(version, about, ", ".join(map(str, program.inputs)), program.text)
+        return ProcessCall(program, laid[0], here, devices[0].code(here), digest)
 
-    def _mpi(self, program: MeshProgram) -> MpiDevices:
-        if self._devices is None:
-            from intarsia.mpi import MpiDevices
+    def _processes(self, program: MeshProgram) -> Processes | None:
+        """The processes that are the devices; None if all of them are in this one."""
+        kind = self.function.program.options.devices
+        return None if kind in (None, "simulate") else processes(kind, program.placement.mesh)
 
-            self._devices = MpiDevices(program.placement.mesh)
-        return self._devices
-
-    def program(self, tensors: Tensors, statics: Mapping[str, object], dims: Mapping[str, int]) -> MeshProgram:
+    def program(
+        self,
+        tensors: Tensors,
+        statics: Mapping[str, object],
+        dims: Mapping[str, int],
+        constants: Collection[str] | None = None,
+    ) -> MeshProgram:
         """The program for the types of these arguments, from memory, the cache or the compiler.
 
         Raises CompileError for what is wrong with it, E1906 where devices cannot run it.
         """
         kinds = tuple((n, *kind_of(v)) for n, v in tensors.items())
-        key = kinds, repr(sorted(statics.items())), tuple(dims.items())
+        fixed = self.function.constants if constants is None else tuple(constants)
+        key = kinds, repr(sorted(statics.items())), tuple(dims.items()), fixed
         if key not in self._programs:
             if len(self._programs) >= _KNOWN_PROGRAMS:
                 self._programs.clear()
-            self._programs[key] = self._compiled(tensors, statics, dims)
+                self._devices.clear()
+            self._programs[key] = self._compiled(tensors, statics, dims, fixed)
         return self._programs[key]
 
-    def _compiled(self, tensors: Tensors, statics: Mapping[str, object], dims: Mapping[str, int]) -> MeshProgram:
+    def _compiled(
+        self, tensors: Tensors, statics: Mapping[str, object], dims: Mapping[str, int], constants: tuple[str, ...]
+    ) -> MeshProgram:
         function, source = self.function, self.function.program
         require_host(source.options.resolve_target())
         types = declared_types(function.form, tensors, dims)
-        code, _ = function.code_key(types, statics, dims, ())
+        code, _ = function.code_key(types, statics, dims, constants)
         key = source.key("mesh", *code)
         if (data := source.recall("mesh", key)) is not None:
             return MeshProgram.from_bytes(data)
-        compilation = function.compilation_of_types(types, statics, dims, constants=())
+        compilation = function.compilation_of_types(types, statics, dims, constants=constants)
 
         def build() -> MeshProgram:
             made = compilation.executable(source.kernel_store)
@@ -88,3 +128,123 @@ class MeshCalls:
         program = with_deep_stack(build)
         source.remember("mesh", key, program.to_bytes())
         return program
+
+
+class MeshCall(ABC):
+    """A program on the arguments of one call, for as many runs as are wanted."""
+
+    def __init__(self, program: MeshProgram) -> None:
+        self.program = program
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Those of the results, where some are tensors of structs."""
+        return self.program.local.labels
+
+    @abstractmethod
+    def __call__(self) -> list[Array]:
+        """Run; gives whole results, in every process."""
+
+    @abstractmethod
+    def parts(self) -> list[Part]:
+        """Run; gives this process's parts of the results."""
+
+
+class SimulatedCall(MeshCall):
+    """With all devices in this process."""
+
+    def __init__(self, program: MeshProgram, laid: Sequence[Sequence[Argument]]) -> None:
+        super().__init__(program)
+        self._laid = laid
+
+    def __call__(self) -> list[Array]:
+        return self.program.whole(self.program.run_all(self._laid))
+
+    def parts(self) -> list[Part]:
+        raise CompileError("E1911", "parts are for devices that are processes", hint="such as devices='mpi'")
+
+
+class ProcessCall(MeshCall):
+    """With one device in this process. `digest` is what all have to agree on."""
+
+    def __init__(
+        self, program: MeshProgram, laid: Sequence[Argument], here: Processes, code: DeviceProgram, digest: bytes
+    ) -> None:
+        super().__init__(program)
+        self.processes = here
+        self._laid = laid
+        self._code = code
+        self._digest = digest
+
+    def __call__(self) -> list[Array]:
+        here, types = self.processes, self.program.results
+        return here.run(self.program, self._digest, lambda: list(map(here.whole, self._code(self._laid), types)))
+
+    def parts(self) -> list[Part]:
+        found = self.processes.run(self.program, self._digest, lambda: self._code(self._laid))
+        return [Part(array, str(kind)) for array, kind in zip(found, self.program.results)]
+
+
+class _Device:
+    """A program on one device. What bound arguments come to there is kept, and what is computed from constants if
+    these stay."""
+
+    def __init__(self, program: MeshProgram, number: int, bound: Collection[str], constants_stay: bool) -> None:
+        self.program = program
+        self.number = number
+        self._bound = bound
+        self._constants_stay = constants_stay
+        self._kept: dict[str, tuple[object, Argument]] = {}
+        self._prepared: list[Array] | None = None
+        self._code: DeviceProgram | None = None
+
+    def code(self, here: Processes) -> DeviceProgram:
+        """The code, with its collectives between processes."""
+        if self._code is None:
+            self._code = DeviceProgram(self.program, here.bind)
+        return self._code
+
+    def laid(self, tensors: Tensors, parts: Parts) -> list[Argument]:
+        """What the code takes for these arguments."""
+        own = [self._part(n, tensors, parts) for n in range(len(self.program.inputs))]
+        prepared = self._prepared
+        if prepared is None:
+            prepared = self.program.local.prepared(own, {})
+            if self._constants_stay:
+                self._prepared = prepared
+        return [*own, *prepared]
+
+    def _part(self, number: int, tensors: Tensors, parts: Parts) -> Argument:
+        layout = self.program.inputs[number]
+        label, value = layout.label, tensors[layout.label]
+        kept, same = self._kept.get(label, (None, None))
+        if kept is value and same is not None:
+            return same
+        if isinstance(value, tuple) and value and id(value[0]) in parts:
+            own: Argument = tuple(self._given(number, parts[id(v)][1]) for v in value)
+        elif not isinstance(value, tuple) and id(value) in parts:
+            own = self._given(number, parts[id(value)][1])
+        else:
+            own = self.program.part(number, adapted([layout], tensors, {})[0], self.number)
+        if label.partition(".")[0] in self._bound:
+            self._kept[label] = value, own
+        return own
+
+    def _given(self, number: int, part: Part) -> Array:
+        """A part that was given, if it is the one that the code takes."""
+        layout, kind = self.program.local.inputs[number], self.program.placement.parameters[number]
+        wanted = kind.element if isinstance(kind, ListType) else kind
+        return part.of(self.program.placement.mesh, layout.label, wanted, layout.concrete_shape({}))
+
+
+def _without_parts(value: object, parts: Parts) -> Any:
+    """An argument in which arrays without memory stand for the whole of each part, which is put into `parts`."""
+    if isinstance(value, Part):
+        array = value.stand_in()
+        parts[id(array)] = array, value
+        return array
+    if isinstance(value, dict):
+        return {name: _without_parts(item, parts) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_parts(item, parts) for item in value]
+    return value

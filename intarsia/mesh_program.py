@@ -13,25 +13,28 @@ from typing import TypeAlias
 
 import numpy as np
 
+from intarsia.collectives import Transfer, Wait
 from intarsia.executable import Executable, TensorLayout
 from intarsia.ir.dtypes import Array
 from intarsia.ir.errors import Source
 from intarsia.ir.graph import Graph, Module, Node, Parameter, Region
-from intarsia.ir.ops.collective import Collective, DeviceIndex, Done
+from intarsia.ir.ops.collective import AllSlice, Collective, Done
 from intarsia.ir.plan import Plan
+from intarsia.ir.sharding import Axes
 from intarsia.ir.spmd import Devices, Placement, part, whole
 from intarsia.ir.text import print_module, read_module
 from intarsia.ir.types import ListType, TensorType
 from intarsia.runtime import buffers
 from intarsia.runtime.native import ErrorRecord, address_of, pointer_table
 
-RunExchange: TypeAlias = Callable[[Node, Array, Array], None]
-"""Does a collective: the node, what this device has (an empty array for a `DeviceIndex`), and where the result goes.
-One that is started may put it there until its `Done`, which gets the same arrays."""
+Bind: TypeAlias = Callable[[Node, Array, Array], Transfer]
+"""What does a collective: for the node, what this device has (an empty array for a `DeviceIndex`), and where the result
+goes."""
 
 Argument: TypeAlias = "Array | tuple[Array, ...]"
 
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
+_KNOWN_EXCHANGES = 1024
 _ENTRY = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_void_p] * 7)  # releases the GIL around the call
 
 
@@ -68,10 +71,15 @@ class MeshProgram:
     def _outline(self) -> Module:
         return read_module(Source("exchanges", self.text))
 
+    @cached_property
+    def exchanges(self) -> tuple[Node, ...]:
+        """What the plan's exchanges do, by their numbers."""
+        return self._outline.graph.body.nodes
+
     @property
     def collectives(self) -> tuple[Collective, ...]:
         """What the devices do together, in the order of the plan."""
-        return tuple(n for n in self._outline.graph.body.nodes if isinstance(n, Collective))
+        return tuple(n for n in self.exchanges if isinstance(n, Collective))
 
     @cached_property
     def placement(self) -> Placement:
@@ -84,78 +92,124 @@ class MeshProgram:
         types = [t.element if isinstance(t, ListType) else t for t in self.placement.parameters]
         return tuple(replace(layout, shape=t.shape) for layout, t in zip(self.local.inputs, types))
 
+    def part(self, number: int, value: Argument, device: int) -> Argument:
+        """What a device has of argument `number`."""
+        mesh, type_ = self.placement.mesh, self.placement.parameters[number]
+        if isinstance(value, tuple):
+            return tuple(part(mesh, a, type_.sharding, device) for a in value)
+        return part(mesh, value, type_.sharding, device)
+
     def parts(self, arguments: Sequence[Argument], device: int) -> list[Argument]:
         """What a device has of the arguments."""
-        mesh, found = self.placement.mesh, list[Argument]()
-        for value, type_ in zip(arguments, self.placement.parameters):
-            if isinstance(value, tuple):
-                found.append(tuple(part(mesh, a, type_.sharding, device) for a in value))
-            else:
-                found.append(part(mesh, value, type_.sharding, device))
-        return found
+        return [self.part(n, value, device) for n, value in enumerate(arguments)]
+
+    @property
+    def results(self) -> tuple[TensorType, ...]:
+        """The types of the results of the whole program, and how these lie."""
+        return tuple(t for t in self.placement.results if isinstance(t, TensorType))
+
+    @cached_property
+    def groups(self) -> tuple[Axes, ...]:
+        """The axes along which devices meet: in collectives, and to make whole results."""
+        met = [n.mesh_axes for n in self.collectives if not isinstance(n, AllSlice)]
+        made = [axes for t in self.results for axes in (t.sharding.axes if t.sharding else ()) if axes]
+        return tuple(dict.fromkeys((*met, *made)))
 
     def whole(self, results: Sequence[Sequence[Array]]) -> list[Array]:
         """The results of the program for those of each device."""
-        types = [t for t in self.placement.results if isinstance(t, TensorType)]
-        return [whole(self.placement.mesh, list(parts), t) for parts, t in zip(zip(*results), types)]
+        return [whole(self.placement.mesh, list(parts), t) for parts, t in zip(zip(*results), self.results)]
 
     def simulate(self, arguments: Sequence[Argument]) -> list[Array]:
-        """Run all devices in threads of this process, for whole arguments that match `inputs`.
+        """What the program gives for whole arguments that match `inputs`, with all devices in this process."""
+        devices = range(self.placement.mesh.devices)
+        return self.whole(self.run_all([self.laid(arguments, n) for n in devices]))
+
+    def run_all(self, laid: Sequence[Sequence[Argument]]) -> list[list[Array]]:
+        """Run all devices in threads of this process, on what the code of each of them takes; gives what each has of
+        the results.
 
         Raises CompileError where a run-time check fails on a device, which ends all of them.
         """
 
         def run(device: int, meet: Callable[[Node, Array], Array]) -> list[Array]:
-            coming: dict[Node, Array] = {}
+            def bind(node: Node, given: Array, taken: Array) -> Transfer:
+                def begin() -> Wait:
+                    found = meet(node, given)
+                    return lambda: np.copyto(taken, found)
 
-            def exchange(node: Node, given: Array, taken: Array) -> None:
-                if isinstance(node, Done):
-                    taken[...] = coming.pop(node.x.node)
-                elif isinstance(node, Collective) and node.started:
-                    coming[node] = meet(node, given)
-                else:
-                    taken[...] = meet(node, given)
+                return Transfer(lambda: begin()(), begin)
 
-            return self.run(self.parts(arguments, device), exchange)
+            return DeviceProgram(self, bind)(laid[device])
 
         _ = self.local.native
-        return self.whole(Devices(self.placement.mesh).run(run))
+        return Devices(self.placement.mesh).run(run)
 
-    def run(self, arguments: Sequence[Argument], exchange: RunExchange) -> list[Array]:
-        """Run one device on its parts; gives its parts of the results. What `exchange` raises comes through."""
-        local, failures = self.local, list[BaseException]()
-        nodes = self._outline.graph.body.nodes
+    def laid(self, arguments: Sequence[Argument], device: int) -> list[Argument]:
+        """What the code of a device takes for whole arguments: its parts, and what is computed from constants."""
+        parts = self.parts(arguments, device)
+        return [*parts, *self.local.prepared(parts, {})]
 
-        def callback(number: int, source: int, target: int) -> int:
-            try:
-                node = nodes[number]
-                made = node.x.node if isinstance(node, Done) else node
-                assert isinstance(made, Collective | DeviceIndex)
-                taken = _view(target, made.value.tensor)
-                given = _view(source, made.x.tensor) if isinstance(made, Collective) else np.empty(0, taken.dtype)
-                exchange(node, given, taken)
-            except BaseException as error:  # which must not unwind through compiled code
-                failures.append(error)
-                return 1
-            return 0
 
-        back = _CALLBACK(callback)
-        given = (*arguments, *local.prepared(arguments, {}))
-        tables = [a if isinstance(a, np.ndarray) else pointer_table(a) for a in given]
+class DeviceProgram:
+    """The code of a program on one device. What does a collective between two places in memory is kept, for they are
+    often the same in the next run. One run at a time."""
+
+    def __init__(self, program: MeshProgram, bind: Bind) -> None:
+        self.program = program
+        self._bind = bind
+        self._known: dict[tuple[int, int, int], Callable[[], object]] = {}
+        self._begun: dict[Node, Wait] = {}
+        self._failures: list[BaseException] = []
+        self._callback = _CALLBACK(self._exchange)  # alive as long as the code may call it
+        self._entry = _ENTRY(program.local.native.address)
+
+    def _exchange(self, number: int, source: int, target: int) -> int:
+        key = number, source, target
+        try:
+            if (do := self._known.get(key)) is None:
+                do = self._bound(number, source, target)
+                if len(self._known) >= _KNOWN_EXCHANGES:  # results that lie elsewhere each time
+                    self._known.clear()
+                self._known[key] = do
+            do()
+        except BaseException as error:  # which must not unwind through compiled code
+            self._failures.append(error)
+            return 1
+        return 0
+
+    def _bound(self, number: int, source: int, target: int) -> Callable[[], object]:
+        """What does an exchange between two addresses."""
+        node, begun = self.program.exchanges[number], self._begun
+        if isinstance(node, Done):
+            started = node.x.node
+            return lambda: begun.pop(started)()
+        taken = _view(target, node.values[0].tensor)
+        if not isinstance(node, Collective):
+            return self._bind(node, np.empty(0, taken.dtype), taken).now
+        transfer = self._bind(node, _view(source, node.x.tensor), taken)
+        return (lambda: begun.__setitem__(node, transfer.begin())) if node.started else transfer.now
+
+    def __call__(self, laid: Sequence[Argument]) -> list[Array]:
+        """Run on what `MeshProgram.laid` gives; gives this device's parts of the results. What a collective raises
+        comes through, CompileError where a run-time check fails."""
+        local = self.program.local
+        tables = [a if isinstance(a, np.ndarray) else pointer_table(a) for a in laid]
         results = [buffers.empty(t.concrete_shape({}), t.dtype.numpy) for t in local.outputs]
         workspace = buffers.lease(size) if (size := int(local.workspace)) else None
         record = ErrorRecord()
-        status = _ENTRY(local.native.address)(
+        self._failures.clear()
+        self._begun.clear()
+        status = self._entry(
             _pointers(tables),
             _pointers(results),
             None,
             address_of(workspace) if workspace is not None else None,
             record.address,
             None,
-            ctypes.cast(back, ctypes.c_void_p),
+            ctypes.cast(self._callback, ctypes.c_void_p),
         )
-        if failures:
-            raise failures[0]
+        if self._failures:
+            raise self._failures[0]
         if status:
             raise local.checks[status].error(record.values[: record.count])
         return results

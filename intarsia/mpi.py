@@ -1,37 +1,19 @@
-"""The devices of a mesh as processes of MPI: collectives on the buffers of the compiled program.
-
-Every process runs the same calls with whole arguments, takes its part of them, and has whole results.
-"""
+"""The devices of a mesh as processes of MPI: collectives on the buffers of the compiled program."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import sys
-import time
 from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import numpy as np
 
+from intarsia.collectives import Group, Transfer, Wait
 from intarsia.ir.dtypes import Array
 from intarsia.ir.errors import CompileError
-from intarsia.ir.graph import Node
-from intarsia.ir.ops.collective import (
-    AllGather,
-    AllReduce,
-    AllToAll,
-    Collective,
-    CollectivePermute,
-    Done,
-    ReduceScatter,
-)
-from intarsia.ir.sharding import Mesh, MeshAxis
-from intarsia.ir.spmd import alone
-from intarsia.mesh_program import Argument, MeshProgram
-
-T = TypeVar("T")
+from intarsia.ir.spmd import merged
+from intarsia.processes import World
+from intarsia.runtime import buffers
 
 HINT = "install it with: pip install 'intarsia[mpi]'"
 
@@ -45,163 +27,91 @@ def mpi() -> Any:
     return MPI
 
 
-def end_all(error: BaseException) -> NoReturn:
-    """End the processes of all devices, after one error that says which of them failed, and why."""
-    world = mpi().COMM_WORLD
-    time.sleep(min(0.1 * world.rank, 2.0))  # where all fail alike, the first one tells
-    text = str(error) if isinstance(error, CompileError) else f"error: {type(error).__name__}: {error}"
-    sys.stdout.flush()
-    print(f"device {world.rank} of {world.size} failed\n{text}", file=sys.stderr, flush=True)
-    world.Abort(1)
-    os._exit(1)
+class MpiWorld(World):
+    """The processes of MPI. Raises CompileError E1907 where there is none."""
 
-
-def or_end_all(work: Callable[[], T]) -> T:
-    """What `work` gives; if it fails in one process, all of them end."""
-    try:
-        return work()
-    except BaseException as error:
-        end_all(error)
-
-
-class MpiDevices:
-    """The device of a mesh that this process is.
-
-    Raises CompileError E1907 where there is no MPI, or another number of processes than of devices.
-    """
-
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self) -> None:
         self.mpi = mpi()
-        self.mesh = mesh
-        self.device: int = self.mpi.COMM_WORLD.rank
-        count = self.mpi.COMM_WORLD.size
-        if count != mesh.devices:
-            hint = f"start {mesh.devices}: mpiexec -n {mesh.devices} …, by the mpiexec of the MPI that mpi4py uses"
-            raise CompileError("E1907", f"{mesh} has {mesh.devices} devices, and MPI has {count} processes", hint=hint)
-        self._along: dict[tuple[MeshAxis, ...], Any] = {}
+        self._world = self.mpi.COMM_WORLD.Dup()  # for messages of their own
+        hint = "start {0}: mpiexec -n {0} …, by the mpiexec of the MPI that mpi4py uses"
+        super().__init__(self._world.rank, self._world.size, hint)
 
-    @cached_property
-    def _world(self) -> Any:
-        """All devices, in messages of their own."""
-        return self.mpi.COMM_WORLD.Dup()
+    def group(self, ranks: Sequence[Sequence[int]]) -> Group:
+        colour, own = next((n, group) for n, group in enumerate(ranks) if self.rank in group)
+        return MpiGroup(self.mpi, self._world.Split(colour, own.index(self.rank)))
 
-    def run(self, program: MeshProgram, arguments: Sequence[Argument], *about: str) -> list[Array]:
-        """Run a program on whole arguments; `about` says what program it is. A failure ends all processes."""
-        return or_end_all(lambda: self._run(program, arguments, about))
+    def share(self, data: bytes) -> Sequence[bytes]:
+        found = bytearray(len(data) * self.size)
+        self._world.Allgather(data, found)
+        return [bytes(found[n : n + len(data)]) for n in range(0, len(found), len(data))]
 
-    def _run(self, program: MeshProgram, arguments: Sequence[Argument], about: Sequence[str]) -> list[Array]:
-        self._agree((program.text, *map(str, program.inputs), *about))
-        for node in program.collectives:  # communicators are made by all devices together
-            self._group(node.mesh_axes)
-        results = program.run(program.parts(arguments, self.device), self._exchange)
-        everywhere = [self._gathered(r) for r in results]
-        return program.whole([[r[n] for r in everywhere] for n in range(self.mesh.devices)])
+    def abort(self) -> NoReturn:
+        self.mpi.COMM_WORLD.Abort(1)
+        os._exit(1)
 
-    def _agree(self, texts: Sequence[str]) -> None:
-        """Raise CompileError E1907 if another process runs something else."""
-        own = hashlib.sha256("\0".join(texts).encode()).digest()
-        different = [n for n, other in enumerate(self._world.allgather(own)) if other != own]
-        if different:
-            message = f"device {different[0]} runs another program, or has arguments of other types"
-            raise CompileError("E1907", message, hint="all processes have to run the same command")
 
-    def _gathered(self, array: Array) -> Array:
-        """What each device has of an array."""
-        found = np.empty((self.mesh.devices, *array.shape), array.dtype)
-        self._world.Allgather(_bytes(array), _bytes(found))
-        return found
+class MpiGroup(Group):
+    """A communicator."""
 
-    def _group(self, axes: tuple[MeshAxis, ...]) -> Any:
-        """The devices that differ along axes only, in the order of their numbers along these."""
-        if axes not in self._along:
-            groups = self.mesh.groups(axes)
-            colour = next(n for n, group in enumerate(groups) if self.device in group)
-            self._along[axes] = self._world.Split(colour, self.mesh.position(self.device, axes))
-        return self._along[axes]
+    def __init__(self, module: Any, communicator: Any) -> None:
+        self.mpi = module
+        self.communicator = communicator
+        self.rank: int = communicator.rank
+        self.size: int = communicator.size
+        self._operators = {"sum": module.SUM, "prod": module.PROD, "max": module.MAX, "min": module.MIN}
 
-    # ------------------------------------------------------------------ collectives
+    def reduces(self, combiner: str, memory: Array) -> bool:
+        """MPI does not say what a maximum does with NaN, and not every MPI has floats of 16 bits."""
+        if memory.dtype.kind == "f":
+            return combiner in ("sum", "prod") and memory.dtype.itemsize >= 4
+        return memory.dtype.kind in "iu"
 
-    def _exchange(self, node: Node, given: Array, taken: Array) -> None:
-        if isinstance(node, Done):  # all of it was there when it was started
-            return
-        if (own := alone(self.mesh, node, self.device, given)) is not None:
-            taken[...] = own
-            return
-        assert isinstance(node, Collective)
-        group, count = self._group(node.mesh_axes), node.devices
-        match node:
-            case AllReduce(combiner=combiner):
-                self._reduced(group.Allreduce, combiner, given, taken)
-            case ReduceScatter(dim=dim, combiner=combiner):
-                self._reduced(group.Reduce_scatter_block, combiner, _blocks(given, dim, count), taken)
-            case AllGather(dim=dim):
-                _into(_blocks(taken, dim, count), lambda target: group.Allgather(_bytes(given), _bytes(target)))
-            case AllToAll(split=split, join=join):
-                parts = np.ascontiguousarray(_blocks(given, split, count))
-                _into(_blocks(taken, join, count), lambda target: group.Alltoall(_bytes(parts), _bytes(target)))
-            case CollectivePermute(sources=sources):
-                self._permuted(group, sources, given, taken)
-            case _:
-                raise AssertionError(node.name)
+    def all_reduce(self, combiner: str, source: Array, target: Array) -> Transfer:
+        own = self.communicator
+        return _transfer(own.Allreduce, own.Iallreduce, source, target, self._operators[combiner])
 
-    def _permuted(self, group: Any, sources: Sequence[int], given: Array, taken: Array) -> None:
-        own = sources[group.rank]
-        requests = [group.Irecv(_bytes(taken), own)] if own >= 0 and own != group.rank else []
-        requests += [group.Isend(_bytes(given), n) for n, s in enumerate(sources) if s == group.rank != n]
-        if not requests or own in (-1, group.rank):
-            taken[...] = given if own == group.rank else 0
-        self.mpi.Request.Waitall(requests)
+    def reduce_scatter(self, combiner: str, source: Array, target: Array) -> Transfer:
+        own = self.communicator
+        operator = self._operators[combiner]
+        return _transfer(own.Reduce_scatter_block, own.Ireduce_scatter_block, source, target, operator)
 
-    def _reduced(self, reduce: Callable[..., None], combiner: str, given: Array, taken: Array) -> None:
-        """Reduce in the type of the arrays; floats of 16 bits in f32, rounded once; bools as bits."""
-        given = np.ascontiguousarray(given)
-        if given.dtype == np.bool_:
-            combiner = {"sum": "max", "prod": "min"}.get(combiner, combiner)
-            reduce(given.view(np.uint8), taken.view(np.uint8), self._operator(combiner, np.dtype(np.uint8)))
-        elif given.dtype.kind in "iuf" and given.dtype != np.float16:
-            reduce(given, taken, self._operator(combiner, given.dtype))
-        else:
-            wide = np.empty(taken.shape, np.float32)
-            reduce(given.astype(np.float32), wide, self._operator(combiner, wide.dtype))
-            taken[...] = wide.astype(taken.dtype)
+    def all_gather(self, source: Array, target: Array) -> Transfer:
+        return _transfer(self.communicator.Allgather, self.communicator.Iallgather, _bytes(source), _bytes(target))
 
-    def _operator(self, combiner: str, dtype: np.dtype[Any]) -> Any:
-        """MPI does not say what a maximum of floats does with NaN: here it is NaN, as everywhere in a program."""
-        if combiner in ("max", "min") and dtype.kind == "f":
-            return self._extremes[combiner, dtype]
-        return {"sum": self.mpi.SUM, "prod": self.mpi.PROD, "max": self.mpi.MAX, "min": self.mpi.MIN}[combiner]
+    def all_to_all(self, source: Array, target: Array) -> Transfer:
+        return _transfer(self.communicator.Alltoall, self.communicator.Ialltoall, _bytes(source), _bytes(target))
 
-    @cached_property
-    def _extremes(self) -> dict[tuple[str, np.dtype[Any]], Any]:
-        def operator(merge: np.ufunc, dtype: np.dtype[Any]) -> Any:
-            def into(given: Any, taken: Any, datatype: Any) -> None:
-                result = np.frombuffer(taken, dtype)
-                merge(np.frombuffer(given, dtype), result, out=result)
+    def permute(self, source: Array, target: Array, origin: int, receivers: Sequence[int]) -> Transfer:
+        own, sent, taken = self.communicator, _bytes(source), _bytes(target)
 
-            return self.mpi.Op.Create(into, commute=True)
+        def begin() -> Wait:
+            requests = [own.Irecv(taken, origin)] if origin >= 0 else []
+            requests += [own.Isend(sent, n) for n in receivers]
+            return lambda: self.mpi.Request.Waitall(requests)
 
-        merges = {"max": np.maximum, "min": np.minimum}
-        types = [np.dtype(t) for t in (np.float32, np.float64)]
-        return {(name, dtype): operator(merge, dtype) for name, merge in merges.items() for dtype in types}
+        return Transfer(lambda: begin()(), begin)
+
+    # ------------------------------------------------------------------ memory
+
+    def empty(self, shape: Sequence[int], like: Array) -> Array:
+        return buffers.empty(shape, like.dtype)
+
+    def moved(self, memory: Array, order: Sequence[int]) -> Array:
+        return memory.transpose(order)
+
+    def is_dense(self, memory: Array) -> bool:
+        return memory.flags.c_contiguous
+
+    def merged(self, combiner: str, parts: Array) -> Array:
+        return merged(combiner, list(parts))
+
+
+def _transfer(now: Callable[..., object], begin: Callable[..., Any], *arguments: Any) -> Transfer:
+    """A collective that MPI has in two forms, of which one gives a request."""
+    return Transfer(lambda: now(*arguments), lambda: begin(*arguments).Wait)
 
 
 def _bytes(array: Array) -> Array:
-    """The memory of a contiguous array."""
+    """The memory of an array without gaps."""
     assert array.flags.c_contiguous
     return array.reshape(-1).view(np.uint8)
-
-
-def _blocks(array: Array, dim: int, count: int) -> Array:
-    """A view whose first dimension counts the parts of one dimension."""
-    shape = array.shape
-    return np.moveaxis(array.reshape(*shape[:dim], count, shape[dim] // count, *shape[dim + 1 :]), dim, 0)
-
-
-def _into(target: Array, receive: Callable[[Array], None]) -> None:
-    """Receive into an array, through another one where it is not contiguous."""
-    if target.flags.c_contiguous:
-        receive(target)
-        return
-    memory = np.empty(target.shape, target.dtype)
-    receive(memory)
-    target[...] = memory

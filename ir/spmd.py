@@ -186,9 +186,8 @@ class _Meeting:
         self.inside = 0
 
     def exchange(self, device: int, node: Node, array: Array) -> Array:
-        if (own := alone(self.mesh, node, device, array)) is not None:
-            return own
-        assert isinstance(node, Collective)
+        if not isinstance(node, Collective) or isinstance(node, AllSlice):
+            return alone(self.mesh, node, device, array)
         if device == 0:
             self.log.append((node, array.nbytes))
         self.left[device] = (node, array)
@@ -207,23 +206,23 @@ class _Meeting:
         return next(g for g in self.mesh.groups(axes) if device in g)
 
 
-def alone(mesh: Mesh, node: Node, device: int, array: Array) -> Array | None:
-    """The result of a node for which nothing is sent; None for the others."""
+def alone(mesh: Mesh, node: Node, device: int, array: Array) -> Array:
+    """The result of a node for which nothing is sent."""
     match node:
         case DeviceIndex(axes=axes):
             return np.asarray(mesh.position(device, map(MeshAxis.parse, axes)), np.int64)
         case AllSlice(devices=devices, dim=dim):
             return _slice(array, dim, devices, mesh.position(device, node.mesh_axes))
-    return None
+    raise AssertionError(node.name)
 
 
 def combine(node: Collective, parts: Sequence[Array], position: int) -> Array:
     """The result of a collective for one device of a group, from what all of them have."""
     match node:
         case AllReduce(combiner=combiner):
-            return _merged(combiner, parts)
+            return merged(combiner, parts)
         case ReduceScatter(dim=dim, combiner=combiner):
-            return _slice(_merged(combiner, parts), dim, node.devices, position)
+            return _slice(merged(combiner, parts), dim, node.devices, position)
         case AllGather(dim=dim):
             return np.concatenate(parts, axis=dim)
         case AllToAll(split=split, join=join):
@@ -234,7 +233,7 @@ def combine(node: Collective, parts: Sequence[Array], position: int) -> Array:
     raise AssertionError(node.name)
 
 
-def _merged(combiner: str, parts: Sequence[Array]) -> Array:
+def merged(combiner: str, parts: Sequence[Array]) -> Array:
     """Floats of 16 bits are summed in f32 and rounded once, as reductions of them are."""
     merge = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}[combiner]
     dtype = parts[0].dtype

@@ -12,13 +12,14 @@ from conftest import Run
 from sharded import MESHES, annotated, check_compiled
 
 import intarsia
+from intarsia.collectives import Transfer
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module
 from intarsia.ir.plan_interpreter import run_plan
 from intarsia.ir.random_graphs import random_inputs, random_module, random_sizes
 from intarsia.ir.sharding import Mesh
 from intarsia.ir.spmd import Devices
-from intarsia.mesh_program import MeshProgram
+from intarsia.mesh_program import DeviceProgram, MeshProgram
 from intarsia.passes.specialize import specialize
 
 MEGATRON = """mesh pod(data=2, model=2)
@@ -114,11 +115,14 @@ def test_an_exchange_that_fails_ends_a_device() -> None:
     assert function.mesh is not None
     program = function.mesh.program({"x": x, "w": w, "steps": np.array(2)}, {}, {})
 
-    def fail(*given: object) -> None:
-        raise OSError("no one answers")
+    def bind(*given: object) -> Transfer:
+        def fail() -> None:
+            raise OSError("no one answers")
+
+        return Transfer.at_once(fail)
 
     with pytest.raises(OSError, match="no one answers"):
-        program.run(program.parts((x, w, np.array(2)), 0), fail)
+        DeviceProgram(program, bind)(program.laid((x, w, np.array(2)), 0))
 
 
 def test_what_devices_cannot_do(ita: Run) -> None:
@@ -131,6 +135,9 @@ def test_what_devices_cannot_do(ita: Run) -> None:
         status, _, report = ita("emit", "-e", double, "--dim", "N=4", "--mesh", "a=2", *words)
         assert status == 1 and "E1906" in report
     assert ita("emit", "-e", double, "--dim", "N=4", "--to", "sharded")[0] == 1
+    for options in (intarsia.Options(devices="simulate", mesh="data=2"), intarsia.Options()):
+        with pytest.raises(CompileError, match="E1911"):
+            intarsia.compile(double, options).f.local(data(4))
     assert ita("run", "-e", double, "--random", "--dim", "N=4", "--mesh", "a=2", "--time")[0] == 2
 
 

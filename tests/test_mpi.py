@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mpi_programs import write
 from test_mesh import MEGATRON
 
 import intarsia
@@ -30,35 +31,49 @@ FAILING = """mesh pod(data=2)
 
 fn f(x: f32[N@data], i: i64[N@data]) -> f32[] { return sum(tensor[n < N](x[n] / f32(7 // i[n]))) }
 """
-DIFFERENT = """
-import sys, intarsia, numpy as np
+SUM = """
+import os, sys, intarsia, numpy as np
 from mpi4py import MPI
-n = 4 + 2 * MPI.COMM_WORLD.rank
+rank = MPI.COMM_WORLD.rank
+text = "fn f(x: f32[N@data]) -> f32[] { return sum(x) }"
 options = intarsia.Options(mesh="data=2", devices="mpi")
-f = intarsia.compile("fn f(x: f32[N@data]) -> f32[] { return sum(x) }", options).f
-f(np.ones(n, np.float32))
+f = intarsia.compile(text, options).f
+f(np.ones(4, np.float32))
 """
-LEAVING = """
-import sys, intarsia, numpy as np
+"""Each of two processes has run a program; what one of them does next is not what the other does."""
+
+NEXT = "if rank == 0: f(np.ones(4, np.float32))\n"
+
+PARTS = """
+import intarsia, numpy as np
 from mpi4py import MPI
-from intarsia.mpi import or_end_all
-options = intarsia.Options(mesh="data=2", devices="mpi")
-f = intarsia.compile("fn f(x: f32[N@data]) -> f32[] { return sum(x) }", options).f
-def work():
-    if MPI.COMM_WORLD.rank == 1:
-        raise OSError("the disk is full")
-    f(np.ones(4, np.float32))
-or_end_all(work)
+rank = MPI.COMM_WORLD.rank
+text = "fn f(x: f32[N@data, M], w: f32[M@data, M]) -> (f32[N@data, M], f32[M]) { y = x @ w; return y, sum(y, axis=0) }"
+f = intarsia.compile(text, intarsia.Options(mesh="data=2", devices="mpi")).f
+x, w = np.random.default_rng(0).standard_normal((2, 5, 5)).astype(np.float32)
+y, total = f.local(x, w)
+assert y.array.shape == (3, 5) and y.type == "f32[5@data, 5]" and total.type == "f32[5]"
+z, _ = f(y, intarsia.Part(np.concatenate([w, np.zeros((1, 5), np.float32)])[3 * rank :][:3], "f32[5@data, 5]"))
+np.testing.assert_allclose(z, x @ w @ w, rtol=1e-4, atol=1e-4)
+f(x, intarsia.Part(w[:, :3], "f32[5, 5@data]"))
 """
 
+DIFFERENT = {
+    "f(np.ones(4 + 2 * rank, np.float32))": "device 1 has arguments of other types than device 0",
+    "f = intarsia.compile(text + ' ' * rank, options).f; f(np.ones(4, np.float32))": "device 1 runs another program",
+    f"{NEXT}else: raise OSError('the disk is full')": "OSError: the disk is full\n",
+    f"{NEXT}else: sys.exit(0)": "device 1 has ended, and device 0 runs a program",
+    f"{NEXT}else: os.kill(os.getpid(), 9)": "signal 9",
+}
 
-def run(*words: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return _run(sys.executable, *words, folder=folder)
+
+def run(*words: str, folder: Path | None = None, path: Path = ROOT / "tests") -> subprocess.CompletedProcess[str]:
+    return _run(sys.executable, *words, folder=folder, path=path)
 
 
-def _run(*command: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT / "tests"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    environment = {**os.environ, "PYTHONPATH": path, "INTARSIA_NUM_THREADS": "1"}
+def _run(*command: str, folder: Path | None = None, path: Path = ROOT / "tests") -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join([str(path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    environment = {**os.environ, "PYTHONPATH": paths, "INTARSIA_NUM_THREADS": "1"}
     return subprocess.run(
         command, capture_output=True, text=True, cwd=folder, env=environment, timeout=300, check=False
     )
@@ -69,11 +84,19 @@ def mpiexec(count: int, *words: str, folder: Path | None = None) -> subprocess.C
     return _run(MPIEXEC, "-n", str(count), sys.executable, *words, folder=folder)
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_collectives_and_random_programs(count: int) -> None:
-    found = mpiexec(count, str(ROOT / "tests" / "mpi_collectives.py"), "0", "8")
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_collectives(count: int) -> None:
+    found = mpiexec(count, str(ROOT / "tests" / "mpi_collectives.py"))
     assert found.returncode == 0, found.stderr
-    assert "programs are right" in found.stdout
+    assert "collectives are right" in found.stdout
+
+
+@pytest.mark.parametrize("count, seeds", [(2, range(34)), (3, range(34, 67)), (4, range(67, 100))])
+def test_a_hundred_random_programs(count: int, seeds: range, tmp_path: Path) -> None:
+    write(tmp_path, seeds, count)
+    found = mpiexec(count, str(ROOT / "tests" / "mpi_programs.py"), "mpi", str(tmp_path), *map(str, seeds))
+    assert found.returncode == 0, found.stderr
+    assert f"{len(seeds)} programs are right" in found.stdout
 
 
 def test_run_starts_the_processes(tmp_path: Path) -> None:
@@ -116,14 +139,42 @@ def test_a_failure_ends_all_processes(tmp_path: Path) -> None:
     assert found.stderr.count("error[") == 1 and "device 1 of 2 failed" in found.stderr and "zero" in found.stderr
 
 
-@pytest.mark.parametrize(
-    "program, message",
-    [(DIFFERENT, "runs another program, or has arguments of other types"), (LEAVING, "the disk is full")],
-)
-def test_processes_that_differ(program: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(program)
+@pytest.mark.parametrize("following", DIFFERENT)
+def test_processes_that_differ(following: str, tmp_path: Path) -> None:
+    """They end within seconds, with one error."""
+    (tmp_path / "program.py").write_text(SUM + following)
+    start = time.monotonic()
     found = mpiexec(2, "program.py", folder=tmp_path)
-    assert found.returncode != 0 and found.stderr.count(message) == 1
+    assert time.monotonic() - start < 60
+    told = found.stdout + found.stderr
+    assert found.returncode != 0 and told.count(DIFFERENT[following]) == 1 and told.count(" failed") <= 1, told
+
+
+def test_parts(tmp_path: Path) -> None:
+    """What one call gives is there for the next; what lies otherwise is an error."""
+    (tmp_path / "program.py").write_text(PARTS)
+    found = mpiexec(2, "program.py", folder=tmp_path)
+    assert "E1911]: w is a part of f32[5, 5@data], and the program takes one of f32[5@data, 5]" in found.stderr
+
+
+def test_a_version_that_differs(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "import intarsia.mesh_calls as calls\nfrom mpi4py import MPI\n"
+        f"calls.compiler_digest = lambda cache: str(MPI.COMM_WORLD.rank)\n{SUM}"
+    )
+    found = mpiexec(2, "program.py", folder=tmp_path)
+    assert found.returncode != 0 and "device 1 has another version of Intarsia than device 0" in found.stderr
+
+
+def test_a_process_that_is_killed_is_named(tmp_path: Path) -> None:
+    """Where the command has started it."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nif os.environ.get('PMI_RANK') == '1': os.kill(os.getpid(), 9)\n"
+    )
+    sum_up = "fn f(x: f32[N@data]) -> f32[] { return sum(x) }"
+    words = ("-m", "intarsia", "run", "-e", sum_up, "--random", "--dim", "N=4", "--mesh", "data=2", "--devices", "mpi")
+    found = run(*words, folder=tmp_path, path=tmp_path)
+    assert found.returncode != 0 and "device 1 of 2 failed: it was ended by signal 9" in found.stderr
 
 
 def test_another_number_of_processes(tmp_path: Path) -> None:
@@ -131,5 +182,5 @@ def test_another_number_of_processes(tmp_path: Path) -> None:
     sizes = ("--dim", "B=4", "--dim", "D=4", "--dim", "F=4")
     found = mpiexec(2, "-m", "intarsia", "run", "mlp.ita", "--random", *sizes, "--devices", "mpi", folder=tmp_path)
     assert (
-        found.returncode != 0 and "E1907" in found.stderr and "has 4 devices, and MPI has 2 processes" in found.stderr
+        found.returncode != 0 and "E1907" in found.stderr and "has 4 devices, and there are 2 processes" in found.stderr
     )

@@ -85,7 +85,7 @@ class Bound:
     def result_labels(self, *, compiled: bool) -> tuple[str, ...]:
         """The labels of the results, where some are tensors of structs; compiled code says so without the program."""
         if compiled and self.function.mesh is not None:
-            return self.function.mesh.call_for(self.tensors, self.statics, self.dims)[1]
+            return self.function.mesh.program(self.tensors, self.statics, self.dims).local.labels
         if compiled:
             return self.function.compiled(self.tensors, self.statics, self.dims)[0].labels
         return self.compilation().source_module.graph.labels
@@ -96,7 +96,7 @@ class Bound:
         if self.function.runs_on_gpu:
             return to_host(self.placed())
         if self.function.mesh is not None:
-            return self.function.mesh.call_for(self.tensors, self.statics, self.dims)[0]
+            return self.function.mesh.call_for(self.tensors, self.statics, self.dims)
         executable, sizes = self.function.compiled(self.tensors, self.statics, self.dims)
         inputs = adapted(executable.inputs, self.tensors, sizes)
         _ = executable.native

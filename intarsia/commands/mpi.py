@@ -47,8 +47,18 @@ def start(function: Function) -> int:
         raise CompileError("E1907", "there is no mpiexec", hint=HINT)
     arguments: list[str] = click.get_current_context().obj
     threads = {"INTARSIA_NUM_THREADS": str(max(1, usable_cores() // count))}
-    command = [launcher, "-n", str(count), sys.executable, "-m", "intarsia", *arguments]
+    command = [launcher, "-n", str(count), *_watched(count), sys.executable, "-m", "intarsia", *arguments]
     return subprocess.run(command, env={**threads, **os.environ}, check=False).returncode
+
+
+def _watched(count: int) -> list[str]:
+    """What a process is started by, so that one that a signal ends, as where memory is short, is named. The mpiexec has
+    to see that signal, or it may wait for the others."""
+    if os.name != "posix":
+        return []
+    rank = "${PMI_RANK:-${OMPI_COMM_WORLD_RANK:-$PMIX_RANK}}"
+    told = f'echo "device {rank} of {count} failed: it was ended by signal $((s - 128))" >&2'
+    return ["sh", "-c", f'"$@"; s=$?; [ $s -gt 128 ] && {told} && kill -$((s - 128)) $$; exit $s', "sh"]
 
 
 def together(command: Callable[..., int]) -> Callable[..., int]:
@@ -58,15 +68,15 @@ def together(command: Callable[..., int]) -> Callable[..., int]:
     def run(*, devices: str | None, **settings: Any) -> int:
         if devices != "mpi" or not is_started():
             return command(devices=devices, **settings)
-        from intarsia.mpi import or_end_all
+        from intarsia.processes import world
 
-        return or_end_all(lambda: command(devices=devices, **settings))
+        return world("mpi").or_end_all(lambda: command(devices=devices, **settings))
 
     return run
 
 
 def is_first() -> bool:
     """Is this the process that prints?"""
-    from intarsia.mpi import mpi
+    from intarsia.processes import world
 
-    return bool(mpi().COMM_WORLD.rank == 0)
+    return world("mpi").rank == 0

@@ -1,0 +1,74 @@
+"""What a process has of an array whose elements are split over the devices of a mesh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from intarsia.ir.dtypes import Array
+from intarsia.ir.errors import CompileError, Source
+from intarsia.ir.sharding import Axes, Mesh
+from intarsia.ir.text_parts import read_type
+from intarsia.ir.types import TensorType
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """This process's part of an array: `array`, of a whole of the type `type`, such as `f32[64@data, 32]`.
+
+    A function on processes takes parts beside whole arrays, and `Function.local` gives its results as such, so that
+    what one call makes is there for the next, and is whole nowhere. Where the devices do not divide a dimension, parts
+    are padded at its end.
+    """
+
+    array: Array
+    type: str
+
+    @cached_property
+    def whole_type(self) -> TensorType:
+        """The type as data. Raises CompileError where its text is none."""
+        found = read_type(Source("type of a part", self.type))
+        if not isinstance(found, TensorType):
+            raise CompileError("E1911", f"a part has the type of a tensor, not {self.type}")
+        return found
+
+    def stand_in(self) -> Array:
+        """An array of the whole's type, without its elements."""
+        kind = self.whole_type
+        return np.broadcast_to(np.zeros((), kind.dtype.numpy), kind.static_shape)
+
+    def of(self, mesh: Mesh, label: str, wanted: TensorType, shape: tuple[int, ...]) -> Array:
+        """The array as the part of an argument that lies as `wanted`, of which a device has `shape`. Raises
+        CompileError E1911 if it lies otherwise."""
+        if _axes(mesh, self.whole_type) != _axes(mesh, wanted):
+            message = f"{label} is a part of {self.type}, and the program takes one of {wanted}"
+            raise CompileError("E1911", message, hint=f"declare {label} so, or give the whole array")
+        if self.array.dtype != wanted.dtype.numpy or self.array.shape != shape:
+            own = f"{self.array.dtype}{list(self.array.shape)}"
+            raise CompileError(
+                "E1911", f"{label}: {own} is no part of {wanted}, of which each device has {list(shape)}"
+            )
+        return np.ascontiguousarray(self.array)
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: tuple[Any, ...]) -> Part:
+        """A row, `part[n, ...]`, of an array whose first dimension is that of a list of structs, which is not split."""
+        row, rest = index
+        assert rest is ...
+        kind = self.whole_type
+        own = replace(kind.sharding, dimensions=kind.sharding.dimensions[1:]) if kind.sharding else None
+        return Part(self.array[row, ...], str(replace(kind, shape=kind.shape[1:], sharding=own)))
+
+    def __repr__(self) -> str:
+        return f"<part {list(self.array.shape)} of {self.type}>"
+
+
+def _axes(mesh: Mesh, kind: TensorType) -> tuple[Axes, ...]:
+    """The axes that split each dimension, without those of one device."""
+    found = kind.sharding.axes if kind.sharding else ((),) * kind.rank
+    return tuple(tuple(a for a in axes if mesh.size(a) > 1) for axes in found)

@@ -1,0 +1,184 @@
+"""The devices of a mesh as processes, each of which runs the same calls on its part: what all kinds of them share.
+
+Before each run they compare what they are about to run, and at its end each process takes part in one more comparison.
+So none waits for one that does something else, or that is gone: what goes wrong in one process ends all of them, after
+one error that names it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import sys
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cache
+from traceback import format_exception
+from types import TracebackType
+from typing import NoReturn, TypeVar
+
+import numpy as np
+
+from intarsia.collectives import Group, Transfer, transfer
+from intarsia.ir.dtypes import Array
+from intarsia.ir.errors import CompileError
+from intarsia.ir.graph import Node, Parameter
+from intarsia.ir.ops.collective import AllGather, AllSlice, Collective
+from intarsia.ir.sharding import Axes, Mesh
+from intarsia.ir.spmd import alone
+from intarsia.ir.types import TensorType
+from intarsia.mesh_program import MeshProgram
+from intarsia.runtime import buffers
+
+T = TypeVar("T")
+
+DIGEST_BYTES = 16
+
+_ABOUT = (
+    "has another version of Intarsia",
+    "runs another program",
+    "has arguments of other types",
+    "has other measured schedules, and another plan,",
+)
+_PATIENCE = 60.0
+"""Seconds that a process waits for one that is to end them all."""
+
+_ENDED = bytes(DIGEST_BYTES * len(_ABOUT))
+
+
+class World(ABC):
+    """All processes, of which this is number `rank` of `size`. All of them make it together, once."""
+
+    def __init__(self, rank: int, size: int, hint: str) -> None:
+        """hint: how to start another number of them, with `{}` for the number."""
+        self.rank = rank
+        self.size = size
+        self.hint = hint
+        self.lock = threading.RLock()
+        sys.excepthook = self._uncaught
+        atexit.register(self._leave)
+
+    @abstractmethod
+    def group(self, ranks: Sequence[Sequence[int]]) -> Group:
+        """The group of this process, of several that have no process in common and that all make together."""
+
+    @abstractmethod
+    def share(self, data: bytes) -> Sequence[bytes]:
+        """What each process gives, all of one length."""
+
+    @abstractmethod
+    def abort(self) -> NoReturn:
+        """End all processes at once."""
+
+    def agree(self, digest: bytes) -> None:
+        """Raise CompileError E1907 if another process is about to do something else. `digest`: `DIGEST_BYTES` for
+        each of what `_ABOUT` tells apart."""
+        for n, other in enumerate(self.share(digest)):
+            if other == _ENDED:
+                raise CompileError("E1907", f"device {n} has ended, and device {self.rank} runs a program")
+            if other != digest:
+                starts = range(0, len(digest), DIGEST_BYTES)
+                differs = [digest[s : s + DIGEST_BYTES] != other[s : s + DIGEST_BYTES] for s in starts]
+                message = f"device {n} {_ABOUT[differs.index(True)]} than device {self.rank}"
+                raise CompileError("E1907", message, hint="all processes have to make the same calls")
+
+    def or_end_all(self, work: Callable[[], T]) -> T:
+        """What `work` gives; if it fails in one process, all of them end."""
+        try:
+            return work()
+        except BaseException as error:
+            self.end_all(error)
+
+    def end_all(self, error: BaseException, text: str = "") -> NoReturn:
+        """End all processes, after one error that says which of them failed, and why."""
+        time.sleep(min(0.1 * self.rank, 2.0))  # where all fail alike, the first one tells
+        known = isinstance(error, CompileError)
+        text = text or (str(error) if known else f"error: {type(error).__name__}: {error}")
+        sys.stdout.flush()
+        print(f"device {self.rank} of {self.size} failed\n{text}", file=sys.stderr, flush=True)
+        self.abort()
+
+    def _uncaught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        """An error that nobody catches, outside of a run too."""
+        self.end_all(error, "".join(format_exception(kind, error, trace)).rstrip())
+
+    def _leave(self) -> None:
+        """Let the others know that there will be no more runs here. One that still wants one says so, and ends all."""
+        if any(other != _ENDED for other in self.share(_ENDED)):
+            time.sleep(_PATIENCE)
+            os._exit(1)
+
+
+class Processes:
+    """The device of a mesh that this process is."""
+
+    def __init__(self, world: World, mesh: Mesh) -> None:
+        """Raises CompileError E1907 where the mesh has another number of devices than there are processes."""
+        self.world = world
+        self.mesh = mesh
+        self.device = world.rank
+        self._groups: dict[Axes, Group] = {}
+        if world.size != mesh.devices:
+            message = f"{mesh} has {mesh.devices} devices, and there are {world.size} processes"
+            raise CompileError("E1907", message, hint=world.hint.format(mesh.devices))
+
+    def run(self, program: MeshProgram, digest: bytes, call: Callable[[], T]) -> T:
+        """What a run of the program gives, which all devices begin together (`World.agree`). A failure ends all."""
+
+        def work() -> T:
+            with self.world.lock:
+                self.world.agree(digest)
+                for axes in program.groups:
+                    self.group(axes)
+                return call()
+
+        return self.world.or_end_all(work)
+
+    def group(self, axes: Axes) -> Group:
+        """The devices that differ along axes only, in the order of their numbers along these."""
+        if axes not in self._groups:
+            self._groups[axes] = self.world.group(self.mesh.groups(axes))
+        return self._groups[axes]
+
+    def bind(self, node: Node, given: Array, taken: Array) -> Transfer:
+        """What does a collective between two arrays."""
+        if not isinstance(node, Collective) or isinstance(node, AllSlice):
+            return Transfer.at_once(lambda: np.copyto(taken, alone(self.mesh, node, self.device, given)))
+        if not given.size and not taken.size:
+            return Transfer.at_once(lambda: None)
+        return transfer(self.group(node.mesh_axes), node, given, taken)
+
+    def whole(self, part: Array, type_: TensorType) -> Array:
+        """The array of which each device has a part."""
+        for d, axes in enumerate(type_.sharding.axes if type_.sharding else ()):
+            if axes:
+                x = Parameter("part", TensorType.of(type_.dtype, *part.shape)).value
+                node = AllGather(x, tuple(map(str, axes)), self.mesh.size(axes), d)
+                found = buffers.empty(node.value.tensor.static_shape, part.dtype)
+                self.bind(node, part, found).now()
+                part = np.ascontiguousarray(found[(slice(None),) * d + (slice(type_.static_shape[d]),)])
+        return part
+
+
+def digest_of(version: str, program: str, types: str, plan: str) -> bytes:
+    """What processes compare before they run something."""
+    texts = version, program, types, plan
+    return b"".join(hashlib.blake2b(t.encode(), digest_size=DIGEST_BYTES).digest() for t in texts)
+
+
+@cache
+def world(kind: str) -> World:
+    """The processes of `mpi`. Raises CompileError E1907 where there are none."""
+    assert kind == "mpi"
+    from intarsia.mpi import MpiWorld
+
+    return MpiWorld()
+
+
+@cache
+def processes(kind: str, mesh: Mesh) -> Processes:
+    """The processes of a kind as the devices of a mesh. Raises CompileError E1907."""
+    return Processes(world(kind), mesh)
