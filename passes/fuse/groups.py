@@ -252,7 +252,7 @@ class Search:
         if not self._saves_beside(first, last):
             return Refusal("small", "it would save little")
         stages = stages_of(members, self.outputs(nodes))
-        if not run_side_by_side(stages, value):
+        if not run_side_by_side(stages, value, self.kind):
             return Refusal("different order", "they go through it in different orders, or over different ranges")
         return refusal(members, stages, self.kind)
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 
 from intarsia.ir.graph import Value
 from intarsia.ir.ops import Cumulative, Update
-from intarsia.ir.sizes import Size
 from intarsia.passes.fuse.members import Member, Point, wide
 from intarsia.passes.fuse.rows import Stages
 
@@ -28,23 +27,32 @@ def is_stream(members: Sequence[Member]) -> bool:
     return plain and any(m.work > 0 or m.is_reduced for m in members)
 
 
-def run_side_by_side(stages: Stages, value: Value) -> bool:
-    """Do all stages run over one range, or over the rows of it, and read everything in the order of its axes, and
-    `value` element by element?"""
+def run_side_by_side(stages: Stages, value: Value, kind: str) -> bool:
+    """Do all stages run over one range, or over the rows of it, and go through `value`, element by element, in one
+    order, in which they read everything else too? For sums down columns that is another one than that of their axes; on
+    a GPU, which `kind` of target may be, programs share each of these by itself."""
     ranges = [tuple(a.extent for a in wide(stage.space.all_axes)) for stage in stages.stages]
     longest = max(ranges, key=len)
     if any(longest[: len(own)] != own for own in ranges):
         return False
-    in_order = all(_is_in_order(point) for points in stages.reads.values() for point in points)
+    most = max(len(stage.space.all_axes) for stage in stages.stages)
     # What one of the groups makes itself, and does not store, none of the stages reads.
-    return in_order and all(point.indices == _everything(point.stage) for point in stages.reads.get(value, ()))
+    orders = {_order(point) for point in stages.reads.get(value, ())} or {tuple(range(most))}
+    order = orders.pop()
+    own = list(range(most))
+    if orders or sorted(order) != own or (kind == "gpu" and list(order) != own):
+        return False
+    return all(_is_in_order(point, order) for points in stages.reads.values() for point in points)
 
 
-def _everything(stage: Member) -> tuple[Size, ...]:
-    """The subscripts of what has one element for each point of a stage."""
-    return tuple(Size.of(a.name) for a in stage.space.all_axes)
+def _order(point: Point) -> tuple[int, ...]:
+    """The numbers of the axes by which a stage reads a value, -1 for what is no axis."""
+    names = [a.name for a in point.stage.space.all_axes]
+    return tuple(names.index(index.as_name) if index.as_name in names else -1 for index in point.indices)
 
 
-def _is_in_order(point: Point) -> bool:
-    axes: Iterator[str | None] = iter([a.name for a in point.stage.space.all_axes])
+def _is_in_order(point: Point, order: tuple[int, ...]) -> bool:
+    """Does a stage read something along its axes in this order of them?"""
+    names = [a.name for a in point.stage.space.all_axes]
+    axes: Iterator[str | None] = iter([names[n] for n in order if n < len(names)])
     return all(index.as_name in axes for index in point.indices if index.constant is None)

@@ -32,7 +32,7 @@ from intarsia.passes.schedule.grids import block_stages
 from intarsia.passes.schedule.long_rows import share_long_rows, sweep_long_rows
 from intarsia.passes.schedule.nests import find_contraction
 from intarsia.passes.schedule.one_pass import go_through_once
-from intarsia.passes.schedule.reductions import reduce_in_parts, sum_columns
+from intarsia.passes.schedule.reductions import merge_column_sums, reduce_in_parts, sum_columns
 from intarsia.passes.schedule.shape import count, effort
 from intarsia.passes.schedule.streams import bypass_caches, fetch_early
 from intarsia.passes.schedule.tree import loops_in
@@ -68,6 +68,7 @@ def build_schedule(
             schedule_product(b, loop)
     make_parts(b)
     copy_columns(b)
+    merge_column_sums(b)
     for loop in b.waiting():
         sum_columns(b, reduce_in_parts(b, loop.axis))
     blocks = arrange_stages(b, apart or ())

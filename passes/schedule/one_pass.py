@@ -54,7 +54,7 @@ def go_through_once(b: Builder) -> bool:
     """Let all stages that go through a large matrix go through it together, if there are several, and it is legal."""
     for buffer in b.kernel.parameters:
         stages = _stages(b, buffer.name) if is_large(buffer.shape, buffer.dtype, b.target) else []
-        if len(stages) > 1 and any(stage.sums for stage in stages):
+        if len({stage.sums for stage in stages}) > 1:
             if b.choose(f"passes over {buffer.name}", ("one", "several")) == "several":
                 return False
             return b.together(f"single pass over {buffer.name}", partial(_together, b, buffer.name, stages))
