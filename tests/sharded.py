@@ -13,7 +13,7 @@ from intarsia.driver import Compilation
 from intarsia.ir.dtypes import Array
 from intarsia.ir.graph import Module, Node, Region, Value
 from intarsia.ir.interpreter import evaluate
-from intarsia.ir.ops import ListGet, Shard
+from intarsia.ir.ops import Shard
 from intarsia.ir.plan import Plan
 from intarsia.ir.plan_interpreter import run_plan
 from intarsia.ir.plan_liveness import verify_plan
@@ -73,12 +73,7 @@ def annotated(module: Module, mesh: Mesh, seed: int) -> Module:
     """The module with random shardings on parameters and results."""
     choose = random.Random(seed)
     body = module.graph.body
-    fixed = {v for n in body.walk() if not isinstance(n, ListGet) for v in n.operands if isinstance(v.type, ListType)}
-    some = {
-        n: random_sharding(p.value, mesh, choose)
-        for n, p in enumerate(body.parameters)
-        if choose.random() < 0.6 and p.value not in fixed
-    }
+    some = {n: random_sharding(p.value, mesh, choose) for n, p in enumerate(body.parameters) if choose.random() < 0.6}
     module = with_parameters(on_mesh(module, mesh), some)
     body = module.graph.body
     nodes, results = list(body.nodes), list(body.results)

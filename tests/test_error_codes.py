@@ -52,13 +52,6 @@ func @f(%x: f32[8, 4@a], %y: f32[4@a, 6]) {
   return %1
 }
 """,
-    "list.ir": """mesh pod(data=2)
-
-func @f(%w: list[3] f32[4@data]) {
-  %0 = compute [l < 3] sum[i < 2](%w[l, 2 * i]) : f32[3]
-  return %0
-}
-""",
     "mlp.ita": MLP,
     "relu.ita": "fn relu(x: f32[8]) -> f32[8] { return maximum(x, 0.0) }\nfn main(x: f32[8]) -> f32[8] { return x }\n",
     "softmax.ita": "fn f(x: f32[N, M], axis = -1) -> f32[N, M] { return softmax(x, axis=axis) }\n",

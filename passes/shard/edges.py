@@ -142,6 +142,11 @@ def _edge(node: Node, rule: Factors) -> Edge:
     )
 
 
+def edge_of(node: Node) -> Edge:
+    """The edge of an op that has one result; one without factors where nothing is said about the op."""
+    return next(iter(edges_of_node(node)), None) or Edge(node, (*node.operands, *node.values), (), (), len(node.values))
+
+
 def _names(value: Value) -> tuple[Dimension, ...]:
     return tuple((f"i{d}",) for d in range(len(shape_of(value))))
 

@@ -10,7 +10,7 @@ from intarsia.ir.linear import passes_parts
 from intarsia.ir.ops.collective import Shard
 from intarsia.ir.ops.control import Loop
 from intarsia.ir.sharding import Axes, Mesh, MeshAxis, Sharding
-from intarsia.passes.shard.edges import Edge, edges_of_node, project
+from intarsia.passes.shard.edges import Edge, edge_of, project
 from intarsia.passes.shard.ways import Split, sharding_of
 
 
@@ -54,7 +54,7 @@ def _check_loop(node: Loop, mesh: Mesh) -> None:
 
 
 def _check_op(node: Node, mesh: Mesh) -> None:
-    edge = next(iter(edges_of_node(node)), None) or Edge(node, (*node.operands, *node.values), (), (), 1)
+    edge = edge_of(node)
     kept = [p for p, v in enumerate(node.operands) if sharding_of(v).partial]
     first = sharding_of(node.operands[kept[0]] if kept else node.value)
     partial, combiner = (first.partial, first.combiner) if kept else ((), "sum")

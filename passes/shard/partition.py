@@ -25,7 +25,7 @@ from intarsia.ir.sharding import Axes, Mesh
 from intarsia.ir.sizes import ZERO, Size
 from intarsia.ir.types import ListType, TensorType, Type
 from intarsia.passes.pipeline import Context, Pass
-from intarsia.passes.shard.edges import edges_of_node, shape_of
+from intarsia.passes.shard.edges import edge_of, shape_of
 from intarsia.passes.shard.laid import axes_of_factors, check_laid
 from intarsia.passes.shard.local import LocalOp, local_type
 from intarsia.passes.shard.meshes import mesh_of, without_shardings
@@ -131,7 +131,7 @@ class _Partitioner:
         return made.values
 
     def op(self, node: Node, operands: tuple[Value, ...], nodes: list[Node]) -> Node:
-        edge = next(iter(edges_of_node(node)))
+        edge = edge_of(node)
         of_factor = axes_of_factors(self.mesh, edge)
         local = LocalOp(self.mesh, edge, of_factor, self.index, _adding(nodes, node))
         wanted = self.type(node.value.type)

@@ -9,15 +9,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar
 
-from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module, Node, Region, Structured, Value
 from intarsia.ir.linear import passes_parts
 from intarsia.ir.ops.collective import Shard
-from intarsia.ir.ops.control import Loop
+from intarsia.ir.ops.control import ListGet, Loop
+from intarsia.ir.ops.shape import Concat, Reshape
 from intarsia.ir.sharding import Axes, Mesh, Sharding
+from intarsia.ir.sizes import ONE, Size
 from intarsia.ir.types import ListType
 from intarsia.passes.pipeline import Context, Pass
-from intarsia.passes.shard.edges import Edge, edges_of_node, project
+from intarsia.passes.shard.edges import Edge, edge_of, project
 from intarsia.passes.shard.meshes import mesh_of, require_numbers, with_parameters_laid
 from intarsia.passes.shard.steps import Step, reshard_steps
 from intarsia.passes.shard.ways import Split, Way, elements_of, sharding_of, static_shape
@@ -108,11 +109,14 @@ class _Resharder:
             case Loop():
                 self.loop(node, values)
                 return
-        edge = next(iter(edges_of_node(node)), None)
         operands = tuple(values.get(v, v) for v in node.operands)
-        if edge is None:
-            edge = Edge(node, (*node.operands, *node.values), (), (), len(node.values))
-        way = _Choice(self.mesh, edge, operands).best()
+        way = _Choice(self.mesh, edge_of(node), operands).best()
+        if way is None:
+            operands = tuple(self.joined(v, node) if isinstance(v.type, ListType) else v for v in operands)
+            pairs = zip(node.operands, operands)
+            node_of_tensors = node.with_operands_in_order([new if v.type != new.type else v for v, new in pairs])
+            way = _Choice(self.mesh, edge_of(node_of_tensors), operands).best()
+            assert way is not None  # tensors can always be sent
         new_operands = [self.laid(v, wanted, node) for v, wanted in zip(operands, way.operands)]
         replaced = replace(node.with_operands_in_order(new_operands), shardings=(way.result,))
         self.add(replaced)
@@ -121,6 +125,22 @@ class _Resharder:
         if way.result.axes != wanted.axes:
             value = self.laid(value, wanted, node)
         values[node.value] = value
+
+    def joined(self, value: Value, like: Node) -> Value:
+        """The tensors of a list as one tensor, which can be sent to where it is needed."""
+        assert isinstance(value.type, ListType)
+        sharding = sharding_of(value)
+        stacked = Sharding.of(((), *sharding.axes))
+        parts: list[Value] = []
+        for n in range(int(value.type.length)):
+            one = ListGet(value, Size.of(n), span=like.span, shardings=(sharding,))
+            row = Reshape(one.value, (ONE, *one.value.tensor.shape), span=like.span, shardings=(stacked,))
+            self.add(one)
+            self.add(row)
+            parts.append(row.value)
+        whole = Concat(tuple(parts), 0, span=like.span, shardings=(stacked,))
+        self.add(whole)
+        return whole.value
 
     def loop(self, node: Loop, values: dict[Value, Value]) -> None:
         initial = tuple(
@@ -171,15 +191,11 @@ class _Choice:
     def wanted(self) -> Sharding:
         return sharding_of(self.edge.tensors[-1])
 
-    def best(self) -> Way:
+    def best(self) -> Way | None:
+        """The cheapest way; None where each one would send a list."""
         ways = [w for keep in ((True, False) if self.parts() else (False,)) for w in self.ways(keep)]
         ways = [w for w in ways if self._leaves_lists(w)]
-        if not ways:
-            node = self.edge.node
-            hint = "take its tensors out one at a time, or leave it unsplit"
-            message = f"the {node.name} needs a list of tensors that is split whole"
-            raise CompileError("E1903", message, node.span, hint=hint)
-        return min(ways, key=self.cost)
+        return min(ways, key=self.cost, default=None)
 
     def _leaves_lists(self, way: Way) -> bool:
         """Do the lists among the operands lie as they are? They are never sent."""

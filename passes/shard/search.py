@@ -24,7 +24,7 @@ from intarsia.ir.ops.collective import Shard
 from intarsia.ir.ops.control import Loop
 from intarsia.ir.sharding import Axes, Mesh, MeshAxis, Sharding
 from intarsia.ir.types import ListType
-from intarsia.passes.shard.edges import Edge, edges_of_node, shape_of
+from intarsia.passes.shard.edges import Edge, edge_of, shape_of
 from intarsia.passes.shard.integer_program import IntegerProgram
 from intarsia.passes.shard.memory import Held, bytes_of, held_moments
 from intarsia.passes.shard.meshes import require_numbers
@@ -165,7 +165,7 @@ class _Problem:
             case Loop():
                 self.loop(node, times)
                 return
-        edge = next(iter(edges_of_node(node)), None) or Edge(node, (*node.operands, *node.values), (), (), 1)
+        edge = edge_of(node)
         ways = (
             list(self.ways(edge)) if edge.dimensions else [Way({}, (), Sharding.of(((),) * len(shape_of(node.value))))]
         )
