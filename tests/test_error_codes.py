@@ -52,6 +52,14 @@ func @f(%x: f32[8, 4@a], %y: f32[4@a, 6]) {
   return %1
 }
 """,
+    "turns.ir": """mesh pod(model=2, part=2)
+parameter f32[8@(part, model)]
+result f32[8@(part, model)]
+
+func @f(%x: f32[2]) {
+  return %x
+}
+""",
     "mlp.ita": MLP,
     "relu.ita": "fn relu(x: f32[8]) -> f32[8] { return maximum(x, 0.0) }\nfn main(x: f32[8]) -> f32[8] { return x }\n",
     "softmax.ita": "fn f(x: f32[N, M], axis = -1) -> f32[N, M] { return softmax(x, axis=axis) }\n",

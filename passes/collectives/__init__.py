@@ -1,5 +1,6 @@
 """What devices send to each other, and when: fewer and larger collectives, at the same time as they compute."""
 
+from intarsia.passes.collectives.in_turn import InTurn
 from intarsia.passes.collectives.overlap import Overlap
 
-__all__ = ["Overlap"]
+__all__ = ["InTurn", "Overlap"]
