@@ -35,8 +35,8 @@ class Dot:
     saturates: bool = False
 
     def __str__(self) -> str:
-        scaled = ", with scales of groups," if self in SCALED_DOTS else ""
-        return f"{self.left} by {self.right}{scaled} is multiplied"
+        scaled = " with scales of groups" if self in SCALED_DOTS else ""
+        return f"{self.left} by {self.right}{scaled}"
 
     def adds(self, total: DType) -> bool:
         """Does it add to sums of this type? Integers of 32 bits wrap alike."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from test_formats import DECLARED, data, dequantized
 import intarsia
 from intarsia.backends.gpu.interpreter_asm import assembled
 from intarsia.backends.gpu.packed_bits import moved_bits
+from intarsia.backends.gpu.packed_tables import look_up_function
 from intarsia.backends.gpu.toolchain import compile_kernels
 from intarsia.backends.gpu.triton_kernel import TritonKernel
 from intarsia.driver import Compilation
@@ -222,6 +224,28 @@ def test_bits_are_moved_several_numbers_at_a_time(pack: int) -> None:
     (found,) = assembled(text.split('"""')[3], [words], [np.dtype(np.uint16)], pack)
     expected = ((words.astype(np.uint16) >> (0 if pack == 4 else 8) & 7) << 6) ^ 0x4300
     assert (found == expected).all() and f"pack={pack}" in text
+
+
+@pytest.mark.parametrize("place, word", [(0, np.uint8), (4, np.uint8), (0, np.uint16), (12, np.uint16)])
+def test_tables_are_looked_up_for_four_codes_at_a_time(place: int, word: type[np.unsignedinteger[Any]]) -> None:
+    """Every code at every place gives its number, bit for bit."""
+    random = np.random.default_rng(0)
+    numbers = random.integers(0, 1 << 32, 16).astype(np.uint32).view(np.float32)
+    words = random.integers(0, 1 << 8 * word().itemsize, 203).astype(word)
+    text = look_up_function("f", numbers, place, word is np.uint8)
+    (found,) = assembled(text.split('"""')[3], [words], [np.dtype(np.uint32)], 4)
+    assert (found == numbers.view(np.uint32)[words >> place & 15]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["gpu:sm_80", "gpu:sm_90", "gpu:sm_100"])
+def test_entries_of_tables_are_not_chosen_one_by_one(target: str, tmp_path: Path) -> None:
+    made = compilation(product("nf4(axis=0)"), target=target, M=4096, K=4096, N=4096)
+    (launch,) = (x for x in launches(made) if "tl.dot" in x.text)
+    (found,) = compile_kernels([launch], TARGETS[target], tmp_path)
+    count, block = loop_of(found.sass), dict(launch.constants)
+    codes = 4 * block["BLOCK_K"] * block["BLOCK_I1"] // (32 * found.resources.warps)
+    assert count["FSEL"] + count["SEL"] <= 4 and count["PRMT"] <= 5 * codes and found.usage[1] == 0
 
 
 def test_what_bits_are_not_only_moved_is_left_alone() -> None:

@@ -110,7 +110,7 @@ def test_explain_codes(ita: Run, target: str, decoded: str) -> None:
 
 @pytest.mark.parametrize("target, told", [
     ("gpu:sm_90", "factors are put together in bf16, which holds them, and multiplied by matrix units"),
-    ("gpu:sm_100", "f4e2m1 by f4e2m1, with scales of groups, is multiplied by matrix units, and summed in f32"),
+    ("gpu:sm_100", "f4e2m1 by f4e2m1 with scales of groups is multiplied by matrix units, and summed in f32"),
 ])  # fmt: skip
 def test_explain_codes_with_scales(ita: Run, target: str, told: str) -> None:
     status, out, _ = ita("explain", "p.ita:scaled", "--about", "lowbit", "--target", target)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from intarsia.backends.cpu.conversion import bitcast, convert
 from intarsia.backends.cpu.memory import Memory
-from intarsia.backends.cpu.tables import WORDS, FewBits, is_usable, look_up, needed_bits
+from intarsia.backends.cpu.tables import is_usable, look_up
 from intarsia.backends.cpu.values import Value, constant, instruction, recast, select, widen
 from intarsia.ir.approximations import expand
 from intarsia.ir.dtypes import BOOL, F32, U8, U32, DType
+from intarsia.ir.few_bits import WORDS, FewBits, needed_bits
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load
 from intarsia.ir.sizes import Size
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from intarsia.backends.gpu.functions import Functions
 from intarsia.backends.gpu.packed_bits import moved_bits
+from intarsia.backends.gpu.packed_tables import ENTRIES, look_up_function
 from intarsia.backends.gpu.triton_kernel import Transfer
 from intarsia.backends.gpu.values import (
     AND,
@@ -27,6 +29,7 @@ from intarsia.ir.approximations import expand
 from intarsia.ir.codes import decode
 from intarsia.ir.dtypes import BF16, BOOL, F16, F32, I64, U8, DType
 from intarsia.ir.errors import ScheduleError
+from intarsia.ir.few_bits import FewBits, entries
 from intarsia.ir.halves import half_product, small_integer
 from intarsia.ir.kernel import Buffer
 from intarsia.ir.proofs import Facts, simplify
@@ -280,6 +283,8 @@ class Expressions(Functions):
                 return self.bitcast(self.value(inner, order), dtype)
             case Apply(("lt" | "le" | "gt" | "ge" | "eq" | "ne") as function, (Index(a), Index(b))):
                 return self.infix(function, order, BOOL, self.size(a, order), self.size(b, order))
+            case Apply("where") if self.packs and (found := self._looked_up(e, order)) is not None:
+                return found
             case Apply("stop_gradient", (inner,)):
                 return self.value(inner, order)
             case Apply("pow", arguments) if (short := expand(e)) is not e and (
@@ -299,6 +304,23 @@ class Expressions(Functions):
         name = bits.name(dtype)
         self.helpers.setdefault(name, bits.function(dtype, type_name(dtype)))
         return self.call(name, order, dtype, codes)
+
+    def _looked_up(self, e: Expr, order: tuple[str, ...]) -> Value | None:
+        """A function of a code of 4 bits in f32, from a table; None if it is anything else."""
+        argument = FewBits().argument(e)
+        bits = None if argument is None else moved_bits(argument, self._number)
+        if argument is None or bits is None or bits.source is None or len(bits.moves) != 1:
+            return None
+        numbers = entries(e, argument)
+        ((move, mask),) = bits.moves.items()
+        if len(numbers) != ENTRIES or mask != ENTRIES - 1:
+            return None
+        codes = self.value(bits.source, order)
+        in_bytes = bits.source.dtype.bits <= 8
+        digest = hashlib.sha256(numbers.tobytes()).hexdigest()[:6]
+        name = f"looked_up_{digest}_of_{'bytes' if in_bytes else 'words'}_{-move}"
+        self.helpers.setdefault(name, look_up_function(name, numbers, -move, in_bytes))
+        return self.call(name, order, F32, codes)
 
     def _number(self, e: Expr) -> int | None:
         """The number that an integer is, if it is one."""

@@ -59,14 +59,14 @@ def _lop3(a: Array, b: Array, c: Array, function: Array) -> Array:
 
 
 def _prmt(a: Array, b: Array, selector: Array) -> Array:
-    """Four of the eight bytes of two registers."""
-    total = np.zeros_like(a)
+    """Four of the eight bytes of two registers, each picked by four bits, of which the last asks for its sign alone."""
+    both = np.asarray(a, np.uint64) | np.asarray(b, np.uint64) << np.uint64(32)
+    total = np.zeros(np.broadcast_shapes(both.shape, np.shape(selector)), np.uint32)
     for place in range(4):
-        byte = int(selector) >> (4 * place) & 15
-        if byte > 7:
-            raise NotImplementedError("prmt that copies signs is not interpreted")
-        source = a if byte < 4 else b
-        total |= (source >> np.uint32(8 * (byte % 4)) & np.uint32(0xFF)) << np.uint32(8 * place)
+        pick = np.asarray(selector, np.uint64) >> np.uint64(4 * place)
+        byte = (both >> (pick & np.uint64(7)) * np.uint64(8)).astype(np.uint32) & np.uint32(0xFF)
+        sign = (byte >> np.uint32(7)) * np.uint32(0xFF)
+        total |= np.where(pick & np.uint64(8), sign, byte) << np.uint32(8 * place)
     return total
 
 

@@ -6,14 +6,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from intarsia.backends.cpu.tables import FewBits, is_usable
+from intarsia.backends.cpu.tables import is_usable
 from intarsia.driver import Compilation
 from intarsia.ir.dots import find_dot, find_scaled_dot, widened_factors
 from intarsia.ir.dtypes import U8, DType
+from intarsia.ir.few_bits import FewBits
 from intarsia.ir.halves import are_in_bf16
 from intarsia.ir.kernel import Alloc, For, Kernel, Put, walk
 from intarsia.ir.kernel_access import trips
-from intarsia.ir.scalar import Bitcast, Expr, factors, sides
+from intarsia.ir.scalar import Apply, Bitcast, Expr, factors, sides
 from intarsia.ir.scalar import walk as parts
 from intarsia.ir.schedule import Pack, Schedule, Squeeze
 from intarsia.ir.target import Target
@@ -34,11 +35,12 @@ def _kernel(kernel: Kernel, compilation: Compilation) -> Iterator[str]:
     steps = Schedule.parse(compilation.schedules.get(kernel.name, ""))
     shared = {step.new for step in steps if isinstance(step, Squeeze)}
     puts = [(s, loops) for s, loops in walk(kernel.body) if isinstance(s, Put) and s.buffer not in shared]
+    is_gpu = compilation.target.kind == "gpu"
+    text = "".join(launch.text for launch in compilation.launches[kernel.name]) if is_gpu else ""
     yield from _stored(kernel, steps)
     for put, loops in puts:
-        yield from _decoded(compilation.target, put, loops)
-    if compilation.target.kind == "gpu":
-        text = "".join(launch.text for launch in compilation.launches[kernel.name])
+        yield from _decoded(compilation.target, put, loops, "looked_up_" in text)
+    if is_gpu:
         yield from _on_matrix_units(compilation.target, puts, "tl.dot_scaled(" in text)
     else:
         yield from _multiplied(compilation.target, puts)
@@ -61,8 +63,8 @@ def _stored(kernel: Kernel, steps: Schedule) -> Iterator[str]:
         yield f"{buffer.name} is {buffer.dtype}, {packed}{order}"
 
 
-def _decoded(target: Target, put: Put, loops: Sequence[For]) -> Iterator[str]:
-    """How codes become numbers."""
+def _decoded(target: Target, put: Put, loops: Sequence[For], has_tables: bool) -> Iterator[str]:
+    """How codes become numbers. has_tables: does a kernel for a GPU choose numbers from tables?"""
     few, done = FewBits(), set[DType]()
     lanes = math.prod(trips(loop).constant or 0 for loop in loops if loop.kind == "lane")
     for e in parts(put.value):
@@ -70,7 +72,8 @@ def _decoded(target: Target, put: Put, loops: Sequence[For]) -> Iterator[str]:
         element = _element(argument or e)
         if element is not None and element not in done:
             done.add(element)
-            if argument is not None and is_usable(target, e, argument, lanes):
+            in_table = isinstance(e, Apply) and e.function == "where" and has_tables
+            if argument is not None and (in_table or is_usable(target, e, argument, lanes)):
                 yield f"{element} is decoded by a look-up in a table of {1 << element.bits} numbers"
             else:
                 yield f"{element} is decoded by arithmetic on its bits"
@@ -90,7 +93,7 @@ def _on_matrix_units(target: Target, puts: Sequence[tuple[Put, Sequence[For]]], 
             continue
         scaled = (find_scaled_dot(put.value, found[1], axis) for axis in lanes if is_scaled)
         if (dot := find_dot(target, put) or next(filter(None, scaled), None)) is not None:
-            yield f"{dot} by matrix units, and summed in {dot.total}"
+            yield f"{dot} is multiplied by matrix units, and summed in {dot.total}"
         elif are_in_bf16(put.value, found[1]):
             yield "factors are put together in bf16, which holds them, and multiplied by matrix units"
 

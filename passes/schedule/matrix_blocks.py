@@ -113,7 +113,7 @@ def block_matrix(b: Builder, top: str) -> bool:
     _move_inside(b, matrix.along)
     steps, along = lanes(b, matrix.along, sizes[2])
     if matrix.is_scaled:
-        _share_bytes_along(b, steps, along, (row, column))
+        _share_bytes_along(b, along, (row, column))
     else:
         _share_words(b, steps, (along, column))
     counters = [a for a in outer if a not in (matrix.row, matrix.column)] + [a for a in (rows, columns) if a]
@@ -130,7 +130,7 @@ def block_matrix(b: Builder, top: str) -> bool:
     if matrix.bits == 16 and b.target.has_tensor_descriptors:
         _walk(b, matrix, sizes)
     if matrix.dot is not None:
-        b.remark(f"{matrix.dot} by matrix units, and summed in {matrix.dot.total}")
+        b.remark(f"{matrix.dot} is multiplied by matrix units, and summed in {matrix.dot.total}")
     return True
 
 
@@ -212,7 +212,7 @@ def _share_words(b: Builder, steps: str, block: tuple[str, str]) -> None:
             return
 
 
-def _share_bytes_along(b: Builder, steps: str, along: str, sides: tuple[str, str]) -> None:
+def _share_bytes_along(b: Builder, along: str, own: tuple[str, str]) -> None:
     """Let codes of few bits in constant factors share bytes with their neighbours along the sum."""
     for buffer in b.kernel.inputs:
         bits = buffer.dtype.bits
@@ -222,7 +222,7 @@ def _share_bytes_along(b: Builder, steps: str, along: str, sides: tuple[str, str
         if found is None or along not in found[0].symbols:
             continue
         load, around = found
-        block = (*(axis for axis in sides if axis in load.symbols), along)
+        block = (*(axis for axis in own if axis in load.symbols), along)
         counters = [x.axis for x in around if x.axis in load.symbols and x.axis not in block]
 
         def lay_out(codes: str = buffer.name, axes: tuple[str, ...] = (*counters, *block)) -> None:
