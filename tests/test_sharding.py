@@ -210,3 +210,19 @@ fn f(x: f32[N@data, D]) -> f32[N, D] { return tanh(x) }"""
     with pytest.raises(CompileError) as error:
         run_passes(module, LOCAL)
     assert error.value.code == "E1904"
+
+
+@pytest.mark.parametrize(
+    ("weights", "scales", "sent"),
+    [("128@model, 64", "f16[128@model, 2]", {}), ("128, 64@model", "f16[128, 2@model]", {"all_reduce": 1})],
+)
+def test_codes_of_a_format_lie_as_its_type_says_and_scales_with_them(
+    weights: str, scales: str, sent: dict[str, int]
+) -> None:
+    text = f"""mesh m(model=2)
+format w4 = quant(i4, scale=f16, group=32)
+fn product(x: f32[8, 64], w: w4[{weights}]) -> f32[8, 128] {{ return x @ transpose(dequantize(w)) }}"""
+    local = check(text, sent)
+    assert str(Placement.of(local).parameters[2]) == scales
+    caller = "\nfn f(x: f32[8, 64], w: w4[128, 64]) -> f32[8, 128] { return product(x, w) }"
+    assert Placement.of(check(text + caller, sent)).parameters == Placement.of(local).parameters

@@ -244,8 +244,11 @@ def _parameter_item(
         shape = instance.unifier.shape(pattern)
         parts: dict[str, Item] = {}
         for name, stored, dims in found_format.leaves(shape, label):
-            part = _tensor_parameter(builder, info, name, TensorType(stored, dims), length, parameters)
-            parts[name.removeprefix(f"{label}.")] = part
+            part = name.removeprefix(f"{label}.")
+            # Codes lie as the tensor does; how scales lie follows from them.
+            sharding = instance.unifier.sharding(pattern) if part == "codes" else None
+            stored_type = TensorType(stored, dims, sharding)
+            parts[part] = _tensor_parameter(builder, info, name, stored_type, length, parameters)
         return FormatTensor(found_format, shape, parts)
     return _tensor_parameter(builder, info, label, instance.unifier.tensor(pattern), length, parameters)
 

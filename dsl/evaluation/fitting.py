@@ -32,9 +32,11 @@ if TYPE_CHECKING:
 
 def fit_parameter(builder: Builder, item: Item, pattern: Pattern, unifier: Unifier, where: str, span: Span) -> Item:
     """An argument with the form that its parameter's type has; the unifier has found that it fits."""
-    if isinstance(item, (FormatTensor, Struct, StructList)):
+    if isinstance(item, (Struct, StructList)):
         return item
     assert isinstance(pattern, TensorPattern)
+    if isinstance(item, FormatTensor):
+        return _placed(builder, item, pattern, unifier, span)
     return fit(builder, item, unifier.tensor(pattern), where, span)
 
 
@@ -143,4 +145,14 @@ def _fit_format(builder: Builder, item: Item, pattern: TensorPattern, unifier: U
     for found, size in zip(item.shape, wanted):
         if builder.bounds.compare(found, size) is False:
             raise CompileError("E0308", f"{what} is {item}, and {pattern} is wanted", span)
-    return replace(item, format=element, shape=wanted)
+    return _placed(builder, replace(item, format=element, shape=wanted), pattern, unifier, span)
+
+
+def _placed(builder: Builder, item: FormatTensor, pattern: TensorPattern, unifier: Unifier, span: Span) -> FormatTensor:
+    """A tensor of a format that lies as its type says: its codes do, and its scales follow them."""
+    sharding = unifier.sharding(pattern)
+    codes = item.parts.get("codes")
+    if sharding is None or codes is None:
+        return item
+    laid = builder.add(Shard(builder.as_value(codes, span), span=span, shardings=(sharding,)))
+    return replace(item, parts={**item.parts, "codes": laid.value})

@@ -21,7 +21,7 @@ from intarsia.dsl.semantics.types import (
 from intarsia.dsl.semantics.values import Format, FormatTensor, Item, Struct, StructList, describe, tensor_of
 from intarsia.ir.dtypes import DType
 from intarsia.ir.errors import CompileError, Span
-from intarsia.ir.sharding import DimensionSharding, Sharding
+from intarsia.ir.sharding import Sharding
 from intarsia.ir.sizes import ZERO, Size
 from intarsia.ir.types import TensorType
 
@@ -227,22 +227,21 @@ class Unifier:
         """The type that a pattern stands for. Raises E0309 where a part of it is not determined."""
         element = self.element(pattern)
         assert isinstance(element, DType)
-        marks = pattern.sharding or (DimensionSharding(),) * len(pattern.dims)
-        dims: list[Size] = []
-        sharding: list[DimensionSharding] = []
-        for dim, mark in zip(pattern.dims, marks):
-            found = self.pack(dim.name) if isinstance(dim, PackName) else (self.size(dim),)
-            dims += found
-            sharding += [mark] * len(found)
-        placed = Sharding(tuple(sharding), pattern.replicated) if pattern.sharding else None
-        return TensorType(element, tuple(dims), placed)
+        return TensorType(element, self.shape(pattern), self.sharding(pattern))
 
     def shape(self, pattern: TensorPattern) -> tuple[Size, ...]:
         """The dimensions of a pattern, whatever its elements."""
-        dims: list[Size] = []
-        for dim in pattern.dims:
-            dims += self.pack(dim.name) if isinstance(dim, PackName) else (self.size(dim),)
-        return tuple(dims)
+        return tuple(size for dim in pattern.dims for size in self._sizes(dim))
+
+    def sharding(self, pattern: TensorPattern) -> Sharding | None:
+        """How a pattern says that its tensors lie on a mesh; a pack as its mark, in each dimension."""
+        if not pattern.sharding:
+            return None
+        marks = (m for dim, mark in zip(pattern.dims, pattern.sharding) for m in [mark] * len(self._sizes(dim)))
+        return Sharding(tuple(marks), pattern.replicated)
+
+    def _sizes(self, dim: Size | PackName) -> tuple[Size, ...]:
+        return self.pack(dim.name) if isinstance(dim, PackName) else (self.size(dim),)
 
     def size(self, size: Size) -> Size:
         """A size with the unknowns replaced. Raises E0309 for one that is not determined."""
