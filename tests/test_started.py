@@ -85,9 +85,10 @@ def test_random_programs_with_overlap() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("passes", ["overlap", "combine-collectives,overlap"])
 @pytest.mark.parametrize("seed", range(100))
-def test_many_random_programs_with_overlap(seed: int) -> None:
+def test_many_random_programs(seed: int, passes: str) -> None:
     module, plain, _ = sharded(seed)
     inputs = random_inputs(plain, seed, {})
-    check_plan(module, inputs, plain, "overlap")
-    check_compiled(module, inputs, plain, "overlap")
+    check_plan(module, inputs, plain, passes)
+    check_compiled(module, inputs, plain, passes)

@@ -1,6 +1,7 @@
 """What devices send to each other, and when: fewer and larger collectives, at the same time as they compute."""
 
+from intarsia.passes.collectives.combine import CombineCollectives
 from intarsia.passes.collectives.in_turn import InTurn
 from intarsia.passes.collectives.overlap import Overlap
 
-__all__ = ["InTurn", "Overlap"]
+__all__ = ["CombineCollectives", "InTurn", "Overlap"]
