@@ -48,7 +48,8 @@ class Buffer:
     the block. A `list` parameter has `length` set: it is a table of that many buffers of one `shape`, subscripted by
     one more, leading, index. A `constant` parameter does not change between calls; a temporary in `prepared` memory
     depends on such parameters only and is computed once for all calls (`ir/preparation.py`). `described`: a GPU moves
-    blocks of it by tensor descriptors, where a block is a rectangle (`ir/rectangles.py`)."""
+    blocks of it by tensor descriptors, where a block is a rectangle (`ir/rectangles.py`). `rounded`: the type of 16
+    bits to which all is rounded that later kernels make of it, if there is one."""
 
     name: str
     dtype: DType
@@ -58,6 +59,7 @@ class Buffer:
     length: Size | None = None
     constant: bool = False
     described: bool = False
+    rounded: DType | None = None
 
     @property
     def extents(self) -> tuple[Size, ...]:

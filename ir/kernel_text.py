@@ -69,7 +69,7 @@ _LAUNCH = ("warps", "stages", "programs")
 
 def print_kernel(kernel: Kernel) -> str:
     """The text of a kernel, without a newline at its end."""
-    parameters = ", ".join(f"{_role(b)}{b.name}: {b}{_described(b)}" for b in kernel.parameters)
+    parameters = ", ".join(f"{_role(b)}{b.name}: {b}{_notes(b)}" for b in kernel.parameters)
     sizes = f"[sizes {', '.join(kernel.sizes)}]" if kernel.sizes else ""
     launch = "".join(f" {word} {count}" for word in _LAUNCH if (count := getattr(kernel, word)))
     head = f"kernel {kernel.name}({parameters}){sizes}{launch} {{"
@@ -83,9 +83,10 @@ def _role(buffer: Buffer) -> str:
     return f"{buffer.role} "
 
 
-def _described(buffer: Buffer) -> str:
+def _notes(buffer: Buffer) -> str:
     """What stands behind the type of a buffer."""
-    return " described" if buffer.described else ""
+    rounded = f" rounded {buffer.rounded}" if buffer.rounded else ""
+    return (" described" if buffer.described else "") + rounded
 
 
 def print_statement(statement: Statement) -> str:
@@ -122,7 +123,7 @@ def _leaf(statement: Statement) -> str:
             return f"{_element(buffer, indices)} {operator} {expression_text(value)}{where}{marks}"
         case Alloc(buffer):
             memory = "" if buffer.memory == "global" else f" {buffer.memory}"
-            return f"alloc {buffer.name}: {buffer}{memory}{_described(buffer)}"
+            return f"alloc {buffer.name}: {buffer}{memory}{_notes(buffer)}"
         case Prefetch(buffer, indices, level, write):
             return f"prefetch {_element(buffer, indices)} L{level}{' write' if write else ''}"
         case Check(number, condition, values):
@@ -203,7 +204,9 @@ class KernelReader(ScalarReader):
         if role == "temp":
             memory = next((m for m in _MEMORIES if self.accept(m)), memory)
         self.buffers[name] = dtype
-        return Buffer(name, dtype, shape, memory, role, length, constant, self.accept("described"))
+        described = self.accept("described")
+        rounded = self.dtype() if self.accept("rounded") else None
+        return Buffer(name, dtype, shape, memory, role, length, constant, described, rounded)
 
     def _block(self) -> tuple[Statement, ...]:
         self.expect("{")

@@ -86,6 +86,11 @@ class Target:
         return "tma" in self.features
 
     @property
+    def multiplies_shared_memory(self) -> bool:
+        """Do its matrix units take both operands from shared memory? Others take them from registers."""
+        return "tma" in self.features
+
+    @property
     def has_f8(self) -> bool:
         """Does it convert from f8e4m3 and f8e5m2 to f32 by itself?"""
         return "fp8" in self.features

@@ -54,6 +54,11 @@ def test_every_kind_of_line_reads_back() -> None:
     assert read_kernel(Source("again.ir", print_kernel(kernel))) == kernel
 
 
+def test_what_is_said_of_parameters_reads_back() -> None:
+    text = "kernel f(x: bf16[8] described, out y: f32[8] rounded bf16) {\n  y[0] = f32(x[0])\n}"
+    assert read(text) == text
+
+
 @pytest.mark.parametrize("name", sorted(SAMPLES))
 def test_samples_read_back(name: str) -> None:
     kernel, _ = sample(name)

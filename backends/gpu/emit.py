@@ -351,14 +351,11 @@ class _Launch(Writes):
         """Before statements that may run several times or not at all: what they change must exist, and is forgotten."""
         changed = written_in(body)
         for name in sorted(changed | {a.buffer for a in accesses(tuple(body))}):
-            if name in self.pending:
-                self.settle(name)
-                self.written.add(name)
+            self.settle(name)
         for name in sorted(changed):
             if name in self.tiles and name not in self.written:
                 self.pending[name] = Const(0, self.tiles[name].buffer.dtype)
                 self.settle(name)
-                self.written.add(name)
         self.forget(changed)
 
     def settle_all(self, body: Sequence[Statement]) -> None:

@@ -70,11 +70,11 @@ class Expressions(Functions):
     wide: are integers 64 bits wide? order: the lane axes of the loops that are open, outermost first; extents, blocks:
     how many lanes they have, and the names of these numbers. parts: axes that are pieces of one. known: axes of one
     iteration. variables: what axes and sizes are called, arguments those that come from outside, programs_of those that
-    programs count; pointers: what parameters are called. tiles: temporaries that are blocks, pending those whose
-    constant is not written yet. holds: the mask of the statement; facts: what holds of axes. shared, repeated: values
-    of the statement, and parts that occur several times; root: the part that gets its name from what it is assigned
-    to. half: the float of 16 bits that the statement is about. packs: are factors
-    of products of blocks written, whose bits are moved two numbers at a time? transfers: accesses of memory so far.
+    programs count; pointers: what parameters are called. tiles: temporaries that are blocks, written those that have a
+    value, pending those whose constant is not written yet. holds: the mask of the statement; facts: what holds of axes.
+    shared, repeated: values of the statement, and parts that occur several times; root: the part that gets its name
+    from what it is assigned to. half: the float of 16 bits that the statement is about. packs: are factors of products
+    of blocks written, whose bits are moved two numbers at a time? transfers: accesses of memory so far.
     """
 
     def __init__(self, buffers: Mapping[str, Buffer], wide: bool) -> None:
@@ -94,6 +94,7 @@ class Expressions(Functions):
         self.pointers: dict[tuple[str, Size | None], str] = {}
         self.facts = Facts()
         self.pending: dict[str, Const] = {}
+        self.written: set[str] = set()
         self.shared: dict[Expr, Value] = {}
         self.repeated: set[Expr] = set()
         self.half = BF16
@@ -373,6 +374,13 @@ class Expressions(Functions):
         buffer = self.buffers[load.buffer]
         if buffer.name in self.tiles:
             return self.read_tile(load, order)
+        value = self._load(load, buffer, order)
+        if load.dtype == BOOL:
+            value = replace(value, text=f"{value.text} != 0", level=COMPARISON)
+        return self.loaded(value, buffer)
+
+    def _load(self, load: Load, buffer: Buffer, order: tuple[str, ...]) -> Value:
+        """A read of memory, with its dimensions in an order."""
         mask = self.mask(self.guard(load, order), order)
         address = self.address(buffer, load.indices, order)
         axes = union(order, address, *([mask] if mask else []))
@@ -383,10 +391,20 @@ class Expressions(Functions):
                 other = literal(int(load.other.value) if load.other else 0, I64)
             text += f", mask={mask.spread(axes)}, other={other.text}"
         depends = joined(address, *([mask] if mask else [])) | {load.buffer}
-        value = Value(f"{text})", load.dtype, axes, depends=depends)
-        if load.dtype == BOOL:
-            value = replace(value, text=f"{text}) != 0", level=COMPARISON)
-        return self.loaded(value, buffer)
+        return Value(f"{text})", load.dtype, axes, depends=depends)
+
+    def turned(self, load: Load, order: tuple[str, ...]) -> Value | None:
+        """The transpose of a block that has been read, if it is what a load reads. Products that need a block both as
+        rows and as columns read it once."""
+        buffer, across = self.buffers[load.buffer], order[::-1]
+        read = {t: v for scope in self.scopes for t, v in scope.names.items() if len(v.axes) == 2}
+        if not any(v.depends == {buffer.name} for v in read.values()) or buffer.name in self.tiles:
+            return None
+        start = f"tl.load({self.address(buffer, load.indices, across).text}"
+        if not any(text.startswith(start) for text in read):
+            return None
+        value = self._load(load, buffer, across)
+        return self.in_order(self.named(value, buffer.name), order) if value.text in read else None
 
     def loaded(self, value: Value, buffer: Buffer) -> Value:
         """A read of memory under its name."""
@@ -484,6 +502,7 @@ class Expressions(Functions):
             tile = self.tiles[buffer]
             number = literal(constant.value, constant.dtype).text
             self.line(f"{tile.variable} = tl.full({tuple_text(tile.blocks)}, {number}, {type_name(tile.buffer.dtype)})")
+            self.written.add(buffer)
 
 
 def tuple_text(items: Sequence[object]) -> str:

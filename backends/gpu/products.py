@@ -25,13 +25,12 @@ _OPTIONS = {F32: ', input_precision="ieee"', F64: ", out_dtype=tl.float64"}
 
 
 class Products(ScaledProducts):
-    """Writes products of blocks. written: the tiles that have a value; users: the accesses of each buffer."""
+    """Writes products of blocks. users: the accesses of each buffer."""
 
     def __init__(self, buffers: Mapping[str, Buffer], wide: bool) -> None:
         super().__init__(buffers, wide)
-        self.written: set[str] = set()
         self.users: dict[str, list[Access]] = {}
-        self.results = frozenset(b.dtype for b in buffers.values() if b.role in ("out", "inout"))
+        self.results = frozenset(b.rounded or b.dtype for b in buffers.values() if b.role in ("out", "inout"))
 
     def dot(self, put: Put, tile: Tile, axes: tuple[str, ...], reduced: tuple[str, ...], value: Expr) -> bool:
         """Write an accumulation as a product of two blocks, if it is one. Returns whether it is."""
@@ -134,7 +133,7 @@ class Products(ScaledProducts):
     def _operand(self, e: Expr, order: tuple[str, str], conditions: tuple[Size, ...]) -> Value:
         """A factor as a block with its dimensions in an order, 0 where conditions do not hold."""
         self.packs = e.dtype in (F16, BF16)
-        value = self.value(e, order)
+        value = (self.turned(e, order) if isinstance(e, Load) else None) or self.value(e, order)
         self.packs = False
         inner = e.value if isinstance(e, Cast) else e
         zero = isinstance(inner, Load) and self.keeps(inner, conditions) and inner.other is None
@@ -160,8 +159,9 @@ def _product(factors: list[Expr]) -> Expr:
 
 def _narrow(left: Expr, right: Expr, result: DType, results: frozenset[DType]) -> tuple[Expr, Expr] | None:
     """The factors in the type in which they are multiplied: as they lie in memory where both are widened from one type,
-    as products of these are exact. Where one is, and all that the kernel makes is rounded to that type, the other one,
-    such as the weights of attention, is rounded to it as well: f32 has no matrix units."""
+    as products of these are exact. Where one is, and all that the kernel makes is rounded to that type, there or by
+    later kernels, the other one, such as the weights of attention, is rounded to it as well: f32 has no matrix
+    units."""
     match left, right:
         case Cast(_, Load(dtype=dtype)), _ if result == F32 == right.dtype and _rounds(right, dtype, results):
             return _inner(left), cast(dtype, right)

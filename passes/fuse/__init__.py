@@ -79,17 +79,18 @@ class Fuse(Pass):
         copied, sweeps = with_sweeps(sunk, products, chains.makes)
         if not sweeps:
             return found
-        chains = replace(chains, both_ways=[nodes for nodes, both_ways in sweeps.items() if both_ways])
+        chains = replace(chains, sweeps=sweeps)
         other = self._search(copied, origin, chains, sweeps)
         left = _products(other, large)
         made = [(g.members, other[0].outputs(g.nodes)) for g in other[1] if any(own <= {*g.nodes} for own in sweeps)]
-        if len(left) >= len(stored) or not all(chains.works(*group) for group in made):
+        less = sum(map(estimated_bytes, left)) < sum(map(estimated_bytes, stored))
+        if not less or not all(chains.works(*group) for group in made):
             return found
         weighing = Weighing(context, names)
         once, again = weighing.seconds(found[2]), weighing.seconds(other[2])
         predicted = "" if once is None or again is None else f"; {against(again, once)}"
-        places = {v.node.span for v in left}
-        for value in (v for v in stored if v.node.span not in places):
+        places = {(v.node.span, v.type) for v in left}
+        for value in (v for v in stored if (v.node.span, v.type) not in places):
             size = bytes_text(Size.of(estimated_bytes(value)))
             text = f"{title(value.node)} is computed again in each sweep over it: {size} less memory"
             self.remark(context, "fusion", text + predicted, value.node.span)

@@ -7,7 +7,7 @@ make that schedule is dear; a look at the naive kernel is not, and says nearly a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from intarsia.ir.graph import Node, Region, Value
@@ -78,7 +78,8 @@ def _points(axes: Sequence[Axis]) -> int:
 @dataclass(frozen=True)
 class Chains:
     """The two tests, of a look and of a trial; `names` are the dimensions and counters that may occur. Groups with all
-    of one of the sets `both_ways` go through blocks of rows and columns.
+    nodes of one of the `sweeps` are to be one kernel even if its products could be kept; it may go through blocks of
+    rows and columns.
 
     Equal groups, such as those of the layers of a network, are looked at and tried once. Schedules that were found are
     left to the context, so that they need not be made again.
@@ -86,8 +87,8 @@ class Chains:
 
     context: Context
     names: Sequence[str]
-    both_ways: Sequence[frozenset[Node]] = ()
-    _looks: dict[tuple[str, bool], Kernel | None] = field(default_factory=dict)
+    sweeps: Mapping[frozenset[Node], bool] = field(default_factory=dict)
+    _looks: dict[tuple[str, bool | None], Kernel | None] = field(default_factory=dict)
     _tried: dict[Kernel, bool] = field(default_factory=dict)
 
     def looks_right(self, members: Sequence[Member], outputs: frozenset[Value]) -> bool:
@@ -120,18 +121,24 @@ class Chains:
             return False
         return self._kernel(members, outputs, both_ways) is not None
 
-    def _kernel(self, members: Sequence[Member], outputs: frozenset[Value], both_ways: bool = False) -> Kernel | None:
-        """The naive kernel of a group, without a name, if it is a chain, or goes through blocks of rows and columns."""
+    def _kernel(
+        self, members: Sequence[Member], outputs: frozenset[Value], both_ways: bool | None = None
+    ) -> Kernel | None:
+        """The naive kernel of a group, without a name, if it is a chain, or goes through blocks of rows and columns,
+        which is asked of a sweep only."""
         nodes = tuple(m.node for m in members)
-        both_ways = both_ways or any(own.issubset(nodes) for own in self.both_ways)
-        if not (both_ways or may_chain(members, self.context.target.kind)) or not any(_is_product(m) for m in members):
+        if both_ways is None:
+            both_ways = next((both for own, both in self.sweeps.items() if own.issubset(nodes)), None)
+        is_sweep = both_ways is not None
+        if not (is_sweep or may_chain(members, self.context.target.kind)) or not any(_is_product(m) for m in members):
             return None
         group = without_roundings(Region((), nodes, tuple(v for n in nodes for v in n.values if v in outputs)))
         key = canonical_region_text(group), both_ways
         if key not in self._looks:
             facts = Facts(names=frozenset(self.names))
             kernel = GroupLowering(group.nodes, group.results, self.names, facts).run("", nodes[-1].span).kernel
-            rescaled = not _is_dear_to_keep(members, self.context.target.kind)
+            again = is_sweep and self.context.target.kind == "gpu"  # matrix units make products again in little time
+            rescaled = not again and not _is_dear_to_keep(members, self.context.target.kind)
             builder = Builder(kernel, self.context.target)
             fits = runs_both_ways(builder) if both_ways else is_chain(builder, rescaled)
             self._looks[key] = kernel if fits else None

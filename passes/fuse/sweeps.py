@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from intarsia.ir.graph import Node, Region, Structured, Value, reachable
 from intarsia.ir.ops import Compute, Transpose
@@ -207,16 +208,29 @@ class _Planner:
         done: set[Node] = set()
         rest = list(self.large.reductions)
         while rest:
-            rows = self.large.reductions[rest[0]]
-            alike = [r for r in rest if self.large.reductions[r] == rows]
-            ways = (self._along_rows(alike, done), self._in_blocks(rest, done), self._in_blocks(alike, done))
-            found = max(ways, key=lambda s: len(s.reductions))
+            kinds = dict.fromkeys(self.large.reductions[r] for r in rest)
+            found = max((self._next(rows, rest, done) for rows in kinds), key=partial(self._worth, rest))
             if not found.reductions:
                 return []
             sweeps.append(found)
             done.update(found.reductions)
             rest = [r for r in rest if r not in done]
         return sweeps
+
+    def _next(self, rows: frozenset[int], rest: Sequence[Node], done: Collection[Node]) -> Sweep:
+        """The sweep that makes most of the reductions that keep some dimensions, with others if it goes both ways."""
+        alike = [r for r in rest if self.large.reductions[r] == rows]
+        ways = (self._along_rows(alike, done), self._in_blocks(rest, done), self._in_blocks(alike, done))
+        return max(ways, key=lambda s: len(s.reductions))
+
+    def _worth(self, rest: Sequence[Node], sweep: Sweep) -> tuple[bool, bool, bool, int]:
+        """What speaks for a sweep to be the next one: it leaves no reduction for which another one like it is needed,
+        or others wait for what it makes."""
+        made = {*sweep.reductions}
+        kinds = {self.large.reductions[r] for r in made}
+        left = [r for r in rest if r not in made]
+        leaves = any(self.large.reductions[r] in kinds for r in left)
+        return bool(made), not leaves, any(self.needs[r] & made for r in left), len(made)
 
     def _along_rows(self, rest: Sequence[Node], done: Collection[Node]) -> Sweep:
         """Those of some reductions that keep the same dimensions which fit into one sweep."""

@@ -25,16 +25,21 @@ SHORT = 128
 @dataclass(frozen=True)
 class Chain:
     """A sweep in a naive kernel, with the axes of its stages: for each stage those of the `batch`, the `row` that is
-    made blocks of. `stages` are all, in the order of the text; `scores` is the product that
-    the sweep begins with, if it does with one. `is_shared`: rows read what others read; on a GPU they need not, and
+    made blocks of. `stages` are all, in the order of the text; `products` are those that the sweep begins with, if it
+    does with any; on a GPU there may be several. `is_shared`: rows read what others read; on a GPU they need not, and
     there may be none."""
 
     sweep: Sweep
     stages: tuple[Stage, ...]
-    scores: Stage | None
+    products: tuple[Stage, ...]
     batch: tuple[dict[Stage, str], ...]
     row: dict[Stage, str]
     is_shared: bool
+
+    @property
+    def scores(self) -> Stage | None:
+        """The product, if there is one."""
+        return self.products[0] if self.products else None
 
     @property
     def sums(self) -> tuple[Stage, ...]:
@@ -119,16 +124,14 @@ def find_chain(b: Builder, name: str, alone: bool = False) -> Chain:
         raise ScheduleError("what follows a mean is no part of a chain")
     products = [s for s in sweep.axes if s.put.operator == "+=" and kept[s] and s.reduced]
     sums = [s for s in sweep.axes if not kept[s]]
-    if len(products) > 1:
+    if len(products) > 1 and b.target.kind == "cpu":
         raise ScheduleError("there are several products")
     if not sweep.ratios and any(b.kernel.buffers()[s.put.buffer].role == "out" for s in sweep.axes if kept[s]):
         raise ScheduleError("what it is about is stored as a whole anyway")
     length = max(points(sweep.state.reduced), SHORT + 1 if b.target.kind == "gpu" else 0)
     if longer := [s.put.buffer for s in (*sweep.before, *sweep.after) if s.reduced and points(s.reduced) >= length]:
         raise ScheduleError(f"{longer[0]} goes through rows as long as those of the sweep, and is no part of it")
-    passing = allocated_in(b.kernel.body).keys() & frozenset().union(*(s.touched for s in sweep.axes)) - {
-        s.put.buffer for s in sums
-    }
+    passing = allocated_in(b.kernel.body).keys() & {s.put.buffer for s in sweep.axes} - {s.put.buffer for s in sums}
     if used := sorted(x for s in (*sweep.before, *sweep.after) for x in s.touched & passing):
         raise ScheduleError(f"{used[0]} is used outside the sweep")
     rows = _rows_of(b, sweep)
@@ -153,7 +156,7 @@ def find_chain(b: Builder, name: str, alone: bool = False) -> Chain:
     row = max(usable, key=lambda r: count(trips(b.loop(r[sweep.state]))) if r else 1)
     stages = tuple(s for x in b.kernel.body for s in sweep.stages if s.statement is x)
     batch = tuple(r for r in rows if r is not row)
-    return Chain(sweep, stages, products[0] if products else None, batch, row, is_shared)
+    return Chain(sweep, stages, tuple(products), batch, row, is_shared)
 
 
 def _rows_of(b: Builder, sweep: Sweep) -> list[dict[Stage, str]]:

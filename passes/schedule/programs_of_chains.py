@@ -8,6 +8,7 @@ from collections.abc import Collection
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, For, Put, Statement
 from intarsia.ir.kernel_access import accesses, trips
+from intarsia.ir.kernel_launch import ADDRESSES
 from intarsia.ir.scalar import loads
 from intarsia.ir.schedule import (
     Distribute,
@@ -54,13 +55,21 @@ SHORTEST = 256
 WIDEST = 128
 """Elements of a row of sums beyond which fewer rows are in a block."""
 
+BLOCKS = ((128, 64), (128, 32), (64, 64), (64, 32), (32, 32))
+"""Rows and keys of a block of elements of 16 bits: the first that its registers allow."""
+
+WARPS = 8
+
+FRAGMENTS = 64
+"""Registers of a program, for each row and key of a block, that hold operands on their way to matrix units."""
+
 
 def prepared_chain(b: Builder) -> Chain | None:
     """The chain that a kernel is, brought into the form that programs want; None if it is none."""
-    accumulated = {put.buffer for put in puts_in(b.kernel.body) if put.operator != "="}
+    used = {a.buffer for a in accesses(b.kernel.body) if a.reads}
     for result in b.kernel.outputs:
-        if result.role == "out" and result.name in accumulated:
-            b.take(Stage(result.name, b.fresh(result.name)))  # sums are kept by the program, not in memory
+        if result.role == "out" and result.name in used:
+            b.take(Stage(result.name, b.fresh(result.name)))  # what is read again is kept by the program
     return chain_of(b)
 
 
@@ -83,7 +92,7 @@ def schedule_chain_of_blocks(b: Builder, chain: Chain) -> None:
     batch = _alone(b, top)
     _lanes_everywhere(b, top, sweep)
     b.take(Grid((*batch, top)))
-    b.take(Warps(b.choose("warps", (8, 4, 16))))
+    b.take(Warps(b.choose("warps", (WARPS, 4, 16))))
 
 
 # ---------------------------------------------------------------------- parts
@@ -158,8 +167,7 @@ def _is_loop(statement: Statement, axis: str) -> bool:
 
 
 def block_of_chain(b: Builder, chain: Chain) -> tuple[int, int]:
-    """Rows and keys of a block. Sums of a block of rows, its scores and weights are in registers at one time;
-    so are the operands of products in f32, which no matrix unit takes from shared memory."""
+    """Rows and keys of a block."""
     bits = min(x.dtype.bits for s in chain.stages for x in s.reads if b.kernel.buffers()[x.buffer].role == "in")
     width = width_of_sums(chain)
     own = chain.sweep.state
@@ -168,17 +176,41 @@ def block_of_chain(b: Builder, chain: Chain) -> tuple[int, int]:
         across = points(chain.scores.reduced) if chain.scores is not None else 1
         keys = max(16, min(DEPTH, ELEMENTS // power_of_two(max(width, min(across, DEPTH)))))
         return 1, choose_size(b, "keys of a block", min(keys, length), 16, length)
-    rows, keys = (128, 64) if bits == 16 else (32, 64 if width <= 64 else 32) if bits <= 32 else (16, 16)
-    rows = rows if width <= WIDEST else rows // 2
+    rows, keys = _likely_block(b, chain, bits)
     most = max(16, power_of_two(count(trips(b.loop(chain.row[own]))))) if chain.row else rows
     rows = choose_size(b, "rows of a block", min(rows, most), 16, min(most, 2 * DEPTH))
     return rows, choose_size(b, "keys of a block", min(keys, length), 16, min(length, 2 * DEPTH))
 
 
+def _likely_block(b: Builder, chain: Chain, bits: int) -> tuple[int, int]:
+    """Rows and keys of a block of elements of so many bits. Sums of a block of rows, its scores and what is made of
+    them are in registers at one time; so are the operands of products in f32, which no matrix unit takes."""
+    together = sum(width for width in _widths_of_sums(chain) if width > 1)
+    most = 128 if width_of_sums(chain) <= WIDEST else 64
+    if bits == 16:
+        fitting = (x for x in BLOCKS if x[0] <= most and registers_of_block(b, chain, *x) <= b.target.registers)
+        return next(fitting, BLOCKS[-1])
+    return (most // 4, 64 if together <= 64 else 32) if bits <= 32 else (most // 8, 16)
+
+
+def registers_of_block(b: Builder, chain: Chain, rows: int, keys: int) -> int:
+    """About the registers of a thread that sweeps over blocks of elements of 16 bits: the elements of all products and
+    what is made of them, the sums, and what the rows are multiplied with where matrix units take it from registers."""
+    held = rows * (keys * (1 + len(chain.products)) + sum(_widths_of_sums(chain)))
+    if not b.target.multiplies_shared_memory:
+        held += rows * sum(min(DEPTH, points(p.reduced)) for p in chain.products) // 2 + FRAGMENTS * (rows + keys)
+    return ADDRESSES + held // (32 * WARPS)
+
+
 def width_of_sums(chain: Chain) -> int:
     """Elements of the widest row of sums."""
+    return max(_widths_of_sums(chain))
+
+
+def _widths_of_sums(chain: Chain) -> list[int]:
+    """Elements of a row of each sum."""
     taken = {r[s] for r in (*chain.batch, chain.row) if r for s in chain.sums}
-    return max(points(loop for loop in s.kept if loop.axis not in taken) for s in chain.sums)
+    return [points(loop for loop in s.kept if loop.axis not in taken) for s in chain.sums]
 
 
 def _block(b: Builder, chain: Chain) -> tuple[str, str]:

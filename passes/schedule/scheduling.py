@@ -21,6 +21,7 @@ from intarsia.passes.schedule.apply import apply
 from intarsia.passes.schedule.choosing import best_schedule
 from intarsia.passes.schedule.default import build_schedule
 from intarsia.passes.schedule.programs import build_programs
+from intarsia.passes.schedule.roundings import with_roundings
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class ScheduleKernels(Pass):
             else self._pinned(k, pinned.get(k.name) or pinned[""], context)
             for k in module.kernels
         )
-        return dataclasses.replace(module, kernels=kernels)
+        scheduled = dataclasses.replace(module, kernels=kernels)
+        return with_roundings(scheduled) if context.target.kind == "gpu" else scheduled
 
     def _pinned(self, kernel: Kernel, schedule: Schedule, context: Context) -> Kernel:
         context.schedules[kernel.name] = schedule
