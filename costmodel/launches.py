@@ -19,7 +19,7 @@ from intarsia.ir.kernel import LANES, For, Kernel, Put
 from intarsia.ir.kernel_launch import Launch, Product, launches_of
 from intarsia.ir.preparation import split_preparation
 from intarsia.ir.scalar import Apply, Cast, Expr, Load, loads, walk
-from intarsia.ir.sizes import Size
+from intarsia.ir.sizes import Quotient, Size
 from intarsia.ir.target import Target
 
 SECTOR = 32
@@ -165,7 +165,7 @@ def _multiplied(product: Product, loops: Sequence[For], launch: Launch, extents:
     """A product of blocks."""
     times = _times(loops, extents)
     done = times * math.prod(product.shape)
-    rate = dict(target.chip.matrix).get(product.bits)
+    rate = dict(target.chip.matrix).get(product.multiplied)
     if rate is None or not product.on_matrix_units:
         return Work(operations=done, waiting=times * EXCHANGE)
     return Work(matrix=done / rate * (1 if product.is_wide(launch.warps) else 2), waiting=times * EXCHANGE)
@@ -235,10 +235,24 @@ def _transfer(
     size = extents.buffers[buffer].dtype.bytes
     used = frozenset().union(*(i.symbols for i in indices))
     lanes = [loop for loop in loops if loop.kind in LANES and loop.axis in used]
-    elements = extents.points(lanes)
+    shared = {loop.axis: _sharing(indices, loop.axis) for loop in lanes}
+    elements = extents.points(lanes) / math.prod(shared.values())
+    indices = tuple(i.substitute({a: Size.of(a) * n for a, n in shared.items()}) for i in indices)
     steps = {loop.axis: stride_of(buffer, indices, loop.axis, extents) for loop in loops}
-    run = size * max((extents.trips[a] for a, step in steps.items() if step == 1), default=1.0)
+    run = size * max((extents.trips[a] / shared.get(a, 1) for a, step in steps.items() if step == 1), default=1.0)
     sectors = max(1.0, math.ceil(run / SECTOR) * SECTOR / run) if elements > 1 else 1.0
     times = extents.points(moving)
     wide = min(16.0 / size, max(1.0, elements / launch.threads)) if run >= 16 else 1.0
     return Work(operations=times * max(elements, launch.threads) / wide, bytes=times * elements * size * sectors)
+
+
+def _sharing(indices: Sequence[Size], axis: str) -> int:
+    """How many neighbours along an axis load one element, as the codes of a group load its scale."""
+    found = []
+    for index in (i for i in indices if axis in i.symbols):
+        match [m for m, c in index.terms if axis in Size(((m, c),)).symbols]:
+            case [(Quotient(numerator, denominator),)] if numerator.coefficient(axis) == 1 and denominator.constant:
+                found.append(denominator.constant)
+            case _:
+                return 1
+    return min(found, default=1)

@@ -7,9 +7,10 @@ program works on: good enough to leave out what cannot be, and to tell how many 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from intarsia.ir.dots import find_scaled_dot, matrix_dot, widened_factors
 from intarsia.ir.dtypes import BF16
 from intarsia.ir.halves import are_in_bf16
 from intarsia.ir.kernel import LANES, Alloc, Buffer, For, Kernel, Put, Statement, walk
@@ -29,8 +30,8 @@ LARGE = 4096
 SHORTEST = 16
 """Lanes that each dimension of a product for matrix units has at least."""
 
-MATRIX_BITS = (8, 16, 64)
-"""Bits of the elements that matrix units multiply exactly."""
+MATRIX_BITS = (4, 8, 16, 64)
+"""Bits of the elements that matrix units multiply exactly, those of 4 with scales of groups."""
 
 WIDE_ROWS, WIDE_WARPS = 64, 4
 """Rows (or columns) and warps from which on matrix units of later chips are filled."""
@@ -45,19 +46,21 @@ ADDRESSES = 24
 
 @dataclass(frozen=True)
 class Product:
-    """A sum of products of blocks. shape: its rows, columns and depth; bits: of the elements in memory at least.
-    is_in_steps: it runs in a loop, of which several steps may be under way."""
+    """A sum of products of blocks. shape: its rows, columns and depth; bits: of the elements in memory at least;
+    multiplied: of the elements as they are multiplied. is_in_steps: it runs in a loop, of which several steps may be
+    under way."""
 
     put: Put
     loops: tuple[For, ...]
     shape: tuple[int, int, int]
     bits: int
+    multiplied: int
     is_in_steps: bool
 
     @property
     def on_matrix_units(self) -> bool:
         """Does it fit those, as far as a size says?"""
-        return self.bits in MATRIX_BITS and min(self.shape) >= SHORTEST
+        return self.multiplied in MATRIX_BITS and min(self.shape) >= SHORTEST
 
     def is_wide(self, warps: int) -> bool:
         """Do matrix units of later chips take the operands from shared memory? Four warps do that together, for 64 rows
@@ -205,8 +208,21 @@ def _product(buffers: Mapping[str, Buffer], put: Put, loops: tuple[For, ...]) ->
     shape = (*(math.prod(lanes[a] for a in side) for side in (rows, columns)), math.prod(lanes[a] for a in shared))
     plain = [f.value if isinstance(f, Cast) else f for f in factors(put.value)]
     bits = min((buffers[f.buffer].dtype.bits for f in plain if isinstance(f, Load)), default=put.value.dtype.bits)
+    multiplied = _multiplied_bits(put, columns, shared, bits)
     bits = min(bits, BF16.bits) if are_in_bf16(put.value, columns) else bits
     inside = loops[max((n for n, x in enumerate(loops) if x.kind == "grid"), default=-1) + 1 :]
     moving = frozenset().union(*(x.symbols for x in loads(put.value)))
     steps = any(x.kind == "seq" and trips(x).constant != 1 and x.axis in moving for x in inside)
-    return Product(put, loops, (shape[0], shape[1], shape[2]), bits, steps)
+    return Product(put, loops, (shape[0], shape[1], shape[2]), bits, multiplied, steps)
+
+
+def _multiplied_bits(put: Put, columns: Collection[str], shared: Sequence[str], bits: int) -> int:
+    """Bits of what matrix units multiply in a product whose elements have at least so many in memory."""
+    scaled = filter(None, (find_scaled_dot(put.value, columns, axis) for axis in shared))
+    if (dot := next(scaled, None)) is not None:
+        return max(dot.left.bits, dot.right.bits)
+    if are_in_bf16(put.value, columns):
+        return BF16.bits
+    pair = widened_factors(put)
+    dot = None if pair is None else matrix_dot(pair[0].dtype, pair[1].dtype, put.value.dtype)
+    return bits if dot is None else max(dot.left.bits, dot.right.bits)

@@ -115,7 +115,7 @@ _SM_80 = Rates(clock=1.41e9, memory=1.555e12, cache_bytes=(40.0,))
 _SM_90 = Rates(clock=1.755e9, memory=3.35e12, cache_bytes=(40.0,))
 _SM_100 = Rates(clock=1.85e9, memory=8.0e12, cache_bytes=(40.0,))
 _CHIP_80 = Chip(shared=164 << 10, matrix=((8, 2048), (16, 1024), (64, 64)))
-_CHIP_100 = Chip(matrix=((8, 8192), (16, 4096), (64, 64)))
+_CHIP_100 = Chip(matrix=((4, 16384), (8, 8192), (16, 4096), (64, 64)))
 
 TARGETS: dict[str, Target] = {
     t.name: t

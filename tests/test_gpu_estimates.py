@@ -74,6 +74,23 @@ def test_few_blocks_want_parts() -> None:
     assert times == sorted(times, reverse=True) and seconds(space.default.kernel) < times[0] / 2
 
 
+@pytest.mark.parametrize("target, rates", [("gpu:sm_90", [2048, 2048]), ("gpu:sm_100", [16384, 8192])])
+def test_codes_are_multiplied_at_the_rate_of_what_is_multiplied(target: str, rates: list[int]) -> None:
+    """Codes of 4 bits with scales of groups, where matrix units take them; else numbers of 16 bits. A scale is loaded
+    once for its group."""
+    chip = TARGETS[target]
+    for name, rate in zip(("mxfp4", "mxfp8"), rates):
+        text = f"""format a = {name}(axis=1)
+        format b = {name}(axis=0)
+        fn f(x: a[4096, 4096], w: b[4096, 4096]) -> f32[4096, 4096] {{ return dequantize(x) @ dequantize(w) }}"""
+        made = Compilation(load(Source("p", text)).build("f"), {}, Options(target=target))
+        (kernel,) = made.plan.kernels
+        found = estimate(kernel, chip)
+        least = 4096**3 / (rate * chip.cores * chip.rates.clock)
+        assert least <= found.resources["matrix units"] < 1.2 * least
+        assert found.resources["cache 2"] < 200e-6
+
+
 @pytest.mark.parametrize("warps", ["2", "8", "16"])
 def test_what_a_core_has_room_for(warps: str) -> None:
     """As many programs as there are registers and threads for."""
