@@ -32,8 +32,9 @@ from intarsia.passes.collectives import Overlap
 from intarsia.passes.lower.checks import check_messages
 from intarsia.passes.pipeline import Context, Instrument, Pass, Pipeline, default_pipeline
 from intarsia.passes.plan_memory import plan
-from intarsia.passes.shard import Partition, PropagateSharding, Reshard, Rings
+from intarsia.passes.shard import GatherAgain, Partition, Preset, PropagateSharding, Reshard, Rings
 from intarsia.passes.shard.meshes import mesh_of, with_mesh
+from intarsia.passes.shard.presets import presets_of
 from intarsia.passes.specialize import Specialize
 from intarsia.tuning.known import known_schedules
 from intarsia.workers import map_in_workers
@@ -133,12 +134,12 @@ class Compilation:
         """The passes that lay out tensors on the devices of a mesh, where the program is not that of one already."""
         if self.options.devices is None or is_partitioned(self.source_module):
             return ()
-        return sharding_passes(self.options)[:2]
+        return laying_passes(self.options)
 
     @cached_property
     def _parting(self) -> tuple[Pass, ...]:
         """The passes that make the program of one of several devices, and better what it sends."""
-        own = sharding_passes(self.options)[2:] if self._laying else ()
+        own = parting_passes(self.options) if self._laying else ()
         return (*own, *(p for p in self._device_passes if not isinstance(p, Overlap)))
 
     @cached_property
@@ -298,8 +299,21 @@ class Compilation:
 
 def sharding_passes(options: Options, cluster: str = "laptop") -> tuple[Pass, ...]:
     """The passes that make the program of one of several devices; `auto` is decided for a cluster."""
+    return (*laying_passes(options), *parting_passes(options, cluster))
+
+
+def laying_passes(options: Options) -> tuple[Pass, ...]:
+    """Those of them that lay out tensors on the devices of a mesh."""
+    presets = presets_of(options.preset) if options.preset is not None else ()
+    return (*presets, PropagateSharding(options.sharding == "strict"), Reshard())
+
+
+def parting_passes(options: Options, cluster: str = "laptop") -> tuple[Pass, ...]:
+    """Those of them that make the program of a device, and better what it sends."""
+    presets = presets_of(options.preset) if options.preset is not None else ()
+    again = (GatherAgain(p.axis) for p in presets if isinstance(p, Preset) and p.plan == "zero3")
     rings = () if options.collectives == "gather" else (Rings(options.collectives, cluster),)
-    return (PropagateSharding(options.sharding == "strict"), Reshard(), Partition(), *rings)
+    return (Partition(), *again, *rings)
 
 
 def on_mesh(module: Module, options: Options) -> Module:

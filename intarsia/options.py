@@ -25,6 +25,7 @@ class Options:
     is one device, for which shardings are dropped. collectives: `ring` works on blocks as they come round the devices
     in place of gathering them first, `auto` where a model says that this takes less time.
     device_passes: passes on the program of a device, `overlap{cluster=nvlink-node}`, as a pipeline.
+    preset: a known plan of training, `zero3`, or one for each axis of the mesh, `data=zero1,model=megatron`.
     memory_budget: bytes of intermediate values that may wait for their readers; what would be more is computed again.
     """
 
@@ -40,6 +41,7 @@ class Options:
     devices: Literal["simulate", "mpi"] | None = None
     collectives: Literal["gather", "ring", "auto"] = "gather"
     device_passes: str | None = None
+    preset: str | None = None
     memory_budget: int | None = None
 
     def resolve_target(self) -> Target:

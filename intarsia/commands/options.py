@@ -95,6 +95,10 @@ _COMPILE_OPTIONS: dict[str, dict[str, Any]] = {
 
 _MESH_OPTIONS: dict[str, dict[str, Any]] = {
     "--mesh": {"metavar": "data=2,…", "help": "Devices in place of the mesh of the program."},
+    "--preset": {
+        "metavar": "PLAN|data=PLAN,…",
+        "help": "Split a training step as data, zero1, zero2, zero3, megatron, sequence or expert say.",
+    },
     "--sharding": {
         "type": click.Choice(["auto", "strict"]),
         "default": "auto",
@@ -192,6 +196,7 @@ def options_of(settings: Mapping[str, Any]) -> tuple[Options, bool, str | None]:
         collectives=settings.get("collectives", "gather"),
         devices=settings.get("devices"),
         device_passes=settings.get("device_passes"),
+        preset=settings.get("preset"),
         memory_budget=settings["memory_budget"],
     )
     return options, not settings["no_cache"], target

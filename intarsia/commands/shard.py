@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -57,13 +58,14 @@ def command(
     """Show what the program of each device sends, with the time that a model of the cluster gives it, and holds.
 
     With --search, parameters that have no sharding get the one for which the whole takes least time of those that fit
-    in memory.
+    in memory; with --preset those of a known plan of training.
     """
-    from intarsia.driver import on_mesh, sharding_passes
+    from intarsia.driver import laying_passes, on_mesh, parting_passes
     from intarsia.ir.cluster import Cluster
     from intarsia.passes.pipeline import Pipeline, default_pipeline
     from intarsia.passes.shard.memory import device_memory as memory_of
     from intarsia.passes.shard.meshes import mesh_of
+    from intarsia.passes.shard.presets import presets_of
     from intarsia.passes.shard.proposal import Proposal, propose
     from intarsia.passes.shard.report import sent_by
     from intarsia.passes.shard.search import search
@@ -85,23 +87,26 @@ def command(
             hint = "declare one, mesh pod(data=2), or give --mesh data=2"
             raise CompileError("E1901", "the program has no mesh of devices", hint=hint)
         seconds = None
+        if options.preset is not None:
+            module = Pipeline(presets_of(options.preset)).run(module, compilation.context)
         proposal = Proposal(module, ())
         if is_search:
             best = search(module, on, found, device_memory or found.memory_bytes, donated)
             seconds = best.seconds
             proposal = propose(module, found, best, compilation.context)
-        local = Pipeline(sharding_passes(options, cluster)).run(proposal.module, compilation.context)
+        passes = (*laying_passes(replace(options, preset=None)), *parting_passes(options, cluster))
+        local = Pipeline(passes).run(proposal.module, compilation.context)
         fused = default_pipeline({}, options.memory_budget).before("lower").run(local, compilation.context)
         return proposal, sent_by(local, found), memory_of(fused, donated), seconds
 
     proposal, sent, memory, seconds = with_deep_stack(work)
-    if is_search:
+    if is_search or options.preset is not None:
         for parameter in proposal.module.graph.parameters:
             click.echo(f"{parameter.label}: {parameter.type}")
         for value in proposal.within:
             place = f"the {value.node.name} at {line_text(value.node.span)}" if value.node.span else value.node.name
             click.echo(f"{place}: {value.type}")
-        click.echo(f"each device takes about {duration_text(seconds or 0.0)} on {found.name}\n")
+        click.echo(f"each device takes about {duration_text(seconds)} on {found.name}\n" if seconds is not None else "")
     for line in table(sent):
         click.echo(line)
     click.echo(memory_text(memory))

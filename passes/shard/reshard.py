@@ -20,6 +20,7 @@ from intarsia.ir.types import ListType
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.shard.edges import Edge, edge_of, project
 from intarsia.passes.shard.meshes import mesh_of, require_numbers, with_parameters_laid
+from intarsia.passes.shard.readers import Readers
 from intarsia.passes.shard.steps import Step, reshard_steps
 from intarsia.passes.shard.ways import Split, Way, elements_of, sharding_of, static_shape
 
@@ -57,8 +58,10 @@ class Reshard(Pass):
 
 @dataclass
 class _Scope:
-    """A region under construction: its nodes, and the values of it that were laid out anew."""
+    """A region under construction: who reads what in the old one, its nodes, and the values of it that were laid out
+    anew."""
 
+    readers: Readers
     nodes: list[Node] = field(default_factory=list)
     made: dict[tuple[Value, Sharding], Value] = field(default_factory=dict)
 
@@ -74,7 +77,7 @@ class _Resharder:
     def region(self, region: Region, outer: Mapping[Value, Value]) -> Region:
         """The region with `shard` nodes; its results lie as the old ones say."""
         values = dict(outer)
-        scope = _Scope()
+        scope = _Scope(Readers(region))
         self.scopes.append(scope)
         self.homes.update((p.value, scope) for p in region.parameters)
         for node in region.nodes:
@@ -87,6 +90,26 @@ class _Resharder:
         scope = scope or self.scopes[-1]
         scope.nodes.append(node)
         self.homes.update((v, scope) for v in node.values)
+
+    def summands(self, node: Node, operands: tuple[Value, ...]) -> tuple[Value, ...]:
+        """The operands, but parts of sums where they have been merged and split in one way, for this node alone, which
+        passes them on: so that this happens once, to what it makes."""
+        scope = self.scopes[-1]
+        found = {p: v.node for p, v in enumerate(operands) if isinstance(v.node, Shard) and self.homes.get(v) is scope}
+        ways = {(sharding_of(shard.x), sharding_of(shard.value)) for shard in found.values()}
+        alone = all(scope.readers.is_for_one(node.operands[p]) for p in found)
+        if len(found) < 2 or len(ways) > 1 or not alone or not isinstance(node, Structured):
+            return operands
+        ((source, _),) = ways
+        if not source.partial or not passes_parts(node.space, list(found), source.combiner):
+            return operands
+        for shard in dict.fromkeys(found.values()):
+            scope.nodes.remove(shard)
+            del scope.made[shard.x, sharding_of(shard.value)]
+        return tuple(found[p].x if p in found else v for p, v in enumerate(operands))
+
+    def spreads(self, value: Value, sharding: Sharding) -> bool:
+        return bool(sharding.partial) and self.scopes[-1].readers.would_spread(value, sharding.combiner)
 
     def laid(self, value: Value, wanted: Sharding, like: Node | None = None) -> Value:
         """The value as `wanted` says, by a `shard` node where it lies otherwise: in the region that makes it, so that a
@@ -109,13 +132,14 @@ class _Resharder:
             case Loop():
                 self.loop(node, values)
                 return
-        operands = tuple(values.get(v, v) for v in node.operands)
-        way = _Choice(self.mesh, edge_of(node), operands).best()
+        operands = self.summands(node, tuple(values.get(v, v) for v in node.operands))
+        whole = frozenset(p for p, v in enumerate(operands) if self.spreads(node.operands[p], sharding_of(v)))
+        way = _Choice(self.mesh, edge_of(node), operands, whole).best()
         if way is None:
             operands = tuple(self.joined(v, node) if isinstance(v.type, ListType) else v for v in operands)
             pairs = zip(node.operands, operands)
             node_of_tensors = node.with_operands_in_order([new if v.type != new.type else v for v, new in pairs])
-            way = _Choice(self.mesh, edge_of(node_of_tensors), operands).best()
+            way = _Choice(self.mesh, edge_of(node_of_tensors), operands, whole).best()
             assert way is not None  # tensors can always be sent
         new_operands = [self.laid(v, wanted, node) for v, wanted in zip(operands, way.operands)]
         replaced = replace(node.with_operands_in_order(new_operands), shardings=(way.result,))
@@ -177,11 +201,12 @@ def _with_results(region: Region, states: Sequence[Sharding]) -> Region:
 
 @dataclass
 class _Choice:
-    """The ways to split one op, and the best of them."""
+    """The ways to split one op, and the best of them. whole: the operands whose parts are to be merged for it."""
 
     mesh: Mesh
     edge: Edge
     operands: tuple[Value, ...]
+    whole: frozenset[int]
 
     @cached_property
     def split(self) -> Split:
@@ -206,7 +231,7 @@ class _Choice:
         """The operands that may stay parts of a sum, the axes along which all of them are, and what merges these."""
         node = self.edge.node
         found = [p for p, v in enumerate(self.operands) if sharding_of(v).partial]
-        if not found or not isinstance(node, Structured):
+        if not found or not isinstance(node, Structured) or not self.whole.isdisjoint(found):
             return None
         shardings = [sharding_of(self.operands[p]) for p in found]
         common = tuple(a for a in shardings[0].partial if all(a in s.partial for s in shardings))

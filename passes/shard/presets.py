@@ -1,0 +1,185 @@
+"""Known plans of training, as rules that write shardings on a program for one device.
+
+A preset splits what a training step works on (passes/shard/training.py) over one axis of the mesh. Presets of several
+axes are written one after the other, and add up: `data=zero1,model=megatron`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, TypeAlias
+
+from intarsia.ir.errors import CompileError
+from intarsia.ir.graph import Module, Value
+from intarsia.ir.sharding import DimensionSharding, Mesh, MeshAxis, Sharding
+from intarsia.passes.pipeline import Context, Pass, Pipeline
+from intarsia.passes.shard.edges import shape_of
+from intarsia.passes.shard.meshes import mesh_of, reshard_values
+from intarsia.passes.shard.training import TrainingStep
+
+
+@dataclass(frozen=True)
+class Preset(Pass):
+    """Write the shardings of a known plan of training over one axis of the mesh: `axis`, or the only one.
+
+    Before:  func @step(%x: f32[8, 4], %w: f32[4, 6]) { … return %9 }              the next weights
+    After:   func @step(%x: f32[8@data, 4], %w: f32[4, 6]{replicated: data}) { … } with plan=data axis=data
+
+    Keeps: values. Needs: a training step, a mesh. Leaves: shardings of parameters, gradients and results; what
+    the program says already stays.
+
+    Raises CompileError: E1901 an axis that the mesh has not, E1910 no such plan, or no training step.
+    """
+
+    name: ClassVar[str] = "preset"
+    exact: ClassVar[bool] = True
+    plan: str = "data"
+    axis: str = ""
+
+    def run(self, module: Module, context: Context) -> Module:
+        mesh = mesh_of(module)
+        if mesh is None:
+            raise CompileError("E1901", "the program has no mesh of devices", hint="give --mesh data=2")
+        if self.plan not in PLANS:
+            raise CompileError("E1910", f"there is no plan '{self.plan}'", hint=", ".join(PLANS))
+        axis = self.axis or mesh.axes[0][0]
+        if axis not in mesh.sizes or (not self.axis and len(mesh.axes) > 1):
+            message = f"the mesh has no axis '{axis}'" if self.axis else f"which axis is {self.plan} for?"
+            raise CompileError("E1901", message, hint=f"{mesh}; a plan for each axis is data=zero1,model=megatron")
+        step = TrainingStep(module.graph.body).require()
+        plan = Plan(mesh, MeshAxis(axis))
+        PLANS[self.plan](step, plan)
+        for value, wanted in step.next.items():
+            if value in plan.laid:
+                plan.laid[wanted] = plan.laid[value]
+        return module.with_body(reshard_values(module.graph.body, lambda v: plan.laid.get(v) or v.type.sharding))
+
+
+def presets_of(text: str) -> tuple[Pass, ...]:
+    """The passes of `zero3`, or of a preset for each axis, `data=zero1,model=megatron`, on a graph made simple."""
+    parts = [part.strip().rpartition("=") for part in text.split(",")]
+    return (*Pipeline.parse("canonicalize,cse,dce").passes, *(Preset(plan, axis) for axis, _, plan in parts))
+
+
+@dataclass
+class Plan:
+    """The shardings that rules have written."""
+
+    mesh: Mesh
+    axis: MeshAxis
+    laid: dict[Value, Sharding] = field(default_factory=dict)
+
+    def of(self, value: Value) -> Sharding:
+        said = self.laid.get(value) or value.type.sharding
+        return said or Sharding((DimensionSharding(),) * len(shape_of(value)))
+
+    def split(self, value: Value, d: int, priority: int = 0) -> None:
+        """Split a dimension over the axis too."""
+        own = self.of(value)
+        dimensions = list(own.dimensions)
+        axes = self.mesh.joined((*dimensions[d].axes, self.axis))
+        dimensions[d] = replace(dimensions[d], axes=axes, open=False, priority=max(priority, dimensions[d].priority))
+        self.laid[value] = replace(own, dimensions=tuple(dimensions))
+
+    def split_somewhere(self, value: Value, priority: int = 0) -> None:
+        """Split the first dimension that the devices divide, of those first that nothing splits; none if there is
+        none, so that each device has all of it."""
+        own = self.of(value)
+        parts = [self.mesh.size(d.axes) * self.mesh.size(self.axis) for d in own.dimensions]
+        fits = [d for d, s in enumerate(shape_of(value)) if s.constant is not None and s.constant % parts[d] == 0]
+        if fits:
+            self.split(value, min(fits, key=lambda d: (bool(own.dimensions[d].axes), d)), priority)
+        else:
+            self.keep_whole(value)
+
+    def keep_whole(self, value: Value) -> None:
+        """The axis may not split a value."""
+        own = self.of(value)
+        self.laid[value] = replace(own, replicated=(*own.replicated, self.axis))
+
+
+Rule: TypeAlias = Callable[[TrainingStep, Plan], None]
+"""Writes the shardings of one preset."""
+
+
+def _zero(*roles: str) -> Rule:
+    """The batch is split, and of weights, gradients and states those that are named: Rajbhandari and others, "ZeRO:
+    Memory Optimizations Toward Training Trillion Parameter Models", 2019. What is not named is whole on each device;
+    gradients that are not stay parts of sums until the update. Split weights give way to the batch."""
+
+    def rule(step: TrainingStep, plan: Plan) -> None:
+        for value, d in step.batch.items():
+            plan.split(value, d)
+        values: Mapping[str, Iterable[Value]] = {
+            "weights": step.weights,
+            "gradients": [v for own in step.gradients.values() for v in own],
+            "states": step.states,
+        }
+        for role, own in values.items():
+            for value in own:
+                if role in roles:
+                    plan.split_somewhere(value, priority=1 if role == "weights" else 0)
+                else:
+                    plan.keep_whole(value)
+
+    return rule
+
+
+def _megatron(step: TrainingStep, plan: Plan) -> None:
+    """Weights are split along what lies between them: hidden features, heads, a vocabulary. Shoeybi and others,
+    "Megatron-LM: Training Multi-Billion Parameter Language Models Using Model Parallelism", 2019.
+
+    These are dimensions of weights that no data have, and that are summed over in products with weights only: what one
+    weight makes in parts, the next one sums up. Those of the largest weights go first; a weight is split once.
+    """
+    devices = plan.mesh.size(plan.axis)
+    split: set[Value] = set()
+    for name in step.hidden:
+        places = [(v, d) for v in step.next for d, own in enumerate(step.classes_of(v)) if own == name]
+        fits = all((shape_of(v)[d].constant or 0) % devices == 0 for v, d in places)
+        if fits and not any(v in split for v, _ in places):
+            for v, d in places:
+                plan.split(v, d)
+                split.add(v)
+    for value in step.next:
+        if value not in split:
+            plan.keep_whole(value)
+
+
+def _sequence(step: TrainingStep, plan: Plan) -> None:
+    """Weights as Megatron splits them, and a dimension of the data besides the batch over the same devices, so that
+    what is not split by weights is split by it. Korthikanti and others, "Reducing Activation Recomputation in Large
+    Transformer Models", 2022."""
+    _megatron(step, plan)
+    for value, d in step.sequence.items():
+        plan.split(value, d)
+
+
+def _expert(step: TrainingStep, plan: Plan) -> None:
+    """The batch is split, and of weights with experts each device has some: dimensions that are no sum of a product
+    with a weight, but one for itself for each element. Lepikhin and others, "GShard", 2020."""
+    for value, d in step.batch.items():
+        plan.split(value, d)
+    split: set[Value] = set()
+    for name in step.experts:
+        for v in step.next:
+            for d, own in enumerate(step.classes_of(v)):
+                if own == name and v not in split:
+                    plan.split(v, d)
+                    split.add(v)
+    for value in step.next:
+        if value not in split:
+            plan.keep_whole(value)
+
+
+PLANS: Mapping[str, Rule] = {
+    "data": _zero(),
+    "zero1": _zero("states"),
+    "zero2": _zero("states", "gradients"),
+    "zero3": _zero("states", "gradients", "weights"),
+    "megatron": _megatron,
+    "sequence": _sequence,
+    "expert": _expert,
+}
+"""The rule of each preset."""
