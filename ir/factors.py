@@ -9,17 +9,22 @@ Source: https://openxla.org/shardy/propagation.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from intarsia.ir.graph import Node, Structured, Value
+from intarsia.ir.kernel import COMBINER_OPERATORS
 from intarsia.ir.ops.index import Update
 from intarsia.ir.ops.order import Argsort, Cumulative, Sort
 from intarsia.ir.ops.reduction import ArgReduce
 from intarsia.ir.proofs import Facts, simplify
 from intarsia.ir.scalar import Load, loads
+from intarsia.ir.sharding import COMBINERS
 from intarsia.ir.sizes import ONE, ZERO, Quotient, Remainder, Size, product
 from intarsia.ir.space import Axis, operand, size_loads
 from intarsia.ir.types import ListType
+
+MERGED = {operator: combiner for combiner, operator in COMBINER_OPERATORS.items() if combiner in COMBINERS}
+"""What merges the parts of an update that each device makes, by its operator."""
 
 Dimension = tuple[str, ...] | None
 """The factors of a dimension, the major one first; None where it has to be whole."""
@@ -85,15 +90,21 @@ def _operand(digits: _Digits, name: str, value: Value, found: Sequence[Load]) ->
 
 
 def _update(node: Update) -> Factors:
-    """A dimension passes where each write stays at the place along it that the body reads of."""
+    """A dimension passes where each write stays at the place along it that the body reads of. Where writes are merged,
+    any device may make them: the other axes are reduced, unless something reads the old tensor."""
     bounds = (b for a in node.axes for b in (a.lower, a.upper))
     found = (*size_loads((*node.targets, *bounds)), *loads(node.body), Load(operand(0), node.targets, node.base.dtype))
     digits = _Digits.of(node.axes, (), found, None)
     rule = _rule(digits, (node.base, *node.arguments), found, ())
     result = rule.operands[0]
     passing = {name for d in result if d for name in d}
-    operands = tuple(tuple(d if d is not None and passing.issuperset(d) else None for d in o) for o in rule.operands)
-    return Factors(tuple(f for f in rule.factors if f.name in passing), operands, result)
+    combiner = MERGED.get(node.operator)
+    reads_old = any(load.buffer == operand(0) for load in found[:-1])
+    merged = {a.name for a in node.axes} - passing if combiner is not None and not reads_old else set()
+    kept = passing | merged
+    operands = tuple(tuple(d if d is not None and kept.issuperset(d) else None for d in o) for o in rule.operands)
+    of_rule = tuple(replace(f, reduced=combiner if f.name in merged else None) for f in rule.factors if f.name in kept)
+    return Factors(of_rule, operands, result)
 
 
 def _along(x: Value, axis: int, keeps: bool) -> Factors:

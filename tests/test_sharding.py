@@ -105,6 +105,29 @@ fn f(table: f32[V@model, D], ids: i64[T]) -> f32[T, D] { return take(table, ids,
     check(text, {"all_reduce": 1}, V=20, D=4, T=6)
 
 
+def test_the_gradient_of_an_embedding_is_added_up_where_the_tokens_are() -> None:
+    text = """mesh m(data=3)
+fn loss(table: f32[V, D], ids: i64[N@data], y: f32[N@data, D]) -> f32 {
+    e = take(table, ids, axis=0) - y
+    return sum(e * e)
+}
+fn f(table: f32[V, D], ids: i64[N@data], y: f32[N@data, D]) -> f32[V, D] {
+    return grad(loss, wrt=table)(table, ids, y)
+}"""
+    local = check(text, {"all_reduce": 1}, V=11, D=4, N=1000)
+    (summed,) = collectives(local)
+    assert str(summed.x.type) == "f32[11, 4]"
+
+
+@pytest.mark.parametrize("operator", ["+=", "*=", "max=", "min="])
+def test_writes_that_are_merged_are_left_to_the_device_that_has_what_is_written(operator: str) -> None:
+    text = f"""mesh m(data=3)
+fn f(x: f32[5, 4], to: i64[N@data], u: f32[N@data, 4]) -> f32[5, 4] {{
+    return update x[to[n], j] {operator} u[n, j]
+}}"""
+    check(text, {"all_reduce": 1}, N=100)
+
+
 def test_a_loss_over_a_split_vocabulary_sends_numbers_for_each_row() -> None:
     text = """mesh m(model=4)
 fn f(h: f32[T, D], w: f32[D, V@model], ids: i64[T]) -> f32 {

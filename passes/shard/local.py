@@ -17,14 +17,14 @@ from intarsia.ir.functions import COMBINERS
 from intarsia.ir.graph import Node, Structured, Value
 from intarsia.ir.ops.collective import CollectivePermute
 from intarsia.ir.ops.elementwise import Cast as CastOp
-from intarsia.ir.ops.elementwise import Elementwise
+from intarsia.ir.ops.elementwise import Elementwise, axes_for, broadcast_load
 from intarsia.ir.ops.index import Compute, Update
 from intarsia.ir.ops.reduction import Matmul, Reduce
 from intarsia.ir.ops.shape import BroadcastTo, Concat, Reshape, Slice, Transpose
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load, apply, where
 from intarsia.ir.sharding import Axes, Mesh, local_extent
 from intarsia.ir.sizes import ZERO, Size, maximum, minimum
-from intarsia.ir.space import Axis, operand, operand_position
+from intarsia.ir.space import Axis, Space, operand, operand_position
 from intarsia.ir.types import TensorType
 from intarsia.passes.shard.edges import Edge
 from intarsia.passes.shard.windows import Window
@@ -62,12 +62,10 @@ class LocalOp:
         for (position, d), window in self.edge.windows.items():
             if window.axis in self.axes:
                 self._widen(position, d, window)
-        masks = [a for a in space.reduced if a.name in self.axes and self._is_uneven(a)]
         body = space.body
-        if masks and space.combiner is not None:
+        if space.combiner is not None:
             neutral = Const(COMBINERS[space.combiner].neutral(body.dtype), body.dtype)
-            inside = [apply("lt", Index(Size.of(a.name)), Index(a.upper)) for a in masks]
-            body = where(_every(inside), body, neutral)
+            body = self._inside(space.reduced, body, neutral)
         body = self._expression(body)
         local = replace(
             space,
@@ -83,13 +81,23 @@ class LocalOp:
         return Compute(tuple(self.values), local, span=node.span, more_spans=node.more_spans)
 
     def update(self, node: Update, operands: tuple[Value, ...]) -> Node:
+        """The update of what this device has. Of writes that are merged it makes its own, over the old tensor on the
+        first device and over what changes nothing on the others."""
         self.values = list(operands)
+        merged = [f for f in self.edge.factors if f.reduced and self.of_factor.get(f.name)]
+        body = node.body
+        if merged:
+            combiner = merged[0].reduced
+            assert combiner is not None
+            neutral = Const(COMBINERS[combiner].neutral(body.dtype), body.dtype)
+            body = self._inside([a for a in node.axes if a.name in {f.name for f in merged}], body, neutral)
+            self.values[0] = self._first(operands[0], tuple(a for f in merged for a in self.of_factor[f.name]), neutral)
         targets = tuple(self._size(t, aligned=bool(d)) for t, d in zip(node.targets, self.edge.dimensions[0]))
         axes = tuple(self._axis(a) for a in node.axes)
-        body = self._expression(node.body)
+        body = self._expression(body)
         return replace(
             node,
-            base=operands[0],
+            base=self.values[0],
             arguments=tuple(self.values[1:]),
             axes=axes,
             targets=targets,
@@ -97,7 +105,20 @@ class LocalOp:
             shardings=(),
         )
 
+    def _first(self, value: Value, axes: Axes, neutral: Const) -> Value:
+        """A value on the first device along axes; what changes nothing on the others."""
+        space_axes = axes_for(value.tensor.shape)
+        first = apply("eq", Load(operand(1), (), I64), Const(0, I64))
+        body = where(first, broadcast_load(0, value, space_axes), neutral)
+        return self.add(Compute((value, self.index(axes)), Space(space_axes, body, value.dtype)))
+
     # ------------------------------------------------------------------ parts
+
+    def _inside(self, axes: Sequence[Axis], body: Expr, neutral: Const) -> Expr:
+        """The body without what is beyond the end of axes that the devices do not divide."""
+        masks = [a for a in axes if a.name in self.axes and self._is_uneven(a)]
+        inside = [apply("lt", Index(Size.of(a.name)), Index(a.upper)) for a in masks]
+        return where(_every(inside), body, neutral) if masks else body
 
     def _is_uneven(self, axis: Axis) -> bool:
         extent = axis.upper.constant
