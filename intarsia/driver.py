@@ -28,7 +28,7 @@ from intarsia.ir.target import Target
 from intarsia.ir.text import print_module
 from intarsia.options import Options as Options
 from intarsia.options import resolve_target as resolve_target
-from intarsia.passes.collectives import Overlap
+from intarsia.passes.collectives import Overlap, ScatterRows
 from intarsia.passes.lower.checks import check_messages
 from intarsia.passes.pipeline import Context, Instrument, Pass, Pipeline, default_pipeline
 from intarsia.passes.plan_memory import plan
@@ -134,13 +134,13 @@ class Compilation:
         """The passes that lay out tensors on the devices of a mesh, where the program is not that of one already."""
         if self.options.devices is None or is_partitioned(self.source_module):
             return ()
-        return laying_passes(self.options)
+        return (*laying_passes(self.options), *(p for p in self._device_passes if isinstance(p, ScatterRows)))
 
     @cached_property
     def _parting(self) -> tuple[Pass, ...]:
         """The passes that make the program of one of several devices, and better what it sends."""
         own = parting_passes(self.options) if self._laying else ()
-        return (*own, *(p for p in self._device_passes if not isinstance(p, Overlap)))
+        return (*own, *(p for p in self._device_passes if not isinstance(p, Overlap | ScatterRows)))
 
     @cached_property
     def _device_passes(self) -> tuple[Pass, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sharded import check_compiled, check_plan, compiled
@@ -35,6 +37,14 @@ func @f(%x: f32[4, 4], %w: f32[4, 4]) {{
   return %6
 }}
 """
+
+
+FREE = """{
+  "name": "free",
+  "levels": [{"devices": 1048576, "alpha": 0.0, "bytes_per_second": 1e18}],
+  "operations_per_second": 1e9, "memory_bytes_per_second": 1e3, "memory_bytes": 1e12
+}"""
+"""A cluster on which sending takes no time."""
 
 
 def read(text: str) -> Module:
@@ -85,9 +95,11 @@ def test_random_programs_with_overlap() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("passes", ["overlap", "combine-collectives,overlap"])
+@pytest.mark.parametrize("passes", ["overlap", "combine-collectives,overlap", "scatter-rows{cluster=FREE},overlap"])
 @pytest.mark.parametrize("seed", range(100))
-def test_many_random_programs(seed: int, passes: str) -> None:
+def test_many_random_programs(seed: int, passes: str, tmp_path: Path) -> None:
+    (free := tmp_path / "free.json").write_text(FREE)
+    passes = passes.replace("FREE", str(free))
     module, plain, _ = sharded(seed)
     inputs = random_inputs(plain, seed, {})
     check_plan(module, inputs, plain, passes)

@@ -3,5 +3,6 @@
 from intarsia.passes.collectives.combine import CombineCollectives
 from intarsia.passes.collectives.in_turn import InTurn
 from intarsia.passes.collectives.overlap import Overlap
+from intarsia.passes.collectives.scatter_rows import ScatterRows
 
-__all__ = ["CombineCollectives", "InTurn", "Overlap"]
+__all__ = ["CombineCollectives", "InTurn", "Overlap", "ScatterRows"]
