@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from intarsia.arguments import flatten
@@ -79,9 +80,12 @@ class MeshCalls:
         if here is None:
             return SimulatedCall(program, laid)
         about = repr((self.function.program.source.text, self.function.name, sorted(statics.items()), here.mesh))
-        version = compiler_digest(self.function.program.cache)
-        digest = digest_of(version, about, ", ".join(map(str, program.inputs)), program.text)
+        digest = digest_of(self._version, about, ", ".join(map(str, program.inputs)), program.text)
         return ProcessCall(program, laid[0], here, devices[0].code(here), digest)
+
+    @cached_property
+    def _version(self) -> str:
+        return compiler_digest(self.function.program.cache)
 
     def _processes(self, program: MeshProgram) -> Processes | None:
         """The processes that are the devices; None if all of them are in this one."""

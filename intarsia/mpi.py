@@ -89,6 +89,13 @@ class MpiGroup(Group):
             requests += [own.Isend(sent, n) for n in receivers]
             return lambda: self.mpi.Request.Waitall(requests)
 
+        match receivers:
+            case [] if origin >= 0:
+                return Transfer(lambda: own.Recv(taken, origin), begin)
+            case [to] if origin >= 0:
+                return Transfer(lambda: own.Sendrecv(sent, to, 0, taken, origin), begin)
+            case [to]:
+                return Transfer(lambda: own.Send(sent, to), begin)
         return Transfer(lambda: begin()(), begin)
 
     # ------------------------------------------------------------------ memory

@@ -99,6 +99,14 @@ def test_collectives_in_a_loop() -> None:
     np.testing.assert_allclose(program.whole(found)[0], wanted, rtol=1e-4)
 
 
+def test_rows_from_neighbours_stand_apart(ita: Run) -> None:
+    """In the middle of its part a device reads its own rows, and chooses nothing."""
+    path = str(Path(__file__).parent.parent / "examples" / "sharded" / "heat.ita")
+    text = ita("emit", path, "--dim", "N=64", "--dim", "M=64", "--mesh", "rows=2", "--to", "scheduled")[1]
+    middle = re.search(r"i\.0 in 1\.\.31 \{(.*?)\n  \}", text, re.DOTALL)
+    assert middle is not None and "x[" not in middle[1] and "x.1[" not in middle[1]
+
+
 def test_a_device_that_fails_ends_all() -> None:
     """One of them fails a check while the others wait for it."""
     text = """mesh pod(data=2)

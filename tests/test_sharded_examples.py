@@ -26,5 +26,5 @@ def test_an_example_sends_what_an_expert_would(name: str) -> None:
 
 
 def test_every_example_is_here() -> None:
-    elsewhere = {"megatron_overlap", "training"}  # which test_in_turn.py and test_presets.py have
+    elsewhere = {"megatron_overlap", "training", "minilm"}  # in test_in_turn.py, test_presets.py, test_mpi.py
     assert {p.stem for p in FOLDER.glob("*.ita")} == {*SENT, *elsewhere}

@@ -12,7 +12,7 @@ import intarsia
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import minilm  # noqa: E402
+import minilm
 
 
 def embed(mesh: str, sentences: tuple[str, ...] = minilm.SENTENCES) -> np.ndarray:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from intarsia.ir.kernel import For, Kernel, Put
 from intarsia.ir.kernel_access import accesses, trips
-from intarsia.ir.scalar import Const
+from intarsia.ir.scalar import Apply, Const, walk
 from intarsia.ir.schedule import Accumulate, Localize, Merge, Move, Partition
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.dependence import carried_dependence
@@ -20,6 +20,9 @@ from intarsia.passes.schedule.vectors import SHORT
 
 MOST = 4
 """Copies of a statement up to which parts of loops are made."""
+
+MOST_CHOSEN = 12
+"""The same where each part reads another operand: the choice would else be made for each element."""
 
 READ = 4
 """Bytes that are read for each element of a row, up to which ends of reductions take longer than reading does."""
@@ -36,8 +39,21 @@ def make_parts(b: Builder) -> None:
     for loop in reversed(loops_in(b.kernel.body)):
         if count(trips(loop)) >= LONG:
             before = len(puts_in(b.kernel.body))
-            if b.attempt(Partition(loop.axis)) and len(puts_in(b.kernel.body)) > max(MOST, before):
+            most = MOST_CHOSEN if _chooses(loop) else MOST
+            if b.attempt(Partition(loop.axis)) and len(puts_in(b.kernel.body)) > max(most, before):
                 b.undo()
+
+
+def _chooses(loop: For) -> bool:
+    """Does all that stands below one iteration read one of several operands, as rows of a concatenation do?"""
+    inner = {own.axis for own in loops_in(loop.body)}
+    conditions = (
+        e.arguments[0].symbols
+        for put in puts_in(loop.body)
+        for e in walk(put.value)
+        if isinstance(e, Apply) and e.function == "where"
+    )
+    return any(loop.axis in names and inner.isdisjoint(names) for names in conditions)
 
 
 def merge_rows(b: Builder, outermost: bool = True, apart: Collection[str] = ()) -> None:
