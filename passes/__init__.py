@@ -17,6 +17,7 @@ MODULES: tuple[str, ...] = (
     "sink_scales",
     "contract",
     "exchange",
+    "checkpoint",
     "hoist",
     "merge",
     "recompute",

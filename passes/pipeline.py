@@ -159,14 +159,17 @@ class Pipeline:
 
 DEFAULT = (
     "drop-sharding,canonicalize,cse,dce,expand-sorts,legalize-dtype,canonicalize,cse,sink-scales,sample,dce,contract,"
-    "exchange,hoist,merge,recompute,fuse,skip-rounding,dce,lower,join,layout,schedule"
+    "exchange,checkpoint,hoist,merge,recompute,fuse,skip-rounding,dce,lower,join,layout,schedule"
 )
 
 
 def default_pipeline(sizes: Mapping[str, int] | None = None, memory_budget: int | None = None) -> Pipeline:
     """What the driver runs: names become numbers first, then the graph passes, then kernels and their schedules."""
     specialize = [f"{name}={number}" for name, number in (sizes or {}).items()]
-    passes = DEFAULT if memory_budget is None else DEFAULT.replace("recompute", f"recompute{{budget={memory_budget}}}")
+    passes = DEFAULT
+    if memory_budget is not None:
+        for name in ("checkpoint", "recompute"):
+            passes = passes.replace(name, f"{name}{{budget={memory_budget}}}")
     return Pipeline.parse(",".join((f"specialize{{{' '.join(specialize)}}}" if specialize else "specialize", passes)))
 
 

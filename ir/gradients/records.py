@@ -15,6 +15,7 @@ from intarsia.ir.extremes import greatest
 from intarsia.ir.gradients.spaces import Make
 from intarsia.ir.graph import Parameter, Region, Value
 from intarsia.ir.ops import BroadcastTo, Compute, Constant, Loop, Update
+from intarsia.ir.proofs import Facts
 from intarsia.ir.scalar import Index, Load
 from intarsia.ir.sizes import ZERO, Size, maximum, minimum
 from intarsia.ir.space import Axis, Space, operand
@@ -56,7 +57,8 @@ def recording(node: Loop, around: Ranges, make: Make) -> Loop | None:
     if _is_counted(node, around):
         states = tuple(p.value for p in node.states)
         body = replace(node.body, results=(*node.body.results, *states))
-        return replace(node, body=body, stacked=node.stacked + len(states))
+        upper = node.lower + _count(node.upper - node.lower)
+        return replace(node, upper=upper, body=body, stacked=node.stacked + len(states))
     found = _hull(node, around)
     if found is None or node.stacked:
         return None
@@ -125,7 +127,13 @@ def _hull(node: Loop, around: Ranges) -> tuple[Size, Size] | None:
             return None
         base = -least
     most = greatest(node.upper - base, around)
-    return None if most is None else (base, most)
+    return None if most is None else (base, _count(most))
+
+
+def _count(steps: Size) -> Size:
+    """A number of rows: none where the bounds of a loop are the other way round."""
+    is_count = Facts(names=steps.symbols).proves(steps)
+    return steps if is_count else maximum(ZERO, steps)
 
 
 def _is_counted(node: Loop, around: Ranges) -> bool:

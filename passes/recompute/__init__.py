@@ -64,7 +64,7 @@ class Recompute(Pass):
         most = self.budget or self.least or context.target.caches[-1]
         done: set[Node] = set()
         for _ in range(ROUNDS):
-            moments = [(kept, n) for n, kept in _kept(region) if region.nodes[n] not in done]
+            moments = [(kept, n) for n, kept in bytes_waiting(region) if region.nodes[n] not in done]
             kept, position = max(moments, default=(0, 0))
             if kept <= most:
                 break
@@ -99,7 +99,7 @@ def _is_heavy(node: Node) -> bool:
     return isinstance(node, Loop) or (member is not None and member.is_contraction)
 
 
-def _kept(region: Region) -> Iterator[tuple[int, int]]:
+def bytes_waiting(region: Region) -> Iterator[tuple[int, int]]:
     """For each product and loop, the bytes of what was made before it and is needed from there on."""
     last: dict[Value, int] = {}
     for n, node in enumerate(region.nodes):
