@@ -47,7 +47,8 @@ fn gradient(
     s = score(q, k, CAUSAL)
     p[h, i, j] = exp(s[h, i, j] - l[h, i])
     inner[h, i] = sum[d](g[h, i, d] * y[h, i, d])
-    ds[h, i, j] = p[h, i, j] * (sum[d](g[h, i, d] * v[h, j, d]) - inner[h, i]) / sqrt(f32(D))
+    dp[h, i, j] = sum[d](g[h, i, d] * v[h, j, d])
+    ds[h, i, j] = where(not CAUSAL or j <= i, p[h, i, j] * (dp[h, i, j] - inner[h, i]) / sqrt(f32(D)), 0.0)
     dq[h, i, d] = sum[j](ds[h, i, j] * k[h, j, d])
     dk[h, j, d] = sum[i](ds[h, i, j] * q[h, i, d])
     dv[h, j, d] = sum[i](p[h, i, j] * g[h, i, d])
@@ -179,7 +180,6 @@ def write(rows):
         "the value and its three gradients are computed, 5 for the gradients alone, half of that if causal; the share is that",
         "of the multiply-add peak, that of one core times the threads. Memory is what the largest size of a process grew by in its first call, results included.",
         "PyTorch's gradient is its own backward of `scaled_dot_product_attention`. `attention_gradient.py` has the programs.",
-        "Ours computes all blocks of a causal gradient, also those that the mask leaves out; the value leaves them out.",
         "",
         "| | heads, positions, width | threads | ours | PyTorch | ours, GFLOP/s | share | PyTorch's | ours, MiB | PyTorch, MiB |",
         "|---|---|---|---|---|---|---|---|---|---|",

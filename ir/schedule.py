@@ -27,6 +27,7 @@ from intarsia.ir.schedule_launch import Programs as Programs
 from intarsia.ir.schedule_launch import Stages as Stages
 from intarsia.ir.schedule_launch import Warps as Warps
 from intarsia.ir.schedule_masks import Restrict as Restrict
+from intarsia.ir.schedule_masks import Skip as Skip
 from intarsia.ir.schedule_masks import Tighten as Tighten
 from intarsia.ir.schedule_masks import Unmask as Unmask
 from intarsia.ir.schedule_masks import Version as Version

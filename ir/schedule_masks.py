@@ -59,6 +59,28 @@ class Tighten(Step):
 
 
 @dataclass(frozen=True)
+class Skip(Step):
+    """Begin and end a loop that adds to sums where masks first and last let it add anything: `skip i`.
+
+       for i in 0..N { for j { y[j] += where(j <= i, x[i, j], 0.0) * g[i] } }
+    -> for i { some max= … 0.0 * g[i] … }
+       end = N if some > 0.0 else 0; for i in max(0, min(j, end))..N { … }
+
+    What is left out adds 0 times other factors. These change along one side of the sum only, so that it is found out
+    before whether any of them is infinite or NaN; then nothing is left out.
+    """
+
+    axis: str
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return Skip(words.name())
+
+    def rest(self) -> str:
+        return self.axis
+
+
+@dataclass(frozen=True)
 class Widen(Step):
     """Make the bounds of a loop such that they need no axis around it, and masks of what they were: `widen k`.
 

@@ -13,9 +13,13 @@ import intarsia
 from intarsia.dsl.library import load
 from intarsia.ir.errors import Source
 from intarsia.ir.graph import Module
+from intarsia.ir.kernel_interpreter import run
 from intarsia.ir.kernel_verifier import verify_kernel
+from intarsia.ir.schedule import Skip
 from intarsia.ir.target import TARGETS, Target
 from intarsia.passes.pipeline import Context, default_pipeline
+from intarsia.passes.schedule.both_ways import schedule_both_ways
+from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.verify import verification
 
 TINY = replace(TARGETS["cpu:x86-avx512"], caches=(256, 1 << 12, 1 << 12), cores=2)
@@ -39,6 +43,7 @@ VALUES = {
     "softmax": f"softmax({SCORES}) @ v",
     "library": "attention(q, k, v)",
     "causal": "attention(q, k, v, causal=true)",
+    "window": f"softmax(tensor[h, i, j](where(j <= i and i < j + 9, {SCORES}[h, i, j], -inf))) @ v",
     "biased": f"softmax({SCORES} + tensor[i < S, j < T](TYPE(i - j) * 0.1)) @ v",
     "sigmoid": f"sigmoid({SCORES}) @ v",
     "linear": f"{SCORES} @ v",
@@ -48,7 +53,7 @@ VALUES = {
 def program(name: str, wrt: str = "q, k, v", forward: bool = True, dtype: str = "f32") -> str:
     """The gradient of a program of VALUES, and what it computes if `forward`."""
     changes = ", ".join(f"d{n}" for n in wrt.split(", "))
-    keys = "S" if name == "causal" else "T"
+    keys = "S" if name in ("causal", "window") else "T"
     value = VALUES[name].replace("TYPE", dtype)
     results = f"value(q, k, v), {changes}" if forward else changes
     types = {"q": f"{dtype}[H, S, D]", "k": f"{dtype}[H, {keys}, D]"}
@@ -142,3 +147,40 @@ def test_gradients_are_those_of_pytorch(causal: bool, shape: tuple[int, int, int
     value.backward(torch.from_numpy(arrays[3]))
     for ours, theirs in zip(found, (value.detach(), q.grad, k.grad, v.grad), strict=True):
         np.testing.assert_allclose(ours, theirs.numpy(), rtol=2e-4, atol=2e-5)
+
+
+MASKED = """fn f(q: f32[H, S, D], k: f32[H, S, D], v: f32[H, S, D], g: f32[H, S, D], m: f32[H, S], l: f32[H, S]) {
+    e[h, i, j] = exp(where(MASK, sum[d](q[h, i, d] * k[h, j, d]), -inf) - m[h, i])
+    x[h, i, j] = where(MASK, e[h, i, j] * sum[d](g[h, i, d] * v[h, j, d]), 0.0)
+    dv[h, j, d] = sum[i](e[h, i, j] / l[h, i] * g[h, i, d])
+    dq[h, i, d] = sum[j](x[h, i, j] * k[h, j, d])
+    dk[h, j, d] = sum[i](x[h, i, j] * q[h, i, d])
+    return dq, dk, dv
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mask", ["j <= i", "j <= i and i < j + 20", "i + 40 < j"])
+def test_blocks_that_masks_leave_out_are_skipped(mask: str) -> None:
+    """Unless an infinity or NaN in their rows or columns would be seen."""
+    sizes = {"H": 3, "S": 90, "D": 3}
+    module = load(Source("f", MASKED.replace("MASK", mask))).build("f")
+    (naive,) = default_pipeline(sizes).before("schedule").run(module, Context(TINY)).kernels
+    b = Builder(naive, TINY)
+    assert schedule_both_ways(b) and any(isinstance(step, Skip) for step in b.steps)
+    verify_kernel(b.kernel)
+    rng = np.random.default_rng(0)
+    for special in ("", "q", "k", "v", "g", "m", "l"):
+        inputs = {x.name: rng.standard_normal([int(e) for e in x.shape], np.float32) for x in naive.inputs}
+        inputs["l"] = abs(inputs["l"]) + 1
+        if special:
+            for place in ((0, 3), (1, 40), (1, 89)):
+                inputs[special][place] = rng.choice([np.inf, -np.inf, np.nan, 0.0])
+        found = []
+        for kernel in (naive, b.kernel):
+            results = {x.name: np.full([int(e) for e in x.shape], 7, np.float32) for x in kernel.outputs}
+            with np.errstate(all="ignore"):
+                run(kernel, {**inputs, **results}, {})
+            found.append(results)
+        for name, expected in found[0].items():
+            np.testing.assert_allclose(found[1][name], expected, rtol=1e-4, atol=1e-4, err_msg=special)

@@ -22,7 +22,7 @@ EVERY_STEP = (
     "factor y; online m 512; online m 16 -> b; "
     "parts m 512; parts m 16 -> p; scan k; restart h at p -> c; "
     "inline t; reuse s for e; vectorize j; unroll i jv; parallel ic; grid a b; "
-    "version jn; version jn keep k; unmask t; tighten k; widen k; restrict m; "
+    "version jn; version jn keep k; unmask t; tighten k; skip r; widen k; restrict m; "
     "prefetch x in t i +1 L2; fetch x for i in j L1; fetch x for i +2 in j L2; nontemporal y"
 )
 

@@ -29,6 +29,7 @@ from intarsia.passes.schedule.parts import parts
 from intarsia.passes.schedule.reuse import reuse
 from intarsia.passes.schedule.scans import restart, scan
 from intarsia.passes.schedule.sink import sink
+from intarsia.passes.schedule.skipping import skip
 from intarsia.passes.schedule.squeeze import squeeze
 from intarsia.passes.schedule.storage import inline, localize, pack, stage
 from intarsia.passes.schedule.tree import loops_in
@@ -74,6 +75,7 @@ _APPLY: dict[type[Step], Callable[[Kernel, Any], Kernel]] = {
     steps.Version: version,
     steps.Unmask: unmask,
     steps.Tighten: tighten,
+    steps.Skip: skip,
     steps.Widen: widen,
     steps.Restrict: restrict,
     steps.Fetch: fetch,

@@ -16,7 +16,7 @@ from functools import partial
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import For
 from intarsia.ir.kernel_access import trips
-from intarsia.ir.schedule import ROOT, Localize, Merge, Move, Reorder
+from intarsia.ir.schedule import ROOT, Localize, Merge, Move, Reorder, Skip
 from intarsia.passes.schedule.block_tiles import (
     HEIGHT,
     VECTORS,
@@ -31,6 +31,7 @@ from intarsia.passes.schedule.block_tiles import (
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.chain import WIDEST
 from intarsia.passes.schedule.chained import schedule_chain
+from intarsia.passes.schedule.domains import conditions_in
 from intarsia.passes.schedule.shape import points
 from intarsia.passes.schedule.stages import Stage, spread, stages_in
 from intarsia.passes.schedule.tree import allocated_in
@@ -40,6 +41,9 @@ ROWS = 128
 
 COLUMNS = 256
 """Columns of a block at most."""
+
+MASKED = 64
+"""Rows and columns of a block at most, where masks may leave out blocks: a block at an edge is computed as a whole."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,15 @@ class Square:
         """The loops whose axes its result has beside rows or columns."""
         fixed = {self.row[stage], self.column[stage], *(r[stage] for r in self.batch)}
         return tuple(loop for loop in stage.kept if loop.axis not in fixed)
+
+    @property
+    def is_masked(self) -> bool:
+        """Do conditions on rows and columns choose what elements are?"""
+        return any(
+            {self.row[s], self.column[s]} <= condition.symbols
+            for s in self.elements
+            for condition in conditions_in(s.put.value)
+        )
 
     def keeps_rows(self, stage: Stage) -> bool:
         return any(self.row[stage] == loop.axis for loop in stage.kept)
@@ -158,6 +171,8 @@ def _schedule(b: Builder) -> None:
     for name, found in allocated_in(b.kernel.body).items():
         if found.memory == "global":
             any(b.attempt(Localize(name, axis, "cache")) for axis in places)
+    if square.is_masked:
+        b.attempt(Skip(inner), silent=False)
     for stage in square.products:
         initial = next(s for s in square.stages if s.put.buffer == stage.put.buffer)
         tile_product(b, stage, axes[initial], axes[stage], columns[stage], lanes)
@@ -240,7 +255,8 @@ def _block(b: Builder, square: Square, panel: int) -> tuple[str, dict[Stage, str
 
 def _columns_of_block(b: Builder, square: Square, panel: int) -> int:
     """Columns of a block, whole panels: what belongs to them fills half of the second cache at most."""
-    most = max(panel, min(COLUMNS, _second_cache(b) // 2 // _bytes_of(b, square, square.column) // panel * panel))
+    widest = MASKED if square.is_masked else COLUMNS
+    most = max(panel, min(widest, _second_cache(b) // 2 // _bytes_of(b, square, square.column) // panel * panel))
     length = trips(b.loop(square.column[square.elements[0]])).constant
     even = most if length is None else -(-length // -(-length // most) // panel) * panel
     others = [n * panel for n in (2, 4, 8, 16) if length is None or n * panel < length + panel]
@@ -251,7 +267,7 @@ def _rows_of_block(b: Builder, square: Square, columns: int) -> int:
     """Rows of a block, whole tiles."""
     elements = sum(s.put.value.dtype.bytes for s in square.products) * columns
     fitting = _second_cache(b) * 3 // 8 // (elements + _bytes_of(b, square, square.row))
-    most = max(HEIGHT, min(ROWS, fitting // HEIGHT * HEIGHT))
+    most = max(HEIGHT, min(MASKED if square.is_masked else ROWS, fitting // HEIGHT * HEIGHT))
     length = trips(b.loop(square.row[square.elements[0]])).constant
     likeliest = most
     if length is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from intarsia.ir.kernel import For
+from intarsia.ir.kernel_access import written_in
 from intarsia.ir.proofs import Facts
-from intarsia.ir.scalar import Apply, Cast, Const, Expr, Mask, constant
+from intarsia.ir.scalar import Apply, Cast, Const, Expr, Mask, constant, walk
 from intarsia.ir.sizes import Size, maximum, minimum
 from intarsia.passes.schedule.masks import affine_mask, neutral
 from intarsia.passes.schedule.stages import Stage
@@ -28,25 +30,42 @@ class Domain:
 
 def domain_of(value: Expr, state: Stage, facts: Facts) -> Domain:
     """Where on its outermost reduction axis a reduction may change its result. `facts` hold for the rows."""
-    first = state.reduced[0]
     inner = (*state.kept, *state.reduced[1:])
-    lower, upper = first.lower, first.upper
-    for condition in _conditions(value, neutral(state.put.operator, state.put.value)):
-        best = extreme(condition, inner, greatest=True)
-        slope = best.coefficient(first.axis) if best is not None and not best.opaques else None
-        if best is None or not slope:
+    conditions = _conditions(value, neutral(state.put.operator, state.put.value))
+    best = (extreme(c, inner, greatest=True) for c in conditions)
+    return domain_within(state.reduced[0], [b for b in best if b is not None], facts)
+
+
+def domain_within(loop: For, conditions: Iterable[Size], facts: Facts) -> Domain:
+    """Where on the axis of a loop all of some conditions are more than 0, of which those that data decides do not
+    count. `facts` hold around it."""
+    lower, upper = loop.lower, loop.upper
+    for condition in conditions:
+        slope = condition.coefficient(loop.axis) if not condition.opaques else None
+        if not slope:
             continue
-        rest = best - Size.of(first.axis) * slope  # rest + slope * axis > 0
+        rest = condition - Size.of(loop.axis) * slope  # rest + slope * axis > 0
         end = (rest - 1) // -slope + 1 if slope < 0 else (-rest) // slope + 1
-        if slope < 0 and not facts.proves(end - first.upper):
+        if slope < 0 and not facts.proves(end - loop.upper):
             upper = minimum(upper, end)
-        elif slope > 0 and not facts.proves(first.lower - end):
+        elif slope > 0 and not facts.proves(loop.lower - end):
             lower = maximum(lower, end)
-    if not facts.proves(first.upper - lower):
-        lower = minimum(lower, first.upper)
-    if not facts.proves(upper - first.lower):
-        upper = maximum(upper, first.lower)
+    if not facts.proves(loop.upper - lower):
+        lower = minimum(lower, loop.upper)
+    if not facts.proves(upper - loop.lower):
+        upper = maximum(upper, loop.lower)
     return Domain(lower, upper)
+
+
+def unchanged_in(around: Sequence[For], used: Collection[str], read: Collection[str]) -> For | None:
+    """The outermost of some loops of which it and those inside it change nothing about what uses these names and reads
+    these buffers."""
+    found: For | None = None
+    for loop in reversed(around):
+        if loop.axis in used or not written_in(loop.body).isdisjoint(read):
+            break
+        found = loop
+    return found
 
 
 def is_masked(value: Expr, state: Stage) -> bool:
@@ -65,9 +84,9 @@ def _conditions(value: Expr, nothing: Const) -> Mask:
     """Conditions without any of which a value is the neutral element, as a mask."""
     match value:
         case Apply("where", (condition, inner, Const() as number)) if number == nothing:
-            return (*_needed(condition, True), *_conditions(inner, nothing))
+            return (*needed(condition, True), *_conditions(inner, nothing))
         case Apply("where", (condition, Const() as number, inner)) if number == nothing:
-            return (*_needed(condition, False), *_conditions(inner, nothing))
+            return (*needed(condition, False), *_conditions(inner, nothing))
         case Apply("mul", (inner, Const(number))) | Apply("mul", (Const(number), inner)):
             return _conditions(inner, nothing) if number > 0 and nothing.value == float("-inf") else ()
         case Cast(_, inner) if nothing.value == 0:
@@ -75,11 +94,21 @@ def _conditions(value: Expr, nothing: Const) -> Mask:
     return ()
 
 
-def _needed(condition: Expr, holds: bool) -> Mask:
+def conditions_in(value: Expr) -> Mask:
+    """The conditions on axes that choices in a value depend on: that they hold, or that they do not."""
+    found: dict[Size, None] = {}
+    for e in walk(value):
+        match e:
+            case Apply("where", (test, _, _)):
+                found |= dict.fromkeys((*needed(test, True), *needed(test, False)))
+    return tuple(found)
+
+
+def needed(condition: Expr, holds: bool) -> Mask:
     """What a condition that holds, or does not, needs of the axes; the rest of it may depend on data."""
     match condition:
         case Apply("not", (inner,)):
-            return _needed(inner, not holds)
+            return needed(inner, not holds)
         case Apply("and" | "or" as name, (left, right)) if (name == "and") == holds:
-            return (*_needed(left, holds), *_needed(right, holds))
+            return (*needed(left, holds), *needed(right, holds))
     return affine_mask(condition, holds) or ()

@@ -20,6 +20,7 @@ from intarsia.ir.scalar import Const, Expr, Index, Load, Mask, apply, cast, cons
 from intarsia.ir.schedule import Online
 from intarsia.ir.sizes import Size, minimum
 from intarsia.passes.schedule.dependence import commute, conflicts, describe, may_meet
+from intarsia.passes.schedule.domains import unchanged_in
 from intarsia.passes.schedule.masks import neutral
 from intarsia.passes.schedule.products import Product
 from intarsia.passes.schedule.rescaling import SweepWriter, home_of, moved, require_order, with_part, without_reduced
@@ -250,14 +251,10 @@ class _Writer(SweepWriter):
         """Where it is no use to look further for infinite and NaN factors: the end of the axis, or 0 if there are none
         at all. That is found out once, before the outermost loop that changes nothing about the factors; None where
         there is no such loop."""
-        fixed: For | None = None
         read = {load.buffer for f in rest.factors for load in loads(f)}
         used = frozenset().union(*(f.symbols for f in rest.factors), *(m.symbols for m in mask))
         used |= frozenset().union(*(x.lower.symbols | x.upper.symbols for x in (first, *inner)))
-        for loop in reversed(self.sweep.around):
-            if loop.axis in used or read & written_in(loop.body):
-                break
-            fixed = loop
+        fixed = unchanged_in(self.sweep.around, used, read)
         if fixed is None:
             return None
         total = Buffer(self.names.derived("nothing"), nothing.dtype, (), "cache")
