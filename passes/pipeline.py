@@ -70,12 +70,13 @@ class Pass:
 
     `name` is its name in text. `exact`: the results stay the same bit for bit, so `--verify-each=exec` compares them
     without a tolerance. `moves_factors`: it moves factors across sums, and where one is infinite a result may be an
-    infinity in place of NaN, or the reverse (language.md, Numerics).
+    infinity in place of NaN, or the reverse (language.md, Numerics). `lossy`: results are coarser, as its user wants.
     """
 
     name: ClassVar[str]
     exact: ClassVar[bool] = True
     moves_factors: ClassVar[bool] = False
+    lossy: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         if "name" in vars(cls):

@@ -3,6 +3,7 @@
 from intarsia.passes.collectives.combine import CombineCollectives
 from intarsia.passes.collectives.in_turn import InTurn
 from intarsia.passes.collectives.overlap import Overlap
+from intarsia.passes.collectives.quantize import QuantizeCollectives
 from intarsia.passes.collectives.scatter_rows import ScatterRows
 
-__all__ = ["CombineCollectives", "InTurn", "Overlap", "ScatterRows"]
+__all__ = ["CombineCollectives", "InTurn", "Overlap", "QuantizeCollectives", "ScatterRows"]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from intarsia.ir.cluster import Cluster
@@ -16,12 +15,9 @@ from intarsia.ir.ops import (
     CollectivePermute,
     Concat,
     ReduceScatter,
-    Reshape,
-    Slice,
-    Transpose,
 )
-from intarsia.ir.sizes import ZERO, Size
 from intarsia.ir.spmd import is_partitioned
+from intarsia.passes.collectives.rows import Rows
 from intarsia.passes.collectives.timeline import Costs
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.regions import change_regions
@@ -119,8 +115,8 @@ def _needs(region: Region) -> Mapping[Node, set[Node]]:
 
 def _with_one(region: Region, members: Sequence[Collective]) -> Region:
     """The region with one collective in the place of some, at the last of these, and what needs them after it."""
-    one = _One()
-    values = dict(zip((m.value for m in members), one.run(members)))
+    one = Rows(members[0].span)
+    values = dict(zip((m.value for m in members), _as_one(one, members)))
     needs, gone = _needs(region), set(members)
     place = region.nodes.index(members[-1])
     before = [n for n in region.nodes[:place] if n not in gone]
@@ -130,59 +126,18 @@ def _with_one(region: Region, members: Sequence[Collective]) -> Region:
     return Region(region.parameters, (*early, *one.nodes, *after.nodes), after.results)
 
 
-@dataclass
-class _One:
-    """The collective for all, on a row for each device: what goes to it, or comes from it; one row where that is all
-    the same."""
-
-    nodes: list[Node] = field(default_factory=list)
-
-    def add(self, node: Node) -> Value:
-        self.nodes.append(node)
-        return node.value
-
-    def run(self, members: Sequence[Collective]) -> list[Value]:
-        """What the members gave."""
-        first = members[0]
-        rows = [self.rows(m.x, m.dim if isinstance(m, ReduceScatter) else None, m.devices) for m in members]
-        joined = replace(first, x=self.add(Concat(tuple(rows), 1)))
-        if isinstance(joined, AllGather | ReduceScatter):
-            joined = replace(joined, dim=0)
-        made, start = self.add(joined), 0
-        height = int(made.tensor.shape[0])
-        found: list[Value] = []
-        for member, row in zip(members, rows):
-            width = int(row.tensor.shape[1])
-            starts = (ZERO, Size.of(start))
-            own = self.add(Slice(made, starts, (Size.of(height), Size.of(width)), (1, 1), span=member.span))
-            found.append(self.in_shape(own, member))
-            start += width
-        return found
-
-    def rows(self, x: Value, dim: int | None, devices: int) -> Value:
-        """x as a matrix: a row for what goes to each device along a dimension, or one row."""
-        if dim is None:
-            return self.reshaped(x, (1, -1))
-        shape = x.tensor.static_shape
-        apart = (*shape[:dim], devices, shape[dim] // devices, *shape[dim + 1 :])
-        order = (dim, *(d for d in range(len(apart)) if d != dim))
-        return self.reshaped(self.transposed(self.reshaped(x, apart), order), (devices, -1))
-
-    def in_shape(self, own: Value, member: Collective) -> Value:
-        """The result of a member of its rows."""
-        shape = member.value.tensor.static_shape
-        if not isinstance(member, AllGather):
-            return self.reshaped(own, shape)
-        x, dim = member.x.tensor.static_shape, member.dim
-        order = (*range(1, dim + 1), 0, *range(dim + 1, len(x) + 1))
-        return self.reshaped(self.transposed(self.reshaped(own, (member.devices, *x)), order), shape)
-
-    def reshaped(self, x: Value, shape: Sequence[int]) -> Value:
-        """x in another shape, of which one extent may be -1: what is left."""
-        elements = math.prod(x.tensor.static_shape)
-        known = math.prod(s for s in shape if s >= 0)
-        wanted = tuple(Size.of(s if s >= 0 else elements // max(1, known)) for s in shape)
-        return x if wanted == x.tensor.shape else self.add(Reshape(x, wanted, span=x.node.span))
-
-    def transposed(self, x: Value, order: Sequence[int]) -> Value:
-        return x if tuple(order) == tuple(range(len(order))) else self.add(Transpose(x, tuple(order)))
+def _as_one(rows: Rows, members: Sequence[Collective]) -> list[Value]:
+    """The collective for all, on their rows one beside the other; what the members gave."""
+    first = members[0]
+    flat = [rows.of(m.x, m.dim if isinstance(m, ReduceScatter) else None, m.devices) for m in members]
+    joined = replace(first, x=rows.add(Concat(tuple(flat), 1)))
+    if isinstance(joined, AllGather | ReduceScatter):
+        joined = replace(joined, dim=0)
+    made, start = rows.add(joined), 0
+    found: list[Value] = []
+    for member, row in zip(members, flat):
+        width = int(row.tensor.shape[1])
+        own = rows.cut(made, start, width)
+        found.append(rows.gathered(own, member) if isinstance(member, AllGather) else rows.like(own, member.value))
+        start += width
+    return found
