@@ -63,12 +63,15 @@ def test_results_are_in_order(workers: int, length: int) -> None:
     assert list(shared(workers, lambda i: (i, i * i), range(length))) == [(i, i * i) for i in range(length)]
 
 
-def test_children_take_part() -> None:
-    def slow(_: int) -> int:
-        time.sleep(0.05)
+def test_children_take_part(tmp_path: Path) -> None:
+    def waiting_for_the_others(_: int) -> int:
+        (tmp_path / str(os.getpid())).touch()
+        end = time.monotonic() + 60
+        while len(list(tmp_path.iterdir())) < 3 and time.monotonic() < end:
+            time.sleep(0.01)
         return os.getpid()
 
-    found = set(shared(3, slow, range(12)))
+    found = set(shared(3, waiting_for_the_others, range(12)))
     assert len(found) == 3 and os.getpid() in found
 
 
