@@ -27,7 +27,7 @@ from intarsia.options import Options
 from intarsia.passes.pipeline import Context, Pipeline
 from intarsia.passes.shard.meshes import with_parameters_laid
 
-SHARD = "propagate-sharding,reshard,partition"
+SHARD = "propagate-sharding,split-scans,reshard,partition"
 
 MESHES = tuple(map(Mesh.parse, ("a=2", "a=3", "a=4", "a=2,b=2")))
 

@@ -13,6 +13,7 @@ SENT: dict[str, tuple[dict[str, int], dict[str, int]]] = {
     "megatron": ({"all_reduce": 2}, {"B": 4, "S": 6, "D": 8, "H": 4, "K": 4, "F": 16}),
     "zero3": ({"all_gather": 2, "reduce_scatter": 2}, {"B": 64, "D": 8, "F": 16}),
     "sequence_attention": ({"all_gather": 2}, {"S": 16, "D": 6, "H": 2, "K": 4}),
+    "linear_attention": ({"all_gather": 1}, {"S": 16, "D": 4, "E": 6}),
     "sequence": ({"all_to_all": 4}, {"H": 4, "S": 16, "K": 4}),
     "experts": ({"all_to_all": 2}, {"G": 4, "T": 4, "D": 4, "E": 4, "C": 2, "F": 8}),
     "heat": ({"collective_permute": 2}, {"N": 10, "M": 6}),

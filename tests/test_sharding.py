@@ -18,7 +18,7 @@ from intarsia.ir.spmd import Placement, simulate
 from intarsia.passes.specialize import specialize
 from intarsia.passes.verify.inputs import random_inputs
 
-LOCAL = "canonicalize,cse,dce,propagate-sharding,reshard,partition"
+LOCAL = "canonicalize,cse,dce,propagate-sharding,split-scans,reshard,partition"
 
 
 def built(text: str, **dims: int) -> Module:

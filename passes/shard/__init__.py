@@ -6,5 +6,6 @@ from intarsia.passes.shard.presets import Preset
 from intarsia.passes.shard.propagate import PropagateSharding
 from intarsia.passes.shard.reshard import Reshard
 from intarsia.passes.shard.rings import Rings
+from intarsia.passes.shard.scans import SplitScans
 
-__all__ = ["DropSharding", "GatherAgain", "Partition", "Preset", "PropagateSharding", "Reshard", "Rings"]
+__all__ = ["DropSharding", "GatherAgain", "Partition", "Preset", "PropagateSharding", "Reshard", "Rings", "SplitScans"]

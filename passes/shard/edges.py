@@ -6,7 +6,7 @@ it begins with, what the body has and yields, and the result. So no op is named 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,7 +14,8 @@ from intarsia.ir.factors import Dimension, Factor, Factors, factors
 from intarsia.ir.graph import Node, Region, Structured, Value
 from intarsia.ir.ops.control import Fused, ListGet, Loop
 from intarsia.ir.sharding import Axes, Mesh, MeshAxis
-from intarsia.ir.sizes import Size
+from intarsia.ir.sizes import ZERO, Size
+from intarsia.ir.space import operand_position
 from intarsia.ir.types import ListType
 from intarsia.passes.shard.windows import Window, find_window, is_selected
 
@@ -95,6 +96,8 @@ def edges_of_node(node: Node) -> Iterator[Edge]:
                 stacked = node.values[position]
                 step = body.results[position]
                 yield _identity(node, [step, stacked], last=(None, *_names(step)))
+            if (rows := rows_of(node)) and node.stacked:
+                yield _along(node, rows)
         case Fused(body):
             for inner, outer in zip(body.results, node.values):
                 yield _identity(node, [inner, outer])
@@ -145,6 +148,28 @@ def _edge(node: Node, rule: Factors) -> Edge:
 def edge_of(node: Node) -> Edge:
     """The edge of an op that has one result; one without factors where nothing is said about the op."""
     return next(iter(edges_of_node(node)), None) or Edge(node, (*node.operands, *node.values), (), (), len(node.values))
+
+
+def rows_of(loop: Loop) -> tuple[tuple[Value, int], ...]:
+    """The values from outside of which each step reads one row, that of its counter, with the dimension of the rows."""
+    found: dict[tuple[Value, int], None] = {}
+    captured = frozenset(loop.body.captures)
+    for node in loop.body.nodes:
+        for load in node.space.loads() if isinstance(node, Structured) else ():
+            value = node.operands[operand_position(load.buffer)]
+            if value in captured and not isinstance(value.type, ListType):
+                dims = (d for d, index in enumerate(load.indices) if index.as_name == loop.counter)
+                found.update(((value, d), None) for d in dims if loop.upper == value.tensor.shape[d])
+    return tuple(found) if loop.lower == ZERO else ()
+
+
+def _along(loop: Loop, rows: Sequence[tuple[Value, int]]) -> Edge:
+    """The steps of a scan, as a dimension of what it reads rows of and of what it stacks."""
+    stacked = loop.values[len(loop.initial) :]
+    places = (*rows, *((v, 0) for v in stacked))
+    dimensions = (tuple(("t",) if k == d else None for k in range(v.tensor.rank)) for v, d in places)
+    found = (Factor("t", loop.upper),)
+    return Edge(loop, tuple(v for v, _ in places), tuple(dimensions), found, len(stacked), is_flow=True)
 
 
 def _names(value: Value) -> tuple[Dimension, ...]:

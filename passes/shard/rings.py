@@ -24,6 +24,7 @@ from intarsia.ir.types import TensorType
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.regions import change_regions
 from intarsia.passes.shard.blocks import Add, Block, on_block, put_block
+from intarsia.passes.shard.counters import Counters
 from intarsia.passes.shard.gathered import Gathered, find_gathered, is_product
 from intarsia.passes.shard.meshes import mesh_of
 from intarsia.passes.shard.partial import empty, evaluate, find_chain, finished, merged, of_block
@@ -73,7 +74,7 @@ class Rings(Pass):
         mesh = mesh_of(module)
         if mesh is None or self.lowering == "gather":
             return module
-        rings = _Rings(self, context, mesh, Cluster.read(self.cluster), names_of(module))
+        rings = _Rings(self, context, mesh, Cluster.read(self.cluster), Counters(module))
         rings.find_indices(module.graph.body)
         body = rings.region(module.graph.body)
         if body is module.graph.body:
@@ -82,19 +83,13 @@ class Rings(Pass):
         return module.with_body(Region(body.parameters, (*made, *body.nodes), body.results))
 
 
-def names_of(module: Module) -> tuple[str, ...]:
-    """The dimensions and counters of a module."""
-    counters = (n.counter for n in module.graph.body.walk() if isinstance(n, Loop))
-    return tuple(dict.fromkeys((*module.graph.dimensions, *counters)))
-
-
 @dataclass
 class _Rings:
     settings: Rings
     context: Context
     mesh: Mesh
     cluster: Cluster
-    names: tuple[str, ...]
+    counters: Counters
     indices: dict[tuple[str, ...], DeviceIndex] = field(default_factory=dict)
     declined: set[tuple[Node, ...]] = field(default_factory=set)
 
@@ -104,14 +99,6 @@ class _Rings:
 
     def index(self, node: AllGather | ReduceScatter) -> Value:
         return self.indices.setdefault(node.axes, DeviceIndex(node.axes, node.devices)).value
-
-    def counter(self) -> str:
-        """A new counter."""
-        number = sum(n.startswith("ring") for n in self.names)
-        name = f"ring{number}" if number else "ring"
-        assert name not in self.names
-        self.names = (*self.names, name)
-        return name
 
     def remark(self, message: str, span: Span | None, done: bool = True) -> None:
         self.settings.remark(self.context, "sharding", message, span, done)
@@ -172,7 +159,7 @@ class _Rings:
         first, span = group.gathers[0], group.members[-1].span
         given = {g.value: g.dim for g in group.gathers}
         try:
-            chain = find_chain(group.members, group.outputs, given, self.names, self.context.target, span)
+            chain = find_chain(group.members, group.outputs, given, self.counters.names, self.context.target, span)
         except ScheduleError as error:
             self.remark(f"what this needs is gathered at once: {error}", span, done=False)
             return None
@@ -203,7 +190,7 @@ class _Rings:
             sent = [add(_next(g, x)) for g, x in zip(arriving.values(), states)]
             return (*sent, *step(states, replace(block, behind=counter), add).values())
 
-        last = ring.loop(self.counter(), ZERO, first.devices - 1, names, initial, body)
+        last = ring.loop(self.counters.fresh("ring"), ZERO, first.devices - 1, names, initial, body)
         values |= step(last, replace(block, behind=Size.of(first.devices - 1)), ring.add)
         for b in parts:
             values[b] = _cut(values[b], chain.buffers[b].extents, ring.add)
@@ -227,7 +214,7 @@ class _Rings:
             return (add(Elementwise("add", (moved, part(counter + 1, add)))),)
 
         first = part(ONE, ring.add)
-        ring.results = ring.loop(self.counter(), ONE, node.devices, ("sum",), (first,), body)
+        ring.results = ring.loop(self.counters.fresh("ring"), ONE, node.devices, ("sum",), (first,), body)
         return ring
 
 
