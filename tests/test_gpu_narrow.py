@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -25,6 +26,7 @@ from intarsia.ir.dtypes import BF16, F16, F32, F64, I8, I32, I64, U8, U16, Array
 from intarsia.ir.errors import Source
 from intarsia.ir.plan_interpreter import run_plan
 from intarsia.ir.scalar import Bitcast, Cast, Const, Load, apply, constant
+from intarsia.ir.sizes import Size
 from intarsia.ir.target import TARGETS
 from intarsia.options import Options
 
@@ -159,15 +161,28 @@ def test_products_decode_what_they_multiply(declaration: str, x: DType) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("declaration", [W4, "quant(u2, scale=bf16, zero=u2, group=64, axis=0)"])
-def test_codes_that_share_bytes_are_the_same(declaration: str) -> None:
-    """Weights that are large enough to be laid out in the order of the blocks."""
+@pytest.mark.parametrize(
+    "declaration, bits",
+    [
+        (W4, 4),
+        ("quant(u2, scale=bf16, zero=u2, group=64, axis=0)", 2),
+        ("quant(i3, scale=bf16, group=128, axis=0)", 3),
+        ("quant(u5, scale=bf16, zero=u5, group=32, axis=0)", 5),
+        ("mxfp6(axis=0)", 6),
+        ("quant(i7, scale=bf16, axis=0)", 8),
+    ],
+)
+def test_codes_that_share_bytes_are_the_same(declaration: str, bits: int) -> None:
+    """Weights that are large enough to be laid out in the order of the blocks; of 7 bits they stay in bytes."""
     rng = np.random.default_rng(4)
     parts = intarsia.quantize(rng.standard_normal((1024, 256)).astype(np.float32), declaration)
     values = convert(intarsia.dequantize(parts, declaration), F32, BF16).astype(np.float64)
     rows = rng.standard_normal((16, 1024)).astype(BF16.numpy)
     made = compilation(product(declaration), M=16, K=1024, N=256)
-    assert made.plan.preparation is not None
+    assert (made.plan.preparation is not None) == (bits < 8)
+    if made.plan.preparation is not None:
+        (laid_out,) = (b for k in made.plan.preparation.plan.kernels for b in k.outputs)
+        assert math.prod(map(int, laid_out.shape)) * laid_out.dtype.bits == bits * 1024 * 256
     (found,) = run_plan(made.plan, [rows, *parts.values()], made.sizes, made.interpret_launches)
     exact = rows.astype(np.float64) @ values
     bound = np.abs(rows.astype(np.float64)) @ np.abs(values) * 1024 * 2.0**-23 + np.abs(exact) * BF16.epsilon
@@ -218,12 +233,29 @@ def test_bits_are_moved_several_numbers_at_a_time(pack: int) -> None:
     low = apply("bit_and", Cast(U16, Bitcast(U8, source if pack == 4 else third)), constant(7, U16))
     e = apply("bit_xor", apply("shift_left", low, constant(6, U16)), constant(0x4300, U16))
     bits = moved_bits(e, lambda x: int(x.value) if isinstance(x, Const) else None)
-    assert bits is not None and bits.source == source
+    assert bits is not None and bits.sources == (source,)
     text = bits.function(BF16, "tl.bfloat16")
     words = np.random.default_rng(0).integers(0, 1 << 8 * word.bytes, 37).astype(word.numpy)
     (found,) = assembled(text.split('"""')[3], [words], [np.dtype(np.uint16)], pack)
     expected = ((words.astype(np.uint16) >> (0 if pack == 4 else 8) & 7) << 6) ^ 0x4300
     assert (found == expected).all() and f"pack={pack}" in text
+
+
+@pytest.mark.parametrize("word", [U8, U16])
+def test_bits_are_moved_out_of_two_words(word: DType) -> None:
+    """Of a code that begins in one and ends in the next."""
+    first, second = (Load("w", (Size.of(n),), word) for n in range(2))
+    low = apply("shift_right", first, constant(word.bits - 2, word))
+    high = apply("shift_left", apply("shift_left", second, constant(1, word)), constant(1, word))
+    code = Bitcast(narrow("i5"), Cast(U8, apply("bit_or", low, high)))
+    e = apply("bit_xor", Cast(U16, Bitcast(U8, code)), constant(0x4310, U16))
+    bits = moved_bits(e, lambda x: int(x.value) if isinstance(x, Const) else None)
+    assert bits is not None and bits.sources == (first, second) and len(bits.moves) == 2
+    words = np.random.default_rng(0).integers(0, 1 << word.bits, (2, 37)).astype(word.numpy)
+    text = bits.function(BF16, "tl.bfloat16").split('"""')[3]
+    (found,) = assembled(text, [*words], [np.dtype(np.uint16)], 4 if word == U8 else 2)
+    wide = words.astype(np.uint16)
+    assert (found == (wide[0] >> (word.bits - 2) | (wide[1] & 7) << 2) ^ 0x4310).all()
 
 
 @pytest.mark.parametrize("place, word", [(0, np.uint8), (4, np.uint8), (0, np.uint16), (12, np.uint16)])

@@ -299,28 +299,27 @@ class Expressions(Functions):
     def _packed(self, e: Expr, dtype: DType, order: tuple[str, ...]) -> Value | None:
         """Bits of codes as numbers of 16 bits, two at a time; None if there is nothing to do, or more than that."""
         bits = moved_bits(e, self._number) if dtype in (F16, BF16) else None
-        if bits is None or bits.source is None or (not bits.flipped and bits.moves == {0: 0xFFFF}):
+        if bits is None or not bits.sources or (not bits.flipped and bits.moves == {(0, 0): 0xFFFF}):
             return None
-        codes = self.value(bits.source, order)
+        codes = [self.value(source, order) for source in bits.sources]
         name = bits.name(dtype)
         self.helpers.setdefault(name, bits.function(dtype, type_name(dtype)))
-        return self.call(name, order, dtype, codes)
+        return self.call(name, order, dtype, *codes)
 
     def _looked_up(self, e: Expr, order: tuple[str, ...]) -> Value | None:
         """A function of a code of 4 bits in f32, from a table; None if it is anything else."""
         argument = FewBits().argument(e)
         bits = None if argument is None else moved_bits(argument, self._number)
-        if argument is None or bits is None or bits.source is None or len(bits.moves) != 1:
+        if argument is None or bits is None or len(bits.moves) != 1:
             return None
         numbers = entries(e, argument)
-        ((move, mask),) = bits.moves.items()
+        (((_, move), mask),) = bits.moves.items()
         if len(numbers) != ENTRIES or mask != ENTRIES - 1:
             return None
-        codes = self.value(bits.source, order)
-        in_bytes = bits.source.dtype.bits <= 8
+        codes = self.value(bits.sources[0], order)
         digest = hashlib.sha256(numbers.tobytes()).hexdigest()[:6]
-        name = f"looked_up_{digest}_of_{'bytes' if in_bytes else 'words'}_{-move}"
-        self.helpers.setdefault(name, look_up_function(name, numbers, -move, in_bytes))
+        name = f"looked_up_{digest}_of_{'bytes' if bits.are_bytes else 'words'}_{-move}"
+        self.helpers.setdefault(name, look_up_function(name, numbers, -move, bits.are_bytes))
         return self.call(name, order, F32, codes)
 
     def _number(self, e: Expr) -> int | None:

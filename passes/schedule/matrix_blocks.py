@@ -57,6 +57,9 @@ SCALED = ((128, 128, 128), (128, 64, 128), (128, 32, 128))
 SHARED = (U16, U8)
 """What codes of several blocks share, if it may be."""
 
+DENSE = 6
+"""Bits of codes that share words, at most: of 7, eight blocks would be read in each step to save an eighth."""
+
 LONG_STEP = 4
 """Blocks from which on a step is so long that fewer are under way: they take less shared memory."""
 
@@ -198,18 +201,24 @@ def _share_words(b: Builder, steps: str, block: tuple[str, str]) -> None:
     number of 16 bits will be."""
     for buffer in b.kernel.inputs:
         bits = buffer.dtype.bits
-        if not steps or not buffer.constant or bits >= 8 or 8 % bits or bytes_of(buffer) < LARGE:
+        if not steps or not buffer.constant or bits > DENSE or bytes_of(buffer) < LARGE:
             continue
         found = only_read(b.kernel, buffer.name)
         if found is None or not {steps, *block} <= found[0].symbols:
             continue
         blocks = count(trips(b.loop(steps)))
-        word = next((w for w in SHARED if w.bits // bits <= MOST_BLOCKS and blocks % (w.bits // bits) == 0), None)
+        options = ((w, _codes_in_words(bits, w)) for w in SHARED)
+        word, shared = next(((w, n) for w, n in options if n <= MOST_BLOCKS and blocks % n == 0), (None, 1))
         if word is not None:
             b.together(f"words of {buffer.name}", partial(_lay_out, b, buffer.name, found, steps, block, word))
-            if word.bits // bits >= LONG_STEP:  # two of these are as far ahead as the usual number of others
+            if shared >= LONG_STEP:  # two of these are as far ahead as the usual number of others
                 b.take(Stages(b.choose("steps under way", (2, 1, 3, 4))))
             return
+
+
+def _codes_in_words(bits: int, word: DType) -> int:
+    """How many codes fill whole words, of which some may begin in one word and end in the next."""
+    return math.lcm(bits, word.bits) // bits
 
 
 def _share_bytes_along(b: Builder, along: str, own: tuple[str, str]) -> None:
@@ -240,7 +249,7 @@ def _lay_out(
     """Lay a constant out in blocks, several of which share words."""
     load, around = found
     bits = b.kernel.buffers()[codes].dtype.bits
-    outer, part = b.split(steps, word.bits // bits)
+    outer, part = b.split(steps, _codes_in_words(bits, word))
     b.take(Unroll((part,)))
     counters = [x.axis for x in around if x.axis in load.symbols and x.axis not in (steps, *block)]
     before, new = set(b.axes()), b.fresh(codes)
