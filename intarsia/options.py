@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 from intarsia.cache import Cache
 from intarsia.ir.errors import CompileError
 from intarsia.ir.target import TARGETS, Rates, Target
+
+ProcessKind: TypeAlias = Literal["mpi", "gloo", "nccl"]
+"""What carries messages between processes that are the devices of a mesh: MPI, or a backend of torch.distributed."""
+
+PROCESS_KINDS: tuple[str, ...] = get_args(ProcessKind)
 
 
 @dataclass(frozen=True)
@@ -21,9 +26,10 @@ class Options:
     checks: subscripts that depend on data and divisors are checked at run time. unordered: float atomics are allowed.
     donated: parameters whose arrays a call on a CPU may use for its results, which are then these arrays.
     mesh: devices, `data=2,model=2`, in place of the mesh of the program. sharding: `strict` makes every choice between
-    shardings an error. devices: where those of the mesh are: `simulate` all in this process, `mpi` one in each; None
-    is one device, for which shardings are dropped. collectives: `ring` works on blocks as they come round the devices
-    in place of gathering them first, `auto` where a model says that this takes less time.
+    shardings an error. devices: where those of the mesh are: `simulate` all in this process, `mpi` and `gloo` one in
+    each of several, `nccl` one GPU in each; None is one device, for which shardings are dropped.
+    collectives: `ring` works on blocks as they come round the devices in place of gathering them first, `auto` where a
+    model says that this takes less time.
     device_passes: passes on the program of a device, `overlap{cluster=nvlink-node}`, as a pipeline.
     preset: a known plan of training, `zero3`, or one for each axis of the mesh, `data=zero1,model=megatron`.
     memory_budget: bytes of intermediate values that may wait for their readers; what would be more is computed again.
@@ -38,7 +44,7 @@ class Options:
     donated: tuple[str, ...] = ()
     mesh: str | None = None
     sharding: Literal["auto", "strict"] = "auto"
-    devices: Literal["simulate", "mpi"] | None = None
+    devices: Literal["simulate"] | ProcessKind | None = None
     collectives: Literal["gather", "ring", "auto"] = "gather"
     device_passes: str | None = None
     preset: str | None = None

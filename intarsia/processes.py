@@ -31,6 +31,7 @@ from intarsia.ir.sharding import Axes, Mesh
 from intarsia.ir.spmd import alone
 from intarsia.ir.types import TensorType
 from intarsia.mesh_program import MeshProgram
+from intarsia.options import ProcessKind
 from intarsia.runtime import buffers
 
 T = TypeVar("T")
@@ -170,15 +171,18 @@ def digest_of(version: str, program: str, types: str, plan: str) -> bytes:
 
 
 @cache
-def world(kind: str) -> World:
-    """The processes of `mpi`. Raises CompileError E1907 where there are none."""
-    assert kind == "mpi"
-    from intarsia.mpi import MpiWorld
+def world(kind: ProcessKind) -> World:
+    """All processes. Raises CompileError E1907 where there are none."""
+    if kind == "mpi":
+        from intarsia.mpi import MpiWorld
 
-    return MpiWorld()
+        return MpiWorld()
+    from intarsia.torch_processes import TorchWorld
+
+    return TorchWorld(kind)
 
 
 @cache
-def processes(kind: str, mesh: Mesh) -> Processes:
+def processes(kind: ProcessKind, mesh: Mesh) -> Processes:
     """The processes of a kind as the devices of a mesh. Raises CompileError E1907."""
     return Processes(world(kind), mesh)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mpi_programs import write
+from process_programs import write
 from test_mesh import MEGATRON
 
 import intarsia
@@ -87,7 +87,7 @@ def mpiexec(count: int, *words: str, folder: Path | None = None) -> subprocess.C
 
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_collectives(count: int) -> None:
-    found = mpiexec(count, str(ROOT / "tests" / "mpi_collectives.py"))
+    found = mpiexec(count, str(ROOT / "tests" / "process_collectives.py"), "mpi")
     assert found.returncode == 0, found.stderr
     assert "collectives are right" in found.stdout
 
@@ -95,7 +95,7 @@ def test_collectives(count: int) -> None:
 @pytest.mark.parametrize("count, seeds", [(2, range(34)), (3, range(34, 67)), (4, range(67, 100))])
 def test_a_hundred_random_programs(count: int, seeds: range, tmp_path: Path) -> None:
     write(tmp_path, seeds, count)
-    found = mpiexec(count, str(ROOT / "tests" / "mpi_programs.py"), "mpi", str(tmp_path), *map(str, seeds))
+    found = mpiexec(count, str(ROOT / "tests" / "process_programs.py"), "mpi", str(tmp_path), *map(str, seeds))
     assert found.returncode == 0, found.stderr
     assert f"{len(seeds)} programs are right" in found.stdout
 

@@ -14,7 +14,7 @@ import click
 from intarsia.files import decode_source, read_source
 from intarsia.function import Function
 from intarsia.ir.errors import CompileError, Source
-from intarsia.options import Options
+from intarsia.options import PROCESS_KINDS, Options
 from intarsia.runtime.threads import THREADS
 
 INTERPRETERS = ("reference", "kernels", "plan", "triton-interpret")
@@ -114,7 +114,7 @@ _MESH_OPTIONS: dict[str, dict[str, Any]] = {
 _DEVICE_OPTIONS: dict[str, dict[str, Any]] = {
     **_MESH_OPTIONS,
     "--devices": {
-        "type": click.Choice(["simulate", "mpi"]),
+        "type": click.Choice(["simulate", *PROCESS_KINDS]),
         "help": "Where the devices of a mesh are: all in this process, or one in each  [default: simulate]",
     },
     "--device-passes": {"metavar": "TEXT", "help": "Passes on the program of a device: overlap{cluster=NAME}, …"},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from intarsia.arguments import format_array
-from intarsia.commands import mpi
+from intarsia.commands import processes
 from intarsia.commands.binding import Bound, argument_options, bind, to_host
 from intarsia.commands.interruption import interruptible
 from intarsia.commands.options import (
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @click.option("--trace", metavar="NAME", help="Show the values that this name gets, wherever it is assigned.")
 @click.option("--nan", "find_nan", is_flag=True, help="Name the first operation that makes a NaN.")
 @click.option("--cuda-graph", is_flag=True, help="On a GPU, start all kernels of the program as one CUDA graph.")
-@mpi.together
+@processes.together
 def command(
     file: str | None,
     text: str | None,
@@ -70,11 +70,10 @@ def command(
     function = on_devices(Program(source, options, use_cache=use_cache).entry(name), target)
     if function.mesh is not None and (timing or profile):
         raise click.UsageError("--time and --profile are about one device, and the program is for those of a mesh")
-    by_mpi = settings["devices"] == "mpi"
-    if by_mpi and not mpi.is_started():
+    if processes.is_to_start(settings["devices"]):
         if file == "-":
             raise click.UsageError("each process reads the program: give it in a file or by -e")
-        return mpi.start(function)
+        return processes.start(function)
     bound = bind(function, arguments, weights, settings["dims"], fill)
     if trace is not None or find_nan:
         from intarsia.commands.interpreting import report_nan, report_trace
@@ -95,7 +94,7 @@ def command(
         placed, call = None, _prepare(bound, target)
     compile_seconds = time.perf_counter() - start
     results = interruptible(call)
-    if by_mpi and not mpi.is_first():
+    if not processes.is_first(settings["devices"]):
         return 0
     types = bound.result_types(results)
     arrays = named(bound.result_labels(compiled=placed is None and target not in INTERPRETERS), results)

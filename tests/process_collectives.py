@@ -1,7 +1,9 @@
-"""Run by several processes: every collective of every element type gives what `ir/spmd.py` says it does."""
+"""Run by several processes of the kind that is named: every collective of every element type gives what `ir/spmd.py`
+says it does."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -91,13 +93,14 @@ def check_collectives(devices: Processes, mesh: Mesh) -> int:
 
 
 def main() -> None:
+    (kind,) = sys.argv[1:]
     count = 0
-    for text in MESHES[world("mpi").size]:
+    for text in MESHES[world(kind).size]:
         mesh = Mesh.parse(text)
-        count += check_collectives(processes("mpi", mesh), mesh)
-    if world("mpi").rank == 0:
+        count += check_collectives(processes(kind, mesh), mesh)
+    if world(kind).rank == 0:
         print(f"{count} collectives are right")
 
 
 if __name__ == "__main__":
-    world("mpi").or_end_all(main)
+    world(sys.argv[1]).or_end_all(main)

@@ -1,5 +1,5 @@
-"""Random programs with random shardings on processes: `mpi_programs.py FOLDER SEED…`, where each process runs what
-`write` has compiled and compares with what one device gives."""
+"""Random programs with random shardings on processes: `process_programs.py KIND FOLDER SEED…`, where each process runs
+what `write` has compiled and compares with what one device gives."""
 
 from __future__ import annotations
 
