@@ -124,9 +124,9 @@ class MeshProgram:
         devices = range(self.placement.mesh.devices)
         return self.whole(self.run_all([self.laid(arguments, n) for n in devices]))
 
-    def run_all(self, laid: Sequence[Sequence[Argument]]) -> list[list[Array]]:
+    def run_all(self, laid: Sequence[Sequence[Argument]], devices: Devices | None = None) -> list[list[Array]]:
         """Run all devices in threads of this process, on what the code of each of them takes; gives what each has of
-        the results.
+        the results. `devices` log what they do.
 
         Raises CompileError where a run-time check fails on a device, which ends all of them.
         """
@@ -142,7 +142,7 @@ class MeshProgram:
             return DeviceProgram(self, bind)(laid[device])
 
         _ = self.local.native
-        return Devices(self.placement.mesh).run(run)
+        return (devices or Devices(self.placement.mesh)).run(run)
 
     def laid(self, arguments: Sequence[Argument], device: int) -> list[Argument]:
         """What the code of a device takes for whole arguments: its parts, and what is computed from constants."""

@@ -1,4 +1,4 @@
-"""The devices of a mesh as processes of `torch.distributed`: on CPUs by gloo, on GPUs, one to each process, by NCCL.
+"""The devices of a mesh as processes of `torch.distributed`: on CPUs, by gloo.
 
 They find each other as those that `torchrun` starts do: by `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`.
 """
@@ -38,6 +38,8 @@ def distributed(backend: Literal["gloo", "nccl"]) -> Any:
     instead = "--devices gloo and --devices mpi run the program on CPUs"
     if backend == "nccl" and not torch.cuda.is_available():
         raise CompileError("E1907", "devices nccl are GPUs, and PyTorch finds none", hint=instead)
+    if backend == "nccl":  # kernels, collectives and parts on GPUs have not been put together
+        raise CompileError("E1906", "programs for several GPUs cannot be run yet", hint=instead)
     if not found.is_available() or not getattr(found, f"is_{backend}_available")():
         raise CompileError("E1907", f"this PyTorch was built without {backend}", hint=instead)
     return found
@@ -51,9 +53,8 @@ class TorchWorld(World):
         self.backend = backend
         if missing := [n for n in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ]:
             hint = "start it by torchrun --nproc-per-node 2 …, or by intarsia run"
-            raise CompileError(
-                "E1907", f"nothing says where the other processes are: no {', '.join(missing)}", hint=hint
-            )
+            message = f"nothing says where the other processes are: no {', '.join(missing)}"
+            raise CompileError("E1907", message, hint=hint)
         if not self.distributed.is_initialized():
             self.distributed.init_process_group("gloo", timeout=_LONG)
             atexit.register(self.distributed.destroy_process_group)
@@ -75,7 +76,7 @@ class TorchWorld(World):
         return [bytes(row.numpy()) for row in found]
 
     def end_all(self, error: BaseException, text: str = "") -> NoReturn:
-        if isinstance(error, self.distributed.DistError | RuntimeError):  # another process may be gone
+        if isinstance(error, RuntimeError):  # another process may be gone
             time.sleep(_GRACE)
         super().end_all(error, text)
 
@@ -100,7 +101,7 @@ class TorchGroup(Group):
         self.size = len(ranks)
 
     def reduces(self, combiner: str, memory: Array) -> bool:
-        """Gloo and NCCL do not say what a maximum does with NaN, and have not all integers in common."""
+        """Gloo does not say what a maximum does with NaN, and has not all integers."""
         if memory.dtype in (np.float32, np.float64):
             return combiner in ("sum", "prod")
         return memory.dtype in (np.int8, np.uint8, np.int32, np.int64)
@@ -208,7 +209,8 @@ class TorchGroup(Group):
 def _named(distributed: Any, collective: str) -> Callable[..., Any]:
     """A collective between single tensors, by its name in this version of PyTorch."""
     old = {"all_gather": "all_gather_into_tensor", "reduce_scatter": "reduce_scatter_tensor"}
-    return getattr(distributed, f"{collective}_single", None) or getattr(distributed, old[collective])
+    found: Callable[..., Any] | None = getattr(distributed, f"{collective}_single", None)
+    return getattr(distributed, old[collective]) if found is None else found
 
 
 def _nothing() -> None:

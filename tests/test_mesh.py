@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Run
+from process_bytes import PROGRAMS, by_formulas, function_of
 from sharded import MESHES, annotated, check_compiled
 
 import intarsia
@@ -17,7 +18,7 @@ from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module
 from intarsia.ir.plan_interpreter import run_plan
 from intarsia.ir.random_graphs import random_inputs, random_module, random_sizes
-from intarsia.ir.sharding import Mesh
+from intarsia.ir.sharding import Mesh, ring_elements
 from intarsia.ir.spmd import Devices
 from intarsia.mesh_program import DeviceProgram, MeshProgram
 from intarsia.passes.specialize import specialize
@@ -147,6 +148,20 @@ def test_what_devices_cannot_do(ita: Run) -> None:
         with pytest.raises(CompileError, match="E1911"):
             intarsia.compile(double, options).f.local(data(4))
     assert ita("run", "-e", double, "--random", "--dim", "N=4", "--mesh", "a=2", "--time")[0] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_bytes_of_simulated_devices(name: str) -> None:
+    """What each sends is what the formulas say."""
+    function, arrays = function_of(name, "simulate")
+    assert function.mesh is not None
+    program = function.mesh.program(arrays, {}, {})
+    devices = Devices(program.placement.mesh)
+    arguments = [arrays[layout.label] for layout in program.inputs]
+    program.run_all([program.laid(arguments, n) for n in range(devices.mesh.devices)], devices)
+    sent = sum(ring_elements(node.name, size, node.devices) for node, size in devices.log)
+    assert sent == by_formulas(function, arrays) > 0
 
 
 @pytest.mark.slow

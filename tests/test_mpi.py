@@ -151,6 +151,12 @@ def test_processes_that_differ(following: str, tmp_path: Path) -> None:
     assert found.returncode != 0 and told.count(DIFFERENT[following]) == 1 and told.count(" failed") <= 1, told
 
 
+def test_bytes_on_the_wire() -> None:
+    """Those that processes hand to MPI are those of the formulas."""
+    found = mpiexec(4, str(ROOT / "tests" / "process_bytes.py"))
+    assert found.returncode == 0 and "all bytes are right" in found.stdout, found.stderr
+
+
 @pytest.mark.parametrize("mesh", ["data=2,model=1", "data=1,model=2", "data=4,model=1", "data=2,model=2"])
 def test_minilm(mesh: str) -> None:
     """By several processes as by one."""

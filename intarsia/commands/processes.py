@@ -57,7 +57,7 @@ def start(function: Function) -> int:
         return subprocess.run([*_mpiexec(count), *command], env=environment, check=False).returncode
     from intarsia.torch_processes import distributed
 
-    distributed(cast(ProcessKind, options.devices))
+    distributed("nccl" if options.devices == "nccl" else "gloo")
     return _run_side_by_side(command, count, environment)
 
 
