@@ -39,6 +39,8 @@ func @f(%x: f32[4, 4], %w: f32[4, 4]) {{
 """
 
 
+PASSES = ("overlap", "gather-ahead,combine-collectives,overlap", "scatter-rows{cluster=FREE},overlap")
+
 FREE = """{
   "name": "free",
   "levels": [{"devices": 1048576, "alpha": 0.0, "bytes_per_second": 1e18}],
@@ -95,7 +97,7 @@ def test_random_programs_with_overlap() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("passes", ["overlap", "combine-collectives,overlap", "scatter-rows{cluster=FREE},overlap"])
+@pytest.mark.parametrize("passes", PASSES)
 @pytest.mark.parametrize("seed", range(100))
 def test_many_random_programs(seed: int, passes: str, tmp_path: Path) -> None:
     (free := tmp_path / "free.json").write_text(FREE)
