@@ -18,16 +18,21 @@ from intarsia.commands.options import (
     options_of,
     program_argument,
 )
+from intarsia.commands.pipeline import draw_schedule, pipeline_lines, pipeline_of, schedule_of
 from intarsia.deep_stack import with_deep_stack
 from intarsia.ir.errors import CompileError
 from intarsia.measurement import duration_text, size_text
 from intarsia.program import Program
 
 if TYPE_CHECKING:
+    from intarsia.driver import Compilation
+    from intarsia.ir.cluster import Cluster
     from intarsia.ir.errors import Span
     from intarsia.passes.shard.memory import DeviceMemory
     from intarsia.passes.shard.proposal import Proposal
     from intarsia.passes.shard.report import Sent
+    from intarsia.passes.stages.program import PipelineProgram
+    from intarsia.passes.stages.schedules import Schedule
 
 
 @click.command("shard")
@@ -41,6 +46,15 @@ if TYPE_CHECKING:
     metavar="16GB",
     help="What each device may hold, for --search  [default: that of the cluster]",
 )
+@click.option(
+    "--pipeline",
+    type=click.Choice(["gpipe", "1f1b", "interleaved", "zero-bubble"]),
+    help="Cut a training step into the stages of a pipeline, and show its schedule.",
+)
+@click.option("--stages", type=click.IntRange(1), default=2, show_default=True, help="With --pipeline.")
+@click.option("--microbatches", type=click.IntRange(1), default=4, show_default=True, help="With --pipeline.")
+@click.option("--chunks", type=click.IntRange(1), default=2, help="Stages of a device, if interleaved  [default: 2]")
+@click.option("--plot", metavar="FILE", help="With --pipeline: draw the schedule (.png, .svg).")
 @click.option("--donate", metavar="NAME,…", default="", help="Parameters whose memory results may take.")
 @type_options
 @compile_options
@@ -50,6 +64,11 @@ def command(
     is_search: bool,
     cluster: str,
     device_memory: int | None,
+    pipeline: str | None,
+    stages: int,
+    microbatches: int,
+    chunks: int,
+    plot: str | None,
     donate: str,
     arguments: tuple[str, ...],
     weights: tuple[str, ...],
@@ -78,6 +97,11 @@ def command(
     found = Cluster.read(cluster)
 
     donated = tuple(filter(None, donate.split(",")))
+    if plot is not None and pipeline is None:
+        raise click.UsageError("--plot goes with --pipeline")
+    if pipeline is not None:
+        _show_pipeline(compilation, schedule_of(pipeline, stages, microbatches, chunks), found, plot)
+        return
 
     def work() -> tuple[Proposal, Sequence[Sent], DeviceMemory, float | None]:
         module = Pipeline.parse("canonicalize,cse,dce").run(compilation.graph, compilation.context)
@@ -112,6 +136,20 @@ def command(
     click.echo(memory_text(memory))
     if memory.peak > (limit := device_memory or found.memory_bytes):
         click.echo(f"that is more than the {size_text(limit)} of a device")
+
+
+def _show_pipeline(compilation: Compilation, schedule: Schedule, cluster: Cluster, plot: str | None) -> None:
+    from intarsia.passes.pipeline import Pipeline
+    from intarsia.passes.stages.schedules import run
+
+    def work() -> PipelineProgram:
+        module = Pipeline.parse("canonicalize,cse,dce").run(compilation.graph, compilation.context)
+        return pipeline_of(module, schedule, cluster, compilation.context)
+
+    for line in pipeline_lines(with_deep_stack(work), cluster):
+        click.echo(line)
+    if plot is not None:
+        draw_schedule(run(schedule), plot)
 
 
 def memory_text(memory: DeviceMemory) -> str:

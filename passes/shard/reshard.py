@@ -27,6 +27,9 @@ from intarsia.passes.shard.ways import Split, Way, elements_of, sharding_of, sta
 BYTES_PER_POINT = 0.01
 """What computing one point of a space costs beside sending: some 100 operations take as long as a byte."""
 
+SUMS = ("all_reduce", "all_slice")
+"""Steps that take no more than a sum of what devices have."""
+
 RESULT_MOVED = 2
 """A way that leaves the result otherwise than propagation says has to send so many times less: it surprises."""
 
@@ -42,18 +45,22 @@ class Reshard(Pass):
     Of the ways to split an op over the mesh it takes the one that sends least. Parts of sums are merged as late as
     linear ops allow, and only in part where the result is split.
 
+    With `in_turn`, an axis whose devices work one after the other, as on micro-batches, nothing but sums crosses it
+    where there is another way.
+
     Keeps: values. Needs: a sharding for each tensor (`propagate-sharding`). Leaves: no op on parts of a sum that is not
     linear in them.
     """
 
     name: ClassVar[str] = "reshard"
+    in_turn: str = ""
 
     def run(self, module: Module, context: Context) -> Module:
         mesh = mesh_of(module)
         if mesh is None:
             return module
         require_numbers(module)
-        return module.with_body(_Resharder(mesh).region(module.graph.body, {}))
+        return module.with_body(_Resharder(mesh, self.in_turn).region(module.graph.body, {}))
 
 
 @dataclass
@@ -71,6 +78,7 @@ class _Resharder:
     """homes: the regions, of those that are under way, in which values are made."""
 
     mesh: Mesh
+    in_turn: str = ""
     scopes: list[_Scope] = field(default_factory=list)
     homes: dict[Value, _Scope] = field(default_factory=dict)
 
@@ -134,12 +142,12 @@ class _Resharder:
                 return
         operands = self.summands(node, tuple(values.get(v, v) for v in node.operands))
         whole = frozenset(p for p, v in enumerate(operands) if self.spreads(node.operands[p], sharding_of(v)))
-        way = _Choice(self.mesh, edge_of(node), operands, whole).best()
+        way = _Choice(self.mesh, edge_of(node), operands, whole, self.in_turn).best()
         if way is None:
             operands = tuple(self.joined(v, node) if isinstance(v.type, ListType) else v for v in operands)
             pairs = zip(node.operands, operands)
             node_of_tensors = node.with_operands_in_order([new if v.type != new.type else v for v, new in pairs])
-            way = _Choice(self.mesh, edge_of(node_of_tensors), operands, whole).best()
+            way = _Choice(self.mesh, edge_of(node_of_tensors), operands, whole, self.in_turn).best()
             assert way is not None  # tensors can always be sent
         new_operands = [self.laid(v, wanted, node) for v, wanted in zip(operands, way.operands)]
         replaced = replace(node.with_operands_in_order(new_operands), shardings=(way.result,))
@@ -207,6 +215,7 @@ class _Choice:
     edge: Edge
     operands: tuple[Value, ...]
     whole: frozenset[int]
+    in_turn: str
 
     @cached_property
     def split(self) -> Split:
@@ -288,4 +297,6 @@ class _Choice:
 
     def _bytes(self, value: Value, steps: Sequence[Step]) -> float:
         dtype = value.type.element.dtype if isinstance(value.type, ListType) else value.type.dtype
+        if any(s.kind not in SUMS and self.in_turn in (a.name for a in s.axes) for s in steps):
+            return math.inf
         return sum(s.elements_sent(self.mesh) for s in steps) * dtype.bits / 8
