@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from intarsia.arguments import flatten
 from intarsia.cache import compiler_digest
@@ -24,6 +24,8 @@ from intarsia.tensors import Tensors, adapted, declared_types, kind_of
 
 if TYPE_CHECKING:
     from intarsia.function import Function
+
+T = TypeVar("T")
 
 Parts: TypeAlias = "dict[int, tuple[Array, Part]]"
 """What is here of some arguments, by the identity of the array that stands for the whole."""
@@ -76,12 +78,12 @@ class MeshCalls:
             numbers = range(program.placement.mesh.devices) if here is None else [here.device]
             self._devices[program] = [_Device(program, n, self.function.bound, constants is not None) for n in numbers]
         devices = self._devices[program]
-        laid = [device.laid(tensors, parts or {}) for device in devices]
+        laid = {device.number: device.laid(tensors, parts or {}) for device in devices}
         if here is None:
             return SimulatedCall(program, laid)
         about = repr((self.function.program.source.text, self.function.name, sorted(statics.items()), here.mesh))
         digest = digest_of(self._version, about, ", ".join(map(str, program.inputs)), program.text)
-        return ProcessCall(program, laid[0], here, devices[0].code(here), digest)
+        return ProcessCall(program, laid, here, devices[0].code(here), digest)
 
     @cached_property
     def _version(self) -> str:
@@ -135,10 +137,12 @@ class MeshCalls:
 
 
 class MeshCall(ABC):
-    """A program on the arguments of one call, for as many runs as are wanted."""
+    """A program on the arguments of one call, for as many runs as are wanted. `laid` is what the code of each device
+    takes that is in this process, by its number."""
 
-    def __init__(self, program: MeshProgram) -> None:
+    def __init__(self, program: MeshProgram, laid: Mapping[int, Sequence[Argument]]) -> None:
         self.program = program
+        self.laid = laid
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -157,12 +161,8 @@ class MeshCall(ABC):
 class SimulatedCall(MeshCall):
     """With all devices in this process."""
 
-    def __init__(self, program: MeshProgram, laid: Sequence[Sequence[Argument]]) -> None:
-        super().__init__(program)
-        self._laid = laid
-
     def __call__(self) -> list[Array]:
-        return self.program.whole(self.program.run_all(self._laid))
+        return self.program.whole(self.program.run_all([*self.laid.values()]))
 
     def parts(self) -> list[Part]:
         raise CompileError("E1911", "parts are for devices that are processes", hint="such as devices='mpi'")
@@ -172,21 +172,31 @@ class ProcessCall(MeshCall):
     """With one device in this process. `digest` is what all have to agree on."""
 
     def __init__(
-        self, program: MeshProgram, laid: Sequence[Argument], here: Processes, code: DeviceProgram, digest: bytes
+        self,
+        program: MeshProgram,
+        laid: Mapping[int, Sequence[Argument]],
+        here: Processes,
+        code: DeviceProgram,
+        digest: bytes,
     ) -> None:
-        super().__init__(program)
+        super().__init__(program, laid)
         self.processes = here
-        self._laid = laid
         self._code = code
         self._digest = digest
 
     def __call__(self) -> list[Array]:
-        here, types = self.processes, self.program.results
-        return here.run(self.program, self._digest, lambda: list(map(here.whole, self._code(self._laid), types)))
+        return self.together(lambda: list(map(self.processes.whole, self._results(), self.program.results)))
 
     def parts(self) -> list[Part]:
-        found = self.processes.run(self.program, self._digest, lambda: self._code(self._laid))
+        found = self.together(self._results)
         return [Part(array, str(kind)) for array, kind in zip(found, self.program.results)]
+
+    def together(self, run: Callable[[], T]) -> T:
+        """What all processes do together, when they have agreed on the program; one that fails ends all."""
+        return self.processes.run(self.program, self._digest, run)
+
+    def _results(self) -> list[Array]:
+        return self._code(self.laid[self.processes.device])
 
 
 class _Device:

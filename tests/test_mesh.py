@@ -147,7 +147,14 @@ def test_what_devices_cannot_do(ita: Run) -> None:
     for options in (intarsia.Options(devices="simulate", mesh="data=2"), intarsia.Options()):
         with pytest.raises(CompileError, match="E1911"):
             intarsia.compile(double, options).f.local(data(4))
-    assert ita("run", "-e", double, "--random", "--dim", "N=4", "--mesh", "a=2", "--time")[0] == 2
+
+
+@pytest.mark.slow
+def test_time_and_profile(ita: Run) -> None:
+    sizes = ("--dim", "B=4", "--dim", "D=4", "--dim", "F=4")
+    status, _, report = ita("run", "mlp.ita", "--random", *sizes, "--time", "--profile")
+    assert status == 0 and "runs on 4 devices" in report
+    assert "  all_reduce over model  mlp.ita:4" in report and "  mlp_matmul" in report
 
 
 @pytest.mark.slow

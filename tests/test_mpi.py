@@ -120,8 +120,9 @@ def test_run_starts_the_processes(tmp_path: Path) -> None:
     )
     alone = intarsia.compile(MEGATRON).mlp(**arrays)
     for start in (run, partial(mpiexec, 4)):
-        found = start(*words, "--compare", folder=tmp_path)
+        found = start(*words, "--compare", "--time", "--profile", folder=tmp_path)
         assert found.returncode == 0, found.stderr
+        assert found.stderr.count("runs on 4 devices") == found.stderr.count("all_reduce over model") == 1
         assert found.stderr.count("equal to the reference") == 1
         np.testing.assert_allclose(np.load(tmp_path / "y.npy"), alone, rtol=1e-5, atol=1e-5)
         (tmp_path / "y.npy").unlink()

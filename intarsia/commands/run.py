@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -28,6 +28,8 @@ from intarsia.results import named
 
 if TYPE_CHECKING:
     from intarsia.gpu_calls import PlacedCall
+    from intarsia.ir.dtypes import DType
+    from intarsia.mesh_calls import MeshCall
 
 
 @click.command("run")
@@ -68,8 +70,6 @@ def command(
     if target in INTERPRETERS and (timing or profile):
         raise click.UsageError(f"--time and --profile are about machine code, and --target {target} runs none")
     function = on_devices(Program(source, options, use_cache=use_cache).entry(name), target)
-    if function.mesh is not None and (timing or profile):
-        raise click.UsageError("--time and --profile are about one device, and the program is for those of a mesh")
     if processes.is_to_start(settings["devices"]):
         if file == "-":
             raise click.UsageError("each process reads the program: give it in a file or by -e")
@@ -94,21 +94,15 @@ def command(
         placed, call = None, _prepare(bound, target)
     compile_seconds = time.perf_counter() - start
     results = interruptible(call)
-    if not processes.is_first(settings["devices"]):
-        return 0
-    types = bound.result_types(results)
-    arrays = named(bound.result_labels(compiled=placed is None and target not in INTERPRETERS), results)
-    if out is not None:
-        known = {name: element for name, _, position in arrays if (element := types[position]) is not None}
-        write_results(out, {name: array for name, array, _ in arrays}, known)
-    else:
-        for name, array, position in arrays:
-            click.echo(format_array(name, array, types[position]))
-    if timing:
+    is_first = processes.is_first(settings["devices"])
+    if is_first:
+        compiled = placed is None and target not in INTERPRETERS
+        _show(named(bound.result_labels(compiled=compiled), results), bound.result_types(results), out)
+    if timing:  # which all processes do together
         _report_time(bound, placed, call, compile_seconds)
     if profile:
-        _report_profile(bound, placed)
-    if compare:
+        _report_profile(bound, placed, call)
+    if compare and is_first:
         from intarsia.commands.comparison import report_comparison
 
         statics = [a for a in arguments if a.partition("=")[0].strip() in bound.statics]
@@ -125,10 +119,24 @@ def _prepare(bound: Bound, target: str | None) -> Callable[[], list[Array]]:
     return bound.call()
 
 
+def _show(arrays: Sequence[tuple[str, Array, int]], types: Sequence[DType | None], out: str | None) -> None:
+    """Print named results, or write them to a file."""
+    if out is not None:
+        known = {name: element for name, _, position in arrays if (element := types[position]) is not None}
+        write_results(out, {name: array for name, array, _ in arrays}, known)
+        return
+    for name, array, position in arrays:
+        click.echo(format_array(name, array, types[position]))
+
+
 def _report_time(
     bound: Bound, placed: PlacedCall | None, call: Callable[[], list[Array]], compile_seconds: float
 ) -> None:
-    if placed is None:
+    if bound.function.mesh is not None:
+        from intarsia.commands import mesh_timing
+
+        mesh_timing.report_time(bound, cast("MeshCall", call), compile_seconds)
+    elif placed is None:
         from intarsia.commands.timing import report_time
 
         report_time(bound, call, compile_seconds)
@@ -138,8 +146,12 @@ def _report_time(
         gpu_timing.report_time(placed, compile_seconds)
 
 
-def _report_profile(bound: Bound, placed: PlacedCall | None) -> None:
-    if placed is None:
+def _report_profile(bound: Bound, placed: PlacedCall | None, call: Callable[[], list[Array]]) -> None:
+    if bound.function.mesh is not None:
+        from intarsia.commands import mesh_timing
+
+        mesh_timing.report_profile(bound, cast("MeshCall", call))
+    elif placed is None:
         from intarsia.commands.timing import report_profile
 
         report_profile(bound)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import click
 import numpy as np
@@ -17,6 +17,7 @@ from intarsia.deep_stack import with_deep_stack
 from intarsia.driver import Compilation, executable_of
 from intarsia.executable import Executable
 from intarsia.ir.dtypes import Array
+from intarsia.ir.errors import Span
 from intarsia.ir.kernel import Kernel
 from intarsia.ir.kernel_counts import count_operations, depends_on_data
 from intarsia.ir.plan_counts import count_plan_operations
@@ -83,29 +84,30 @@ def _rates(operations: float, moved: float, seconds: float, limits: Limits) -> s
 
 
 @dataclass
-class _Row:
-    """What one kernel did in a run: seconds of each launch, bytes of its parameters; operations of the last launch,
-    None where they depend on data."""
+class Row:
+    """What one kernel, or one collective, did in a run: seconds of each launch, bytes of its parameters; operations of
+    the last launch, None where they depend on data."""
 
-    kernel: Kernel
-    seconds: list[float]
-    bytes: int
-    operations: int | None
+    name: str
+    span: Span | None
+    seconds: list[float] = field(default_factory=list)
+    bytes: int = 0
+    operations: int | None = None
 
 
-class _TimedKernels:
+class TimedKernels:
     """Runs the kernels of a plan as machine code, each by itself, and keeps the time of each launch."""
 
     def __init__(self, compilation: Compilation) -> None:
         self._by_data = {k.name for k in compilation.kernels.kernels if depends_on_data(k)}
         self._counted: dict[tuple[str, tuple[int, ...]], int] = {}
-        self.rows: dict[str, _Row] = {}
+        self.rows: dict[str, Row] = {}
         self._code: dict[str, Executable] = {}
         for kernel in (k for part in compilation.plan.whole for k in part.kernels):
             plan = kernel_plan(kernel)
             labels = [s.name for s in plan.slots if s.place == "input"]
             self._code[kernel.name] = executable_of(plan, (compile_plan(plan, compilation.target).object_code,), labels)
-            self.rows[kernel.name] = _Row(kernel, [], 0, None)
+            self.rows[kernel.name] = Row(kernel.name, kernel.span)
 
     def run(self, kernel: Kernel, arrays: Mapping[str, Memory], sizes: Mapping[str, int]) -> None:
         """Run on arrays in place, as `kernel_interpreter.run` does."""
@@ -135,13 +137,17 @@ def _one(memory: Memory) -> Array:
 def report_profile(bound: Bound) -> None:
     """Each kernel on the program's own data: how often it runs, its time, bytes and operations, and the user's line."""
     compilation = with_deep_stack(bound.compilation)
-    timed = with_deep_stack(lambda: _TimedKernels(compilation))
+    timed = with_deep_stack(lambda: TimedKernels(compilation))
     inputs, sizes = bound.inputs(compilation), {n: compilation.sizes[n] for n in compilation.plan.sizes}
     made = interruptible(lambda: run_preparation(compilation.plan, inputs, sizes, timed.run))
     plan, given = replace(compilation.plan, preparation=None), [*inputs, *made]  # constants are prepared before
     rounds = interruptible(lambda: _repeat(lambda: run_plan(plan, given, sizes, timed.run), timed))
-    limits = machine_limits(bound.function.program.cache)
-    rows = sorted(timed.rows.values(), key=lambda r: -sum(r.seconds))
+    print_rows(timed.rows.values(), rounds, machine_limits(bound.function.program.cache))
+
+
+def print_rows(found: Iterable[Row], rounds: int, limits: Limits) -> None:
+    """The table of a profile of several rounds."""
+    rows = sorted(found, key=lambda r: -sum(r.seconds))
     total = sum(sum(r.seconds) for r in rows) or 1.0
     click.echo(
         f"{'share':>6} {'times':>6} {'each':>9} {'bytes':>9} {'GB/s':>7} {'GFLOP/s':>8} {'limit':>6}  kernel", err=True
@@ -151,7 +157,7 @@ def report_profile(bound: Bound) -> None:
             click.echo(_profile_line(row, rounds, total, limits), err=True)
 
 
-def _repeat(run: Callable[[], object], timed: _TimedKernels) -> int:
+def _repeat(run: Callable[[], object], timed: TimedKernels) -> int:
     """Run once to warm caches and threads, then for up to half a second; gives the number of runs that count."""
     run()
     for row in timed.rows.values():
@@ -163,13 +169,13 @@ def _repeat(run: Callable[[], object], timed: _TimedKernels) -> int:
     return rounds
 
 
-def _profile_line(row: _Row, rounds: int, total: float, limits: Limits) -> str:
+def _profile_line(row: Row, rounds: int, total: float, limits: Limits) -> str:
     """`limit` is how much of the time the machine would need at least, by its arithmetic or its memory."""
     each, spent = float(np.median(row.seconds)), sum(row.seconds)
     operations = row.operations or 0
     least = max(row.bytes / limits.bytes, operations / limits.operations)
     done = "-" if row.operations is None else f"{operations / each / 1e9:.1f}"
     rates = f"{row.bytes / each / 1e9:7.1f} {done:>8} {least / each:6.0%}"
-    place = f"  {row.kernel.span}" if row.kernel.span else ""
+    place = f"  {row.span}" if row.span else ""
     launches = f"{len(row.seconds) // rounds:6} {duration_text(each):>9}"
-    return f"{spent / total:6.1%} {launches} {size_text(row.bytes):>9} {rates}  {row.kernel.name}{place}"
+    return f"{spent / total:6.1%} {launches} {size_text(row.bytes):>9} {rates}  {row.name}{place}"
