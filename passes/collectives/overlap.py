@@ -108,7 +108,10 @@ class _Regions:
         most = max(self.memory, peak_bytes(region))
         best, seconds = region, timeline_of(region.nodes, self.costs, sizes).seconds
         for rank in ranks(tasks):
-            found = _Emitter(region).run([nodes[n] for n in listed(tasks, rank, grown, limit)])
+            emitter = _Emitter(region)
+            found = emitter.run([nodes[n] for n in listed(tasks, rank, grown, limit)])
+            for old, new in emitter.copies:
+                self.costs.same(old, new, sizes)
             takes = timeline_of(found.nodes, self.costs, sizes).seconds
             if takes < seconds * (1 - ROUNDING) and peak_bytes(found) <= most:
                 best, seconds = found, takes
@@ -138,6 +141,7 @@ class _Emitter:
     values: dict[Value, Value] = field(default_factory=dict)
     started: dict[Value, Collective] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
+    copies: list[tuple[Node, Node]] = field(default_factory=list)
 
     def run(self, order: Sequence[Node]) -> Region:
         """`order` holds the nodes that take time."""
@@ -145,10 +149,13 @@ class _Emitter:
         for node in order:
             self.emit(node)
         results = tuple(map(self.needed, self.old.results))
+        for value in self.started:  # what nobody reads is done, too
+            self.needed(value)
         return Region(self.old.parameters, tuple(self.nodes), results)
 
     def emit(self, node: Node) -> None:
         new = node.with_operands({v: self.needed(v) for v in node.inputs})
+        self.copies.append((node, new))
         if isinstance(new, Collective) and sends(new):
             new = self.started[node.value] = replace(new, started=True)
         else:

@@ -41,10 +41,11 @@ STEPS = 100
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of the nodes of a partitioned program on a cluster."""
+    """Seconds of the nodes of a partitioned program on a cluster. `known` keeps what has been counted."""
 
     mesh: Mesh
     cluster: Cluster
+    known: dict[tuple[Node, frozenset[tuple[str, int]]], float] = field(default_factory=dict, compare=False)
 
     @staticmethod
     def of(module: Module, cluster: Cluster) -> Costs:
@@ -57,7 +58,14 @@ class Costs:
 
     def computing(self, node: Node, sizes: Mapping[str, int]) -> float:
         """Of a node on a device; of a loop, all of its steps without what they send."""
-        return self.seconds(self.work(node, sizes))
+        key = node, frozenset(sizes.items())
+        if key not in self.known:
+            self.known[key] = self.seconds(self.work(node, sizes))
+        return self.known[key]
+
+    def same(self, node: Node, other: Node, sizes: Mapping[str, int]) -> None:
+        """The other node takes as long, without counting."""
+        self.known[other, frozenset(sizes.items())] = self.computing(node, sizes)
 
     def seconds(self, done: Work) -> float:
         """The roofline: operations or bytes of memory, what takes longer."""
