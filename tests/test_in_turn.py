@@ -9,11 +9,12 @@ from sharded import SHARD, check_compiled, check_results, run_passes
 from test_mesh import sharded
 from test_sharding import built
 
-from intarsia.driver import Compilation
+from intarsia.driver import Compilation, mesh_of_devices
 from intarsia.ir.cluster import Cluster
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module
 from intarsia.ir.random_graphs import random_inputs
+from intarsia.ir.sharding import Mesh
 from intarsia.ir.spmd import simulate
 from intarsia.options import Options
 from intarsia.passes.collectives.timeline import Report, timeline
@@ -45,6 +46,10 @@ def check_random(seed: int) -> int:
 
 def test_random_programs() -> None:
     assert check_random(3) + check_random(4) > 0
+
+
+def test_the_axis_has_no_devices_of_its_own() -> None:
+    assert mesh_of_devices(Mesh.parse("part=4,model=2"), Options(device_passes=PASSES)).devices == 2
 
 
 @pytest.mark.slow

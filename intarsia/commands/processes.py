@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import click
 
+from intarsia.driver import mesh_of_devices
 from intarsia.function import Function
 from intarsia.ir.errors import CompileError
 from intarsia.ir.sharding import Mesh
@@ -46,7 +47,7 @@ def start(function: Function) -> int:
     if not text:
         raise CompileError("E1901", "the program is for one device", hint="give --mesh data=2")
     try:
-        count = Mesh.parse(text).devices
+        count = mesh_of_devices(Mesh.parse(text), options).devices
     except ValueError as error:
         raise CompileError("E1901", str(error)) from None
     arguments: list[str] = click.get_current_context().obj

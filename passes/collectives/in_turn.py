@@ -81,15 +81,20 @@ class InTurn(Pass):
             raise CompileError("E1901", f"the mesh has no axis '{self.axis}'", hint=f"it is {mesh}")
         if mesh.sizes[self.axis] == 1:
             return module
-        made = _Turns(self.axis, mesh)
-        body = made.graph(module.graph.body, placement)
-        return with_mesh(module.with_body(body), made.smaller)
+        left = self.left(mesh)
+        body = _Turns(self.axis, mesh, left).graph(module.graph.body, placement)
+        return with_mesh(module.with_body(body), left)
+
+    def left(self, mesh: Mesh) -> Mesh:
+        """The mesh with one device along the axis."""
+        return replace(mesh, axes=tuple((n, 1 if n == self.axis else s) for n, s in mesh.axes))
 
 
 @dataclass
 class _Turns:
     axis: str
     mesh: Mesh
+    left: Mesh
     nodes: list[Node] = field(default_factory=list)
     parts: dict[Value, Parts] = field(default_factory=dict)
     lists: dict[Value, tuple[Value, int | None, int]] = field(default_factory=dict)  # dimension and extent of parts
@@ -97,11 +102,6 @@ class _Turns:
     @property
     def count(self) -> int:
         return self.mesh.sizes[self.axis]
-
-    @property
-    def smaller(self) -> Mesh:
-        """The mesh that is left."""
-        return replace(self.mesh, axes=tuple((n, 1 if n == self.axis else s) for n, s in self.mesh.axes))
 
     @property
     def alone(self) -> Mesh:
@@ -142,7 +142,7 @@ class _Turns:
     def extent(self, whole: Type, d: int) -> int:
         """What a device has of a dimension on the mesh that is left."""
         assert whole.sharding is not None
-        return local_extent(_shape(whole)[d], self.smaller.size(whole.sharding.axes[d]))
+        return local_extent(_shape(whole)[d], self.left.size(whole.sharding.axes[d]))
 
     def split_dimension(self, whole: Type, node: Node) -> int | None:
         """The dimension of a parameter or result that the axis splits. Raises CompileError E1912 where the parts of one
@@ -267,7 +267,7 @@ class _Turns:
 
     def inside(self, region: Region, varying: set[int]) -> tuple[tuple[Parameter, ...], _Turns]:
         """The parameters of a region of a loop for the states that vary or not, and its nodes."""
-        inner = _Turns(self.axis, self.mesh, [], dict(self.parts), self.lists)
+        inner = _Turns(self.axis, self.mesh, self.left, [], dict(self.parts), self.lists)
         parameters: list[Parameter] = []
         for n, state in enumerate(region.parameters):
             labels = [f"{state.label}_{p}" for p in range(self.count)] if n in varying else [state.label]
