@@ -89,11 +89,11 @@ def compiled(
     module: Module,
     collectives: Literal["gather", "ring", "auto"] = "gather",
     device_passes: str | None = None,
+    checks: bool = False,
 ) -> tuple[MeshProgram, Plan]:
     """The code for the devices of a mesh, and its plan."""
-    compilation = Compilation(
-        module, {}, Options(devices="simulate", collectives=collectives, device_passes=device_passes)
-    )
+    options = Options(devices="simulate", collectives=collectives, device_passes=device_passes, checks=checks)
+    compilation = Compilation(module, {}, options)
     plan = compilation.plan
     verify_plan(plan)
     return MeshProgram.of(compilation.executable(), compilation.scheduled, plan), plan

@@ -76,6 +76,14 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
 }""",
         {"S": 10, "K": 4, "E": 3},
     ),
+    "sums that end where data say": (
+        """fn f(q: f32[S@d, K], k: f32[S@d, K], v: f32[S@d, E], n: i64[S@d]) -> f32[S@d, E] {
+    s = q @ transpose(k)
+    y[i, c] = sum[j < clip(n[i], 0, S)](s[i, j] * v[j, c])
+    return y
+}""",
+        {"S": 7, "K": 3, "E": 2},
+    ),
     "a contrastive loss": (
         """fn f(a: f32[N@d, K], b: f32[N@d, K]) -> f32 {
     p[i] = sum[k](a[i, k] * b[i, k])
@@ -157,6 +165,16 @@ def test_scores_that_are_no_numbers(special: float) -> None:
         check_results(module, [q, k, v], simulate(local, [q, k, v]))
 
 
+def test_permutations_are_under_way_while_a_block_is_computed() -> None:
+    text, dims = PROGRAMS["attention"]
+    _, local = partitioned(text, 4, dims, "rings,overlap")
+    (ring,) = rings(local)
+    names = [n.name for n in ring.body.nodes]
+    assert all(n.started for n in ring.body.nodes if isinstance(n, Collective))
+    assert names[:2] == ["collective_permute"] * 2
+    assert names[-2:] == ["done"] * 2
+
+
 def test_auto_weighs_waiting_against_time() -> None:
     """Where one step of the ring takes less than to start a message, all is gathered at once; and what fits into no
     device goes round."""
@@ -174,9 +192,10 @@ def test_auto_weighs_waiting_against_time() -> None:
     "name", ["attention", "what is summed over", pytest.param("scattered sums", marks=pytest.mark.slow)]
 )
 def test_compiled_rings(name: str) -> None:
+    """Nothing is read outside of a tensor, not even for padding."""
     text, dims = PROGRAMS[name]
     module = built(f"mesh m(d=3)\n{text}", **dims)
-    program, _ = compiled(module, collectives="ring")
+    program, _ = compiled(module, collectives="ring", checks=True)
     assert "collective_permute" in {n.name for n in program.collectives}
     inputs = random_inputs(module, {}, 0)
     check_results(module, inputs, program.simulate(inputs))

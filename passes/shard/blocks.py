@@ -9,8 +9,8 @@ from intarsia.ir.dtypes import I64
 from intarsia.ir.graph import Node, Value
 from intarsia.ir.ops.elementwise import axes_for
 from intarsia.ir.ops.index import Compute, Update
-from intarsia.ir.scalar import Const, Expr, Index, Load, apply, transform, where
-from intarsia.ir.sizes import ZERO, Size
+from intarsia.ir.scalar import Const, Expr, Index, Load, apply, as_size, transform, where
+from intarsia.ir.sizes import ZERO, Size, minimum
 from intarsia.ir.space import Axis, Space, operand, operand_position
 from intarsia.ir.types import ListType
 
@@ -53,17 +53,19 @@ def on_block(
     local = axis
     while local in names:
         local += "'"
-    values = list(operands)
+    (bounds,) = (a for a in space.all_axes if a.name == axis)
+    values = [*operands, block.index]
+    place = block.start(operand(len(operands))) + local
     cuts: dict[tuple[int, int], int] = {}
 
-    def cut(e: Expr) -> Expr | None:
-        if not isinstance(e, Load):
+    def read(e: Expr) -> Expr | None:
+        if not isinstance(e, Load) or not any(axis in i.symbols for i in e.indices):
             return None
         position = operand_position(e.buffer)
-        along = [d for d, index in enumerate(e.indices) if index.as_name == axis]
-        d = given.get(position, along[0] if along else None)
-        if d is None or (position not in given and isinstance(values[position].type, ListType)):
-            return None
+        d = given.get(position, next((d for d, i in enumerate(e.indices) if i.as_name == axis), None))
+        if d is None or isinstance(values[position].type, ListType):
+            within = _within(place, bounds.upper, block)
+            return replace(e, indices=tuple(i.substitute({axis: within}) for i in e.indices))
         assert e.indices[d].as_name == axis, f"a block is read at {e.indices[d]}"
         if position not in given:
             if (position, d) not in cuts:
@@ -73,31 +75,39 @@ def on_block(
         indices = (*e.indices[:d], Size.of(local), *e.indices[d + 1 :])
         return replace(e, buffer=operand(position), indices=indices)
 
-    body = space.body
-    for found in space.reduced:
-        place = Index(Size.of(axis))
-        if found.name == axis and found.lower != ZERO:
-            body = where(apply("ge", place, Index(found.lower)), body, Const(space.neutral, body.dtype))
-        if found.name == axis and found.upper != Size.of(block.whole):
-            body = where(apply("lt", place, Index(found.upper)), body, Const(space.neutral, body.dtype))
-    body = transform(body, rule=cut)
-    values.append(block.index)
-    here = {axis: block.start(operand(len(values) - 1)) + local}
+    body = transform(space.body, rule=read)
+    if axis in {a.name for a in space.reduced}:
+        nothing = Const(space.neutral, body.dtype)
+        if bounds.lower != ZERO:
+            body = where(apply("ge", Index(Size.of(axis)), Index(bounds.lower)), body, nothing)
+        if bounds.upper != Size.of(block.whole):
+            body = where(apply("lt", Index(Size.of(axis)), Index(bounds.upper)), body, nothing)
+
+    def size(old: Size) -> Size:
+        return old.substitute({axis: place}, lambda e: as_size(transform(transform(e, rule=read), {axis: place})))
 
     def axes(old: tuple[Axis, ...]) -> tuple[Axis, ...]:
-        return tuple(Axis.of(local, block.extent) if a.name == axis else a.substitute(here) for a in old)
+        own = Axis.of(local, block.extent)
+        return tuple(own if a is bounds else Axis(a.name, size(a.lower), size(a.upper)) for a in old)
 
-    new = replace(space, axes=axes(space.axes), reduced=axes(space.reduced), body=transform(body, here))
+    body = transform(body, {axis: place})
+    new = replace(space, axes=axes(space.axes), reduced=axes(space.reduced), body=body)
     return add(Compute(tuple(values), new.rename_axes({local: axis})))
+
+
+def _within(place: Size, extent: Size, block: Block) -> Size:
+    """A place in a dimension, at its end for what is only padding of the last block."""
+    return place if extent == Size.of(block.whole) else minimum(place, extent - 1)
 
 
 def _cut(value: Value, d: int, block: Block, add: Add) -> Value:
     """The block of a value of which this device has all."""
-    axes = [Axis.of(a.name, block.extent) if n == d else a for n, a in enumerate(axes_for(value.tensor.shape))]
+    shape = value.tensor.shape
+    axes = axes_for((*shape[:d], Size.of(block.extent), *shape[d + 1 :]))
     indices = [Size.of(a.name) for a in axes]
-    indices[d] = block.start(operand(1)) + indices[d]
+    indices[d] = _within(block.start(operand(1)) + indices[d], shape[d], block)
     body = Load(operand(0), tuple(indices), value.dtype)
-    return add(Compute((value, block.index), Space(tuple(axes), body, value.dtype)))
+    return add(Compute((value, block.index), Space(axes, body, value.dtype)))
 
 
 def put_block(whole: Value, value: Value, d: int, block: Block, add: Add) -> Value:

@@ -12,9 +12,9 @@ from intarsia.ir.ops.control import Loop
 from intarsia.ir.ops.elementwise import axes_for
 from intarsia.ir.ops.index import Compute
 from intarsia.ir.ops.shape import Pad, Reshape, Slice
-from intarsia.ir.scalar import Const, Expr, Index, Load, apply, transform, where
+from intarsia.ir.scalar import Const, Expr, Index, Load, apply, as_size, transform, where
 from intarsia.ir.sharding import Axes, Mesh, Sharding
-from intarsia.ir.sizes import ZERO, Size
+from intarsia.ir.sizes import ZERO, Size, minimum
 from intarsia.ir.space import Axis, Space, operand, operand_position
 from intarsia.ir.types import ListType
 from intarsia.passes.lower.stages import Names
@@ -125,36 +125,41 @@ class Lift:
         part = Names({a.name for a in space.all_axes} | _symbols(space) | {self.counter}).fresh("part")
         values = [self.values.get(v, self.fixed.get(v, v)) for v in operands]
         rows: dict[tuple[int, int], int] = {}
+        here = Size.of(part) * self.sections.extent + Size.of(self.counter)
+        is_even = self.sections.count * self.sections.extent == self.sections.whole
+        step, within = ({self.loop.counter: p} for p in (here, here if is_even else minimum(here, self.loop.upper - 1)))
 
         def read(e: Expr) -> Expr | None:
             if not isinstance(e, Load):
                 return None
             position = operand_position(e.buffer)
             if operands[position] in self.values:
-                return replace(e, indices=(Size.of(part), *e.indices))
+                return replace(e, indices=(Size.of(part), *(i.substitute(within) for i in e.indices)))
             d = next((d for d, index in enumerate(e.indices) if index.as_name == self.loop.counter), None)
-            if d is None or isinstance(values[position].type, ListType):
-                return None
-            if values[position].tensor.shape[d] != self.loop.upper:
-                return None
+            value = values[position]
+            if d is None or isinstance(value.type, ListType) or value.tensor.shape[d] != self.loop.upper:
+                return replace(e, indices=tuple(i.substitute(within) for i in e.indices))
             if (position, d) not in rows:
                 rows[position, d] = len(values)
-                values.append(self.sections.cut(values[position], d))
+                values.append(self.sections.cut(value, d))
             indices = (*e.indices[:d], Size.of(part), Size.of(self.counter), *e.indices[d + 1 :])
             return replace(e, buffer=operand(rows[position, d]), indices=indices)
 
-        body = transform(space.body, rule=read)
-        step = {self.loop.counter: Size.of(part) * self.sections.extent + Size.of(self.counter)}
+        def lifted(e: Expr) -> Expr:
+            return transform(transform(e, rule=read), step)
 
         def bounds(old: Sequence[Axis]) -> tuple[Axis, ...]:
-            return tuple(a.substitute(step) for a in old)
+            return tuple(Axis(a.name, *(size(b) for b in (a.lower, a.upper))) for a in old)
+
+        def size(old: Size) -> Size:
+            return old.substitute(step, lambda value: as_size(lifted(value)))
 
         first = Axis.of(part, self.sections.count)
-        lifted = replace(
-            space, axes=(first, *bounds(space.axes)), reduced=bounds(space.reduced), body=transform(body, step)
+        space = replace(
+            space, axes=(first, *bounds(space.axes)), reduced=bounds(space.reduced), body=lifted(space.body)
         )
         laid = Sharding.of((self.sections.axes, *self.sections.free(axes)))
-        node = Compute(tuple(values), lifted, span=self.loop.span, more_spans=self.loop.more_spans, shardings=(laid,))
+        node = Compute(tuple(values), space, span=self.loop.span, more_spans=self.loop.more_spans, shardings=(laid,))
         self.nodes.append(node)
         return node.value
 
