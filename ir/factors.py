@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from intarsia.ir.graph import Node, Structured, Value
 from intarsia.ir.kernel import COMBINER_OPERATORS
@@ -20,7 +21,7 @@ from intarsia.ir.proofs import Facts, simplify
 from intarsia.ir.scalar import Load, loads
 from intarsia.ir.sharding import COMBINERS
 from intarsia.ir.sizes import ONE, ZERO, Quotient, Remainder, Size, product
-from intarsia.ir.space import Axis, operand, size_loads
+from intarsia.ir.space import Axis, Space, operand, size_loads
 from intarsia.ir.types import ListType
 
 MERGED = {operator: combiner for combiner, operator in COMBINER_OPERATORS.items() if combiner in COMBINERS}
@@ -57,10 +58,7 @@ def factors(node: Node) -> Factors | None:
     """The rule of a node, or None for a loop, a group, a list or a call: there it follows from what is inside."""
     match node:
         case Structured():
-            space = node.space
-            digits = _Digits.of(space.axes, space.reduced, tuple(space.loads()), space.combiner)
-            result: tuple[Dimension, ...] = tuple(digits.axis(a.name) for a in space.axes)
-            return _rule(digits, node.operands, tuple(space.loads()), result)
+            return _of_space(node.space, tuple(map(_shape, node.operands)))
         case Update():
             return _update(node)
         case Sort(x) | Argsort(x):
@@ -72,15 +70,28 @@ def factors(node: Node) -> Factors | None:
     return None
 
 
-def _rule(digits: _Digits, values: Sequence[Value], found: Sequence[Load], result: tuple[Dimension, ...]) -> Factors:
-    operands = tuple(_operand(digits, operand(p), v, found) for p, v in enumerate(values))
+def _shape(value: Value) -> tuple[Size, ...]:
+    """The dimensions of a value, those of a list after its length."""
+    return (value.type.length, *value.type.element.shape) if isinstance(value.type, ListType) else value.tensor.shape
+
+
+@lru_cache(maxsize=4096)  # layers of a model are alike
+def _of_space(space: Space, shapes: tuple[tuple[Size, ...], ...]) -> Factors:
+    found = tuple(space.loads())
+    digits = _Digits.of(space.axes, space.reduced, found, space.combiner)
+    return _rule(digits, shapes, found, tuple(digits.axis(a.name) for a in space.axes))
+
+
+def _rule(
+    digits: _Digits, shapes: Sequence[tuple[Size, ...]], found: Sequence[Load], result: tuple[Dimension, ...]
+) -> Factors:
+    operands = tuple(_operand(digits, operand(p), shape, found) for p, shape in enumerate(shapes))
     used = {name for dims in (*operands, result) for d in dims if d for name in d}
     return Factors(tuple(f for f in digits.factors if f.name in used), operands, result)
 
 
-def _operand(digits: _Digits, name: str, value: Value, found: Sequence[Load]) -> tuple[Dimension, ...]:
+def _operand(digits: _Digits, name: str, shape: Sequence[Size], found: Sequence[Load]) -> tuple[Dimension, ...]:
     """The factors of each dimension of one operand: those that all its loads agree on, each in one dimension only."""
-    shape = (value.type.length, *value.type.element.shape) if isinstance(value.type, ListType) else value.tensor.shape
     dimensions: list[Dimension] = []
     for d, extent in enumerate(shape):
         ways = {digits.subscript(load.indices[d], extent) for load in found if load.buffer == name}
@@ -95,7 +106,7 @@ def _update(node: Update) -> Factors:
     bounds = (b for a in node.axes for b in (a.lower, a.upper))
     found = (*size_loads((*node.targets, *bounds)), *loads(node.body), Load(operand(0), node.targets, node.base.dtype))
     digits = _Digits.of(node.axes, (), found, None)
-    rule = _rule(digits, (node.base, *node.arguments), found, ())
+    rule = _rule(digits, tuple(map(_shape, (node.base, *node.arguments))), found, ())
     result = rule.operands[0]
     passing = {name for d in result if d for name in d}
     combiner = MERGED.get(node.operator)
