@@ -38,7 +38,7 @@ def test_a_collective_makes_a_device_wait_unless_it_is_started() -> None:
     assert (waits.seconds, waits.computing, waits.sending, waits.hidden) == pytest.approx((13, 10, 3, 0))
     hides = timeline(module(text.format(" started=true", "%2 = done %0 : f32[5]", "%2")), CLUSTER)
     assert (hides.seconds, hides.sending, hides.hidden, hides.exposed) == pytest.approx((10, 3, 3, 0))
-    assert hides.sends == ("data",)
+    assert hides.links == ("data",)
 
 
 def test_a_loop_takes_its_steps_however_many_are_shown() -> None:

@@ -86,7 +86,7 @@ def _bucket(region: Region, costs: Costs, limit: int | None, tried: set[Node]) -
 def _key(node: Collective) -> object:
     """What collectives have to share to be one."""
     shared = getattr(node, "combiner", None), getattr(node, "sources", None)
-    return type(node), node.axes, node.x.dtype, node.started, shared
+    return type(node), node.axes, node.x.dtype, shared
 
 
 def _is_small(node: Collective, costs: Costs) -> bool:

@@ -8,7 +8,7 @@ others was gathered or summed over the axis.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -65,7 +65,8 @@ class InTurn(Pass):
                %4 = all_reduce %2 axes=(model,) … : f32[4, 8]
                %5 = all_reduce %3 axes=(model,) … : f32[4, 8]
 
-    Keeps: values, but for the order of sums. Needs: a partitioned program. Leaves: the axis with one device.
+    Keeps: values, but for the order of sums. Needs: a partitioned program in which nothing is started yet. Leaves: the
+    axis with one device.
     """
 
     name: ClassVar[str] = "in-turn"
@@ -324,21 +325,14 @@ class _Turns:
     def sent(self, node: Collective, parts: Parts, axes: Axes) -> Parts:
         """The collective along the other axes, once for each part that differs."""
         made = replace(node, axes=tuple(map(str, axes)), devices=self.mesh.size(axes))
-        return self.each(parts, lambda x, _: self.add(replace(made, x=x)))
-
-    def each(self, parts: Parts, make: Callable[[Value, int], Value]) -> Parts:
-        """What `make` gives for each part, once for parts that are the same."""
-        made: dict[Value, Value] = {}
-        return tuple(made[x] if x in made else made.setdefault(x, make(x, p)) for p, x in enumerate(parts))
+        found = {x: self.add(replace(made, x=x)) for x in dict.fromkeys(parts)}
+        return tuple(found[x] for x in parts)
 
     def sliced(self, parts: Parts, axes: Axes, dim: int) -> Parts:
-        count = self.mesh.size(axes)
-        made: dict[tuple[Value, int], Value] = {}
-        for p, x in enumerate(parts):
-            key = (x, self.position(p, axes))
-            if key not in made:
-                made[key] = self.cut(x, dim, key[1], x.tensor.static_shape[dim] // count)
-        return tuple(made[x, self.position(p, axes)] for p, x in enumerate(parts))
+        extent = parts[0].tensor.static_shape[dim] // self.mesh.size(axes)
+        places = [(x, self.position(p, axes)) for p, x in enumerate(parts)]
+        made = {(x, place): self.cut(x, dim, place, extent) for x, place in dict.fromkeys(places)}
+        return tuple(made[place] for place in places)
 
     def gathered(self, parts: Parts, axes: Axes, join: int, split: int | None = None) -> Parts:
         """The parts of a group one after the other along `join`; only the own part along `split` of each, if that is a
@@ -357,12 +351,9 @@ class _Turns:
 
     def merged(self, parts: Parts, axes: Axes, combiner: str) -> Parts:
         """The sum, or maximum …, over each group."""
-        made: dict[tuple[Value, ...], Value] = {}
-        for p in range(self.count):
-            key = tuple(parts[q] for q in self.group(p, axes))
-            if key not in made:
-                made[key] = self.sum(key, combiner)
-        return tuple(made[tuple(parts[q] for q in self.group(p, axes))] for p in range(self.count))
+        groups = [tuple(parts[q] for q in self.group(p, axes)) for p in range(self.count)]
+        made = {group: self.sum(group, combiner) for group in dict.fromkeys(groups)}
+        return tuple(made[group] for group in groups)
 
     def sum(self, parts: Sequence[Value], combiner: str) -> Value:
         """Floats of 16 bits are merged in f32, and rounded once."""

@@ -101,7 +101,7 @@ def steps_of(loop: Loop, sizes: Mapping[str, int]) -> int:
 
 @dataclass(frozen=True)
 class Report:
-    """A timeline, with the text that each task comes from. `sends` are the names of the streams that send."""
+    """A timeline, with the text that each task comes from. `links` are the names of the streams that send."""
 
     timeline: Timeline
     spans: tuple[Span | None, ...]
@@ -111,7 +111,7 @@ class Report:
         return self.timeline.seconds
 
     @property
-    def sends(self) -> tuple[str, ...]:
+    def links(self) -> tuple[str, ...]:
         return tuple(r for r in self.timeline.resources if r != COMPUTING)
 
     @property
@@ -122,12 +122,12 @@ class Report:
     @property
     def sending(self) -> float:
         """Seconds in which it sends, along any axis."""
-        return length(self.timeline.busy(self.sends))
+        return length(self.timeline.busy(self.links))
 
     @property
     def hidden(self) -> float:
         """Seconds in which it sends and computes."""
-        return common(self.timeline.busy([COMPUTING]), self.timeline.busy(self.sends))
+        return common(self.timeline.busy([COMPUTING]), self.timeline.busy(self.links))
 
     @property
     def exposed(self) -> float:
