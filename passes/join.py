@@ -86,6 +86,8 @@ def _join(first: Call, second: Call, kernels: Mapping[str, Kernel], target: Targ
     is_plain = all(b.role in ("in", "out") and b.length is None for b in (*one.parameters, *two.parameters))
     if one.sizes or two.sizes or not is_plain or not any(map(partial(_is_large, target=target), shared)):
         return None
+    if any(len(around) > 2 for kernel in (one, two) for _, around in walk(kernel.body)):
+        return None  # what uses the elements again, as a product of matrices does, goes through them in tiles
     names = NameSource(one)
     known = dict(zip((*first.arguments, *first.values), (*one.inputs, *one.outputs)))
     renamed: dict[str, str] = {}

@@ -10,7 +10,10 @@ import pytest
 
 import intarsia
 from intarsia.cli import main
+from intarsia.driver import Compilation
 from intarsia.ir.dtypes import Array
+from intarsia.ir.interpreter import evaluate
+from intarsia.ir.plan_interpreter import run_plan
 from intarsia.options import Options
 from intarsia.passes.pipeline import DEFAULT
 from intarsia.passes.recompute.cut import Network
@@ -22,6 +25,17 @@ fn loss(x: f32[B, I], w: f32[I, H], u: f32[H, H], v: f32[H, O]) -> f32 {
 
 fn gradients(x: f32[B, I], w: f32[I, H], u: f32[H, H], v: f32[H, O]) {
     return value_and_grad(loss, wrt=(w, u, v))(x, w, u, v)
+}
+"""
+RESIDUAL = """
+fn loss(x: f32[B, D], w: f32[D, D], u: f32[D, D]) -> f32 {
+    h = x + relu(x @ w)
+    h = h + minimum(1.0, h @ u)
+    return sum((h @ w) ** 2)
+}
+
+fn gradients(x: f32[B, D], w: f32[D, D], u: f32[D, D]) {
+    return grad(loss, wrt=(x, w, u))(x, w, u)
 }
 """
 DIMS = {"B": 96, "I": 16, "H": 64, "O": 24}
@@ -72,6 +86,40 @@ def test_gradients_take_less_memory() -> None:
         for one, other in zip(again(*given), expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
         assert int(again.lower(*given).compilation.plan.workspace_bytes) < workspace
+
+
+def _computed(compilation: Compilation, stage: str, inputs: list[Array]) -> tuple[Array, ...]:
+    match stage:
+        case "kernels":
+            return evaluate(compilation.scheduled, inputs)
+        case "triton":
+            return run_plan(compilation.plan, inputs, {}, compilation.interpret_launches)
+    return run_plan(compilation.plan, inputs)
+
+
+DEAR = [("plan", 16), ("kernels", 13), ("kernels", 16), ("triton", 13), ("triton", 16)]
+
+
+@pytest.mark.parametrize(
+    ("stage", "rows"), [("plan", 13), *(pytest.param(*both, marks=pytest.mark.slow) for both in DEAR)]
+)
+def test_bits_say_what_the_values_said(stage: str, rows: int) -> None:
+    """Ties, zeros of both signs, NaN and infinities; rows that fill bytes and rows that do not."""
+    if stage == "triton":
+        pytest.importorskip("triton")
+    random = np.random.default_rng(0)
+    x = random.integers(-2, 3, (rows, 5)).astype(np.float32)
+    x[2], x[3, 1], x[4, 2], x[5, 3] = -0.0, np.nan, np.inf, -np.inf
+    inputs = [x, *(random.integers(-1, 2, (5, 5)).astype(np.float32) for _ in range(2))]
+    passes = DEFAULT.replace("recompute", "recompute{least=1}")
+    options = Options(passes=passes, target="gpu:sm_90" if stage == "triton" else "cpu:x86-avx2")
+    compilation = intarsia.compile(RESIDUAL, options).gradients.lower(*inputs).compilation
+    found = _computed(compilation, stage, inputs)
+    assert sum("a bit for each element" in r.message for r in compilation.remarks.items) == 2
+    expected = evaluate(compilation.source_module, inputs)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert np.isnan(expected[0]).any() and np.isfinite(expected[0]).any()
 
 
 @pytest.mark.slow

@@ -127,13 +127,16 @@ def linearise(node: Structured, wanted: Collection[int], make: Make) -> Linear:
         others = _others(space, operands, make)
         factors = {load: times(others, factor) for load, factor in factors.items()}
     elif space.combiner is None and space.body.dtype == space.dtype and isinstance(space.body, Apply):
-        # What the node computes need not be computed again: the derivative of exp(x) is the result.
+        # What the node computes need not be computed again: the derivative of exp(x) is the result. And the result of
+        # maximum(x, c) is greater than c where x is: it is likelier to be kept, as what is made of it is.
         operands.append(node.value)
-
-        def again(e: Expr) -> Expr | None:
-            return result if e == space.body else None
-
-        factors = {load: transform(factor, rule=again) for load, factor in factors.items()}
+        known: dict[Expr, Expr] = {space.body: result}
+        if isinstance(space.body, Apply) and space.body.function in ("maximum", "minimum"):
+            x, y = space.body.arguments
+            if isinstance(y, Const):
+                wins = "gt" if space.body.function == "maximum" else "lt"
+                known[apply(wins, x, y)] = apply(wins, result, y)
+        factors = {load: transform(factor, rule=known.get) for load, factor in factors.items()}
     return Linear(space.axes, space.reduced, tuple(operands), factors, space.body.dtype)
 
 

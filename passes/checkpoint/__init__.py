@@ -17,7 +17,8 @@ from intarsia.passes.dce import prune
 from intarsia.passes.fuse.report import bytes_text, title
 from intarsia.passes.lower.stages import Names
 from intarsia.passes.pipeline import Context, Pass
-from intarsia.passes.recompute import WORTH, bytes_waiting
+from intarsia.passes.recompute import WORTH
+from intarsia.passes.recompute.storage import Storage
 from intarsia.passes.regions import change_regions
 
 MOST = 1 << 30
@@ -88,7 +89,7 @@ class Checkpoint(Pass):
     def _largest(self, region: Region, context: Context) -> tuple[Group, int] | None:
         """The largest records of a region that had better not be kept whole, and the length of their segments."""
         found = [g for g in groups(region) if not (context.checks and any(r.is_open for r in g.records))]
-        waiting = {region.nodes[n]: held for n, held in bytes_waiting(region)} if found else {}
+        waiting = {region.nodes[n]: held for n, held in Storage().bytes_waiting(region)} if found else {}
         for group in sorted(found, key=lambda g: g.bytes, reverse=True):
             length = self._length(group, max(waiting[loop] for loop in group.readers))
             if length is not None:
