@@ -804,3 +804,21 @@ def test_images_may_be_copied_first(name: str, way: int) -> None:
     copied = build_schedule(kernel, TARGET, choices={f"image of {result}": way})
     assert f"image of {result}" in copied.decisions and "pack x at" in str(copied.schedule)
     assert_same_meaning(kernel, copied.kernel, sizes)
+
+
+def test_the_layers_of_a_loop_are_tiled_alike_from_either_end() -> None:
+    """What no axis changes is a number: `2 - l` made a convolution of the products of the step back."""
+
+    def steps(layer: str) -> str:
+        text = f"""
+kernel f(w: f32[3, 128, 512], x: f32[16, 64, 128], out y: f32[16, 64, 512])[sizes l] {{
+  for i in 0..16 {{ for j in 0..64 {{ for k in 0..512 {{ y[i, j, k] = 0.0 }} }} }}
+  for i.1 in 0..16 {{ for j.1 in 0..64 {{ for k.1 in 0..512 {{ for r in 0..128 {{
+    y[i.1, j.1, k.1] += x[i.1, j.1, r] * w[{layer}, r, k.1]
+  }} }} }} }}
+}}
+"""
+        schedule, _ = schedule_kernel(read_kernel(Source("f.ir", text)), TARGET)
+        return str(schedule)
+
+    assert steps("2 - l") == steps("l") and "collapse" in steps("l")

@@ -53,12 +53,7 @@ def schedule_convolution(b: Builder, loop: For) -> bool:
 def find_convolution(b: Builder, loop: For) -> Contraction | None:
     """The convolution that a nest is, seen along its channels, if that is the better way."""
     plain = find_contraction(b, loop)
-    if (
-        plain is None
-        or not plain.main.row
-        or plain.is_ragged
-        or all(i.as_name is not None or i.constant is not None for i in plain.right.indices)
-    ):
+    if plain is None or not plain.main.row or plain.is_ragged or plain.right in plain.plain:
         return None
     lanes = lanes_for((plain.put,), b.target)
     pixels = count(trips(b.loop(plain.main.column)))

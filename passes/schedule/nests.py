@@ -112,11 +112,14 @@ def _is_subscript(put: Put, axis: str) -> bool:
 
 
 def is_plain(load: Load, axes: Mapping[str, For]) -> bool:
-    """Is every subscript a number, perhaps plus an axis, or what axes write as digits: `128 * g + k` with k < 128?"""
-    return all(
-        i.as_name is not None or i.constant is not None or (load.symbols <= axes.keys() and _is_digits(i, axes))
-        for i in (index - index.offset for index in load.indices)
-    )
+    """Is every subscript a number, perhaps plus an axis, or what axes write as digits: `128 * g + k` with k < 128? What
+    depends on no axis, as the layer `2 - l` of a loop back through layers, is a number here."""
+
+    def is_one(index: Size) -> bool:
+        is_number = axes.keys().isdisjoint(index.symbols)
+        return is_number or index.as_name is not None or (index.symbols <= axes.keys() and _is_digits(index, axes))
+
+    return all(is_one(index - index.offset) for index in load.indices)
 
 
 def _is_digits(index: Size, axes: Mapping[str, For]) -> bool:
