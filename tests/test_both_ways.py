@@ -149,6 +149,19 @@ def test_gradients_are_those_of_pytorch(causal: bool, shape: tuple[int, int, int
         np.testing.assert_allclose(ours, theirs.numpy(), rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
+def test_masked_products_are_stored_in_no_cache() -> None:
+    """In the last cache others are: what is stored is computed as a whole, whatever a mask leaves out."""
+    sizes = {"H": 3, "S": 40, "D": 8}
+    wide = replace(TINY, caches=(256, 1 << 12, 1 << 22))
+    for name, stored in (("causal", False), ("library", True)):
+        known = sizes if name == "causal" else {**sizes, "T": 40}
+        module = load(Source("f", program(name))).build("f")
+        module = default_pipeline(known).before("schedule").run(module, Context(wide))
+        parameters = [b for kernel in module.kernels for b in kernel.parameters]
+        assert stored == any(math.prod(map(int, b.shape)) == 3 * 40 * 40 for b in parameters)
+
+
 MASKED = """fn f(q: f32[H, S, D], k: f32[H, S, D], v: f32[H, S, D], g: f32[H, S, D], m: f32[H, S], l: f32[H, S]) {
     e[h, i, j] = exp(where(MASK, sum[d](q[h, i, d] * k[h, j, d]), -inf) - m[h, i])
     x[h, i, j] = where(MASK, e[h, i, j] * sum[d](g[h, i, d] * v[h, j, d]), 0.0)

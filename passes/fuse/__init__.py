@@ -14,7 +14,7 @@ from intarsia.passes.fuse.chains import Chains, ChainTest, is_near, never
 from intarsia.passes.fuse.groups import Group, Search, estimated_bytes, sink_views
 from intarsia.passes.fuse.members import Member
 from intarsia.passes.fuse.report import bytes_text, operations, saving, title
-from intarsia.passes.fuse.sweeps import with_sweeps
+from intarsia.passes.fuse.sweeps import is_masked, with_sweeps
 from intarsia.passes.fuse.weighing import SURE, Weighing, against
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.regions import change_regions
@@ -72,9 +72,11 @@ class Fuse(Pass):
         *near, last = context.target.caches
         large = near[-1] if near else last
         stored = _products(found, large)
-        if context.checks or sum(map(estimated_bytes, stored)) <= last:
-            return found
         kinds = [v.type for v in stored]
+        # What is stored is computed as a whole, in sweeps a mask leaves out a part.
+        masked = context.target.kind == "cpu" and any(is_masked(n, kinds) for n in sunk.nodes)
+        if context.checks or sum(map(estimated_bytes, stored)) <= (large if masked else last):
+            return found
         products = [n for n in sunk.nodes if (m := Member.of(n)) and m.is_contraction and n.value.type in kinds]
         copied, sweeps = with_sweeps(sunk, products, chains.makes)
         if not sweeps:

@@ -12,6 +12,7 @@ each with what can be finished in one, and each gets a copy of the products and 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,10 +21,11 @@ from intarsia.ir.graph import Node, Region, Structured, Value, reachable
 from intarsia.ir.ops import Compute, Transpose
 from intarsia.ir.sizes import ONE
 from intarsia.ir.space import operand_position
-from intarsia.ir.types import TensorType
+from intarsia.ir.types import TensorType, Type
 from intarsia.passes.fuse.groups import is_free
-from intarsia.passes.fuse.members import Member, is_contraction
+from intarsia.passes.fuse.members import Member, is_contraction, wide
 from intarsia.passes.lower.uses import CHEAP
+from intarsia.passes.schedule.domains import conditions_in
 
 Labels = tuple["int | None", ...]
 """For each dimension of a value which one of the products' it is; None for one of a single element."""
@@ -180,6 +182,16 @@ def _places(node: Node, value: Value) -> tuple[str, ...] | None:
             return None
         names.append(name)
     return tuple(names)
+
+
+def is_masked(node: Node, types: Collection[Type]) -> bool:
+    """Does a node go through as many elements as one of these types has, and choose them by two of its axes?"""
+    if not isinstance(node, Structured):
+        return False
+    axes = wide(node.space.all_axes)
+    shapes = (Counter(e for e in t.shape if e != ONE) for t in types if isinstance(t, TensorType))
+    by_two = (len(c.symbols & {a.name for a in axes}) > 1 for c in conditions_in(node.space.body))
+    return any(by_two) and Counter(a.extent for a in axes) in shapes
 
 
 # ---------------------------------------------------------------------- sweeps
