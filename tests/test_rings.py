@@ -131,6 +131,16 @@ def test_a_ring_gives_what_one_device_gives(name: str, devices: int) -> None:
         check_results(module, inputs, simulate(local, inputs))
 
 
+def test_of_two_operands_that_are_gathered_over_other_axes_one_goes_round() -> None:
+    text = """mesh m(a=2, b=2)
+fn f(x: f32[B@a, K@b], w: f32[K@a, N@b]) -> f32[B@a, N@b] { return x @ w }"""
+    module = built(text, B=8, K=6, N=8)
+    local, _ = run_passes(module, f"{LOCAL},rings")
+    assert {n.name for n in collectives(local)} == {"all_gather", "collective_permute"}
+    inputs = random_inputs(module, {}, 0)
+    check_results(module, inputs, simulate(local, inputs))
+
+
 def test_no_device_holds_all_scores_or_all_keys() -> None:
     _, local = partitioned(ATTENTION, 4, {"H": 1, "S": 64, "K": 8, "E": 8}, "rings")
     sizes = [math.prod(v.tensor.static_shape) for n in local.graph.body.walk() for v in n.values]

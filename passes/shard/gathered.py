@@ -72,12 +72,13 @@ class _Follower:
             self.labels[node.value] = len(self.gathers) - 1
             self.places[node.value] = node.dim
             return
-        read = [v for v in node.inputs if v in self.labels]
-        if not read:
+        found = [v for v in node.inputs if v in self.labels]
+        if not found:
             return
+        read = [v for v in found if self._kind(v) == self._kind(found[0])]
         axis = self._axis(node, read)
+        self.escaped |= {self.labels[v] for v in found if axis is None or v not in read}
         if axis is None:
-            self.escaped |= {self.labels[v] for v in read}
             return
         assert isinstance(node, Structured)
         label = self.root(self.labels[read[0]])
@@ -90,16 +91,20 @@ class _Follower:
             self.places[node.value] = position
 
     def _axis(self, node: Node, read: Sequence[Value]) -> str | None:
-        """The axis that goes along the gathered dimension of all that a node reads; None if there is none."""
+        """The axis of a node that goes along the gathered dimension of all these values; None if there is none."""
         if not isinstance(node, Structured):
             return None
         axes: set[str | None] = set()
         for load in node.space.loads():
             value = node.operands[operand_position(load.buffer)]
-            if value in self.places:
+            if value in read:
                 axes.add(None if isinstance(value.type, ListType) else load.indices[self.places[value]].as_name)
-        kinds = {(g.axes, g.x.tensor.shape[g.dim]) for g in (self.gathers[self.labels[v]] for v in read)}
-        return axes.pop() if len(axes) == 1 and len(kinds) == 1 else None
+        return axes.pop() if len(axes) == 1 else None
+
+    def _kind(self, value: Value) -> tuple[object, ...]:
+        """Equal for values whose blocks go round together."""
+        gather = self.gathers[self.labels[value]]
+        return gather.axes, gather.x.tensor.shape[gather.dim]
 
     def groups(self, region: Region) -> list[Gathered]:
         """The sets that nothing else needs, each with a product among what goes along its blocks."""
