@@ -31,7 +31,6 @@ class DeviceMemory:
 def device_memory(module: Module, donated: Collection[str] = ()) -> DeviceMemory:
     """What the program of a device holds, of the groups that fusing leaves: values inside a group are in no memory.
 
-    Liveness over the nodes in order.
     donated: labels of parameters, or of the structs that these are parts of, whose memory results of the same type may
     take.
     """

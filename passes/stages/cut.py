@@ -17,7 +17,7 @@ from functools import cached_property
 from intarsia.ir.cluster import Cluster
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module, Node, Parameter, Region, Value, reachable
-from intarsia.ir.ops import AllReduce, Collective, DeviceIndex
+from intarsia.ir.ops import AllReduce, AllSlice, Collective, DeviceIndex
 from intarsia.ir.sharding import Mesh
 from intarsia.ir.spmd import Placement
 from intarsia.passes.collectives.timeline import Costs
@@ -38,8 +38,12 @@ def with_microbatches(module: Module, microbatches: int, context: Context) -> Mo
     module = with_mesh(without_shardings(module), Mesh(((AXIS, microbatches),)))
     for pass_ in (Preset("data", AXIS), PropagateSharding(), Reshard(AXIS), Partition()):
         module = pass_.run(module, context)
+    once = frozenset(module.graph.body.nodes)
     for node in module.graph.body.walk():
-        if isinstance(node, Collective) and not isinstance(node, AllReduce) and node.name != "all_slice":
+        if isinstance(node, AllReduce) and node not in once:
+            message = "a step of a loop sums over the micro-batches"
+            raise CompileError("E1913", message, node.span, hint="layers in a loop are not cut into stages yet")
+        if isinstance(node, Collective) and not isinstance(node, AllReduce | AllSlice):
             raise CompileError("E1913", f"a micro-batch needs what others have: {node.name}", node.span)
     return module
 
