@@ -28,7 +28,7 @@ from intarsia.ir.target import Target
 from intarsia.ir.text import print_module
 from intarsia.options import Options as Options
 from intarsia.options import resolve_target as resolve_target
-from intarsia.passes.collectives import InTurn, Overlap, ScatterRows
+from intarsia.passes.collectives import Overlap, ScatterRows
 from intarsia.passes.lower.checks import check_messages
 from intarsia.passes.pipeline import Context, Instrument, Pass, Pipeline, default_pipeline
 from intarsia.passes.plan_memory import plan
@@ -314,13 +314,6 @@ def parting_passes(options: Options, cluster: str = "laptop") -> tuple[Pass, ...
     again = (GatherAgain(p.axis) for p in presets if isinstance(p, Preset) and p.plan == "zero3")
     rings = () if options.collectives == "gather" else (Rings(options.collectives, cluster),)
     return (Partition(), *again, *rings)
-
-
-def mesh_of_devices(mesh: Mesh, options: Options) -> Mesh:
-    """The mesh of the devices that run a program, of which one does what all along an axis in turn do."""
-    for found in Pipeline.parse(options.device_passes or "").passes:
-        mesh = found.left(mesh) if isinstance(found, InTurn) else mesh
-    return mesh
 
 
 def on_mesh(module: Module, options: Options) -> Module:

@@ -17,7 +17,7 @@ from intarsia.ir.types import ListType
 from intarsia.mesh_program import Argument, DeviceProgram, MeshProgram
 from intarsia.options import require_host
 from intarsia.parts import Part
-from intarsia.processes import Processes, digest_of, processes
+from intarsia.processes import Processes, digest_of, processes, world
 from intarsia.results import in_form
 from intarsia.runtime import dlpack
 from intarsia.tensors import Tensors, adapted, declared_types, kind_of
@@ -72,8 +72,12 @@ class MeshCalls:
     ) -> MeshCall:
         """What runs the program, compiled, on these arguments. `constants` are the parameters that will not change
         between calls, by default all that are declared so; those of a function called in Python are bound."""
+        kind = self.function.program.options.devices
+        is_simulated = kind is None or kind == "simulate"
+        if not is_simulated:
+            world(kind)  # from now on an error in one process ends all of them
         program = self.program(tensors, statics, dims, constants)
-        here = self._processes(program)
+        here = None if is_simulated else processes(kind, program.placement.mesh)
         if program not in self._devices:
             numbers = range(program.placement.mesh.devices) if here is None else [here.device]
             self._devices[program] = [_Device(program, n, self.function.bound, constants is not None) for n in numbers]
@@ -88,11 +92,6 @@ class MeshCalls:
     @cached_property
     def _version(self) -> str:
         return compiler_digest(self.function.program.cache)
-
-    def _processes(self, program: MeshProgram) -> Processes | None:
-        """The processes that are the devices; None if all of them are in this one."""
-        kind = self.function.program.options.devices
-        return None if kind in (None, "simulate") else processes(kind, program.placement.mesh)
 
     def program(
         self,

@@ -9,7 +9,7 @@ from sharded import SHARD, check_compiled, check_results, run_passes
 from test_mesh import sharded
 from test_sharding import built
 
-from intarsia.driver import Compilation, mesh_of_devices
+from intarsia.driver import Compilation
 from intarsia.ir.cluster import Cluster
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module
@@ -17,7 +17,9 @@ from intarsia.ir.random_graphs import random_inputs
 from intarsia.ir.sharding import Mesh
 from intarsia.ir.spmd import simulate
 from intarsia.options import Options
+from intarsia.passes.collectives import InTurn
 from intarsia.passes.collectives.timeline import Report, timeline
+from intarsia.passes.pipeline import Pipeline
 
 EXAMPLE = (Path(__file__).parent.parent / "examples" / "sharded" / "megatron_overlap.ita").read_text("utf-8")
 
@@ -49,7 +51,8 @@ def test_random_programs() -> None:
 
 
 def test_the_axis_has_no_devices_of_its_own() -> None:
-    assert mesh_of_devices(Mesh.parse("part=4,model=2"), Options(device_passes=PASSES)).devices == 2
+    (pass_, *_) = Pipeline.parse(PASSES).passes
+    assert isinstance(pass_, InTurn) and pass_.left(Mesh.parse("part=4,model=2")).devices == 2
 
 
 @pytest.mark.slow

@@ -152,6 +152,26 @@ def test_processes_that_differ(following: str, tmp_path: Path) -> None:
     assert found.returncode != 0 and told.count(DIFFERENT[following]) == 1 and told.count(" failed") <= 1, told
 
 
+@pytest.mark.parametrize(
+    "name, words, sizes",
+    [
+        (
+            "megatron_overlap",
+            ("--mesh", "part=2,model=2", "--device-passes", "in-turn{axis=part},overlap{cluster=nvlink-node}"),
+            "B=2 S=4 D=8 H=4 K=4 F=16",
+        ),
+        ("megatron", ("--device-passes", "overlap{cluster=multi-node}"), "B=8 S=4 D=8 H=4 K=4 F=16"),
+        ("megatron", ("--collectives", "ring"), "B=8 S=4 D=8 H=4 K=4 F=16"),
+        ("sequence_attention", ("--collectives", "ring"), "S=16 D=6 H=2 K=4"),
+    ],
+)
+def test_what_runs_while_devices_send(name: str, words: tuple[str, ...], sizes: str) -> None:
+    dims = [w for size in sizes.split() for w in ("--dim", size)]
+    path = str(ROOT / "examples" / "sharded" / f"{name}.ita")
+    found = run("-m", "intarsia", "run", path, "--random", *dims, *words, "--devices", "mpi", "--compare")
+    assert found.returncode == 0 and "equal to the reference" in found.stderr, found.stderr
+
+
 def test_bytes_on_the_wire() -> None:
     """Those that processes hand to MPI are those of the formulas."""
     found = mpiexec(4, str(ROOT / "tests" / "process_bytes.py"))

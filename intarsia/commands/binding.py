@@ -35,6 +35,7 @@ from intarsia.tensors import Tensors, adapted, declared_types, split_arguments, 
 if TYPE_CHECKING:
     from intarsia.driver import Compilation
     from intarsia.gpu_calls import PlacedCall
+    from intarsia.mesh_program import MeshProgram
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -85,7 +86,7 @@ class Bound:
     def result_labels(self, *, compiled: bool) -> tuple[str, ...]:
         """The labels of the results, where some are tensors of structs; compiled code says so without the program."""
         if compiled and self.function.mesh is not None:
-            return self.function.mesh.program(self.tensors, self.statics, self.dims).local.labels
+            return self.mesh_program().local.labels
         if compiled:
             return self.function.compiled(self.tensors, self.statics, self.dims)[0].labels
         return self.compilation().source_module.graph.labels
@@ -102,6 +103,11 @@ class Bound:
         _ = executable.native
         prepared = executable.prepared(inputs, sizes)
         return lambda: executable.run(inputs, sizes, prepared)
+
+    def mesh_program(self) -> MeshProgram:
+        """The program for the devices of a mesh."""
+        assert self.function.mesh is not None
+        return self.function.mesh.program(self.tensors, self.statics, self.dims)
 
     def placed(self, graph: bool = False, compilation: Compilation | None = None) -> PlacedCall:
         """A call of the program, or of another compilation of it, on the GPU, where its arguments are when this

@@ -15,10 +15,7 @@ from typing import Any, cast
 
 import click
 
-from intarsia.driver import mesh_of_devices
-from intarsia.function import Function
 from intarsia.ir.errors import CompileError
-from intarsia.ir.sharding import Mesh
 from intarsia.options import PROCESS_KINDS, ProcessKind
 from intarsia.runtime.threads import usable_cores
 
@@ -37,28 +34,20 @@ def is_to_start(devices: str | None) -> bool:
     return devices in PROCESS_KINDS and not is_started(devices)
 
 
-def start(function: Function) -> int:
-    """Run this command once for each device of the mesh; gives the exit status. The cores are shared out.
+def start(kind: str, count: int) -> int:
+    """Run this command in so many processes; gives the exit status. The cores are shared out.
 
-    Raises CompileError E1901 where there is no mesh, E1907 where there is no MPI or no PyTorch.
+    Raises CompileError E1907 where there is no MPI or no PyTorch.
     """
-    options = function.program.options
-    text = options.mesh or function.form.mesh
-    if not text:
-        raise CompileError("E1901", "the program is for one device", hint="give --mesh data=2")
-    try:
-        count = mesh_of_devices(Mesh.parse(text), options).devices
-    except ValueError as error:
-        raise CompileError("E1901", str(error)) from None
     arguments: list[str] = click.get_current_context().obj
     command = [sys.executable, "-m", "intarsia", *arguments]
     threads = {"INTARSIA_NUM_THREADS": str(max(1, usable_cores() // count))}
     environment = {**threads, **os.environ}
-    if options.devices == "mpi":
+    if kind == "mpi":
         return subprocess.run([*_mpiexec(count), *command], env=environment, check=False).returncode
     from intarsia.torch_processes import distributed
 
-    distributed("nccl" if options.devices == "nccl" else "gloo")
+    distributed("nccl" if kind == "nccl" else "gloo")
     return _run_side_by_side(command, count, environment)
 
 

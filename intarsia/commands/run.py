@@ -73,7 +73,9 @@ def command(
     if processes.is_to_start(settings["devices"]):
         if file == "-":
             raise click.UsageError("each process reads the program: give it in a file or by -e")
-        return processes.start(function)
+        # Compiled once, for all of them: how many there are is known then.
+        program = bind(function, arguments, weights, settings["dims"], fill).mesh_program()
+        return processes.start(settings["devices"], program.placement.mesh.devices)
     bound = bind(function, arguments, weights, settings["dims"], fill)
     if trace is not None or find_nan:
         from intarsia.commands.interpreting import report_nan, report_trace
