@@ -87,6 +87,14 @@ fn along(x: f64[B, D], p: Net(D, L), d: Net(D, L)) {
     return jvp(forward, wrt=p)(x, p, d)
 }
 
+fn roots(x: f64[D], p: Net(D, L)) {
+    return map(sqrt)(map(maximum)(p, 0.25)), custom_grad(floor, given)(x)
+}
+
+fn given(x: f64[..S], g: f64[..S]) -> f64[..S] {
+    return g
+}
+
 fn slope(x: f64[B, D], p: Net(D, L), d: Net(D, L)) {
     return jvp(grad(forward, wrt=p), wrt=p)(x, p, d)
 }
@@ -124,6 +132,14 @@ X = np.random.default_rng(9).normal(size=(3, 2))
 
 def test_the_program_is_right() -> None:
     assert load(Source("structs.ita", PROGRAM)).check() == []
+
+
+def test_functions_that_are_built_in_go_through_structs() -> None:
+    net = _net()
+    found, floor = _run("roots", X[0], *_flat(net))
+    np.testing.assert_array_equal(found["first"]["w"], np.sqrt(np.maximum(net["first"]["w"], 0.25)))
+    np.testing.assert_array_equal(found["layer"][2]["b"], np.sqrt(np.maximum(net["layer"][2]["b"], 0.25)))
+    np.testing.assert_array_equal(floor, np.floor(X[0]))
 
 
 def test_structs_are_results() -> None:

@@ -63,13 +63,9 @@ def call(builder: Builder, node: ast.Call, scope: Scope) -> Item:
     if (element := dtype(name)) is not None:
         return _cast_call(builder, element, node, scope)
     if name in PRIMITIVES:
-        primitive = PRIMITIVES[name]
         if name == "where" and scope.frame is not None:
             return _guarded_where(builder, node, scope)
-        arguments = bind_arguments(
-            primitive, positional_arguments(builder, node, scope), keyword_arguments(builder, node, scope), node
-        )
-        return primitive.build(builder, scope, arguments, node.span)
+        return call_primitive(builder, name, *_arguments(builder, node, scope), node.span, scope)
     if (found := _in_prelude(builder, name)) is not None:
         return call_function(builder, *found, node, scope)
     if name in ast.TRANSFORMS:
@@ -79,6 +75,19 @@ def call(builder: Builder, node: ast.Call, scope: Scope) -> Item:
     if builder.prelude is not None:
         candidates += [n for n in builder.prelude.names() if not n.startswith("_")]
     raise CompileError("E0316", f"no function is named `{name}`", node.function.span, hint=suggest(name, candidates))
+
+
+def call_primitive(
+    builder: Builder,
+    name: str,
+    positional: Sequence[Argument],
+    keywords: Mapping[str, Argument],
+    span: Span,
+    scope: Scope,
+) -> Item:
+    """A built-in function that is no text of the library, on arguments. Raises E0315."""
+    primitive = PRIMITIVES[name]
+    return primitive.build(builder, scope, bind_arguments(primitive, positional, keywords, span), span)
 
 
 def is_built_in(builder: Builder, name: str) -> bool:
@@ -96,6 +105,10 @@ def _in_prelude(builder: Builder, name: str) -> tuple[ast.Function, File] | None
 def _is_callable(builder: Builder, name: str, scope: Scope) -> bool:
     """Would a name that stands for a value be a function without it?"""
     return is_built_in(builder, name) or scope.file.function(name) is not None
+
+
+def _arguments(builder: Builder, node: ast.Call, scope: Scope) -> tuple[Sequence[Argument], Mapping[str, Argument]]:
+    return positional_arguments(builder, node, scope), keyword_arguments(builder, node, scope)
 
 
 def positional_arguments(builder: Builder, node: ast.Call | ast.Derived, scope: Scope) -> list[Argument]:
@@ -160,12 +173,8 @@ def _cast_literal(element: DType, number: bool | int | float, span: Span) -> Exp
 
 def _guarded_where(builder: Builder, node: ast.Call, scope: Scope) -> Item:
     """`where` within index notation: its condition holds while the second and third arguments are evaluated."""
-    primitive = PRIMITIVES["where"]
     if len(node.positional) != 3 or node.keywords:
-        arguments = bind_arguments(
-            primitive, positional_arguments(builder, node, scope), keyword_arguments(builder, node, scope), node
-        )
-        return primitive.build(builder, scope, arguments, node.span)
+        return call_primitive(builder, "where", *_arguments(builder, node, scope), node.span, scope)
     frame = scope.frame
     assert frame is not None
     condition = builder.evaluate(node.positional[0], scope)
@@ -178,8 +187,8 @@ def _guarded_where(builder: Builder, node: ast.Call, scope: Scope) -> Item:
             items.append(builder.evaluate(branch, scope))
         finally:
             del frame.guards[count:]
-    arguments = bind_arguments(primitive, [Argument(i, a.span) for i, a in zip(items, node.positional)], {}, node)
-    return primitive.build(builder, scope, arguments, node.span)
+    arguments = [Argument(i, a.span) for i, a in zip(items, node.positional)]
+    return call_primitive(builder, "where", arguments, {}, node.span, scope)
 
 
 # ---------------------------------------------------------------------- functions of the program

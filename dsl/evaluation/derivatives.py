@@ -131,6 +131,8 @@ def _evaluate(builder: Builder, function: ast.Expression, given: Given) -> Item:
                 case "map" | "fold":
                     return _through_structs(builder, function, given)
             return _gradient(builder, function, given)
+        case ast.Name(name) if name in PRIMITIVES and given.scope.file.function(name) is None:
+            return calls.call_primitive(builder, name, given.positional, given.keywords, given.span, given.scope)
     found, file = _function(function, given.scope.file, builder.prelude)
     calls.require_no_recursion(builder, found, given.span)
     return calls.call_on(builder, found, file, given.positional, given.keywords, given.span, given.scope)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from intarsia.dsl import ast
 from intarsia.dsl.semantics.literals import adapt
 from intarsia.dsl.semantics.scope import Scope, suggest
 from intarsia.dsl.semantics.values import FormatTensor, Item, describe
@@ -198,7 +197,7 @@ class Arguments:
 
 
 def bind_arguments(
-    primitive: Primitive, positional: Sequence[Argument], keywords: Mapping[str, Argument], node: ast.Call
+    primitive: Primitive, positional: Sequence[Argument], keywords: Mapping[str, Argument], span: Span
 ) -> Arguments:
     """Give each parameter of a built-in function its argument or default. Raises E0315."""
     names = primitive.names
@@ -217,9 +216,9 @@ def bind_arguments(
         if name not in given:
             if name not in primitive.defaults:
                 message = f"`{name}` of {primitive.name} is not given"
-                raise CompileError("E0315", message, node.span, hint=str(primitive))
-            given[name] = Argument(primitive.defaults[name], node.span)
-    return Arguments(primitive.name, node.span, given)
+                raise CompileError("E0315", message, span, hint=str(primitive))
+            given[name] = Argument(primitive.defaults[name], span)
+    return Arguments(primitive.name, span, given)
 
 
 def _usage(primitive: Primitive) -> str:

@@ -4,7 +4,7 @@ Seeds FIRST to FIRST + COUNT; progress and failures grouped by kind; for each ne
 (default tests/fuzz/found), named by its seed. A run is resumed by its range of seeds. With `--dynamic` some of the
 dimensions of each program stay open. With `--chains` the programs are products, reductions and products again, at
 larger sizes; with `--stored` weights are in formats. With `--gradients` the derivatives of programs are checked against
-finite differences, and compiled in place of the programs.
+finite differences, and compiled in place of the programs; `--segments 2` lets their loops keep every second state.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ from stored import generate_stored
 from intarsia.deep_stack import with_deep_stack
 from intarsia.ir.errors import Source
 from intarsia.options import Options
+from intarsia.passes.pipeline import DEFAULT
 from intarsia.reduction import reduce_program
 
 
-def options_for(program: FuzzProgram, target: str, dynamic: bool) -> Options:
-    """How a program is compiled: dimensions that stay open are chosen by its seed."""
+def options_for(program: FuzzProgram, target: str, dynamic: bool, segments: int = 0) -> Options:
+    """How a program is compiled: dimensions that stay open are chosen by its seed; loops keep states for segments."""
     names = sorted(name for name in program.sizes if not name.isdigit())
     chosen = random.Random(program.seed).sample(names, random.Random(program.seed).randint(0, len(names)))
-    return Options(target=target, dynamic=tuple(chosen) if dynamic else ())
+    passes = DEFAULT.replace("checkpoint", f"checkpoint{{every={segments}}}") if segments else None
+    return Options(target=target, dynamic=tuple(chosen) if dynamic else (), passes=passes)
 
 
 Check = Callable[[FuzzProgram, Sequence[str], Options], "Failure | None"]
@@ -69,6 +71,7 @@ def main() -> int:
     parser.add_argument("--chains", action="store_true", help="chains of products and reductions")
     parser.add_argument("--stored", action="store_true", help="weights that are stored in formats")
     parser.add_argument("--gradients", action="store_true", help="derivatives of programs")
+    parser.add_argument("--segments", type=int, default=0, help="keep a state of loops for so many steps (checkpoint)")
     options = parser.parse_args()
     levels = options.levels.split(",")
     made = generate_chain if options.chains else generate_stored if options.stored else generate
@@ -79,7 +82,7 @@ def main() -> int:
     start = time.perf_counter()
     for number, seed in enumerate(range(options.first, options.first + options.count)):
         program = made(seed)
-        compiled = options_for(program, options.target, options.dynamic)
+        compiled = options_for(program, options.target, options.dynamic, options.segments)
         failure = check(program, levels, compiled)
         if failure is not None:
             if failure.kind not in kinds:
