@@ -219,6 +219,20 @@ def test_forward_and_second_derivatives() -> None:
     assert np.allclose(second["layer"][0]["w"], (ahead["layer"][0]["w"] - g["layer"][0]["w"]) / 1e-6, atol=1e-4)
 
 
+def test_a_change_of_a_field_is_an_argument() -> None:
+    """Of a struct among the fields, and of a list of them: an entry point like that of a whole parameter."""
+    net, direction = _net(), _net(1)
+    _, g = _run("both", X, *_flat(net))
+    for field in ("first", "layer"):
+        parameters = load(Source("structs.ita", PROGRAM)).build(f"jvp(forward, wrt=p.{field})").graph.parameters
+        assert [p.label for p in parameters][-2:] == [f"d_p_{field}.w", f"d_p_{field}.b"]
+        changes = [v for v, name in zip(_flat(direction), ("first", "first", "layer", "layer")) if name == field]
+        _, change = _run(f"jvp(forward, wrt=p.{field})", X, *_flat(net), *changes)
+        found = [v for v, name in zip(_flat(g), ("first", "first", "layer", "layer")) if name == field]
+        expected = sum(np.sum(np.asarray(a) * np.asarray(b)) for a, b in zip(found, changes))
+        assert change == pytest.approx(expected)
+
+
 def test_a_gradient_within_a_function_that_is_differentiated() -> None:
     graph = _graph("norm")
     net = _flat(_net())

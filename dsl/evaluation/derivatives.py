@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial, reduce
@@ -13,6 +13,7 @@ from intarsia.dsl.evaluation import calls, fitting
 from intarsia.dsl.evaluation.mapping import folded, mapped
 from intarsia.dsl.evaluation.partials import differentiated, element_of, stands_for_element
 from intarsia.dsl.evaluation.structs import put_together, same_struct, stacked, tensors_of
+from intarsia.dsl.evaluation.wanted import Wanted, changing_parameter, no_parameter, parts_of
 from intarsia.dsl.primitives import PRIMITIVES
 from intarsia.dsl.primitives.arguments import Argument
 from intarsia.dsl.semantics.scope import File, Scope, suggest
@@ -78,40 +79,6 @@ class Given:
         return replace(self, positional=tuple(positional))
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What `wrt` names: a parameter, or a field of a struct, `p.layer`."""
-
-    parameter: str
-    fields: tuple[str, ...]
-    span: Span
-
-    def __str__(self) -> str:
-        return ".".join((self.parameter, *self.fields))
-
-    def of(self, item: Item) -> Item:
-        """The part of the parameter's argument that is meant. Raises E0322."""
-        for name in self.fields:
-            if not isinstance(item, Struct) or name not in item.fields:
-                hint = suggest(name, item.fields) if isinstance(item, Struct) else ""
-                message = f"`{self}`: {describe(item)} has no field `{name}`"
-                raise CompileError("E0322", message, self.span, hint=hint)
-            item = item.fields[name]
-        return item
-
-    def replaced(self, item: Item, part: Item) -> Item:
-        """The parameter's argument with another one in place of the part."""
-        return _replaced(item, self.fields, part)
-
-
-def _replaced(item: Item, fields: Sequence[str], part: Item) -> Item:
-    if not fields:
-        return part
-    assert isinstance(item, Struct)
-    first, *rest = fields
-    return replace(item, fields={**item.fields, first: _replaced(item.fields[first], rest, part)})
-
-
 def derived(builder: Builder, node: ast.Derived, scope: Scope) -> Item:
     """The value of `grad(f, wrt=x)(…)` and its like."""
     positional = tuple(calls.positional_arguments(builder, node, scope))
@@ -141,7 +108,7 @@ def _evaluate(builder: Builder, function: ast.Expression, given: Given) -> Item:
 def derived_function(transform: ast.Expression, file: File, prelude: File | None) -> tuple[ast.Function, File]:
     """A function with the parameters of the one that a transform is of, which calls that transform: an entry point.
 
-    That of `jvp` has a parameter `d_w` more for each `w` of `wrt`.
+    That of `jvp` has a parameter `d_w` more for each `w` of `wrt`, `d_p_head` for a field.
     """
     inner, home = _function(transform, file, prelude)
     span = transform.span
@@ -149,11 +116,10 @@ def derived_function(transform: ast.Expression, file: File, prelude: File | None
     parameters = list(inner.parameters)
     if transform.function.text == "jvp":
         known = {p.name.text: p for p in inner.parameters}
-        for changing in _parts(transform)[1]:
-            if changing.fields or changing.parameter not in known:
-                raise _no_parameter(inner.name.text, changing, known)
-            label = ast.Identifier(f"d_{changing}", span=changing.span)
-            parameters.append(replace(known[changing.parameter], name=label, default=None, const=False))
+        for changing in parts_of(transform)[1]:
+            if (change := changing_parameter(changing, known, home)) is None:
+                raise no_parameter(inner.name.text, changing, known)
+            parameters.append(change)
     arguments = tuple(ast.Name(p.name.text, span=span) for p in parameters)
     dims = tuple(ast.Keyword(g.name, ast.Name(g.name.text, span=span), span=span) for g in inner.generics if _is_dim(g))
     body = ast.Return((ast.Derived(transform, arguments, dims, span=span),), span=span)
@@ -190,7 +156,7 @@ def _function(expression: ast.Expression, file: File, prelude: File | None) -> t
 
 def _gradient(builder: Builder, transform: ast.Call, given: Given) -> Item:
     """`grad` and `value_and_grad`: a gradient for each of `wrt`, after the value."""
-    target, every = _parts(transform)
+    target, every = parts_of(transform)
     signature = builder.signature(*_function(target, given.scope.file, builder.prelude))
     if given.is_of_elements(builder):
         value, partials = _partials(builder, signature, target, every, given)
@@ -213,42 +179,11 @@ def _alone(results: Sequence[Item]) -> Item:
     return results[0] if len(results) == 1 else tuple(results)
 
 
-def _parts(transform: ast.Call) -> tuple[ast.Expression, tuple[Wanted, ...]]:
-    """The function that a transform is of, and what its `wrt` names. Raises E0322."""
-    if len(transform.positional) != 1 or [k.name.text for k in transform.keywords] != ["wrt"]:
-        usage = f"{transform.function}(loss, wrt=(w, b))(x, w, b)"
-        raise CompileError("E0322", f"{transform.function} takes a function and `wrt`", transform.span, hint=usage)
-    wrt = transform.keywords[0].value
-    items = wrt.items if isinstance(wrt, ast.TupleExpr) else (wrt,)
-    found = tuple(wanted for item in items if (wanted := _wanted(item)) is not None)
-    names = [f"{wanted}." for wanted in found]
-    overlaps = any(a.startswith(b) for n, a in enumerate(names) for m, b in enumerate(names) if n != m)
-    if not found or len(found) < len(items) or overlaps:
-        hint = "wrt=w, or wrt=(w, b) for several"
-        raise CompileError("E0322", "`wrt` names parameters of the function, each once", wrt.span, hint=hint)
-    return transform.positional[0], found
-
-
-def _wanted(expression: ast.Expression) -> Wanted | None:
-    """A parameter, or a field of one."""
-    match expression:
-        case ast.Name(name):
-            return Wanted(name, (), expression.span)
-        case ast.Field(value, name) if (around := _wanted(value)) is not None:
-            return Wanted(around.parameter, (*around.fields, name.text), expression.span)
-    return None
-
-
-def _no_parameter(function: str, wanted: Wanted, known: Collection[str]) -> CompileError:
-    hint = suggest(str(wanted), known) or f"its parameters are {', '.join(known)}"
-    return CompileError("E0322", f"{function} has no parameter `{wanted}`", wanted.span, hint=hint)
-
-
 def _argument(signature: Signature, wanted: Wanted, given: Given) -> Argument:
     """The argument for which a derivative is wanted. Raises E0322 where there is none."""
     known = [p.name for p in signature.parameters]
     if wanted.parameter not in known:
-        raise _no_parameter(signature.name, wanted, known)
+        raise no_parameter(signature.name, wanted, known)
     argument = given.argument(signature, wanted.parameter)
     if argument is None:
         raise CompileError("E0322", f"`{wanted.parameter}` of {signature.name} is not given", given.span)
@@ -430,7 +365,7 @@ def _held(builder: Builder, argument: Argument, sources: list[Value]) -> Item:
 
 def _tangents(builder: Builder, transform: ast.Call, given: Given) -> Item:
     """`jvp`: the results, and how they change where the arguments of `wrt` change as the last arguments say."""
-    target, every = _parts(transform)
+    target, every = parts_of(transform)
     signature = builder.signature(*_function(target, given.scope.file, builder.prelude))
     count = len(given.positional) - len(every)
     if count < 0 or count + len(given.keywords) > len(signature.parameters):
