@@ -87,6 +87,10 @@ fn along(x: f64[B, D], p: Net(D, L), d: Net(D, L)) {
     return jvp(forward, wrt=p)(x, p, d)
 }
 
+fn changed(p: Net(D, L), b: f64[D]) -> Net(D, L) {
+    return Net(p, first=Linear(p.first, b=b))
+}
+
 fn roots(x: f64[D], p: Net(D, L)) {
     return map(sqrt)(map(maximum)(p, 0.25)), custom_grad(floor, given)(x)
 }
@@ -132,6 +136,14 @@ X = np.random.default_rng(9).normal(size=(3, 2))
 
 def test_the_program_is_right() -> None:
     assert load(Source("structs.ita", PROGRAM)).check() == []
+
+
+def test_a_struct_with_other_fields() -> None:
+    net = _net()
+    found = _run("changed", *_flat(net), X[0])
+    np.testing.assert_array_equal(found["first"]["b"], X[0])
+    np.testing.assert_array_equal(found["first"]["w"], net["first"]["w"])
+    np.testing.assert_array_equal(found["layer"][1]["b"], net["layer"][1]["b"])
 
 
 def test_functions_that_are_built_in_go_through_structs() -> None:

@@ -59,7 +59,7 @@ def call(builder: Builder, node: ast.Call, scope: Scope) -> Item:
     if (found := scope.file.function(name)) is not None:
         return call_function(builder, *found, node, scope)
     if (struct := scope.file.struct(name)) is not None:
-        return structs.construct(builder, *struct, node, keyword_arguments(builder, node, scope))
+        return structs.construct(builder, *struct, *_arguments(builder, node, scope), node.span)
     if (element := dtype(name)) is not None:
         return _cast_call(builder, element, node, scope)
     if name in PRIMITIVES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from intarsia.dsl import ast
@@ -24,40 +24,52 @@ if TYPE_CHECKING:
 
 
 def construct(
-    builder: Builder, declaration: ast.Struct, file: File, node: ast.Call, given: Mapping[str, Argument]
+    builder: Builder,
+    declaration: ast.Struct,
+    file: File,
+    positional: Sequence[Argument],
+    given: Mapping[str, Argument],
+    span: Span,
 ) -> Struct:
-    """The value of `Linear(weight=w, bias=b)`, whose dimensions the fields decide.
+    """The value of `Linear(weight=w, bias=b)`, whose dimensions the fields decide, or of `Linear(p, bias=b)`, in which
+    the other fields are those of `p`.
 
     Raises CompileError E0315 where a field is missing or unknown, E0304 to E0309 where one does not fit.
     """
     name = declaration.name.text
     known = [field.name.text for field in declaration.fields]
     usage = f"{name}({', '.join(f'{field}=…' for field in known)})"
-    if node.positional:
-        raise CompileError("E0315", f"the fields of {name} are given by name", node.positional[0].span, hint=usage)
+    match [argument.item for argument in positional]:
+        case []:
+            pass
+        case [Struct(found, _, fields)] if found is declaration:
+            given = {label: Argument(item, positional[0].span) for label, item in fields.items()} | {**given}
+        case _:
+            hint = f"{usage}, or {name}(p, {known[0]}=…) with others as in p"
+            raise CompileError("E0315", f"the fields of {name} are given by name", positional[0].span, hint=hint)
     for label, argument in given.items():
         if label not in known:
             hint = suggest(label, known) or usage
             raise CompileError("E0315", f"{name} has no field `{label}`", argument.span, hint=hint)
     if missing := [label for label in known if label not in given]:
-        raise CompileError("E0315", f"`{missing[0]}` of {name} is not given", node.span, hint=usage)
+        raise CompileError("E0315", f"`{missing[0]}` of {name} is not given", span, hint=usage)
     unknowns = tuple(Size.of(unknown(dim.text)) for dim in declaration.dims)
     unifier = Unifier(builder.bounds, {})
-    fields = [
+    parts = [
         (field.name.text, pattern, given[field.name.text], f"`{field.name}` of {name}")
         for field, pattern in struct_fields(StructPattern(declaration, file, unknowns))
         if not isinstance(pattern, TuplePattern)
     ]
-    for _, pattern, argument, where in fields:
+    for _, pattern, argument, where in parts:
         if not is_weak(argument.item):
             unifier.match(pattern, argument.item, where, argument.span)
     unifier.solve()
     for dim, size in zip(declaration.dims, unknowns):
         if size.symbols - unifier.sizes.keys():
-            raise CompileError("E0309", f"no field of {name} decides its dimension {dim}", node.span)
+            raise CompileError("E0309", f"no field of {name} decides its dimension {dim}", span)
     fitted = {
         label: fitting.fit_pattern(builder, argument.item, pattern, unifier, where, argument.span)
-        for label, pattern, argument, where in fields
+        for label, pattern, argument, where in parts
     }
     return Struct(declaration, tuple(map(unifier.size, unknowns)), fitted)
 
