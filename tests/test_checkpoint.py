@@ -120,8 +120,8 @@ def test_gradients_are_the_same(name: str, entry: str) -> None:
         plain = Pipeline.parse(f"specialize{{T={steps} D=3}},{BEFORE}").run(built, CONTEXT)
         numbers = (-1, 0, 1, 5, 20) if "data" in name else (0,)
         expected = [evaluate(plain, _given(steps, n)) for n in numbers]
-        for every in (3, 4):
-            module = _checkpointed(plain, f"every={every}")
+        for options in ("every=3", "every=4", "budget=1"):
+            module = _checkpointed(plain, options)
             for number, before in zip(numbers, expected):
                 for one, other in zip(evaluate(module, _given(steps, number)), before, strict=True):
                     np.testing.assert_array_equal(one, other)

@@ -40,11 +40,11 @@ class Checkpoint(Pass):
              } : f32[N]
     After:   %0:2 = loop t in 0..12 (%h = %h0, %h_kept = broadcast_to %h0 : f32[3, N]) {
                …
-               %2 = update %h_kept[r, i] = [r in (11 - t) // 4..(12 - t) // 4, i < N] (%h[i]) : f32[3, N]
+               %2 = update %h_kept[r, i] = [r in (t + 3) // 4..t // 4 + 1, i < N] (%h[i]) : f32[3, N]
                yield %1, %2
              } : f32[N], f32[3, N]
              %3 = loop q in 0..3 (%d = %d0) {
-               %4 = slice %0#1 starts=(q, 0) … : f32[N]
+               %4 = slice %0#1 starts=(2 - q, 0) … : f32[N]
                %5:2 = scan t in 8 - 4 * q..12 - 4 * q (%h = %4) {
                  …
                  emit %h
@@ -101,7 +101,7 @@ class Checkpoint(Pass):
         if self.every:
             return self.every if group.count > self.every else None
         most = self.budget or self.least
-        if waiting <= most:
+        if waiting <= most or not group.bytes:
             return None
         length = _shortest(group, most - (waiting - group.bytes))
         return length if WORTH * (group.bytes - _bytes(group, length)) >= waiting else None

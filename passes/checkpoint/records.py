@@ -72,11 +72,13 @@ class Group:
         return sum(estimated_bytes(record.loop.initial[k]) for record in self.records for k in record.needed)
 
     def takes(self, other: Record) -> bool:
-        """Does a record belong to these? A reader that meets other rows of it in the same step goes by one of them."""
+        """Does a record belong to these? A reader that meets other rows of it in the same step goes by one of them, and
+        a loop that keeps states goes by segments of none."""
         own = set(self.readers.values())
-        common = own.intersection(other.readers)
         every = own.union(other.readers)
-        return bool(common) and other.steps == self.steps and len({r.loop for r in every}) == len(every)
+        loops = {r.loop for r in every}
+        fits = other.steps == self.steps and len(loops) == len(every)
+        return fits and not own.isdisjoint(other.readers) and loops.isdisjoint(r.loop for r in (*self.records, other))
 
 
 def groups(region: Region) -> Sequence[Group]:
@@ -171,6 +173,8 @@ def _reader(node: Node, rows: Value) -> Reader | None:
     if rows in node.body.results or len(found) != 1:
         return None
     (row,) = found
+    if not row.symbols.isdisjoint(n.counter for n in node.body.walk() if isinstance(n, Loop)):
+        return None
     first = row.substitute({node.counter: ZERO})
     return Reader(node, first) if row == first - Size.of(node.counter) else None
 

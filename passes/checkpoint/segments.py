@@ -56,15 +56,16 @@ def checkpointed(region: Region, group: Group, length: int, fresh: Callable[[str
     records = {record.loop: record for record in group.records}
     values: dict[Value, Value] = {}
     nodes: list[Node] = []
-    kept: dict[Record, Mapping[int, Value]] = {}
+    kept: dict[Record, _Kept] = {}
     for node in region.nodes:
         new = node.with_operands({v: values[v] for v in node.inputs if v in values})
         made = new.values
         if isinstance(node, Loop) and isinstance(new, Loop):
             if (record := records.get(node)) is not None:
-                before, new, kept[record] = _keeping(new, record.needed, segments, fresh("r"))
+                before, keeping, tensors = _keeping(new, record.needed, segments, fresh("r"))
                 nodes += before
-                count = len(node.initial)
+                kept[record] = _Kept(new, tensors)
+                count, new = len(node.initial), keeping
                 made = (*new.values[:count], *new.values[count + len(record.needed) :])
             elif (reader := group.readers.get(node)) is not None:
                 read = [r for r in group.records if reader in r.readers]
@@ -75,6 +76,14 @@ def checkpointed(region: Region, group: Group, length: int, fresh: Callable[[str
             values.update(zip(node.values, made, strict=True))
         nodes.append(new)
     return Region(region.parameters, tuple(nodes), tuple(values.get(v, v) for v in region.results))
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A loop as it was, and for the states that are needed the tensors of what is kept of them."""
+
+    loop: Loop
+    tensors: Mapping[int, Value]
 
 
 def _keeping(
@@ -121,7 +130,7 @@ def _keeping(
 def _by_segments(
     reader: Reader,
     rows: Mapping[Record, Mapping[Value, int]],
-    kept: Mapping[Record, Mapping[int, Value]],
+    kept: Mapping[Record, _Kept],
     segments: Segments,
     fresh: Callable[[str], str],
 ) -> Loop:
@@ -156,14 +165,12 @@ def _by_segments(
     return replace(loop, counter=counter, lower=first, upper=last, body=region)
 
 
-def _again(
-    record: Record, kept: Mapping[int, Value], segment: Size, start: Size, count: Size, fresh: Callable[[str], str]
-) -> Loop:
+def _again(record: Record, kept: _Kept, segment: Size, start: Size, count: Size, fresh: Callable[[str], str]) -> Loop:
     """The scan that runs `count` steps again, from row `start` on, and gives the states that these begin with."""
-    loop = copied(record.loop, {}, {}, fresh)
+    loop = copied(kept.loop, {}, {}, fresh)
     assert isinstance(loop, Loop)
     states = [loop.states[k] for k in record.needed]
-    initial = [_row(kept[k], segment) for k in record.needed]
+    initial = [_row(kept.tensors[k], segment) for k in record.needed]
     results = [loop.body.results[k] for k in record.needed] + [loop.states[k].value for k in record.rows]
     return replace(
         loop,
