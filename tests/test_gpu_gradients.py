@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from intarsia.driver import Compilation
 from intarsia.dsl.library import load
 from intarsia.ir.dtypes import Array
 from intarsia.ir.errors import Source
+from intarsia.ir.interpreter import evaluate
 from intarsia.ir.plan_interpreter import run_plan
 from intarsia.ir.target import TARGETS
 from intarsia.ir.tolerance import expected
@@ -93,6 +95,24 @@ def test_gradients_store_no_product(name: str, dtype: str, sizes: dict[str, int]
     assert len(made.plan.kernels) <= 4
     assert largest(made) < sizes["H"] * sizes["S"] * sizes.get("T", sizes["S"])
     require_same(made)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("special", [None, ("q", np.inf), ("k", np.nan), ("v", -np.inf), ("g", np.nan)])
+def test_blocks_that_masks_leave_out_are_skipped_unless_they_would_be_seen(
+    special: tuple[str, float] | None, tiny: None
+) -> None:
+    made = compilation(program("causal"), H=2, S=150, D=16)
+    *_, last = made.launches.values()
+    assert len(last) == 2 and re.search(r"for \w+ in range\(max\(min\(end_0, max\(pid_j", last[1].text)
+    rng = np.random.default_rng(0)
+    inputs = {name: rng.standard_normal((2, 150, 16), np.float32) for name in "qkvg"}
+    if special is not None:
+        inputs[special[0]][1, 100, 3] = special[1]
+    given: list[Array | list[Array]] = list(inputs.values())
+    wanted = evaluate(made.source_module, given, made.sizes)
+    for actual, e in zip(run_plan(made.plan, given, made.sizes, made.interpret_launches), wanted, strict=True):
+        np.testing.assert_allclose(actual, e, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from intarsia.ir.kernel_access import trips
 from intarsia.ir.scalar import loads
 from intarsia.ir.schedule import Factor, Inline
 from intarsia.passes.schedule.builder import Builder
+from intarsia.passes.schedule.domains import conditions_in
 from intarsia.passes.schedule.shape import count, points
 from intarsia.passes.schedule.stages import Stage, definitions_in, expand, spread, stages_in
 from intarsia.passes.schedule.sweeps import Sweep, find_sweep
@@ -40,6 +41,14 @@ class Chain:
     def scores(self) -> Stage | None:
         """The product, if there is one."""
         return self.products[0] if self.products else None
+
+    @property
+    def has_masked_sums(self) -> bool:
+        """Do choices by rows and keys make 0 what several sums add, so that `skip` may bound the sweep?"""
+        if self.sweep.ratios or self.sweep.masked is not None or not self.row:
+            return False
+        choices = ((self.row[s], axis, c) for s, axis in self.sweep.axes.items() for c in conditions_in(s.put.value))
+        return any({row, axis} <= condition.symbols for row, axis, condition in choices)
 
     @property
     def sums(self) -> tuple[Stage, ...]:

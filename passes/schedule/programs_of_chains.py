@@ -19,6 +19,7 @@ from intarsia.ir.schedule import (
     Online,
     Parts,
     Reorder,
+    Skip,
     Stage,
     Vectorize,
     Warps,
@@ -58,6 +59,9 @@ WIDEST = 128
 BLOCKS = ((128, 64), (128, 32), (64, 64), (64, 32), (32, 32))
 """Rows and keys of a block of elements of 16 bits: the first that its registers allow."""
 
+NARROW = 32
+"""Keys of a block at most where masks leave out some: narrow ones leave out more."""
+
 WARPS = 8
 
 FRAGMENTS = 64
@@ -89,6 +93,8 @@ def schedule_chain_of_blocks(b: Builder, chain: Chain) -> None:
     sweep = b.fresh(sweep_axis)
     b.take(Online(name, 1, (sweep,)))
     localize_all(b)
+    if chain.has_masked_sums:
+        b.attempt(Skip(sweep))
     batch = _alone(b, top)
     _lanes_everywhere(b, top, sweep)
     b.take(Grid((*batch, top)))
@@ -188,16 +194,17 @@ def _likely_block(b: Builder, chain: Chain, bits: int) -> tuple[int, int]:
     together = sum(width for width in _widths_of_sums(chain) if width > 1)
     most = 128 if width_of_sums(chain) <= WIDEST else 64
     if bits == 16:
-        fitting = (x for x in BLOCKS if x[0] <= most and registers_of_block(b, chain, *x) <= b.target.registers)
-        return next(fitting, BLOCKS[-1])
+        possible = [(r, k) for r, k in BLOCKS if r <= most and (k <= NARROW or not chain.has_masked_sums)]
+        return next((x for x in possible if registers_of_block(b, chain, *x) <= b.target.registers), BLOCKS[-1])
     return (most // 4, 64 if together <= 64 else 32) if bits <= 32 else (most // 8, 16)
 
 
 def registers_of_block(b: Builder, chain: Chain, rows: int, keys: int) -> int:
     """About the registers of a thread that sweeps over blocks of elements of 16 bits: the elements of all products and
-    what is made of them, the sums, and what the rows are multiplied with where matrix units take it from registers."""
+    what is made of them, the sums, and what the rows are multiplied with where matrix units take it from registers, or
+    where a loop begins at a block that is not known before: that takes about as many."""
     held = rows * (keys * (1 + len(chain.products)) + sum(_widths_of_sums(chain)))
-    if not b.target.multiplies_shared_memory:
+    if not b.target.multiplies_shared_memory or chain.has_masked_sums:
         held += rows * sum(min(DEPTH, points(p.reduced)) for p in chain.products) // 2 + FRAGMENTS * (rows + keys)
     return ADDRESSES + held // (32 * WARPS)
 
