@@ -63,6 +63,7 @@ NARROW = 32
 """Keys of a block at most where masks leave out some: narrow ones leave out more."""
 
 WARPS = 8
+"""Warps of a program that sweeps."""
 
 FRAGMENTS = 64
 """Registers of a program, for each row and key of a block, that hold operands on their way to matrix units."""
