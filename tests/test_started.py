@@ -91,8 +91,8 @@ def test_each_start_has_one_done(body: str, code: str) -> None:
 
 def test_random_programs_with_overlap() -> None:
     """In memory nothing is read before it is done, nor written while it is sent."""
-    module, plain, _ = sharded(3)
-    plan = check_plan(module, random_inputs(plain, 3, {}), plain, "overlap")
+    module, plain, _ = sharded(6)
+    plan = check_plan(module, random_inputs(plain, 6, {}), plain, "overlap")
     assert any(isinstance(e.node, Done) for e in plan.exchanges)
 
 
