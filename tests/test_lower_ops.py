@@ -15,6 +15,7 @@ from intarsia.ir.dtypes import F32, I32, I64, Array
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Graph, Module
 from intarsia.ir.interpreter import evaluate
+from intarsia.ir.kernel import Buffer, Kernel
 from intarsia.ir.kernel_interpreter import CheckFailed
 from intarsia.ir.kernel_verifier import unproved_accesses, verify_kernel
 from intarsia.ir.ops import Compute, Loop
@@ -25,7 +26,7 @@ from intarsia.ir.scalar import Const, Index, apply, where
 from intarsia.ir.sizes import ONE, Size
 from intarsia.ir.space import Axis, Space
 from intarsia.ir.target import TARGETS
-from intarsia.passes.lower import Lower
+from intarsia.passes.lower import Kernels, Lower
 from intarsia.passes.lower.checks import check_messages
 from intarsia.passes.pipeline import Context
 from intarsia.passes.plan_memory import plan
@@ -166,3 +167,13 @@ fn f(x: f64[N]) -> (f64[N], f64[N]) {
     np.testing.assert_array_equal(x, np.arange(1.0, 8.0))
     np.testing.assert_array_equal(same, x)
     np.testing.assert_array_equal(sums, np.cumsum(x))
+
+
+def test_kernels_have_names_of_their_own() -> None:
+    """A second kernel of a loop over t, and one of a loop over t.1 or t_1, whose dots and numbers look alike."""
+    kernels = Kernels("f", ())
+    buffers = [Buffer("x", F32, (Size.of(n),), "global", "in") for n in range(1, 5)]
+    labels = ("loop_t", "loop_t", "loop_t.1", "loop_t_1")
+    made = [kernels.add(Kernel("", (b,), ()), label) for b, label in zip(buffers, labels)]
+    assert len({k.name for k in made}) == 4
+    assert kernels.add(Kernel("", (buffers[0],), ()), "other") is made[0]

@@ -145,7 +145,7 @@ class Kernels:
     def __init__(self, prefix: str, existing: Sequence[Kernel]) -> None:
         self.prefix = prefix
         self.in_order: tuple[Kernel, ...] = tuple(existing)
-        self._names = Names(k.name for k in existing)
+        self._names = Names((k.name for k in existing), mark="_")
         self._known: dict[Kernel, Kernel] = {}
 
     def named(self, name: str) -> Kernel:
@@ -157,7 +157,7 @@ class Kernels:
         positions = {b.name: f"#{n}" for n, b in enumerate(kernel.buffers().values())}
         key = replace(rename_buffers(kernel, positions), name="", span=None)
         if key not in self._known:
-            name = self._names.fresh(f"{self.prefix}_{label}").replace(".", "_")
+            name = self._names.fresh(f"{self.prefix}_{label}".replace(".", "_"))
             self._known[key] = replace(kernel, name=name)
             self.in_order = (*self.in_order, self._known[key])
         return self._known[key]

@@ -17,17 +17,18 @@ from intarsia.passes.lower.access import Guard
 
 
 class Names:
-    """Gives out names that are unique in a kernel: `i`, then `i.1`, `i.2`, …"""
+    """Gives out names that are unique in a kernel: `i`, then `i.1`, `i.2`, …; with another `mark`, `i_1`, `i_2`, …"""
 
-    def __init__(self, taken: Iterable[str] = ()) -> None:
+    def __init__(self, taken: Iterable[str] = (), mark: str = ".") -> None:
         self._taken = set(taken)
+        self._mark = mark
         self._counts: dict[str, int] = {}
 
     def fresh(self, base: str) -> str:
         name, count = base, self._counts.get(base, 0)
         while name in self._taken:
             count += 1
-            name = f"{base}.{count}"
+            name = f"{base}{self._mark}{count}"
         self._taken.add(name)
         self._counts[base] = count
         return name
