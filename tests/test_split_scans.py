@@ -50,7 +50,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, int], int]] = {
     "by the step": (
         """fn f(x: f32[T@d, D]) -> f32[T@d, D] {
     _, y = scan (h = zeros(f32[D])) for t < T {
-        next = where(t % 4 == 0, x[t], 0.5 * h + x[t] + f32(t))
+        next = where(t % 4 == 0, 0.25, 0.5) * h + x[t] + f32(t)
         yield next
         emit next - h
     }
@@ -142,6 +142,16 @@ def test_states_that_mix_elements_are_gathered() -> None:
     assert [n.x.tensor.static_shape for n in collectives(local)] == [(3, 3)]
     inputs = random_inputs(module, {}, 0)
     check_results(module, inputs, simulate(local, inputs))
+
+
+def test_a_state_that_a_condition_replaces_may_be_infinite_before() -> None:
+    text = """fn f(x: f32[T@d, D]) -> f32[D] {
+    return loop (h = zeros(f32[D])) for t < T { yield where(t == 6, x[t], 0.5 * h + x[t]) }
+}"""
+    module, local = partitioned(text, 4, {"T": 12, "D": 2})
+    x = np.ones((12, 2), np.float32)
+    x[1, 0] = np.inf
+    check_results(module, [x], simulate(local, [x]))
 
 
 @pytest.mark.parametrize("special", [np.inf, -np.inf, np.nan])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from intarsia.ir.graph import Node, Structured, Value
 from intarsia.ir.ops.control import Loop
-from intarsia.ir.scalar import Expr, Load, constant, transform
+from intarsia.ir.scalar import Apply, Const, Expr, Load, constant, transform, walk
 from intarsia.ir.sizes import ONE, ZERO, Size
 from intarsia.ir.space import operand, operand_position
 from intarsia.passes.schedule.products import Polynomial
@@ -70,7 +70,18 @@ def find_recurrence(loop: Loop, position: int) -> Recurrence | None:
     if polynomial is None or polynomial.degree != 1:
         return None
     rate = polynomial.coefficients[1]
+    if any(map(_is_reset, walk(rate))):
+        return None
     return Recurrence(None if rate == constant(1.0, own.dtype) else rate, tuple(operands))
+
+
+def _is_reset(e: Expr) -> bool:
+    """Does a condition replace the state? What is not read may be infinite, and 0 times that is NaN."""
+    return (
+        isinstance(e, Apply)
+        and e.function == "where"
+        and any(isinstance(x, Const) and not x.value for x in e.arguments)
+    )
 
 
 def _is_place(load: Load, place: Sequence[Size], value: Value) -> bool:
