@@ -75,6 +75,8 @@ def test_python_and_command_line(ita: Run) -> None:
     status, _, report = ita("run", "mlp.ita", "--random", *sizes, "--compare")
     assert status == 0 and "equal to the reference" in report
     assert "all_reduce %9 axes=(model,)" in ita("emit", "mlp.ita", *sizes, "--to", "partitioned")[1]
+    twice = ita("emit", "mlp.ita", *sizes, "--to", "partitioned", "--device-passes", "partition")
+    assert twice[:2] == ita("emit", "mlp.ita", *sizes, "--to", "partitioned")[:2]  # it is one device's already
     assert "%10 = shard %9 : f32[4@data, 4]" in ita("emit", "mlp.ita", *sizes, "--to", "sharded")[1]
     plan = ita("emit", "mlp.ita", *sizes, "--to", "plan")[1]
     assert "exchange all_reduce axes=(model,) devices=2 : f32[2, 4] matmul -> result" in plan
@@ -144,6 +146,13 @@ def test_what_devices_cannot_do(ita: Run) -> None:
         status, _, report = ita("emit", "-e", double, "--dim", "N=4", "--mesh", "a=2", *words)
         assert status == 1 and "E1906" in report
     assert ita("emit", "-e", double, "--dim", "N=4", "--to", "sharded")[0] == 1
+    for asked in ("--preset=data", "--device-passes=overlap", "--sharding=strict", "--collectives=ring"):
+        status, _, report = ita("explain", "-e", double, "--dim", "N=4", "--about", "sharding", asked)
+        assert status == 1 and "E1901" in report  # which one device would ignore
+    for verb in ("shard", "explain"):
+        about = ("--about", "memory") if verb == "explain" else ()
+        status, _, report = ita(verb, "-e", double, "--dim", "N=4", "--mesh", "a=2", "--donate", "x,y", *about)
+        assert status == 1 and "E0610" in report and "'y'" in report
     for options in (intarsia.Options(devices="simulate", mesh="data=2"), intarsia.Options()):
         with pytest.raises(CompileError, match="E1911"):
             intarsia.compile(double, options).f.local(data(4))

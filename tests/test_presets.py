@@ -192,6 +192,8 @@ def test_mistakes() -> None:
         ("zero4", "there is no plan 'zero4'"),
         ("pipe=data", "no axis 'pipe'"),
         ("data", "which axis is data for"),
+        ("data,zero1", "which axes are the plans"),
+        ("data=data,data=zero1", "'data' has 2 plans"),
     ):
         with pytest.raises(CompileError, match=message):
             planned(module, "data=2,model=2", preset)

@@ -17,6 +17,7 @@ from intarsia.commands.options import (
     cluster_option,
     compile_options,
     device_options,
+    donated_names,
     on_devices,
     open_program,
     options_of,
@@ -80,8 +81,9 @@ def command(
         pyplot()  # an error now, not after the work
     source, name = open_program(file, text)
     options, use_cache, target = options_of(settings)
-    options = replace(options, donated=tuple(filter(None, donate.split(","))))
-    function = on_devices(Program(source, options, use_cache=use_cache).entry(name), target)
+    program = Program(source, options, use_cache=use_cache)
+    options = replace(options, donated=donated_names(donate, program.entry(name).form))
+    function = on_devices(program.with_options(options).entry(name), target)
     required = about in ("memory", "schedule") or function.program.options.devices is not None
     bound = bind_types(function, arguments, weights, settings["dims"], required=required)
     compilation = function.compilation_of_types(bound.types, bound.statics, bound.dims)

@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 
 import click
 
+from intarsia.arguments import check_names
 from intarsia.files import decode_source, read_source
 from intarsia.function import Function
 from intarsia.ir.errors import CompileError, Source
 from intarsia.options import PROCESS_KINDS, Options
 from intarsia.runtime.threads import THREADS
+from intarsia.signature import SignatureForm
 
 INTERPRETERS = ("reference", "kernels", "plan", "triton-interpret")
 """Targets that run a stage with NumPy in place of machine code."""
@@ -204,7 +206,7 @@ def options_of(settings: Mapping[str, Any]) -> tuple[Options, bool, str | None]:
 
 def on_devices(function: Function, target: str | None) -> Function:
     """The function as `device_options` want it: a mesh, given or declared, means all of its devices, simulated unless
-    something else is said. NumPy runs the program of one device."""
+    something else is said, and what only these can do needs one. NumPy runs the program of one device."""
     options = function.program.options
     if target in INTERPRETERS:
         if options.devices is not None:
@@ -212,10 +214,24 @@ def on_devices(function: Function, target: str | None) -> Function:
         return function
     if options.devices is not None:
         return function
-    if options.mesh is None and (not function.form.mesh or options.dynamic or function.runs_on_gpu):
+    if not wants_mesh(options) and (not function.form.mesh or options.dynamic or function.runs_on_gpu):
         return function  # for which a declared mesh is no wish
     program = function.program.with_options(replace(options, devices="simulate"))
     return program.entry(function.name)
+
+
+def wants_mesh(options: Options) -> bool:
+    """Whether something is asked for that only the devices of a mesh can do: on one device it would be ignored."""
+    named = (options.mesh, options.preset, options.device_passes)
+    return any(text is not None for text in named) or (options.sharding, options.collectives) != ("auto", "gather")
+
+
+def donated_names(text: str, form: SignatureForm) -> tuple[str, ...]:
+    """The parameters that `--donate` names, or tensors of them. Raises CompileError E0610 for another name."""
+    names = tuple(name for part in text.split(",") if (name := part.strip()))
+    known = dict.fromkeys((*(p.name for p in form.parameters), *(t.label for t in form.tensors)))
+    check_names(names, [*known], complete=False)
+    return names
 
 
 def compiled_target(target: str | None) -> str | None:

@@ -13,6 +13,7 @@ from intarsia.commands.options import (
     ByteCount,
     cluster_option,
     compile_options,
+    donated_names,
     mesh_options,
     open_program,
     options_of,
@@ -96,7 +97,7 @@ def command(
     compilation = function.compilation_of_types(bound.types, bound.statics, bound.dims)
     found = Cluster.read(cluster)
 
-    donated = tuple(filter(None, donate.split(",")))
+    donated = donated_names(donate, function.form)
     if plot is not None and pipeline is None:
         raise click.UsageError("--plot goes with --pipeline")
     if pipeline is not None:

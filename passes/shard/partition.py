@@ -23,6 +23,7 @@ from intarsia.ir.ops.index import Update
 from intarsia.ir.ops.shape import Pad, Slice
 from intarsia.ir.sharding import Axes, Mesh
 from intarsia.ir.sizes import ZERO, Size
+from intarsia.ir.spmd import is_partitioned
 from intarsia.ir.types import ListType, TensorType, Type
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.shard.edges import edge_of, shape_of
@@ -49,7 +50,7 @@ class Partition(Pass):
 
     def run(self, module: Module, context: Context) -> Module:
         mesh = mesh_of(module)
-        if mesh is None:
+        if mesh is None or is_partitioned(module):
             return module
         check_laid(module, mesh)
         body = module.graph.body

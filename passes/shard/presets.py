@@ -6,6 +6,7 @@ axes are written one after the other, and add up: `data=zero1,model=megatron`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, TypeAlias
@@ -57,8 +58,15 @@ class Preset(Pass):
 
 
 def presets_of(text: str) -> tuple[Pass, ...]:
-    """The passes of `zero3`, or of a preset for each axis, `data=zero1,model=megatron`, on a graph made simple."""
+    """The passes of `zero3`, or of a preset for each axis, `data=zero1,model=megatron`, on a graph made simple.
+
+    Raises CompileError E1901 where an axis has several.
+    """
     parts = [part.strip().rpartition("=") for part in text.split(",")]
+    for axis, plans in Counter(axis for axis, _, _ in parts).items():
+        if plans > 1:
+            message = f"the axis '{axis}' has {plans} plans" if axis else f"which axes are the plans of '{text}' for?"
+            raise CompileError("E1901", message, hint="a plan for each axis is data=zero1,model=megatron")
     return (*Pipeline.parse("canonicalize,cse,dce").passes, *(Preset(plan, axis) for axis, _, plan in parts))
 
 
