@@ -142,6 +142,19 @@ def test_what_makes_no_pipeline() -> None:
         cut(simple(text, B=8, D=4), 40, 2)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--mesh", "d=2", "--stages", "3"), "--stages goes with --pipeline"),
+        (("--pipeline", "gpipe", "--preset", "zero1"), "--preset goes only without --pipeline"),
+        (("--pipeline", "gpipe", "--search"), "--search goes only without --pipeline"),
+    ],
+)
+def test_no_option_is_ignored(words: tuple[str, ...], message: str, ita: Run) -> None:
+    status, _, report = ita("shard", "-e", "fn f(x: f32[4]) -> f32[4] { return x }", *words)
+    assert status == 2 and message in report
+
+
 def test_the_command_shows_the_schedule(ita: Run, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     picture = tmp_path / "schedule.png"

@@ -8,6 +8,7 @@ from test_sharded_examples import FOLDER, SENT
 from test_sharding import built
 from test_sharding_search import SENDING, mlp
 
+from intarsia.commands.shard import memory_text
 from intarsia.driver import Compilation
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module
@@ -35,6 +36,12 @@ def test_it_is_at_least_what_the_plan_takes(name: str) -> None:
     assert int(planned.inputs) == found.parameters and int(planned.outputs) == found.results
     more = 1.0 if name in ("megatron", "experts") else 1.34
     assert planned.peak_live <= found.peak - found.parameters <= more * planned.peak_live
+
+
+def test_what_is_told_adds_up() -> None:
+    """Of results it counts those that are made by then."""
+    found = DeviceMemory(parameters=12, results=4, between=8, peak=20, span=None)
+    assert memory_text(found) == "each device holds 20 B at most: parameters 12 B, results 0 B, others 8 B"
 
 
 def test_results_may_take_the_memory_of_parameters() -> None:

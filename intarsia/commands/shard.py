@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from intarsia.commands.binding import bind_types, type_options
 from intarsia.commands.options import (
@@ -98,8 +99,7 @@ def command(
     found = Cluster.read(cluster)
 
     donated = donated_names(donate, function.form)
-    if plot is not None and pipeline is None:
-        raise click.UsageError("--plot goes with --pipeline")
+    _require_together(is_pipeline=pipeline is not None)
     if pipeline is not None:
         _show_pipeline(compilation, schedule_of(pipeline, stages, microbatches, chunks), found, plot)
         return
@@ -139,6 +139,18 @@ def command(
         click.echo(f"that is more than the {size_text(limit)} of a device")
 
 
+def _require_together(*, is_pipeline: bool) -> None:
+    """Raise UsageError for an option that would be ignored: a pipeline has devices of its own, and no mesh."""
+    of_pipelines = {"stages", "microbatches", "chunks", "plot"}
+    of_meshes = {"mesh", "preset", "sharding", "collectives", "is_search", "device_memory", "donate"}
+    context = click.get_current_context()
+    for option in context.command.params:
+        if context.get_parameter_source(option.name or "") is not ParameterSource.COMMANDLINE:
+            continue
+        if option.name in (of_meshes if is_pipeline else of_pipelines):
+            raise click.UsageError(f"{option.opts[0]} goes {'only without' if is_pipeline else 'with'} --pipeline")
+
+
 def _show_pipeline(compilation: Compilation, schedule: Schedule, cluster: Cluster, plot: str | None) -> None:
     from intarsia.passes.pipeline import Pipeline
     from intarsia.passes.stages.schedules import run
@@ -154,9 +166,10 @@ def _show_pipeline(compilation: Compilation, schedule: Schedule, cluster: Cluste
 
 
 def memory_text(memory: DeviceMemory) -> str:
-    """What each device holds, and the line of the program at which that is most."""
+    """What each device holds, and the line of the program at which that is most: of the results, those made by then."""
     place = f", at {line_text(memory.span)}" if memory.span is not None else ""
-    named = (("parameters", memory.parameters), ("results", memory.results), ("others", memory.between))
+    results = memory.peak - memory.parameters - memory.between
+    named = (("parameters", memory.parameters), ("results", results), ("others", memory.between))
     parts = ", ".join(f"{name} {size_text(count)}" for name, count in named)
     return f"each device holds {size_text(memory.peak)} at most{place}: {parts}"
 
