@@ -8,7 +8,7 @@ from intarsia.ir.conversion import is_exact
 from intarsia.ir.dots import widened_factors
 from intarsia.ir.dtypes import I32, U8, DType, dtype
 from intarsia.ir.errors import ScheduleError
-from intarsia.ir.kernel import Alloc, Buffer, For, Kernel, Put, walk
+from intarsia.ir.kernel import Alloc, Buffer, For, If, Kernel, Put, walk
 from intarsia.ir.kernel_access import accesses, trips, written_in
 from intarsia.ir.narrowing import as_byte, bounds
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Load, apply, constant, loads
@@ -127,6 +127,9 @@ def _corrected(kernel: Kernel, step: Multiply, put: Put, nest: tuple[For, ...], 
         raise ScheduleError("different elements sum over different ranges")
     if other.symbols & {loop.axis for loop in loops_in((block[here],))} - names:
         raise ScheduleError(f"{other} changes with loops in which there is more than the sum")
+    beside = (s for s, _ in walk((block[here],)) if s is not put and not isinstance(s, For | If))
+    if any(x.buffer == step.buffer for s in beside for x in accesses((s,), around)):
+        raise ScheduleError(f"{step.buffer} is read in the loop in which it is summed")
     if put.mask or any(loop.lower.constant != 0 or loop.step != 1 for loop in dims):
         raise ScheduleError("the sum is masked, or does not begin with the first element")
     is_constant = not around and all(kernel.buffers()[x.buffer].constant for x in loads(other))
