@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -16,6 +17,9 @@ from intarsia.processes import World
 from intarsia.runtime import buffers
 
 HINT = "install it with: pip install 'intarsia[mpi]'"
+
+_PASSING_ON = 0.2
+"""Seconds until all processes end after one has failed: by then mpiexec has passed on what that one wrote."""
 
 
 def mpi() -> Any:
@@ -46,6 +50,7 @@ class MpiWorld(World):
         return [bytes(found[n : n + len(data)]) for n in range(0, len(found), len(data))]
 
     def abort(self) -> NoReturn:
+        time.sleep(_PASSING_ON)
         self.mpi.COMM_WORLD.Abort(1)
         os._exit(1)
 

@@ -95,7 +95,7 @@ class World(ABC):
 
     def end_all(self, error: BaseException, text: str = "") -> NoReturn:
         """End all processes, after one error that says which of them failed, and why."""
-        time.sleep(min(0.1 * self.rank, 2.0))  # where all fail alike, the first one tells
+        time.sleep(min(0.5 * self.rank, 2.0))  # where all fail alike, the first one tells
         known = isinstance(error, CompileError)
         text = text or (str(error) if known else f"error: {type(error).__name__}: {error}")
         sys.stdout.flush()
