@@ -199,7 +199,7 @@ def test_auto_weighs_waiting_against_time() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["attention", "what is summed over", pytest.param("scattered sums", marks=pytest.mark.slow)]
+    "name", ["attention", *(pytest.param(n, marks=pytest.mark.slow) for n in ("what is summed over", "scattered sums"))]
 )
 def test_compiled_rings(name: str) -> None:
     """Nothing is read outside of a tensor, not even for padding."""
