@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from intarsia.ir.ops.collective import (
     AllGather,
     AllReduce,
@@ -24,6 +26,7 @@ from intarsia.ir.ops.collective import (
     CollectivePermute,
     ReduceScatter,
 )
+from intarsia.runtime import buffers
 
 Memory: TypeAlias = Any
 """An array of NumPy, or a tensor of PyTorch: they are reshaped, filled and viewed as another type alike."""
@@ -100,9 +103,9 @@ class Group(ABC):
 
     # ------------------------------------------------------------------ memory
 
-    @abstractmethod
-    def empty(self, shape: Sequence[int], like: Memory) -> Memory:
-        """Memory of the same element type in the same place."""
+    def memory(self, given: Memory) -> Memory:
+        """Memory in the form that the group works on: a view, not a copy."""
+        return given
 
     @abstractmethod
     def moved(self, memory: Memory, order: Sequence[int]) -> Memory:
@@ -117,9 +120,14 @@ class Group(ABC):
         """The sum, … of the items of the first dimension: floats of 16 bits in f32, rounded once."""
 
 
+def empty(shape: Sequence[int], like: Memory) -> Memory:
+    """Memory of the same element type in the same place."""
+    return buffers.empty(shape, like.dtype) if isinstance(like, np.ndarray) else like.new_empty(shape)
+
+
 def transfer(group: Group, node: Collective, given: Memory, taken: Memory) -> Transfer:
     """A collective of the devices of a group, between two places in memory."""
-    count = group.size
+    given, taken, count = group.memory(given), group.memory(taken), group.size
     match node:
         case AllReduce(combiner=combiner):
             if group.reduces(combiner, given):
@@ -150,7 +158,7 @@ def _permute(group: Group, sources: Sequence[int], given: Memory, taken: Memory)
 
 
 def _reduce_scatter_by_devices(group: Group, combiner: str, source: Memory, target: Memory) -> Transfer:
-    parts = group.empty(source.shape, source)
+    parts = empty(source.shape, source)
     exchanged = _packed(group, source, parts, group.all_to_all)
     return exchanged.around(_nothing, lambda: _fill(target, group.merged(combiner, parts)))
 
@@ -159,8 +167,8 @@ def _all_reduce_by_devices(group: Group, combiner: str, given: Memory, taken: Me
     """Each device merges a part of what all have, and all parts are gathered."""
     count = math.prod(given.shape)
     shape = group.size, -(-count // group.size)
-    own, parts, whole = (group.empty(shape, given) for _ in range(3))
-    part = group.empty(shape[1:], given)
+    own, parts, whole = (empty(shape, given) for _ in range(3))
+    part = empty(shape[1:], given)
 
     def before() -> None:
         flat = own.reshape(-1)
@@ -188,8 +196,8 @@ def _packed(group: Group, source: Memory, target: Memory, send: Callable[[Memory
         return send(source, target)
 
     def packed() -> Transfer:
-        near = source if group.is_dense(source) else group.empty(source.shape, source)
-        far = target if group.is_dense(target) else group.empty(target.shape, target)
+        near = source if group.is_dense(source) else empty(source.shape, source)
+        far = target if group.is_dense(target) else empty(target.shape, target)
         before = _nothing if near is source else lambda: _fill(near, source)
         after = _nothing if far is target else lambda: _fill(target, far)
         return send(near, far).around(before, after)

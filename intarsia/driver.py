@@ -271,6 +271,8 @@ class Compilation:
         if stage == "plan":
             return print_plan(self.plan)
         if stage == "triton":
+            if self.options.devices is not None:
+                raise CompileError("E1906", "a file for Triton runs on one device", hint="see --to plan")
             from intarsia.backends.gpu.program_file import program_text
 
             checks = {number: check.summary for number, check in checks_of(self.plan).items()}
@@ -331,9 +333,9 @@ def on_mesh(module: Module, options: Options) -> Module:
         if options.dynamic:
             message = f"a program for several devices needs a number for {', '.join(options.dynamic)}"
             raise CompileError("E1906", message, hint="leave out --dynamic")
-        if (target := options.resolve_target()).kind != "cpu":
-            message = f"programs for several devices run on CPUs only, not on {target.name}"
-            raise CompileError("E1906", message, hint="leave out --target")
+        if ((target := options.resolve_target()).kind == "gpu") != (options.devices == "nccl"):
+            message = f"devices {options.devices} do not run programs for {target.name}"
+            raise CompileError("E1906", message, hint="several GPUs are --devices nccl; else leave out --target")
     return module
 
 

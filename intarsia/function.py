@@ -150,8 +150,9 @@ class Function:
 
     @property
     def runs_on_gpu(self) -> bool:
-        """Is its target a GPU?"""
-        return (self.program.options.target or "").startswith("gpu")
+        """Is its target a GPU, and no mesh of them?"""
+        options = self.program.options
+        return (options.target or "").startswith("gpu") and options.devices is None
 
     @cached_property
     def gpu(self) -> GpuCalls | None:
@@ -167,6 +168,10 @@ class Function:
         """What runs the function if it is for the devices of a mesh."""
         if self.program.options.devices is None:
             return None
+        if self.program.options.devices == "nccl":
+            from intarsia.gpu_mesh import GpuMeshCalls
+
+            return GpuMeshCalls(self)
         from intarsia.mesh_calls import MeshCalls
 
         return MeshCalls(self)

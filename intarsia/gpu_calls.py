@@ -118,8 +118,7 @@ class GpuCalls:
         if isinstance(value, list | tuple):
             return type(value)(self._stand_in(v, real) for v in value)
         if isinstance(value, self.torch.Tensor):
-            dtype = _numpy_type(str(value.dtype))
-            array = np.broadcast_to(np.zeros((), dtype), tuple(value.shape))
+            array = stand_in(value)
             real[id(array)] = (array, value)
             return array
         return value
@@ -143,9 +142,7 @@ class GpuCalls:
         if tensor.device != where:
             message = f"{label} is on {tensor.device}, and the program runs on {where}"
             raise CompileError("E0604", message, hint=f"{label}.to('{where}')")
-        if self.place.is_ready(tensor):
-            return tensor
-        return tensor.detach().clone(memory_format=self.torch.contiguous_format)
+        return self.place.ready(tensor)
 
     def _of_array(self, array: Any) -> Any:
         return self.place.of_array(array)
@@ -235,6 +232,11 @@ def _bounded(known: dict[object, Any]) -> dict[object, Any]:
     return known
 
 
+def stand_in(tensor: Any) -> Array:
+    """An array of the type of a tensor, without its elements. Raises CompileError E0601."""
+    return np.broadcast_to(np.zeros((), _numpy_type(str(tensor.dtype))), tuple(tensor.shape))
+
+
 def _numpy_type(name: str) -> np.dtype[Any]:
     """NumPy's type for one of PyTorch. Raises CompileError E0601 for one that the language lacks."""
     import ml_dtypes
@@ -248,10 +250,13 @@ def _numpy_type(name: str) -> np.dtype[Any]:
 
 def as_arrays(launched: Launched, results: Sequence[Any]) -> list[Array]:
     """The results of launches as arrays of NumPy."""
-    return [_as_array(launched.place.torch, r, dtype) for r, (_, dtype) in zip(results, launched.plan.shapes)]
+    return [as_array(r, dtype) for r, (_, dtype) in zip(results, launched.plan.shapes)]
 
 
-def _as_array(torch: Any, tensor: Any, dtype: DType) -> Array:
+def as_array(tensor: Any, dtype: DType) -> Array:
+    """A tensor as an array of NumPy, on the host."""
+    import torch
+
     host = tensor.cpu()
     if dtype == BF16 or dtype.is_narrow:  # which NumPy knows by ml_dtypes only
         host = host.view(torch.int16 if dtype == BF16 else torch.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +14,11 @@ import numpy as np
 from intarsia.backends.gpu.torch_types import torch_type
 from intarsia.cache import cache_directory
 from intarsia.driver import checks_of
-from intarsia.ir.dtypes import BF16, Array, of_numpy
+from intarsia.ir.dtypes import BF16, U8, Array, of_numpy
+from intarsia.ir.types import TensorType
+from intarsia.mesh_program import array_at
 from intarsia.runtime.cuda import CudaDevice, require_torch
-from intarsia.runtime.gpu import RECORD_BYTES, Device, DevicePlan, PlanCall, Watch, addresses
+from intarsia.runtime.gpu import RECORD_BYTES, Device, DevicePlan, Exchanger, PlanCall, Watch, addresses
 
 if TYPE_CHECKING:
     from intarsia.driver import Compilation
@@ -58,6 +61,24 @@ class GpuPlace:
         here = tensor.get_device() == self.index and tensor.is_contiguous()
         return here and not tensor.data_ptr() & 15
 
+    def ready(self, tensor: Any) -> Any:
+        """A tensor as kernels can take it: itself, or a copy."""
+        if self.is_ready(tensor):
+            return tensor
+        moved = tensor.detach().to(self.place)
+        return moved if self.is_ready(moved) else moved.clone(memory_format=self.torch.contiguous_format)
+
+    def at(self, address: int, type_: TensorType) -> Any:
+        """The memory at an address as a tensor, not a copy."""
+        dtype, shape = type_.dtype, type_.static_shape
+        if not (size := math.prod(shape) * dtype.bytes):
+            return self.torch.empty(shape, dtype=self.kind(dtype), device=self.place)
+        if self.index < 0:
+            codes = self.torch.from_numpy(array_at(address, TensorType.of(U8, size)))
+        else:
+            codes = self.torch.as_tensor(_Bytes(address, size), device=self.place)
+        return codes.view(self.kind(dtype)).view(shape)
+
     def of_array(self, array: Array) -> Any:
         """An array as a tensor that lies there."""
         element = of_numpy(array.dtype)
@@ -71,6 +92,18 @@ class GpuPlace:
         """Wait until all that was launched is done."""
         if self.index >= 0:
             self.torch.cuda.synchronize(self.place)
+
+
+class _Bytes:
+    """Memory of a GPU, as libraries for arrays there ask for it of each other."""
+
+    def __init__(self, address: int, size: int) -> None:
+        self.__cuda_array_interface__ = {
+            "data": (address, False),
+            "shape": (size,),
+            "typestr": "|u1",
+            "version": 3,
+        }
 
 
 class Scratch:
@@ -108,12 +141,13 @@ class Scratch:
 
 
 class GpuProgram:
-    """A compilation on a device."""
+    """A compilation on a device: on one of several, the program of one of them."""
 
-    def __init__(self, compilation: Compilation, place: GpuPlace) -> None:
+    def __init__(self, compilation: Compilation, place: GpuPlace, exchange: Exchanger | None = None) -> None:
+        """exchange: what it does with other devices."""
         self.compilation = compilation
         self.place = place
-        self.plans = [DevicePlan(p, compilation.launches, place.device) for p in compilation.plan.whole]
+        self.plans = [DevicePlan(p, compilation.launches, place.device, exchange) for p in compilation.plan.whole]
         self.preparation = compilation.plan.preparation
         graph = compilation.source_module.graph
         self.labels, self.result_labels = [p.label for p in graph.parameters], graph.labels

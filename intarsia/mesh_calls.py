@@ -5,7 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import numpy as np
 
 from intarsia.arguments import flatten
 from intarsia.cache import compiler_digest
@@ -13,7 +16,7 @@ from intarsia.deep_stack import with_deep_stack
 from intarsia.files import Weights
 from intarsia.ir.dtypes import Array
 from intarsia.ir.errors import CompileError
-from intarsia.ir.types import ListType
+from intarsia.ir.types import ListType, TensorType
 from intarsia.mesh_program import Argument, DeviceProgram, MeshProgram
 from intarsia.options import require_host
 from intarsia.parts import Part
@@ -27,8 +30,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Parts: TypeAlias = "dict[int, tuple[Array, Part]]"
-"""What is here of some arguments, by the identity of the array that stands for the whole."""
+Parts: TypeAlias = "dict[int, tuple[Array, Any]]"
+"""What is here of some arguments, a `Part` or, for GPUs, a tensor, by the identity of the array that stands for the
+whole."""
+
+Code: TypeAlias = "Callable[[Sequence[Any]], list[Any]]"
+"""Runs on what a device has of the arguments; gives what it has of the results."""
 
 _KNOWN_PROGRAMS = 1024
 
@@ -39,28 +46,44 @@ class MeshCalls:
     def __init__(self, function: Function) -> None:
         self.function = function
         self._programs: dict[object, MeshProgram] = {}
-        self._devices: dict[MeshProgram, list[_Device]] = {}
+        self._devices: dict[MeshProgram, list[MeshDevice]] = {}
 
     def __call__(self, positional: Sequence[object], named: Mapping[str, object]) -> Any:
         """Run; results are of the arguments' kind."""
-        call, given = self._arranged(positional, named)
+        call, given, parts = self._arranged(positional, named)
         values = (v for v in given.values() if not isinstance(v, Weights))
-        library = dlpack.library_of([leaf for v in values for leaf in flatten(v).values()])
-        return in_form(call.labels, [dlpack.to_library(r, library) for r in call()])
+        leaves = [leaf for v in values for leaf in flatten(v).values()]
+        held = [h.array if isinstance(h, Part) else h for _, h in parts.values()]
+        return in_form(call.labels, call.returned(dlpack.library_of([*leaves, *held])))
 
     def local(self, positional: Sequence[object], named: Mapping[str, object]) -> Any:
         """Run; results are this process's parts."""
-        call, _ = self._arranged(positional, named)
+        call, _, _ = self._arranged(positional, named)
         return in_form(call.labels, call.parts())
 
     def _arranged(
         self, positional: Sequence[object], named: Mapping[str, object]
-    ) -> tuple[MeshCall, Mapping[str, object]]:
+    ) -> tuple[MeshCall, Mapping[str, object], Parts]:
         given, dims = self.function.arrange(positional, named)
         parts: Parts = {}
-        whole = {n: v if n in self.function.bound else _without_parts(v, parts) for n, v in given.items()}
+        whole = {n: v if n in self.function.bound else self._held(v, parts) for n, v in given.items()}
         statics, tensors = self.function.split(whole)
-        return self.call_for(tensors, statics, dims, self.function.fixed(given), parts), whole
+        return self.call_for(tensors, statics, dims, self.function.fixed(given), parts), whole, parts
+
+    def stand_in(self, value: object) -> Array | None:
+        """An array of the type of the whole, without its elements, for what is not to be read as a whole."""
+        return value.stand_in() if isinstance(value, Part) else None
+
+    def _held(self, value: object, parts: Parts) -> Any:
+        """An argument in which arrays stand for what is put into `parts`."""
+        if (array := self.stand_in(value)) is not None:
+            parts[id(array)] = array, value
+            return array
+        if isinstance(value, dict):
+            return {name: self._held(item, parts) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._held(item, parts) for item in value]
+        return value
 
     def call_for(
         self,
@@ -80,14 +103,23 @@ class MeshCalls:
         here = None if is_simulated else processes(kind, program.placement.mesh)
         if program not in self._devices:
             numbers = range(program.placement.mesh.devices) if here is None else [here.device]
-            self._devices[program] = [_Device(program, n, self.function.bound, constants is not None) for n in numbers]
+            self._devices[program] = [self.device(program, n, constants is not None) for n in numbers]
         devices = self._devices[program]
         laid = {device.number: device.laid(tensors, parts or {}) for device in devices}
         if here is None:
             return SimulatedCall(program, laid)
         about = repr((self.function.program.source.text, self.function.name, sorted(statics.items()), here.mesh))
         digest = digest_of(self._version, about, ", ".join(map(str, program.inputs)), program.text)
-        return ProcessCall(program, laid, here, devices[0].code(here), digest)
+        return self.process_call(program, laid, here, devices[0].code(here), digest)
+
+    @property
+    def process_call(self) -> type[ProcessCall]:
+        """What a call with one device in this process is."""
+        return ProcessCall
+
+    def device(self, program: MeshProgram, number: int, constants_stay: bool) -> MeshDevice:
+        """A program on a device that is in this process."""
+        return MeshDevice(program, number, self.function.bound, constants_stay)
 
     @cached_property
     def _version(self) -> str:
@@ -111,12 +143,13 @@ class MeshCalls:
             if len(self._programs) >= _KNOWN_PROGRAMS:
                 self._programs.clear()
                 self._devices.clear()
-            self._programs[key] = self._compiled(tensors, statics, dims, fixed)
+            self._programs[key] = self.compiled(tensors, statics, dims, fixed)
         return self._programs[key]
 
-    def _compiled(
+    def compiled(
         self, tensors: Tensors, statics: Mapping[str, object], dims: Mapping[str, int], constants: tuple[str, ...]
     ) -> MeshProgram:
+        """The program, from the cache or the compiler."""
         function, source = self.function, self.function.program
         require_host(source.options.resolve_target())
         types = declared_types(function.form, tensors, dims)
@@ -156,6 +189,10 @@ class MeshCall(ABC):
     def parts(self) -> list[Part]:
         """Run; gives this process's parts of the results."""
 
+    def returned(self, library: ModuleType | None) -> list[Any]:
+        """Run; gives whole results as tensors of a library, or arrays."""
+        return [dlpack.to_library(r, library) for r in self()]
+
 
 class SimulatedCall(MeshCall):
     """With all devices in this process."""
@@ -175,7 +212,7 @@ class ProcessCall(MeshCall):
         program: MeshProgram,
         laid: Mapping[int, Sequence[Argument]],
         here: Processes,
-        code: DeviceProgram,
+        code: Code,
         digest: bytes,
     ) -> None:
         super().__init__(program, laid)
@@ -184,6 +221,10 @@ class ProcessCall(MeshCall):
         self._digest = digest
 
     def __call__(self) -> list[Array]:
+        return self.whole()
+
+    def whole(self) -> list[Any]:
+        """Run; gives whole results where the program makes them."""
         return self.together(lambda: list(map(self.processes.whole, self._results(), self.program.results)))
 
     def parts(self) -> list[Part]:
@@ -194,11 +235,11 @@ class ProcessCall(MeshCall):
         """What all processes do together, when they have agreed on the program; one that fails ends all."""
         return self.processes.run(self.program, self._digest, run)
 
-    def _results(self) -> list[Array]:
+    def _results(self) -> list[Any]:
         return self._code(self.laid[self.processes.device])
 
 
-class _Device:
+class MeshDevice:
     """A program on one device. What bound arguments come to there is kept, and what is computed from constants if
     these stay."""
 
@@ -209,17 +250,21 @@ class _Device:
         self._constants_stay = constants_stay
         self._kept: dict[str, tuple[object, Argument]] = {}
         self._prepared: list[Array] | None = None
-        self._code: DeviceProgram | None = None
+        self._code: Code | None = None
 
-    def code(self, here: Processes) -> DeviceProgram:
+    def code(self, here: Processes) -> Code:
         """The code, with its collectives between processes."""
-        if self._code is None:
-            self._code = DeviceProgram(self.program, here.bind)
+        if self._code is None or not self._constants_stay:  # on a GPU it keeps what is computed from constants
+            self._code = self.made(here)
         return self._code
+
+    def made(self, here: Processes) -> Code:
+        """The code, anew."""
+        return DeviceProgram(self.program, here.bind)
 
     def laid(self, tensors: Tensors, parts: Parts) -> list[Argument]:
         """What the code takes for these arguments."""
-        own = [self._part(n, tensors, parts) for n in range(len(self.program.inputs))]
+        own = [self.part(n, tensors, parts) for n in range(len(self.program.inputs))]
         prepared = self._prepared
         if prepared is None:
             prepared = self.program.local.prepared(own, {})
@@ -227,37 +272,37 @@ class _Device:
                 self._prepared = prepared
         return [*own, *prepared]
 
-    def _part(self, number: int, tensors: Tensors, parts: Parts) -> Argument:
+    def part(self, number: int, tensors: Tensors, parts: Parts) -> Argument:
+        """This device's part of an argument."""
         layout = self.program.inputs[number]
         label, value = layout.label, tensors[layout.label]
         kept, same = self._kept.get(label, (None, None))
         if kept is value and same is not None:
             return same
         if isinstance(value, tuple) and value and id(value[0]) in parts:
-            own: Argument = tuple(self._given(number, parts[id(v)][1]) for v in value)
+            own: Argument = tuple(self.given(number, parts[id(v)][1]) for v in value)
         elif not isinstance(value, tuple) and id(value) in parts:
-            own = self._given(number, parts[id(value)][1])
+            own = self.given(number, parts[id(value)][1])
         else:
-            own = self.program.part(number, adapted([layout], tensors, {})[0], self.number)
+            own = self.cut(number, tensors)
         if label.partition(".")[0] in self._bound:
             self._kept[label] = value, own
         return own
 
-    def _given(self, number: int, part: Part) -> Array:
+    def cut(self, number: int, tensors: Tensors) -> Argument:
+        """What the device has of a whole argument."""
+        layout = self.program.inputs[number]
+        return self.program.part(number, adapted([layout], tensors, {})[0], self.number)
+
+    def given(self, number: int, held: Any) -> Any:
         """A part that was given, if it is the one that the code takes."""
-        layout, kind = self.program.local.inputs[number], self.program.placement.parameters[number]
-        wanted = kind.element if isinstance(kind, ListType) else kind
-        return part.of(self.program.placement.mesh, layout.label, wanted, layout.concrete_shape({}))
+        layout, wanted = self.program.local.inputs[number], self.wanted(number)
+        mesh, shape = self.program.placement.mesh, layout.concrete_shape({})
+        return np.ascontiguousarray(held.of(mesh, layout.label, wanted, shape, wanted.dtype.numpy))
 
-
-def _without_parts(value: object, parts: Parts) -> Any:
-    """An argument in which arrays without memory stand for the whole of each part, which is put into `parts`."""
-    if isinstance(value, Part):
-        array = value.stand_in()
-        parts[id(array)] = array, value
-        return array
-    if isinstance(value, dict):
-        return {name: _without_parts(item, parts) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_parts(item, parts) for item in value]
-    return value
+    def wanted(self, number: int) -> TensorType:
+        """The type of an argument, or of each of a list."""
+        kind = self.program.placement.parameters[number]
+        found = kind.element if isinstance(kind, ListType) else kind
+        assert isinstance(found, TensorType)
+        return found

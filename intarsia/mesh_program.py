@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from intarsia.collectives import Transfer, Wait
+from intarsia.collectives import Memory, Transfer, Wait
 from intarsia.executable import Executable, TensorLayout
 from intarsia.ir.dtypes import Array
 from intarsia.ir.errors import Source
@@ -27,7 +27,7 @@ from intarsia.ir.types import ListType, TensorType
 from intarsia.runtime import buffers
 from intarsia.runtime.native import ErrorRecord, address_of, pointer_table
 
-Bind: TypeAlias = Callable[[Node, Array, Array], Transfer]
+Bind: TypeAlias = Callable[[Node, Memory, Memory], Transfer]
 """What does a collective: for the node, what this device has (an empty array for a `DeviceIndex`), and where the result
 goes."""
 
@@ -150,44 +150,64 @@ class MeshProgram:
         return [*parts, *self.local.prepared(parts, {})]
 
 
+class Exchanges:
+    """What the code of one device does with the others, by the numbers of a plan's exchanges. What does a collective
+    between two places in memory is kept, for they are often the same in the next run. One run at a time.
+
+    at: the memory at an address.
+    """
+
+    def __init__(self, nodes: Sequence[Node], bind: Bind, at: Callable[[int, TensorType], Memory]) -> None:
+        self._nodes = nodes
+        self._bind = bind
+        self._at = at
+        self._known: dict[tuple[int, int, int], Callable[[], object]] = {}
+        self._begun: dict[Node, Wait] = {}
+
+    def begin(self) -> None:
+        """Another run: forget what one that failed has begun."""
+        self._begun.clear()
+
+    def __call__(self, number: int, source: int, target: int) -> None:
+        """Do the exchange of a number between two addresses; of a `DeviceIndex`, which has none, `source` is 0."""
+        key = number, source, target
+        if (do := self._known.get(key)) is None:
+            do = self._bound(number, source, target)
+            if len(self._known) >= _KNOWN_EXCHANGES:  # results that lie elsewhere each time
+                self._known.clear()
+            self._known[key] = do
+        do()
+
+    def _bound(self, number: int, source: int, target: int) -> Callable[[], object]:
+        """What does an exchange between two addresses."""
+        node, begun = self._nodes[number], self._begun
+        if isinstance(node, Done):
+            started = node.x.node
+            return lambda: begun.pop(started)()
+        taken = self._at(target, node.values[0].tensor)
+        if not isinstance(node, Collective):
+            return self._bind(node, np.empty(0), taken).now
+        transfer = self._bind(node, self._at(source, node.x.tensor), taken)
+        return (lambda: begun.__setitem__(node, transfer.begin())) if node.started else transfer.now
+
+
 class DeviceProgram:
-    """The code of a program on one device. What does a collective between two places in memory is kept, for they are
-    often the same in the next run. One run at a time."""
+    """The code of a program on one device of CPUs. One run at a time."""
 
     def __init__(self, program: MeshProgram, bind: Bind) -> None:
         self.program = program
-        self._bind = bind
-        self._known: dict[tuple[int, int, int], Callable[[], object]] = {}
-        self._begun: dict[Node, Wait] = {}
+        self._exchanges = Exchanges(program.exchanges, bind, array_at)
         self._failures: list[BaseException] = []
         self._callback = _CALLBACK(self._exchange)  # alive as long as the code may call it
         self._entry = _ENTRY(program.local.native.address)
 
     def _exchange(self, number: int, source: int, target: int) -> int:
-        key = number, source, target
         try:
-            if (do := self._known.get(key)) is None:
-                do = self._bound(number, source, target)
-                if len(self._known) >= _KNOWN_EXCHANGES:  # results that lie elsewhere each time
-                    self._known.clear()
-                self._known[key] = do
-            do()
+            self._exchanges(number, source, target)
         except BaseException as error:  # which must not unwind through compiled code
             self._failures.append(error)
             return 1
         return 0
-
-    def _bound(self, number: int, source: int, target: int) -> Callable[[], object]:
-        """What does an exchange between two addresses."""
-        node, begun = self.program.exchanges[number], self._begun
-        if isinstance(node, Done):
-            started = node.x.node
-            return lambda: begun.pop(started)()
-        taken = _view(target, node.values[0].tensor)
-        if not isinstance(node, Collective):
-            return self._bind(node, np.empty(0, taken.dtype), taken).now
-        transfer = self._bind(node, _view(source, node.x.tensor), taken)
-        return (lambda: begun.__setitem__(node, transfer.begin())) if node.started else transfer.now
 
     def __call__(self, laid: Sequence[Argument]) -> list[Array]:
         """Run on what `MeshProgram.laid` gives; gives this device's parts of the results. What a collective raises
@@ -198,7 +218,7 @@ class DeviceProgram:
         workspace = buffers.lease(size) if (size := int(local.workspace)) else None
         record = ErrorRecord()
         self._failures.clear()
-        self._begun.clear()
+        self._exchanges.begin()
         status = self._entry(
             _pointers(tables),
             _pointers(results),
@@ -219,8 +239,8 @@ def _pointers(arrays: Sequence[Array]) -> bytes:
     return struct.pack(f"{len(arrays)}P", *map(address_of, arrays))
 
 
-def _view(address: int, type_: TensorType) -> Array:
-    """The memory at an address as an array."""
+def array_at(address: int, type_: TensorType) -> Array:
+    """The memory at an address of the host as an array."""
     shape, dtype = type_.static_shape, type_.dtype.numpy
     count = math.prod(shape) * dtype.itemsize
     if not count:

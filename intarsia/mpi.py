@@ -14,7 +14,6 @@ from intarsia.ir.dtypes import Array
 from intarsia.ir.errors import CompileError
 from intarsia.ir.spmd import merged
 from intarsia.processes import World
-from intarsia.runtime import buffers
 
 HINT = "install it with: pip install 'intarsia[mpi]'"
 
@@ -104,9 +103,6 @@ class MpiGroup(Group):
         return Transfer(lambda: begin()(), begin)
 
     # ------------------------------------------------------------------ memory
-
-    def empty(self, shape: Sequence[int], like: Array) -> Array:
-        return buffers.empty(shape, like.dtype)
 
     def moved(self, memory: Array, order: Sequence[int]) -> Array:
         return memory.transpose(order)

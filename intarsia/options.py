@@ -27,7 +27,7 @@ class Options:
     donated: parameters whose arrays a call on a CPU may use for its results, which are then these arrays.
     mesh: devices, `data=2,model=2`, in place of the mesh of the program. sharding: `strict` makes every choice between
     shardings an error. devices: where those of the mesh are: `simulate` all in this process, `mpi` and `gloo` one in
-    each of several, `nccl` is for one GPU in each; None is one device, for which shardings are dropped.
+    each of several, `nccl` one GPU in each; None is one device, for which shardings are dropped.
     collectives: `ring` works on blocks as they come round the devices in place of gathering them first, `auto` where a
     model says that this takes less time.
     device_passes: passes on the program of a device, `overlap{cluster=nvlink-node}`, as a pipeline.
@@ -51,6 +51,13 @@ class Options:
     memory_budget: int | None = None
 
     def resolve_target(self) -> Target:
+        """The machine; for devices `nccl` the GPU at hand, unless another target is named. Raises CompileError E1701,
+        E1703, E1716, and E1907 where PyTorch or a GPU is missing."""
+        if self.devices == "nccl" and self.target in (None, "gpu"):
+            from intarsia.torch_processes import distributed
+
+            distributed("nccl")
+            return resolve_target("gpu")
         return resolve_target(self.target)
 
 

@@ -17,14 +17,15 @@ from intarsia.ir.types import TensorType
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """This process's part of an array: `array`, of a whole of the type `type`, such as `f32[64@data, 32]`.
+    """This process's part of an array: `array`, of a whole of the type `type`, such as `f32[64@data, 32]`. On a GPU
+    it is a tensor.
 
     A function on processes takes parts beside whole arrays, and `Function.local` gives its results as such, so that
     what one call makes is there for the next, and is whole nowhere. Where the devices do not divide a dimension, parts
     are padded at its end.
     """
 
-    array: Array
+    array: Any
     type: str
 
     @cached_property
@@ -40,18 +41,18 @@ class Part:
         kind = self.whole_type
         return np.broadcast_to(np.zeros((), kind.dtype.numpy), kind.static_shape)
 
-    def of(self, mesh: Mesh, label: str, wanted: TensorType, shape: tuple[int, ...]) -> Array:
-        """The array as the part of an argument that lies as `wanted`, of which a device has `shape`. Raises
-        CompileError E1911 if it lies otherwise."""
+    def of(self, mesh: Mesh, label: str, wanted: TensorType, shape: tuple[int, ...], dtype: object) -> Any:
+        """The array as the part of an argument that lies as `wanted`, of which a device has `shape` in elements of
+        `dtype`. Raises CompileError E1911 if it lies otherwise."""
         if _axes(mesh, self.whole_type) != _axes(mesh, wanted):
             message = f"{label} is a part of {self.type}, and the program takes one of {wanted}"
             raise CompileError("E1911", message, hint=f"declare {label} so, or give the whole array")
-        if self.array.dtype != wanted.dtype.numpy or self.array.shape != shape:
+        if self.array.dtype != dtype or tuple(self.array.shape) != shape:
             own = f"{self.array.dtype}{list(self.array.shape)}"
             raise CompileError(
                 "E1911", f"{label}: {own} is no part of {wanted}, of which each device has {list(shape)}"
             )
-        return np.ascontiguousarray(self.array)
+        return self.array
 
     def __len__(self) -> int:
         return len(self.array)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import math
 import os
 import sys
 import threading
@@ -20,10 +21,7 @@ from traceback import format_exception
 from types import TracebackType
 from typing import NoReturn, TypeVar
 
-import numpy as np
-
-from intarsia.collectives import Group, Transfer, transfer
-from intarsia.ir.dtypes import Array
+from intarsia.collectives import Group, Memory, Transfer, empty, transfer
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Node, Parameter
 from intarsia.ir.ops.collective import AllGather, AllSlice, Collective
@@ -32,7 +30,6 @@ from intarsia.ir.spmd import alone
 from intarsia.ir.types import TensorType
 from intarsia.mesh_program import MeshProgram
 from intarsia.options import ProcessKind
-from intarsia.runtime import buffers
 
 T = TypeVar("T")
 
@@ -144,23 +141,31 @@ class Processes:
             self._groups[axes] = self.world.group(self.mesh.groups(axes))
         return self._groups[axes]
 
-    def bind(self, node: Node, given: Array, taken: Array) -> Transfer:
-        """What does a collective between two arrays."""
+    def bind(self, node: Node, given: Memory, taken: Memory) -> Transfer:
+        """What does a collective between two places in memory."""
         if not isinstance(node, Collective) or isinstance(node, AllSlice):
-            return Transfer.at_once(lambda: np.copyto(taken, alone(self.mesh, node, self.device, given)))
-        if not given.size and not taken.size:
+            return Transfer.at_once(lambda: self._alone(node, given, taken))
+        if not math.prod(given.shape) and not math.prod(taken.shape):
             return Transfer.at_once(lambda: None)
         return transfer(self.group(node.mesh_axes), node, given, taken)
 
-    def whole(self, part: Array, type_: TensorType) -> Array:
-        """The array of which each device has a part."""
+    def _alone(self, node: Node, given: Memory, taken: Memory) -> None:
+        found = alone(self.mesh, node, self.device, given)
+        taken[...] = found if isinstance(node, AllSlice) else int(found)
+
+    def whole(self, part: Memory, type_: TensorType) -> Memory:
+        """The array, or tensor, of which each device has a part."""
         for d, axes in enumerate(type_.sharding.axes if type_.sharding else ()):
             if axes:
                 x = Parameter("part", TensorType.of(type_.dtype, *part.shape)).value
                 node = AllGather(x, tuple(map(str, axes)), self.mesh.size(axes), d)
-                found = buffers.empty(node.value.tensor.static_shape, part.dtype)
+                found = empty(node.value.tensor.static_shape, part)
                 self.bind(node, part, found).now()
-                part = np.ascontiguousarray(found[(slice(None),) * d + (slice(type_.static_shape[d]),)])
+                part, extent = found, type_.static_shape[d]
+                if extent < found.shape[d]:  # what pads the last parts
+                    cut = found[(slice(None),) * d + (slice(extent),)]
+                    part = empty(cut.shape, cut)
+                    part[...] = cut
         return part
 
 

@@ -1,4 +1,4 @@
-"""The devices of a mesh as processes of `torch.distributed`: on CPUs, by gloo.
+"""The devices of a mesh as processes of `torch.distributed`: on CPUs by gloo, with a GPU for each by NCCL.
 
 They find each other as those that `torchrun` starts do: by `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`.
 """
@@ -14,12 +14,11 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 
-from intarsia.collectives import Group, Memory, Transfer, Wait
-from intarsia.ir.dtypes import Array
+from intarsia.backends.gpu.torch_types import TORCH_TYPES
+from intarsia.collectives import Group, Memory, Transfer, Wait, empty
+from intarsia.ir.dtypes import BF16, of_numpy
 from intarsia.ir.errors import CompileError
-from intarsia.ir.spmd import merged
 from intarsia.processes import World
-from intarsia.runtime import buffers
 
 _LONG = timedelta(days=7)
 """What a process waits for another one: as long as that one is there, it may compute."""
@@ -38,8 +37,6 @@ def distributed(backend: Literal["gloo", "nccl"]) -> Any:
     instead = "--devices gloo and --devices mpi run the program on CPUs"
     if backend == "nccl" and not torch.cuda.is_available():
         raise CompileError("E1907", "devices nccl are GPUs, and PyTorch finds none", hint=instead)
-    if backend == "nccl":  # kernels, collectives and parts on GPUs have not been put together
-        raise CompileError("E1906", "programs for several GPUs cannot be run yet", hint=instead)
     if not found.is_available() or not getattr(found, f"is_{backend}_available")():
         raise CompileError("E1907", f"this PyTorch was built without {backend}", hint=instead)
     return found
@@ -55,6 +52,8 @@ class TorchWorld(World):
             hint = "start it by torchrun --nproc-per-node 2 …, or by intarsia run"
             message = f"nothing says where the other processes are: no {', '.join(missing)}"
             raise CompileError("E1907", message, hint=hint)
+        if backend == "nccl":
+            _take_gpu(int(os.environ.get("LOCAL_RANK", os.environ["RANK"])))
         if not self.distributed.is_initialized():
             self.distributed.init_process_group("gloo", timeout=_LONG)
             atexit.register(self.distributed.destroy_process_group)
@@ -65,6 +64,7 @@ class TorchWorld(World):
     def group(self, ranks: Sequence[Sequence[int]]) -> Group:
         made = [self.distributed.new_group(list(own), timeout=_LONG, backend=self.backend) for own in ranks]
         number, own = next((n, group) for n, group in enumerate(ranks) if self.rank in group)
+        self.distributed.barrier(group=made[number])  # all have to meet before some of them send to each other
         return TorchGroup(self.distributed, made[number], own, own.index(self.rank))
 
     def share(self, data: bytes) -> Sequence[bytes]:
@@ -86,8 +86,8 @@ class TorchWorld(World):
 
 
 class TorchGroup(Group):
-    """A process group, for arrays of NumPy. `ranks` are those of its processes among all, in the order of the mesh;
-    PyTorch sorts them."""
+    """A process group, for tensors. `ranks` are those of its processes among all, in the order of the mesh; PyTorch
+    sorts them. On a GPU nothing waits on the host: what is done, it does on the caller's stream."""
 
     def __init__(self, distributed: Any, group: Any, ranks: Sequence[int], rank: int) -> None:
         import torch
@@ -100,36 +100,37 @@ class TorchGroup(Group):
         self.rank = rank
         self.size = len(ranks)
 
-    def reduces(self, combiner: str, memory: Array) -> bool:
-        """Gloo does not say what a maximum does with NaN, and has not all integers."""
-        if memory.dtype in (np.float32, np.float64):
+    def reduces(self, combiner: str, memory: Memory) -> bool:
+        """Neither gloo nor NCCL says what a maximum does with NaN, and gloo has not all integers; NCCL rounds sums of
+        16 bits at each device."""
+        torch = self.torch
+        if memory.dtype in (torch.float32, torch.float64):
             return combiner in ("sum", "prod")
-        return memory.dtype in (np.int8, np.uint8, np.int32, np.int64)
+        return memory.dtype in (torch.int8, torch.uint8, torch.int32, torch.int64)
 
-    def all_reduce(self, combiner: str, source: Array, target: Array) -> Transfer:
-        given, taken = self.tensor(source), self.tensor(target)
+    def all_reduce(self, combiner: str, source: Memory, target: Memory) -> Transfer:
         operator = self._operator(combiner)
-        sent = self._transfer(lambda **how: self.distributed.all_reduce(taken, operator, **how))
-        return sent.around(lambda: taken.copy_(given), _nothing)
+        sent = self._transfer(lambda **how: self.distributed.all_reduce(target, operator, **how))
+        return sent.around(lambda: target.copy_(source), _nothing)
 
-    def reduce_scatter(self, combiner: str, source: Array, target: Array) -> Transfer:
+    def reduce_scatter(self, combiner: str, source: Memory, target: Memory) -> Transfer:
         do, operator = _named(self.distributed, "reduce_scatter"), self._operator(combiner)
 
         def send(source: Memory, target: Memory) -> Transfer:
-            given, taken = self.flat(source), self.flat(target)
+            given, taken = source.view(-1), target.view(-1)
             return self._transfer(lambda **how: do(taken, given, operator, **how))
 
         return self._in_order(source, target, send, of_target=False)
 
-    def all_gather(self, source: Array, target: Array) -> Transfer:
+    def all_gather(self, source: Memory, target: Memory) -> Transfer:
         do = _named(self.distributed, "all_gather")
         return self._in_order(source, target, self._bytes_by(do), of_source=False)
 
-    def all_to_all(self, source: Array, target: Array) -> Transfer:
+    def all_to_all(self, source: Memory, target: Memory) -> Transfer:
         return self._in_order(source, target, self._bytes_by(self.distributed.all_to_all_single))
 
-    def permute(self, source: Array, target: Array, origin: int, receivers: Sequence[int]) -> Transfer:
-        own, given, taken = self.distributed, self.bytes(source), self.bytes(target)
+    def permute(self, source: Memory, target: Memory, origin: int, receivers: Sequence[int]) -> Transfer:
+        own, given, taken = self.distributed, self._bytes(source), self._bytes(target)
         kinds = [(own.irecv, taken, origin)] if origin >= 0 else []
         kinds += [(own.isend, given, n) for n in receivers]
         every = [own.P2POp(kind, memory, self.ranks[n], self.group) for kind, memory, n in kinds]
@@ -142,7 +143,7 @@ class TorchGroup(Group):
 
     def _bytes_by(self, do: Callable[..., Any]) -> Callable[[Memory, Memory], Transfer]:
         def send(source: Memory, target: Memory) -> Transfer:
-            given, taken = self.bytes(source), self.bytes(target)
+            given, taken = self._bytes(source), self._bytes(target)
             return self._transfer(lambda **how: do(taken, given, **how))
 
         return send
@@ -159,16 +160,18 @@ class TorchGroup(Group):
         two that count them."""
         if self._sorted == [*range(self.size)]:
             return send(source, target)
-        near = self.empty(source.shape, source) if of_source else source
-        far = self.empty(target.shape, target) if of_target else target
+        near = empty(source.shape, source) if of_source else source
+        far = empty(target.shape, target) if of_target else target
 
         def before() -> None:
             if of_source:
-                near[...] = source[self._sorted]
+                for n, own in enumerate(self._sorted):  # PyTorch indexes by lists in some types only
+                    near[n] = source[own]
 
         def after() -> None:
             if of_target:
-                target[self._sorted] = far
+                for n, own in enumerate(self._sorted):
+                    target[own] = far[n]
 
         return send(near, far).around(before, after)
 
@@ -181,29 +184,49 @@ class TorchGroup(Group):
 
     # ------------------------------------------------------------------ memory
 
-    def tensor(self, memory: Memory) -> Any:
-        """Memory as a tensor of PyTorch."""
-        return self.torch.from_numpy(memory)
-
-    def flat(self, memory: Memory) -> Any:
-        """The same in one dimension."""
-        return self.tensor(memory.reshape(-1))
-
-    def bytes(self, memory: Memory) -> Any:
-        """The bytes of memory without gaps."""
-        return self.tensor(memory.reshape(-1).view(np.uint8))
-
-    def empty(self, shape: Sequence[int], like: Memory) -> Memory:
-        return buffers.empty(shape, like.dtype)
+    def memory(self, given: Memory) -> Memory:
+        """A tensor, or an array of NumPy as one; what PyTorch has no type for by its bytes."""
+        if not isinstance(given, np.ndarray):
+            return given
+        element = of_numpy(given.dtype)
+        if element == BF16:
+            return self.torch.from_numpy(given.view(np.int16)).view(self.torch.bfloat16)
+        return self.torch.from_numpy(given if element in TORCH_TYPES else given.view(np.uint8))
 
     def moved(self, memory: Memory, order: Sequence[int]) -> Memory:
-        return memory.transpose(order)
+        return memory.permute(*order)
 
     def is_dense(self, memory: Memory) -> bool:
-        return bool(memory.flags.c_contiguous)
+        return bool(memory.is_contiguous())
 
     def merged(self, combiner: str, parts: Memory) -> Memory:
-        return merged(combiner, list(parts))
+        """As `ir/spmd.py` has it. PyTorch cannot compute with unsigned integers of more than 8 bits: sums and products
+        of them have the bits of signed ones, and they are in the order of these where the first bit is flipped."""
+        torch, kind = self.torch, parts.dtype
+        merge = {"sum": torch.add, "prod": torch.mul, "max": torch.maximum, "min": torch.minimum}[combiner]
+        signed = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}.get(kind)
+        if signed is not None:
+            flip = torch.iinfo(signed).min if combiner in ("max", "min") else 0
+            return (self.merged(combiner, parts.view(signed) ^ flip) ^ flip).view(kind)
+        wide = torch.float32 if kind in (torch.float16, torch.bfloat16) else kind
+        result = parts[0].to(wide)
+        for other in parts[1:]:
+            result = merge(result, other.to(wide))
+        return result.to(kind)
+
+    def _bytes(self, memory: Memory) -> Any:
+        """The bytes of memory without gaps."""
+        return memory.view(-1).view(self.torch.uint8)
+
+
+def _take_gpu(number: int) -> None:
+    """Make a GPU that of this process. Raises CompileError E1907 where there is none of this number."""
+    import torch
+
+    if number >= (count := torch.cuda.device_count()):
+        message = f"process {number} of this machine has no GPU: PyTorch finds {count}"
+        raise CompileError("E1907", message, hint="start as many processes on a machine as it has GPUs")
+    torch.cuda.set_device(number)
 
 
 def _named(distributed: Any, collective: str) -> Callable[..., Any]:

@@ -62,14 +62,24 @@ def is_partitioned(module: Module) -> bool:
 
 def part(mesh: Mesh, array: Array, sharding: Sharding | None, device: int) -> Array:
     """What one device has of an array, padded with zeros."""
+    places, shape = piece(mesh, array.shape, sharding, device)
+    array = array[places]
+    if array.shape != shape:
+        array = np.pad(array, [(0, wanted - own) for wanted, own in zip(shape, array.shape)])
+    return np.ascontiguousarray(array).reshape(shape)
+
+
+def piece(
+    mesh: Mesh, shape: tuple[int, ...], sharding: Sharding | None, device: int
+) -> tuple[tuple[slice, ...], tuple[int, ...]]:
+    """Which elements of an array one device has, and the shape that these are padded to."""
+    places, extents = [slice(None)] * len(shape), list(shape)
     for d, axes in enumerate(sharding.axes if sharding else ()):
         if axes:
-            extent = local_extent(array.shape[d], mesh.size(axes))
-            start = extent * mesh.position(device, axes)
-            piece = array[(slice(None),) * d + (slice(start, start + extent),)]
-            missing = extent - piece.shape[d]
-            array = np.pad(piece, [(0, missing if k == d else 0) for k in range(array.ndim)]) if missing else piece
-    return np.ascontiguousarray(array).reshape(array.shape)
+            extents[d] = local_extent(shape[d], mesh.size(axes))
+            start = extents[d] * mesh.position(device, axes)
+            places[d] = slice(start, start + extents[d])
+    return tuple(places), tuple(extents)
 
 
 def whole(mesh: Mesh, parts: Sequence[Array], type_: TensorType) -> Array:
@@ -187,7 +197,7 @@ class _Meeting:
 
     def exchange(self, device: int, node: Node, array: Array) -> Array:
         if not isinstance(node, Collective) or isinstance(node, AllSlice):
-            return alone(self.mesh, node, device, array)
+            return alone(self.mesh, node, device, array).copy()
         if device == 0:
             self.log.append((node, array.nbytes))
         self.left[device] = (node, array)
@@ -207,7 +217,7 @@ class _Meeting:
 
 
 def alone(mesh: Mesh, node: Node, device: int, array: Array) -> Array:
-    """The result of a node for which nothing is sent."""
+    """The result of a node for which nothing is sent; it may be a view of the array."""
     match node:
         case DeviceIndex(axes=axes):
             return np.asarray(mesh.position(device, map(MeshAxis.parse, axes)), np.int64)
@@ -222,7 +232,7 @@ def combine(node: Collective, parts: Sequence[Array], position: int) -> Array:
         case AllReduce(combiner=combiner):
             return merged(combiner, parts)
         case ReduceScatter(dim=dim, combiner=combiner):
-            return _slice(merged(combiner, parts), dim, node.devices, position)
+            return _slice(merged(combiner, parts), dim, node.devices, position).copy()
         case AllGather(dim=dim):
             return np.concatenate(parts, axis=dim)
         case AllToAll(split=split, join=join):
@@ -246,4 +256,4 @@ def merged(combiner: str, parts: Sequence[Array]) -> Array:
 
 def _slice(array: Array, dim: int, count: int, position: int) -> Array:
     extent = array.shape[dim] // count
-    return array[(slice(None),) * dim + (slice(position * extent, (position + 1) * extent),)].copy()
+    return array[(slice(None),) * dim + (slice(position * extent, (position + 1) * extent),)]

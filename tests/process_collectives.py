@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from intarsia.ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I32, I64, U8, Array, DType
+from intarsia.ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64, Array, DType
 from intarsia.ir.graph import Parameter
 from intarsia.ir.ops.collective import (
     AllGather,
@@ -46,7 +46,8 @@ def nodes(axes: tuple[str, ...], count: int, dtype: DType) -> Iterator[Collectiv
 def elements(dtype: DType, shape: tuple[int, ...], device: int) -> np.ndarray[Any, Any]:
     generator = np.random.default_rng(device)
     if not dtype.is_float:
-        return generator.integers(0, 2 if dtype == BOOL else 100, shape).astype(dtype.numpy)
+        most = 2 if dtype == BOOL else np.iinfo(dtype.numpy).max
+        return generator.integers(0, most, shape, dtype.numpy if dtype != BOOL else np.int64).astype(dtype.numpy)
     array = generator.standard_normal(shape)
     array.flat[device] = np.nan
     return array.astype(dtype.numpy)
@@ -65,7 +66,7 @@ def check_collectives(devices: Processes, mesh: Mesh) -> int:
         position = mesh.position(devices.device, along)
         group = next(g for g in mesh.groups(along) if devices.device in g)
         begun, waits = [], []
-        for dtype in (F32, F64, F16, BF16, I8, I32, I64, U8, BOOL):
+        for dtype in (F32, F64, F16, BF16, I8, I16, I32, I64, U8, U16, U32, U64, BOOL):
             for node in nodes(axes, mesh.size(along), dtype):
                 parts = [elements(dtype, node.x.tensor.static_shape, n) for n in range(mesh.devices)]
                 given = parts[devices.device]

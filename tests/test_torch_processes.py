@@ -1,4 +1,4 @@
-"""Devices that are processes of torch.distributed, by gloo; what NCCL lacks here is said."""
+"""Devices that are processes of torch.distributed, by gloo; for NCCL, that there is no GPU is said."""
 
 from __future__ import annotations
 
@@ -48,6 +48,14 @@ def test_random_programs(tmp_path: Path) -> None:
     assert "10 programs are right" in found.stdout
 
 
+def test_programs_for_gpus_exchange_their_tensors() -> None:
+    """Without a GPU: kernels in Triton's interpreter, collectives by gloo."""
+    pytest.importorskip("triton")
+    found = torchrun(2, str(ROOT / "tests" / "process_gpu_programs.py"), *map(str, range(200, 206)))
+    assert found.returncode == 0, found.stderr
+    assert "2 examples and 6 programs are right" in found.stdout
+
+
 def test_run_starts_the_processes(tmp_path: Path) -> None:
     (tmp_path / "mlp.ita").write_text(MEGATRON)
     words = ("run", "mlp.ita", "--random", *SIZES, "--devices", "gloo", "--compare")
@@ -68,7 +76,7 @@ def test_a_process_that_fails_ends_all(ends: str, told: str, tmp_path: Path) -> 
     (tmp_path / "sitecustomize.py").write_text(
         "import os\nif os.environ.get('RANK') == '1':\n"
         "    import intarsia.mesh_program as m\n"
-        f"    def fail(*given):\n        {ends}\n    m.DeviceProgram._bound = fail\n"
+        f"    def fail(*given):\n        {ends}\n    m.Exchanges._bound = fail\n"
     )
     words = ("-m", "intarsia", "run", "mlp.ita", "--random", *SIZES, "--devices", "gloo")
     start = time.monotonic()

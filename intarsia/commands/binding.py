@@ -94,10 +94,10 @@ class Bound:
     def call(self) -> Callable[[], list[Array]]:
         """A callable that runs the compiled program; compiling is done when this returns. If the program runs on a GPU,
         its arguments are there then, and its results are brought to the host."""
-        if self.function.runs_on_gpu:
-            return to_host(self.placed())
         if self.function.mesh is not None:
             return self.function.mesh.call_for(self.tensors, self.statics, self.dims)
+        if self.function.runs_on_gpu:
+            return to_host(self.placed())
         executable, sizes = self.function.compiled(self.tensors, self.statics, self.dims)
         inputs = adapted(executable.inputs, self.tensors, sizes)
         _ = executable.native

@@ -69,6 +69,8 @@ def command(
     options, use_cache, target = options_of(settings)
     if target in INTERPRETERS and (timing or profile):
         raise click.UsageError(f"--time and --profile are about machine code, and --target {target} runs none")
+    if settings["devices"] == "nccl" and (profile or cuda_graph):
+        raise click.UsageError("--profile and --cuda-graph are for one device, or for several on CPUs")
     function = on_devices(Program(source, options, use_cache=use_cache).entry(name), target)
     if processes.is_to_start(settings["devices"]):
         if file == "-":

@@ -1,4 +1,4 @@
-"""Plans on a GPU: launches in order on the caller's stream, without waiting for them.
+"""Plans on a GPU: launches, and exchanges with others, in order on the caller's stream, without waiting for them.
 
 A plan is walked once for the sizes at hand. What it tells the chip to do is kept as a list of steps, of which only the
 addresses of tensors are open, and which later calls repeat. What a chip has to do is asked of a `Device`: `CudaDevice`
@@ -20,7 +20,8 @@ from intarsia.backends.gpu.triton_kernel import RECORD, Pointer, Scalar, TritonK
 from intarsia.ir.dtypes import DType
 from intarsia.ir.errors import Span
 from intarsia.ir.kernel import Kernel
-from intarsia.ir.plan import Copy, Invoke, Plan, PlanStatement, Reference, Repeat, Slot
+from intarsia.ir.ops.collective import DeviceIndex
+from intarsia.ir.plan import Copy, Exchange, Invoke, Plan, PlanStatement, Reference, Repeat, Slot
 from intarsia.ir.scalar import Expr, Load
 from intarsia.ir.sizes import ZERO, Size
 
@@ -38,6 +39,9 @@ Launcher: TypeAlias = Callable[["tuple[int, int, int]", "Sequence[int | Place]"]
 
 Watch: TypeAlias = Callable[["Work", Callable[[], None]], None]
 """Does a step; the second argument is what does it."""
+
+Exchanger: TypeAlias = Callable[[int, int, int], None]
+"""Does the exchange of a number between two addresses, on the caller's stream."""
 
 _FORMATS = {"i8": "b", "u8": "B", "i16": "h", "u16": "H", "i32": "i", "u32": "I", "i64": "q", "u64": "Q", "bool": "?"}
 
@@ -87,11 +91,18 @@ class Device(Protocol):
 
 
 class DevicePlan:
-    """A plan for one device."""
+    """A plan for one device. `exchange` is what it does with others, if they are several."""
 
-    def __init__(self, plan: Plan, launches: Mapping[str, Sequence[TritonKernel]], device: Device) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        launches: Mapping[str, Sequence[TritonKernel]],
+        device: Device,
+        exchange: Exchanger | None = None,
+    ) -> None:
         self.plan = plan
         self.device = device
+        self.exchange = exchange
         self.kernels = {k.name: k for k in plan.kernels}
         self.launches = {k.name: tuple(launches[k.name]) for k in plan.kernels}
         self._launchers: dict[tuple[int, frozenset[str]], Launcher] = {}
@@ -186,6 +197,8 @@ class _Walk:
                     if count := self.size(elements) * dtype.bytes:
                         step = self.device.copy(self.place(target, dtype), self.place(source, dtype), count)
                         self.do(step, partial(Work, "copy", None, 2 * count, 2 * count))
+                case Exchange():
+                    self.exchange(statement)
                 case Repeat():
                     self.repeat(statement)
 
@@ -215,6 +228,18 @@ class _Walk:
                 parameters = [_parameter(p, given, sizes) for p in launch.parameters]
                 start = self.owner.launcher(launch, multiples)
                 self.do(start((x, y, z), parameters), partial(self.owner.work, launch, kernel, sizes))
+
+    def exchange(self, statement: Exchange) -> None:
+        do, node, number, given = self.owner.exchange, statement.node, statement.number, statement.source
+        assert do is not None, f"there are no devices for {node.name}"
+        target = self.place(statement.target, node.values[0].dtype)
+        source = None if given is None or isinstance(node, DeviceIndex) else self.place(given, node.x.dtype)
+
+        def step(addresses: Sequence[int], stream: int) -> None:
+            first, second = (0 if p is None else addresses[p[0]] + p[1] for p in (source, target))
+            do(number, first, second)
+
+        self.do(step, lambda: Work(node.name, node.span, 0, 0))
 
     def multiples(self, statement: Invoke, sizes: Mapping[str, int]) -> frozenset[str]:
         """The sizes of a kernel that are multiples of 16, but for those that counters of loops change."""
