@@ -14,10 +14,11 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
+
+from peers import ask, start
 
 HERE = Path(__file__).resolve().parent
 VENVS = {"intarsia": "intarsia", "torch": "torch"}
@@ -116,35 +117,15 @@ def work(peer, threads):
         print(json.dumps({"samples": samples, "checks": checks, "grown": grown}), file=out, flush=True)
 
 
-def start(peer, threads):
-    python = HERE / f"venv-{VENVS[peer]}/bin/python"
-    command = [str(python if python.exists() else sys.executable), __file__, "--work", peer, "--threads", str(threads)]
-    if threads == 1:
-        command = ["taskset", "-c", "1", *command]
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "INTARSIA_NUM_THREADS")
-    environment = {**os.environ, **dict.fromkeys(names, str(threads))}
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=HERE
-    )
-
-
-def ask(process, *question):
-    process.stdin.write(json.dumps(question) + "\n")
-    process.stdin.flush()
-    line = process.stdout.readline()
-    assert line, "a peer ended"
-    return json.loads(line)
-
-
 def measure(threads):
     rows = []
     for kind, causal, shape in CASES:
         for p in VENVS:  # ours compiles once, for all processes
-            with start(p, threads) as process:
+            with start(__file__, VENVS[p], p, threads) as process:
                 ask(process, kind, causal, shape, 0.0)
                 process.stdin.close()
         # A process of its own for each case: what another one has allocated would hide its memory.
-        processes = {p: start(p, threads) for p in VENVS}
+        processes = {p: start(__file__, VENVS[p], p, threads) for p in VENVS}
         found = {p: [] for p in VENVS}
         answers = {}
         for _ in range(ROUNDS):

@@ -10,10 +10,11 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
+
+from peers import ask, start
 
 HERE = Path(__file__).resolve().parent
 VENVS = {"intarsia": "intarsia", "numpy": "misc", "torch": "torch"}
@@ -115,27 +116,8 @@ def work(peer, threads):
         print(json.dumps({"samples": samples, **calls}), file=out, flush=True)
 
 
-def start(peer, threads):
-    command = [str(HERE / f"venv-{VENVS[peer]}/bin/python"), __file__, "--work", peer, "--threads", str(threads)]
-    if threads == 1:
-        command = ["taskset", "-c", "1", *command]
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "INTARSIA_NUM_THREADS")
-    environment = {**os.environ, **dict.fromkeys(names, str(threads))}
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=HERE
-    )
-
-
-def ask(process, *question):
-    process.stdin.write(json.dumps(question) + "\n")
-    process.stdin.flush()
-    line = process.stdout.readline()
-    assert line, "a peer ended"
-    return json.loads(line)
-
-
 def measure(peers, threads):
-    processes = {p: start(p, threads) for p in peers}
+    processes = {p: start(__file__, VENVS[p], p, threads) for p in peers}
     rows = []
     for kind, sizes in SIZES.items():
         for n in sizes:
