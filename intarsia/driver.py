@@ -23,7 +23,7 @@ from intarsia.ir.mapping import Mapper
 from intarsia.ir.plan import Plan, Repeat
 from intarsia.ir.plan_text import print_plan
 from intarsia.ir.sharding import Mesh
-from intarsia.ir.spmd import is_partitioned
+from intarsia.ir.spmd import is_partitioned, mesh_of
 from intarsia.ir.target import Target
 from intarsia.ir.text import print_module
 from intarsia.options import Options as Options
@@ -33,7 +33,7 @@ from intarsia.passes.lower.checks import check_messages
 from intarsia.passes.pipeline import Context, Instrument, Pass, Pipeline, default_pipeline
 from intarsia.passes.plan_memory import plan
 from intarsia.passes.shard import GatherAgain, Partition, Preset, PropagateSharding, Reshard, Rings, SplitScans
-from intarsia.passes.shard.meshes import mesh_of, with_mesh
+from intarsia.passes.shard.meshes import with_mesh
 from intarsia.passes.shard.presets import presets_of
 from intarsia.passes.specialize import Specialize
 from intarsia.tuning.known import known_schedules

@@ -33,6 +33,17 @@ from intarsia.ir.text_parts import read_type
 from intarsia.ir.types import ListType, TensorType, Type
 
 
+def mesh_of(module: Module) -> Mesh | None:
+    """The mesh that the header declares. Raises CompileError E1901 where its text is none."""
+    for line in module.header:
+        if line.startswith("mesh "):
+            try:
+                return Mesh.parse(line)
+            except ValueError as error:
+                raise CompileError("E1901", str(error)) from None
+    return None
+
+
 @dataclass(frozen=True)
 class Placement:
     """How the parameters and results of a partitioned program lie on its mesh: what its header says."""
@@ -44,7 +55,7 @@ class Placement:
     @staticmethod
     def of(module: Module) -> Placement:
         """Read the header. Raises CompileError E1901 where it has none of it."""
-        mesh = next((Mesh.parse(h) for h in module.header if h.startswith("mesh ")), None)
+        mesh = mesh_of(module)
         if mesh is None:
             raise CompileError("E1901", "the program is for one device", hint="declare a mesh: mesh pod(data=2)")
 

@@ -83,9 +83,9 @@ def command(
     """
     from intarsia.driver import laying_passes, on_mesh, parting_passes
     from intarsia.ir.cluster import Cluster
+    from intarsia.ir.spmd import mesh_of
     from intarsia.passes.pipeline import Pipeline, default_pipeline
     from intarsia.passes.shard.memory import device_memory as memory_of
-    from intarsia.passes.shard.meshes import mesh_of
     from intarsia.passes.shard.presets import presets_of
     from intarsia.passes.shard.proposal import Proposal, propose
     from intarsia.passes.shard.report import sent_by

@@ -17,13 +17,12 @@ from intarsia.ir.cluster import Cluster
 from intarsia.ir.graph import Module, Node, Region, Structured, Value
 from intarsia.ir.ops import Shard
 from intarsia.ir.sharding import Axes, Mesh, Sharding
-from intarsia.ir.spmd import is_partitioned
+from intarsia.ir.spmd import is_partitioned, mesh_of
 from intarsia.ir.types import ListType
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.regions import change_regions
 from intarsia.passes.shard.edges import edge_of
 from intarsia.passes.shard.laid import axes_of_factors
-from intarsia.passes.shard.meshes import mesh_of
 from intarsia.passes.shard.ways import Split, Way, elements_of, sharding_of, static_shape
 
 

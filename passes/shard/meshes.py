@@ -13,17 +13,6 @@ from intarsia.ir.sharding import Mesh, Sharding
 from intarsia.ir.types import ListType, placed
 
 
-def mesh_of(module: Module) -> Mesh | None:
-    """The mesh that the header declares. Raises CompileError E1901 where its text is none."""
-    for line in module.header:
-        if line.startswith("mesh "):
-            try:
-                return Mesh.parse(line)
-            except ValueError as error:
-                raise CompileError("E1901", str(error)) from None
-    return None
-
-
 def with_mesh(module: Module, mesh: Mesh) -> Module:
     """The module on another mesh."""
     return replace(module, header=(*(h for h in module.header if not h.startswith("mesh ")), str(mesh)))

@@ -23,13 +23,13 @@ from intarsia.ir.ops.index import Update
 from intarsia.ir.ops.shape import Pad, Slice
 from intarsia.ir.sharding import Axes, Mesh
 from intarsia.ir.sizes import ZERO, Size
-from intarsia.ir.spmd import is_partitioned
+from intarsia.ir.spmd import is_partitioned, mesh_of
 from intarsia.ir.types import ListType, TensorType, Type
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.shard.edges import edge_of, shape_of
 from intarsia.passes.shard.laid import axes_of_factors, check_laid
 from intarsia.passes.shard.local import LocalOp, local_type
-from intarsia.passes.shard.meshes import mesh_of, without_shardings
+from intarsia.passes.shard.meshes import without_shardings
 from intarsia.passes.shard.steps import Step, reshard_steps
 from intarsia.passes.shard.ways import sharding_of
 

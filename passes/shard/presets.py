@@ -14,9 +14,10 @@ from typing import ClassVar, TypeAlias
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module, Value
 from intarsia.ir.sharding import DimensionSharding, Mesh, MeshAxis, Sharding
+from intarsia.ir.spmd import mesh_of
 from intarsia.passes.pipeline import Context, Pass, Pipeline
 from intarsia.passes.shard.edges import shape_of
-from intarsia.passes.shard.meshes import mesh_of, reshard_values
+from intarsia.passes.shard.meshes import reshard_values
 from intarsia.passes.shard.training import TrainingStep
 
 

@@ -18,9 +18,10 @@ from typing import ClassVar, Literal
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module, Node, Value
 from intarsia.ir.sharding import Axes, DimensionSharding, Mesh, MeshAxis, Sharding
+from intarsia.ir.spmd import mesh_of
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.shard.edges import Edge, Projection, dimension_axes, edges_of, project, shape_of
-from intarsia.passes.shard.meshes import check_shardings, mesh_of, reshard_values
+from intarsia.passes.shard.meshes import check_shardings, reshard_values
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from intarsia.ir.ops.control import ListGet, Loop
 from intarsia.ir.ops.shape import Concat, Reshape
 from intarsia.ir.sharding import Axes, Mesh, Sharding
 from intarsia.ir.sizes import ONE, Size
+from intarsia.ir.spmd import mesh_of
 from intarsia.ir.types import ListType
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.shard.edges import Edge, edge_of, project
-from intarsia.passes.shard.meshes import mesh_of, require_numbers, with_parameters_laid
+from intarsia.passes.shard.meshes import require_numbers, with_parameters_laid
 from intarsia.passes.shard.readers import Readers
 from intarsia.passes.shard.steps import Step, reshard_steps
 from intarsia.passes.shard.ways import Split, Way, elements_of, sharding_of, static_shape

@@ -20,13 +20,13 @@ from intarsia.ir.scalar import Const
 from intarsia.ir.sharding import Mesh
 from intarsia.ir.sizes import ONE, ZERO, Size
 from intarsia.ir.space import Space
+from intarsia.ir.spmd import mesh_of
 from intarsia.ir.types import TensorType
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.regions import change_regions
 from intarsia.passes.shard.blocks import Add, Block, on_block, put_block
 from intarsia.passes.shard.counters import Counters
 from intarsia.passes.shard.gathered import Gathered, find_gathered, is_product
-from intarsia.passes.shard.meshes import mesh_of
 from intarsia.passes.shard.partial import empty, evaluate, find_chain, finished, merged, of_block
 
 Lowering = Literal["gather", "ring", "auto"]

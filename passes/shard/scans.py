@@ -18,12 +18,12 @@ from intarsia.ir.scalar import Const, Expr, Index, Load, apply, constant, where
 from intarsia.ir.sharding import Axes, Mesh, Sharding, local_extent
 from intarsia.ir.sizes import ONE, ZERO, Size
 from intarsia.ir.space import Axis, Space, operand
+from intarsia.ir.spmd import mesh_of
 from intarsia.ir.types import placed
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.regions import change_node_regions
 from intarsia.passes.shard.counters import Counters
 from intarsia.passes.shard.edges import rows_of
-from intarsia.passes.shard.meshes import mesh_of
 from intarsia.passes.shard.recurrences import Recurrence, find_recurrence
 from intarsia.passes.shard.sections import Lift, Sections
 from intarsia.passes.shard.ways import sharding_of
