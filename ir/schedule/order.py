@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from intarsia.ir.schedule_step import Step
-from intarsia.ir.schedule_words import Words
+from intarsia.ir.schedule.step import OfAxes, Step
+from intarsia.ir.schedule.words import Words, arrow
 
 
 @dataclass(frozen=True)
-class Merge(Step):
+class Merge(OfAxes):
     """Make one loop of several that follow each other and have equal bounds: `merge i j`.
 
         for i in 0..N { t[i] = … }; for j in 0..N { y[j] = t[j] }   ->   for i in 0..N { t[i] = …; y[i] = t[i] }
@@ -17,15 +17,6 @@ class Merge(Step):
     The first axis stays. The later loops move up past statements that they do not depend on. Refused where an iteration
     of a later loop would run before one of an earlier loop on which it depends.
     """
-
-    axes: tuple[str, ...]
-
-    @classmethod
-    def read(cls, words: Words) -> Step:
-        return Merge(words.names())
-
-    def rest(self) -> str:
-        return " ".join(self.axes)
 
 
 @dataclass(frozen=True)
@@ -123,5 +114,4 @@ class Overlap(Step):
         return Overlap(buffers, tuple(extents), words.new_names(len(extents)))
 
     def rest(self) -> str:
-        names = f" -> {' '.join(self.names)}" if self.names else ""
-        return f"{' '.join(self.buffers)} {' '.join(map(str, self.extents))}{names}"
+        return f"{' '.join(self.buffers)} {' '.join(map(str, self.extents))}{arrow(self.names)}"

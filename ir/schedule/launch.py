@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from intarsia.ir.schedule_step import STEPS, Step
-from intarsia.ir.schedule_words import Words
+from intarsia.ir.schedule.step import Step
+from intarsia.ir.schedule.words import Words
 
 
 @dataclass(frozen=True)
-class _Count(Step):
+class _Count(Step, is_form=True):
     """A step that wants a number."""
 
     count: int
@@ -20,9 +20,6 @@ class _Count(Step):
 
     def rest(self) -> str:
         return str(self.count)
-
-
-del STEPS["_count"]
 
 
 @dataclass(frozen=True)

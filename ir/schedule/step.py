@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 
-from intarsia.ir.schedule_words import Words
+from intarsia.ir.schedule.words import Words
 
 STEPS: dict[str, type[Step]] = {}
 """Every kind of step by the word that begins it."""
@@ -15,8 +15,10 @@ STEPS: dict[str, type[Step]] = {}
 class Step:
     """One change of a kernel that keeps its meaning, or a ScheduleError."""
 
-    def __init_subclass__(cls) -> None:
-        STEPS[cls.word()] = cls
+    def __init_subclass__(cls, *, is_form: bool = False) -> None:
+        """A form is what several kinds of steps look like, and no kind itself."""
+        if not is_form:
+            STEPS[cls.word()] = cls
 
     @classmethod
     def word(cls) -> str:
@@ -36,7 +38,21 @@ class Step:
 
 
 @dataclass(frozen=True)
-class AtAxis(Step):
+class OfAxes(Step, is_form=True):
+    """A step that wants axes only."""
+
+    axes: tuple[str, ...]
+
+    @classmethod
+    def read(cls, words: Words) -> Step:
+        return cls(words.names())
+
+    def rest(self) -> str:
+        return " ".join(self.axes)
+
+
+@dataclass(frozen=True)
+class AtAxis(Step, is_form=True):
     """A step that makes a buffer of another one at an axis: its words are `h at p -> c`."""
 
     buffer: str
@@ -53,6 +69,3 @@ class AtAxis(Step):
 
     def rest(self) -> str:
         return f"{self.buffer} at {self.axis} -> {self.new}"
-
-
-del STEPS["ataxis"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from intarsia.ir.schedule_step import Step
-from intarsia.ir.schedule_words import Words
+from intarsia.ir.schedule.step import Step
+from intarsia.ir.schedule.words import Words
 
 
 def _level(words: Words, usual: int) -> int:

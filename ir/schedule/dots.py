@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from intarsia.ir.schedule_step import Step
-from intarsia.ir.schedule_words import Words
+from intarsia.ir.schedule.step import OfAxes, Step
+from intarsia.ir.schedule.words import Words
 
 
 @dataclass(frozen=True)
-class Dot(Step):
+class Dot(OfAxes):
     """Let the iterations of loops be the parts of a word in each lane of the vector around them: `dot k`.
 
         lane j in 0..16 { for k in 0..4 { y[j] += i32(a[k]) * i32(b[j, k]) } }   ->   … { dot k in 0..4 { … } }
@@ -18,15 +18,6 @@ class Dot(Step):
     The bounds are numbers. Refused unless one write is all that is inside, or where one iteration needs what another
     one makes; a write that accumulates over the axis is fine.
     """
-
-    axes: tuple[str, ...]
-
-    @classmethod
-    def read(cls, words: Words) -> Step:
-        return Dot(words.names())
-
-    def rest(self) -> str:
-        return " ".join(self.axes)
 
 
 @dataclass(frozen=True)

@@ -69,3 +69,8 @@ class Words:
     def error(self, wanted: str) -> CompileError:
         found = f"'{self.next}'" if self.next else "the end"
         return CompileError("E1601", f"schedule step '{self.text}': expected {wanted}, found {found}")
+
+
+def arrow(names: tuple[str, ...]) -> str:
+    """Names of new things as `new_names` reads them."""
+    return f" -> {' '.join(names)}" if names else ""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from intarsia.ir.schedule_step import AtAxis, Step
-from intarsia.ir.schedule_words import Words
+from intarsia.ir.schedule.step import AtAxis, OfAxes
 
 
 @dataclass(frozen=True)
-class Scan(Step):
+class Scan(OfAxes):
     """Run the iterations of loops at once that need of each other what they add to running values: `scan k`.
 
         for k in 0..64 { run += x[k]; y[k] = run }   ->   scan k in 0..64 { run += x[k]; y[k] = run }
@@ -17,15 +16,6 @@ class Scan(Step):
     The bounds are numbers. Refused where a running value is read before it is accumulated, or is accumulated by several
     statements, and where one iteration needs anything else that another makes.
     """
-
-    axes: tuple[str, ...]
-
-    @classmethod
-    def read(cls, words: Words) -> Step:
-        return Scan(words.names())
-
-    def rest(self) -> str:
-        return " ".join(self.axes)
 
 
 @dataclass(frozen=True)
