@@ -6,7 +6,8 @@ Each device is a thread that runs the same program on its part; a collective is 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -123,7 +124,7 @@ def simulate(module: Module, inputs: Sequence[Operand], arithmetic: Arithmetic |
                 given.append(part(mesh, np.asarray(value), type_.sharding, device))
         return given
 
-    def run(device: int, exchange: Callable[[Node, Array], Array]) -> tuple[Array, ...]:
+    def run(device: int, exchange: Here) -> tuple[Array, ...]:
         return evaluate_with(arithmetic or Arithmetic(), module, own(device), exchange=exchange)
 
     found = Devices(mesh).run(run)
@@ -139,18 +140,18 @@ class Devices:
     mesh: Mesh
     log: list[tuple[Collective, int]] = field(default_factory=list)
 
-    def run(self, program: Callable[[int, Callable[[Node, Array], Array]], Any]) -> list[Any]:
+    def run(self, program: Callable[[int, Here], Any]) -> list[Any]:
         """What the program gives on each device. If it fails on one, it ends on all, and that failure is raised,
-        which names the device."""
+        which names the device. Devices that wait for each other, or for one that has ended, are an AssertionError."""
         meeting = _Meeting(self.mesh, self.log)
         results: list[Any] = [None] * self.mesh.devices
         failures: dict[int, BaseException] = {}
 
         def device(number: int) -> None:
             try:
-                results[number] = program(number, lambda node, array: meeting.exchange(number, node, array))
+                results[number] = program(number, Here(number, meeting))
                 meeting.leave()
-            except threading.BrokenBarrierError:
+            except _Abandoned:
                 pass
             except BaseException as error:
                 failures[number] = error
@@ -166,6 +167,27 @@ class Devices:
         return results
 
 
+@dataclass(frozen=True)
+class Here:
+    """One of the devices of `Devices`, for its program: called, it takes part in a collective."""
+
+    number: int
+    meeting: _Meeting
+
+    def __call__(self, node: Node, array: Array) -> Array:
+        return self.meeting.exchange(self.number, node, array)
+
+    def send(self, array: Array, to: int, tag: int) -> None:
+        """Leave an array, which must not change any more, for another device."""
+        self.meeting.send((self.number, to, tag), array)
+
+    def receive(self, type_: TensorType, origin: int, tag: int) -> Array:
+        """What another device has sent, when it is there."""
+        found = self.meeting.receive((origin, self.number, tag))
+        assert found.shape == type_.static_shape, f"device {origin} has sent something else than {type_}"
+        return found
+
+
 def _on_device(device: int, error: BaseException) -> BaseException:
     """The error, and where it happened."""
     if isinstance(error, CompileError):
@@ -176,55 +198,93 @@ def _on_device(device: int, error: BaseException) -> BaseException:
     return found
 
 
+class _Abandoned(Exception):
+    """Another device has failed."""
+
+
 class _Meeting:
-    """Where the devices meet for a collective: each leaves what it has, waits, and takes its result."""
+    """Where the devices of a group meet for a collective: each leaves what it has, waits, and takes its result. And
+    where one leaves what another one takes alone.
+
+    left: what those of a group have left for the collective that is next. read: how many of them have their results.
+    turns: how many collectives it has done. waits: for each device that waits, whether it need not any more.
+    """
 
     def __init__(self, mesh: Mesh, log: list[tuple[Collective, int]]) -> None:
         self.mesh = mesh
         self.log = log
-        self.barrier = threading.Barrier(mesh.devices, action=self._met)
-        self.left: list[tuple[Node, Array] | None] = [None] * mesh.devices
-        self.lock = threading.Lock()
-        self.inside = 0  # devices that wait, or are about to
-        self.ended = False
+        self.changed = threading.Condition()
+        self.left: dict[tuple[int, ...], dict[int, tuple[Node, Array]]] = defaultdict(dict)
+        self.read = Counter[tuple[int, ...]]()
+        self.turns = Counter[tuple[int, ...]]()
+        self.sent: dict[tuple[int, int, int], Array] = {}
+        self.waits: dict[int, Callable[[], bool]] = {}
+        self.ended = 0
+        self.abandoned = False
 
     def abandon(self) -> None:
-        self.barrier.abort()
+        with self.changed:
+            self.abandoned = True
+            self.changed.notify_all()
 
     def leave(self) -> None:
-        """A device has ended; the others can no longer meet. Raises AssertionError if they try to."""
-        with self.lock:
-            self.ended = True
-            assert not self.inside, "a device has ended where others wait for it"
+        """A device has ended; the others can no longer meet it."""
+        with self.changed:
+            self.ended += 1
+            self._check()
 
-    def _wait(self) -> None:
-        with self.lock:
-            assert not self.ended, "a device waits for one that has ended"
-            self.inside += 1
-        self.barrier.wait()
+    def _wait(self, device: int, ready: Callable[[], bool]) -> None:
+        self.waits[device] = ready
+        self._check()
+        self.changed.wait_for(lambda: self.abandoned or ready())
+        del self.waits[device]
+        if self.abandoned:
+            raise _Abandoned
 
-    def _met(self) -> None:
-        self.inside = 0
+    def _check(self) -> None:
+        """Does somebody go on?"""
+        if self.waits and len(self.waits) + self.ended == self.mesh.devices:
+            problem = "devices wait for one that has ended" if self.ended else "devices wait for each other"
+            assert self.abandoned or any(ready() for ready in self.waits.values()), problem
 
     def exchange(self, device: int, node: Node, array: Array) -> Array:
         if not isinstance(node, Collective) or isinstance(node, AllSlice):
             return alone(self.mesh, node, device, array).copy()
         if device == 0:
             self.log.append((node, array.nbytes))
-        self.left[device] = (node, array)
-        self._wait()
         axes = node.mesh_axes
-        found = []
-        for n in self._group(device, axes):
-            entry = self.left[n]
-            assert entry is not None and entry[0] is node, f"device {n} is at another place than device {device}"
-            found.append(entry[1])
-        result = np.asarray(combine(node, found, self.mesh.position(device, axes)))
-        self._wait()
+        group = self._group(device, axes)
+        with self.changed:
+            left, turn = self.left[group], self.turns[group]
+            left[device] = node, array
+            self.changed.notify_all()
+            self._wait(device, lambda: len(left) == len(group))
+            entries = [left[n] for n in group]
+        for n, (other, _) in zip(group, entries):
+            assert other is node, f"device {n} is at another place than device {device}"
+        result = np.asarray(combine(node, [a for _, a in entries], self.mesh.position(device, axes)))
+        with self.changed:
+            self.read[group] += 1
+            if self.read[group] < len(group):  # from here on what one has left may change
+                self._wait(device, lambda: self.turns[group] > turn)
+                return result
+            del self.left[group], self.read[group]
+            self.turns[group] += 1
+            self.changed.notify_all()
         return result
 
+    def send(self, place: tuple[int, int, int], array: Array) -> None:
+        with self.changed:
+            self.sent[place] = array
+            self.changed.notify_all()
+
+    def receive(self, place: tuple[int, int, int]) -> Array:
+        with self.changed:
+            self._wait(place[1], lambda: place in self.sent)
+            return self.sent.pop(place)
+
     def _group(self, device: int, axes: tuple[MeshAxis, ...]) -> tuple[int, ...]:
-        return next(g for g in self.mesh.groups(axes) if device in g)
+        return tuple(next(g for g in self.mesh.groups(axes) if device in g))
 
 
 def alone(mesh: Mesh, node: Node, device: int, array: Array) -> Array:
@@ -254,15 +314,40 @@ def combine(node: Collective, parts: Sequence[Array], position: int) -> Array:
     raise AssertionError(node.name)
 
 
-def merged(combiner: str, parts: Sequence[Array]) -> Array:
+def merged(combiner: str, parts: Iterable[Array]) -> Array:
     """Floats of 16 bits are summed in f32 and rounded once, as reductions of them are."""
-    merge = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}[combiner]
-    dtype = parts[0].dtype
-    wide = np.dtype(np.float32) if dtype.itemsize == 2 and dtype.kind not in "iu" else dtype
-    result = parts[0].astype(wide)
-    for other in parts[1:]:
-        result = merge(result, other.astype(wide)).astype(wide)
-    return result.astype(dtype)
+    total = Total(combiner)
+    for part_ in parts:
+        total.add(part_)
+    return total.value
+
+
+@dataclass
+class Total:
+    """What has been merged so far, of at least one part."""
+
+    combiner: str
+    _sum: Array | None = None
+    _dtype: np.dtype[Any] | None = None
+
+    def add(self, array: Array) -> None:
+        merge = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}[self.combiner]
+        self._dtype = dtype = array.dtype
+        wide = np.dtype(np.float32) if dtype.itemsize == 2 and dtype.kind not in "iu" else dtype
+        if self._sum is None:
+            self._sum = array.astype(wide)
+        else:
+            merge(self._sum, array.astype(wide, copy=False), out=self._sum, casting="unsafe")
+
+    @property
+    def is_begun(self) -> bool:
+        return self._sum is not None
+
+    @property
+    def value(self) -> Array:
+        """Once: nothing is added after it."""
+        assert self._sum is not None
+        return self._sum.astype(self._dtype, copy=False)
 
 
 def _slice(array: Array, dim: int, count: int, position: int) -> Array:

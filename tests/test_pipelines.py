@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 from conftest import Run
-from sharded import check_results, run_passes
+from sharded import check_results, on_mesh, run_passes
 from test_presets import EXAMPLE, ROWS, step_of, training
 
 from intarsia.ir.cluster import Cluster
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module
-from intarsia.ir.ops import AllReduce
+from intarsia.ir.sharding import Mesh
+from intarsia.passes.pipeline import Pipeline
+from intarsia.passes.shard.presets import presets_of
 from intarsia.passes.stages.cut import Cut, cut_in_stages, with_microbatches
 from intarsia.passes.stages.program import PipelineProgram
 from intarsia.passes.stages.schedules import GPipe, Interleaved, OneForwardOneBackward, Schedule, ZeroBubble, run
@@ -52,17 +54,22 @@ def simple(text: str, **dims: int) -> Module:
     return run_passes(step_of(text, EXAMPLE, **dims), "canonicalize,cse,dce")[0]
 
 
-def cut(module: Module, stages: int, microbatches: int) -> Cut:
+def cut(module: Module, stages: int, microbatches: int, mesh: str = "", preset: str = "") -> Cut:
     module, context = run_passes(module, "canonicalize,cse,dce")
+    if mesh:
+        module = Pipeline(presets_of(preset)).run(on_mesh(module, Mesh.parse(mesh)), context)
     return cut_in_stages(with_microbatches(module, microbatches, context), stages, LAPTOP)
 
 
-def check(module: Module, schedule: Schedule) -> tuple[PipelineProgram, Simulation]:
-    """A step of the pipeline gives what one device gives."""
-    program = PipelineProgram(cut(module, schedule.stages, schedule.microbatches), schedule)
+def check(module: Module, schedule: Schedule, mesh: str = "", preset: str = "") -> tuple[PipelineProgram, Simulation]:
+    """A step of the pipeline gives what one device gives; so many micro-batches are in memory, and bytes sent, as it
+    says."""
+    program = PipelineProgram(cut(module, schedule.stages, schedule.microbatches, mesh, preset), schedule)
     inputs = random_inputs(module, {}, 0)
     found = simulate_pipeline(program, inputs)
     check_results(module, inputs, found.results)
+    assert [d.live for d in found.devices] == [n for n in run(schedule).held for _ in range(program.inner.devices)]
+    assert sum(d.sent for d in found.devices) == program.bytes_sent
     return program, found
 
 
@@ -88,18 +95,16 @@ SLOWER = (ZeroBubble(3, 4), Interleaved(2, 2, 2))
     [GPipe(3, 4), OneForwardOneBackward(3, 4), *(pytest.param(s, marks=pytest.mark.slow) for s in SLOWER)],
 )
 def test_a_pipeline_gives_what_one_device_gives(schedule: Schedule) -> None:
-    program, found = check(simple(layers(4), B=8, D=4), schedule)
-    assert {node.name for node, _ in found.log} == {"collective_permute"}
-    sent = [t for r in program.rounds for _, transfers in r.sends for t in transfers]
-    assert len(sent) == 2 * (schedule.stages - 1) * schedule.microbatches  # an activation, and its gradient
+    program, _ = check(simple(layers(4), B=8, D=4), schedule)
+    assert program.bytes_sent == 2 * (schedule.stages - 1) * 8 * 4 * 4  # activations of a batch, and their gradients
 
 
 @pytest.mark.slow
 def test_less_is_in_memory_where_the_backward_part_begins_sooner() -> None:
     module = simple(layers(4), B=16, D=8)
     (_, all_first), (_, in_turns) = (check(module, s) for s in (GPipe(4, 8), OneForwardOneBackward(4, 8)))
-    assert max(in_turns.held) < 0.7 * max(all_first.held)
-    assert list(in_turns.held[1:]) == sorted(in_turns.held[1:], reverse=True)
+    held, most = [d.held for d in in_turns.devices], max(d.held for d in all_first.devices)
+    assert max(held) < 0.7 * most and held[1:] == sorted(held[1:], reverse=True)
 
 
 @pytest.mark.slow
@@ -114,9 +119,31 @@ def test_micro_batches_that_the_batch_does_not_fill() -> None:
 
 
 def test_a_norm_of_all_gradients_is_summed_over_devices() -> None:
-    _, found = check(simple(layers(4, clip=True), B=8, D=4), OneForwardOneBackward(2, 2))
-    shared = [node for node, _ in found.log if isinstance(node, AllReduce)]
-    assert shared and all(not node.x.tensor.shape for node in shared)  # numbers, and no gradient
+    program, _ = check(simple(layers(4, clip=True), B=8, D=4), OneForwardOneBackward(2, 2))
+    shared = [v for one in program.update.shared for v in one.fragment.outputs]
+    assert shared and all(not v.tensor.shape for v in shared)  # numbers, and no gradient
+
+
+IN_A_STAGE = (
+    ("data=2", "zero1"),
+    ("data=2", "data"),
+    ("data=2", "zero3"),
+    ("model=2", "megatron"),
+    ("data=2,model=2", "data=zero1,model=megatron"),
+)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "preset"), [IN_A_STAGE[0], *(pytest.param(*m, marks=pytest.mark.slow) for m in IN_A_STAGE[1:])]
+)
+def test_several_devices_work_on_a_stage(mesh: str, preset: str) -> None:
+    check(simple(layers(4, clip=True), B=10, D=4), OneForwardOneBackward(2, 2), mesh, preset)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mesh", "preset"), IN_A_STAGE)
+def test_several_devices_work_on_a_stage_of_a_transformer(mesh: str, preset: str) -> None:
+    check(training(ROWS), ZeroBubble(2, 4), mesh, preset)
 
 
 def test_a_cluster_says_what_actions_take() -> None:

@@ -11,15 +11,16 @@ weights, which may wait (Qi and others, "Zero Bubble Pipeline Parallelism", 2023
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from intarsia.ir.cluster import Cluster
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module, Node, Parameter, Region, Value, reachable
 from intarsia.ir.ops import AllReduce, AllSlice, Collective, DeviceIndex
-from intarsia.ir.sharding import Mesh
-from intarsia.ir.spmd import Placement
+from intarsia.ir.sharding import Mesh, MeshAxis
+from intarsia.ir.spmd import Placement, mesh_of
+from intarsia.ir.types import Type
 from intarsia.passes.collectives.timeline import Costs
 from intarsia.passes.pipeline import Context
 from intarsia.passes.shard import Partition, Preset, PropagateSharding, Reshard
@@ -33,19 +34,53 @@ AXIS = "microbatch"
 
 def with_microbatches(module: Module, microbatches: int, context: Context) -> Module:
     """The program of one micro-batch of a training step, with sums over all of them; the step is made simple before
-    (`canonicalize,cse,dce`). Raises CompileError E1910 for another program, E1913 where examples of a batch depend on
-    each other."""
-    module = with_mesh(without_shardings(module), Mesh(((AXIS, microbatches),)))
+    (`canonicalize,cse,dce`). If it has a mesh, it is that of one of its devices, which work on each stage together.
+
+    Raises CompileError E1901 for a mesh with an axis of ours, E1910 for another program, E1913 where examples of a
+    batch depend on each other.
+    """
+    if (inner := mesh_of(module)) is None:
+        module, inner = without_shardings(module), Mesh(())
+    if AXIS in inner.sizes:
+        raise CompileError("E1901", f"the axis '{AXIS}' is that of a pipeline", hint="give it another name")
+    module = with_mesh(module, Mesh(((AXIS, microbatches), *inner.axes)))
     for pass_ in (Preset("data", AXIS), PropagateSharding(), Reshard(AXIS), Partition()):
         module = pass_.run(module, context)
     once = frozenset(module.graph.body.nodes)
     for node in module.graph.body.walk():
+        if not _is_across(node):
+            continue
         if isinstance(node, AllReduce) and node not in once:
             message = "a step of a loop sums over the micro-batches"
             raise CompileError("E1913", message, node.span, hint="layers in a loop are not cut into stages yet")
         if isinstance(node, Collective) and not isinstance(node, AllReduce | AllSlice):
             raise CompileError("E1913", f"a micro-batch needs what others have: {node.name}", node.span)
-    return module
+    return _summed_first(module)
+
+
+def _is_across(node: Node) -> bool:
+    """Is it about several micro-batches, or which of them this is?"""
+    return isinstance(node, Collective | DeviceIndex) and any(a.name == AXIS for a in map(MeshAxis.parse, node.axes))
+
+
+def _summed_first(module: Module) -> Module:
+    """What is summed over micro-batches and over devices is summed over micro-batches first, so that devices send
+    it once."""
+    values: dict[Value, Value] = {}
+    nodes: list[Node] = []
+    for node in module.graph.body.nodes:
+        made = node.with_operands(values)
+        if isinstance(made, AllReduce) and _is_across(made) and len(made.axes) > 1:
+            mesh = Placement.of(module).mesh
+            for axes in ((AXIS,), tuple(a for a in made.axes if a != AXIS)):
+                size = mesh.size(map(MeshAxis.parse, axes))
+                made = replace(made, x=made.x if axes == (AXIS,) else made.value, axes=axes, devices=size)
+                nodes.append(made)
+        else:
+            nodes.append(made)
+        values.update(zip(node.values, made.values))
+    body = module.graph.body
+    return module.with_body(Region(body.parameters, tuple(nodes), tuple(values.get(v, v) for v in body.results)))
 
 
 @dataclass(frozen=True)
@@ -118,6 +153,11 @@ class Cut:
         return tuple(dict.fromkeys(v for n in own for v in self.parts.parameters(n) if v not in self.parts.data))
 
 
+def is_data(type_: Type) -> bool:
+    """Does each micro-batch have a part of a parameter of this type?"""
+    return type_.sharding is not None and any(a.name == AXIS for a in type_.sharding.used)
+
+
 class Parts:
     """The program of a micro-batch: nodes at home in a stage, forward and backward, in order, and the sums after them.
 
@@ -126,9 +166,9 @@ class Parts:
 
     def __init__(self, module: Module) -> None:
         body = module.graph.body
-        self.sums = tuple(n for n in body.nodes if isinstance(n, AllReduce))
+        self.sums = tuple(n for n in body.nodes if isinstance(n, AllReduce) and _is_across(n))
         given = zip(body.parameters, Placement.of(module).parameters)
-        self.data = frozenset(p.value for p, type_ in given if type_.sharding is not None and type_.sharding.used)
+        self.data = frozenset(p.value for p, type_ in given if is_data(type_))
         self.before = reachable(n.x.node for n in self.sums)
         if again := next((n for n in self.sums if n in self.before), None):
             message = "examples of the batch depend on each other"
@@ -154,7 +194,7 @@ class Parts:
         summed = {n.x.node for n in self.sums}
         found: list[Node] = []
         for node in body.nodes:
-            if isinstance(node, DeviceIndex) or any(v.node in of_data for v in node.inputs):
+            if _is_across(node) or any(v.node in of_data for v in node.inputs):
                 of_data.add(node)
             if any(v.node in of_weights for v in node.inputs):
                 of_weights.add(node)

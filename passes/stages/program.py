@@ -9,14 +9,14 @@ from functools import cached_property
 from intarsia.ir.cluster import Cluster
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Graph, Module, Node, Parameter, Region, Value
-from intarsia.ir.ops import AllReduce, CollectivePermute
-from intarsia.ir.sharding import Mesh, MeshAxis, Sharding
+from intarsia.ir.sharding import Mesh, MeshAxis
 from intarsia.ir.spmd import Placement
-from intarsia.ir.types import TensorType
+from intarsia.ir.text import print_module
 from intarsia.passes.collectives.timeline import Costs
 from intarsia.passes.shard.memory import bytes_of
+from intarsia.passes.stages.cut import AXIS as MICROBATCH
 from intarsia.passes.stages.cut import Cut
-from intarsia.passes.stages.schedules import Action, Kind, Schedule, Seconds, run
+from intarsia.passes.stages.schedules import Action, Kind, Schedule, Seconds
 
 AXIS = "stage"
 """The axis of the mesh of a pipeline's devices."""
@@ -30,8 +30,12 @@ class Fragment:
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
 
+    @cached_property
+    def text(self) -> str:
+        return print_module(self.module)
+
     @staticmethod
-    def of(body: Region, outputs: Sequence[Value], is_given: Callable[[Value], bool]) -> Fragment:
+    def of(module: Module, outputs: Sequence[Value], is_given: Callable[[Value], bool]) -> Fragment:
         """All that the outputs need, up to parameters and to what is given."""
         inputs: dict[Value, Parameter] = {}
         needed: set[Node] = set()
@@ -43,29 +47,12 @@ class Fragment:
             elif value.node not in needed:
                 needed.add(value.node)
                 stack += value.node.inputs
-        nodes = tuple(n for n in body.nodes if n in needed)
+        nodes = tuple(n for n in module.graph.body.nodes if n in needed)
         values = {old: new.value for old, new in inputs.items()}
         region = Region(tuple(inputs.values()), nodes, tuple(outputs)).rebuild(values)
-        return Fragment(Module(Graph("fragment", region)), tuple(inputs), tuple(outputs))
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """A value of a micro-batch that goes from a stage to its neighbour."""
-
-    value: Value
-    microbatch: int
-    source: int
-    target: int
-
-
-@dataclass(frozen=True)
-class Round:
-    """What all devices do at the same time: each an action or none; then the permutations that send what these have
-    made, each with the transfers that it does."""
-
-    actions: tuple[Action | None, ...]
-    sends: tuple[tuple[CollectivePermute, tuple[Transfer, ...]], ...]
+        placed = (*(f"parameter {p.type}" for p in region.parameters), *(f"result {v.type}" for v in region.results))
+        header = (str(Placement.of(module).mesh), *placed)
+        return Fragment(Module(Graph("fragment", region), header=header), tuple(inputs), tuple(outputs))
 
 
 @dataclass(frozen=True)
@@ -89,9 +76,14 @@ class PipelineProgram:
         return Placement.of(self.cut.module)
 
     @cached_property
-    def shardings(self) -> dict[Value, Sharding | None]:
-        """Those of the parameters."""
-        return {p.value: type_.sharding for p, type_ in zip(self.body.parameters, self.placement.parameters)}
+    def inner(self) -> Mesh:
+        """The devices that work on one stage together."""
+        return Mesh(tuple(axis for axis in self.placement.mesh.axes if axis[0] != MICROBATCH))
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        """All devices: the stages, and for each of them those of `inner`."""
+        return Mesh(((AXIS, self.schedule.devices), *self.inner.axes))
 
     def device(self, node: Node) -> int:
         """The device at which a node of a micro-batch is at home."""
@@ -114,7 +106,7 @@ class PipelineProgram:
             kind = self.cut.kind.get(value.node)
             return kind is not None and (self.cut.stage[value.node], self._action(kind)) != place
 
-        return Fragment.of(self.body, outputs, is_given)
+        return Fragment.of(self.cut.module, outputs, is_given)
 
     def _action(self, kind: Kind) -> Kind:
         """The kind of action that does what is of a kind: both backward ones are one where a schedule does not split
@@ -133,45 +125,16 @@ class PipelineProgram:
         return tuple(found)
 
     @cached_property
-    def rounds(self) -> tuple[Round, ...]:
-        """The whole of a step but for the update, as if each action took as long."""
-        one = (1.0,) * self.schedule.stages
-        starts = run(self.schedule, Seconds(one, one, one, (0.0,) * self.schedule.stages)).starts
-        found: list[Round] = []
-        for number in range(int(max(starts.values())) + 1):
-            own = [a for a, start in starts.items() if start == number]
-            by_device = {a.stage % self.schedule.devices: a for a in own}
-            actions = tuple(by_device.get(d) for d in range(self.schedule.devices))
-            found.append(Round(actions, self._permutations([t for a in own for t in self._transfers(a)])))
-        return tuple(found)
-
-    def _transfers(self, action: Action) -> list[Transfer]:
-        target = action.stage + (1 if action.kind == "F" else -1)
-        return [Transfer(v, action.microbatch, action.stage, target) for v in self.sent(action)]
-
-    def _permutations(
-        self, transfers: Sequence[Transfer]
-    ) -> tuple[tuple[CollectivePermute, tuple[Transfer, ...]], ...]:
-        """Transfers of one type as permutations, in each of which a device sends and gets at most one of them."""
-        groups: list[list[Transfer]] = []
-        p = self.schedule.devices
-        for new in transfers:
-            for group in groups:
-                like = all(old.value.type == new.value.type for old in group)
-                if like and all(old.source % p != new.source % p and old.target % p != new.target % p for old in group):
-                    group.append(new)
-                    break
-            else:
-                groups.append([new])
-        found: list[tuple[CollectivePermute, tuple[Transfer, ...]]] = []
-        for group in groups:
-            sources = [-1] * p
-            for one in group:
-                sources[one.target % p] = one.source % p
-            given = Parameter("sent", group[0].value.type)
-            node = CollectivePermute(given.value, (AXIS,), p, tuple(sources), span=group[0].value.node.span)
-            found.append((node, tuple(group)))
-        return tuple(found)
+    def bytes_sent(self) -> int:
+        """What all devices send each other between stages in a step, and for the update; what collectives within a
+        stage send is not in it."""
+        p, found = self.schedule.devices, 0
+        for action in (a for own in self.schedule.actions for a in own):
+            to = action.stage + (1 if action.kind == "F" else -1)
+            if to % p != action.stage % p:
+                found += sum(bytes_of(v.type) for v in self.sent(action))
+        found += sum(bytes_of(v.type) * len(one.readers) for one in self.update.shared for v in one.fragment.outputs)
+        return found * self.inner.devices
 
     def seconds(self, cluster: Cluster) -> Seconds:
         """What actions and sending take by the model of a cluster, whose devices are neighbours."""
@@ -181,10 +144,9 @@ class PipelineProgram:
             fragments = (self.fragments[stage, kind].module.graph.body for stage in range(self.cut.stages))
             return [sum(costs.computing(node, {}) for node in body.nodes) for body in fragments]
 
-        mesh = Mesh(((AXIS, self.schedule.devices),))
         sent = (sum(bytes_of(v.type) for v in self.sent(Action("F", s, 0))) for s in range(self.cut.stages))
         sending = [
-            cluster.seconds(mesh, "collective_permute", (MeshAxis(AXIS),), size) if size else 0.0 for size in sent
+            cluster.seconds(self.mesh, "collective_permute", (MeshAxis(AXIS),), size) if size else 0.0 for size in sent
         ]
         weights = taken("W") if self.schedule.splits_backward else [0.0] * self.cut.stages
         return Seconds(taken("F"), taken("B"), weights, sending)
@@ -195,17 +157,24 @@ class PipelineProgram:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """A value of the update that one device makes and others read."""
+
+    fragment: Fragment
+    owner: int
+    readers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Update:
     """What is done once, with the sums over micro-batches, by the device that has them. What needs values of several
-    devices is made by the one that has the largest of these, after the others have been sent to all.
+    devices is made by the one that has the largest of these, after it has got the others.
 
-    shared: what is sent so, with the all-reduce that does it, in order. results: the fragment of the results of each
-    device. owner: of each value that is shared or a result, the device that makes it.
+    shared: what is sent so, in order. results: the fragment of the results of each device.
     """
 
-    shared: tuple[tuple[Fragment, AllReduce], ...]
+    shared: tuple[Shared, ...]
     results: tuple[Fragment, ...]
-    owner: dict[Value, int]
 
     @staticmethod
     def of(program: PipelineProgram) -> Update:
@@ -222,19 +191,18 @@ class Update:
         sums = frozenset(n.value for n in parts.sums)
 
         def fragment(values: Sequence[Value]) -> Fragment:
-            found = Fragment.of(body, values, lambda v: v in sums or (v in shared and v not in values))
+            found = Fragment.of(program.cut.module, values, lambda v: v in sums or (v in shared and v not in values))
             if any(v in parts.data for v in found.inputs):
                 message = "a result of the step is about single examples, and a pipeline gives sums over them"
                 raise CompileError("E1913", message, values[0].node.span)
             return found
 
-        sends: list[tuple[Fragment, AllReduce]] = []
-        for value in shared:
-            assert isinstance(value.type, TensorType)
-            given = Parameter("sent", value.type)
-            node = AllReduce(given.value, (AXIS,), program.schedule.devices, span=value.node.span)
-            sends.append((fragment([value]), node))
-        by_device = [
-            [v for v in dict.fromkeys(body.results) if owner.get(v, 0) == d] for d in range(program.schedule.devices)
-        ]
-        return Update(tuple(sends), tuple(map(fragment, by_device)), owner)
+        made = {value: fragment([value]) for value in shared}
+        devices = range(program.schedule.devices)
+        results = [fragment([v for v in dict.fromkeys(body.results) if owner.get(v, 0) == d]) for d in devices]
+        reads = [(owner[v], f) for v, f in made.items()] + [*enumerate(results)]
+        found: list[Shared] = []
+        for value, one in made.items():
+            readers = sorted({d for d, f in reads if value in f.inputs and d != owner[value]})
+            found.append(Shared(one, owner[value], tuple(readers)))
+        return Update(tuple(found), tuple(results))

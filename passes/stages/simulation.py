@@ -1,125 +1,61 @@
-"""A pipeline run on simulated devices: what cutting, scheduling and sending are checked against."""
+"""A pipeline run with the graph interpreter, on threads of this process: what cutting and schedules are checked
+against, without compiled code."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from intarsia.ir.arithmetic import Arithmetic
 from intarsia.ir.dtypes import Array
-from intarsia.ir.graph import Node, Value
+from intarsia.ir.graph import Node
 from intarsia.ir.interpreter import evaluate_with
-from intarsia.ir.ops import AllReduce, Collective
+from intarsia.ir.ops import AllSlice, DeviceIndex
 from intarsia.ir.points import Operand
-from intarsia.ir.sharding import Mesh
-from intarsia.ir.spmd import Devices, alone, combine, part
-from intarsia.passes.stages.program import AXIS, Fragment, PipelineProgram, Transfer
-from intarsia.passes.stages.schedules import Action
-
-Exchange = Callable[[Node, Array], Array]
+from intarsia.ir.spmd import Devices, Here, alone, part, whole
+from intarsia.passes.stages.program import PipelineProgram
+from intarsia.passes.stages.running import Given, Piece, Script, StageDevice
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """The results of a step, what device 0 took part in, with the bytes it had, and the most bytes of values of
-    micro-batches that each device held after a round."""
+    """The results of a step, and the devices after it."""
 
     results: tuple[Array, ...]
-    log: Sequence[tuple[Collective, int]]
-    held: tuple[int, ...]
+    devices: tuple[StageDevice, ...]
 
 
 def simulate_pipeline(program: PipelineProgram, inputs: Sequence[Array]) -> Simulation:
     """Run a step for whole inputs, each device in a thread of its own."""
-    mesh = Mesh(((AXIS, program.schedule.devices),))
-    devices = Devices(mesh)
-    whole = {p.value: np.asarray(a) for p, a in zip(program.body.parameters, inputs)}
-    _ = program.rounds, program.update  # made before there are threads
+    script, fragments = Script.of(program)
+    placement = program.placement
 
-    def work(number: int, exchange: Exchange) -> tuple[dict[Value, Array], int]:
-        device = _Device(program, number, whole, exchange)
-        device.step()
-        return device.update(), device.most
+    def work(number: int, here: Here) -> tuple[StageDevice, dict[int, Array]]:
+        def own(array: Array, microbatch: int, n: int) -> Array:
+            device = microbatch * script.devices + number % script.devices
+            return part(placement.mesh, np.asarray(array), placement.parameters[n].sharding, device)
 
-    found = devices.run(work)
-    owner = program.update.owner
-    results = tuple(found[owner.get(v, 0)][0][v] for v in program.body.results)
-    return Simulation(results, devices.log, tuple(most for _, most in found))
+        def call(piece: Piece, arrays: Sequence[Array], microbatch: int) -> Sequence[Array]:
+            def exchange(node: Node, array: Array) -> Array:
+                if isinstance(node, AllSlice | DeviceIndex):
+                    return alone(placement.mesh, node, microbatch * script.devices + number % script.devices, array)
+                return here(node, array)
 
+            operands: list[Operand] = [*arrays]
+            return evaluate_with(Arithmetic(), fragments[piece.code].module, operands, exchange=exchange)
 
-@dataclass
-class _Device:
-    """One device. `values` are those of micro-batches that it has made or was sent, by stage and micro-batch; `parts`
-    those that are summed over micro-batches."""
+        given: list[Given] = [
+            [own(a, m, n) for m in range(program.schedule.microbatches)] if n in script.data else own(a, 0, n)
+            for n, a in enumerate(inputs)
+        ]
+        device = StageDevice(script, number, given, call, here)
+        return device, device.step()
 
-    program: PipelineProgram
-    number: int
-    whole: Mapping[Value, Array]
-    exchange: Exchange
-    values: dict[tuple[int, int], dict[Value, Array]] = field(default_factory=dict)
-    parts: dict[AllReduce, list[Array]] = field(default_factory=dict)
-    most: int = 0
-
-    def step(self) -> None:
-        """All micro-batches forwards and backwards."""
-        for one in self.program.rounds:
-            action = one.actions[self.number]
-            if action is not None:
-                self._act(action)
-            self.most = max(self.most, sum(a.nbytes for own in self.values.values() for a in own.values()))
-            for node, transfers in one.sends:
-                self._send(node, transfers)
-            if action is not None and action.kind == self.program.schedule.kinds[-1]:
-                del self.values[action.stage, action.microbatch]
-
-    def _act(self, action: Action) -> None:
-        own = self.values.setdefault((action.stage, action.microbatch), {})
-        placement = self.program.placement
-
-        def given(value: Value) -> Array:
-            if value in own:
-                return own[value]
-            return part(placement.mesh, self.whole[value], self.program.shardings[value], action.microbatch)
-
-        def lone(node: Node, array: Array) -> Array:
-            return alone(placement.mesh, node, action.microbatch, array)
-
-        fragment = self.program.fragments[action.stage, action.kind]
-        made = _evaluated(fragment, given, lone)
-        own.update(made)
-        for node in self.program.cut.parts.sums:
-            if node.x in made:
-                self.parts.setdefault(node, []).append(made[node.x])
-
-    def _send(self, node: Collective, transfers: Sequence[Transfer]) -> None:
-        p = self.program.schedule.devices
-        mine = next((t for t in transfers if t.source % p == self.number), None)
-        array = _zeros(node) if mine is None else self.values[mine.source, mine.microbatch][mine.value]
-        taken = self.exchange(node, array)
-        for one in transfers:
-            if one.target % p == self.number:
-                self.values.setdefault((one.target, one.microbatch), {})[one.value] = taken
-
-    def update(self) -> dict[Value, Array]:
-        """The results that this device makes."""
-        known = {**self.whole, **{node.value: combine(node, parts, 0) for node, parts in self.parts.items()}}
-        update = self.program.update
-        for fragment, node in update.shared:
-            (value,) = fragment.outputs
-            array = _zeros(node)
-            if update.owner[value] == self.number:
-                array = _evaluated(fragment, known.__getitem__, None)[value]
-            known[value] = self.exchange(node, array)
-        return _evaluated(update.results[self.number], known.__getitem__, None)
-
-
-def _evaluated(fragment: Fragment, given: Callable[[Value], Array], exchange: Exchange | None) -> dict[Value, Array]:
-    inputs: list[Operand] = [given(v) for v in fragment.inputs]
-    results = evaluate_with(Arithmetic(), fragment.module, inputs, exchange=exchange)
-    return dict(zip(fragment.outputs, results))
-
-
-def _zeros(node: Collective) -> Array:
-    return np.zeros(node.x.tensor.static_shape, node.x.dtype.numpy)
+    found = Devices(program.mesh).run(work)
+    results: list[Array] = []
+    for (value, owner), type_ in zip(script.results, placement.results):
+        parts = [made[value] for device, made in found if device.number // script.devices == owner]
+        results.append(whole(program.inner, parts, type_))  # type: ignore[arg-type]
+    return Simulation(tuple(results), tuple(device for device, _ in found))
