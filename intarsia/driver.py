@@ -63,6 +63,8 @@ CHIP_STAGES = ("ttir", "ttgir", "llvm", "ptx", "sass")
 GPU_STAGES = (*MODULE_STAGES, "plan", "triton", *CHIP_STAGES)
 """The stages for a GPU."""
 
+ONE_DEVICE = "or drop the mesh: --devices one"
+
 LONG = 10_000_000
 """Nanoseconds of a program that a user may want to interrupt."""
 
@@ -272,7 +274,8 @@ class Compilation:
             return print_plan(self.plan)
         if stage == "triton":
             if self.options.devices is not None:
-                raise CompileError("E1906", "a file for Triton runs on one device", hint="see --to plan")
+                hint = f"see --to plan, {ONE_DEVICE}"
+                raise CompileError("E1906", "a file for Triton runs on one device", hint=hint)
             from intarsia.backends.gpu.program_file import program_text
 
             checks = {number: check.summary for number, check in checks_of(self.plan).items()}
@@ -329,13 +332,15 @@ def on_mesh(module: Module, options: Options) -> Module:
     if options.devices is not None:
         if mesh_of(module) is None:
             hint = "declare a mesh, mesh pod(data=2), or give --mesh data=2"
-            raise CompileError("E1901", "the program is for one device", hint=hint)
+            message = f"devices '{options.devices}' are those of a mesh, and the program has none"
+            raise CompileError("E1901", message, hint=hint)
         if options.dynamic:
             message = f"a program for several devices needs a number for {', '.join(options.dynamic)}"
-            raise CompileError("E1906", message, hint="leave out --dynamic")
+            raise CompileError("E1906", message, hint=f"leave out --dynamic, {ONE_DEVICE}")
         if ((target := options.resolve_target()).kind == "gpu") != (options.devices == "nccl"):
-            message = f"devices {options.devices} do not run programs for {target.name}"
-            raise CompileError("E1906", message, hint="several GPUs are --devices nccl; else leave out --target")
+            message = f"devices '{options.devices}' do not run programs for {target.name}"
+            hint = f"several GPUs are --devices nccl; else leave out --target, {ONE_DEVICE}"
+            raise CompileError("E1906", message, hint=hint)
     return module
 
 
@@ -416,7 +421,7 @@ def interface_of(compilation: Compilation) -> Interface:
     from intarsia.backends.cpu.library import Interface
 
     if compilation.options.devices is not None:
-        hint = "leave out --mesh and --devices"
+        hint = "leave out --mesh; --devices one drops the mesh that the program declares"
         raise CompileError("E1906", "a C library runs on one device", hint=hint)
     if compilation.options.donated:  # in C, the caller says where results lie
         compilation = replace(compilation, options=replace(compilation.options, donated=()))

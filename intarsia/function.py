@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from intarsia.arguments import flatten
+from intarsia.arguments import check_names, flatten
 from intarsia.deep_stack import with_deep_stack
 from intarsia.donation import with_own_memory
 from intarsia.executable import Executable
@@ -75,6 +75,17 @@ class Function:
         form = with_deep_stack(lambda: signature_form(self.program.library, self.name))
         self.program.remember("signature", key, form.to_json())
         return form
+
+    @cached_property
+    def options(self) -> Options:
+        """What is chosen for the program, with the devices that this means for the mesh that it declares; None is one
+        device.
+
+        Raises CompileError E0610 for a donated parameter that is not there, E1901 for what needs devices and has none.
+        """
+        chosen = self.program.options
+        check_names(chosen.donated, self.form.labels, complete=False)
+        return chosen.on_devices(self.form.mesh)
 
     @property
     def constants(self) -> tuple[str, ...]:
@@ -151,7 +162,7 @@ class Function:
     @property
     def runs_on_gpu(self) -> bool:
         """Is its target a GPU, and no mesh of them?"""
-        options = self.program.options
+        options = self.options
         return (options.target or "").startswith("gpu") and options.devices is None
 
     @cached_property
@@ -166,9 +177,9 @@ class Function:
     @cached_property
     def mesh(self) -> MeshCalls | None:
         """What runs the function if it is for the devices of a mesh."""
-        if self.program.options.devices is None:
+        if self.options.devices is None:
             return None
-        if self.program.options.devices == "nccl":
+        if self.options.devices == "nccl":
             from intarsia.gpu_mesh import GpuMeshCalls
 
             return GpuMeshCalls(self)
@@ -321,7 +332,7 @@ class Function:
         dims: Mapping[str, int],
         constants: tuple[str, ...],
     ) -> tuple[Executable, dict[str, int]]:
-        require_host(self.program.options.resolve_target())
+        require_host(self.options.resolve_target())
         key, sizes = self.code_key(types, statics, dims, constants)
         if (known := self._compiled.get(key)) is not None:
             executable = known[0]
@@ -339,7 +350,7 @@ class Function:
     ) -> tuple[tuple[str, str], dict[str, int]]:
         """What decides the code for these types, and the sizes, if some stay open in it. Raises CompileError where the
         program is not right for them."""
-        options = self.program.options
+        options = self.options
         sizes = self._open_sizes(types, dims)
         opened = open_types(self.form, types, sizes, options.dynamic)
         fixed = {n: v for n, v in dims.items() if n not in options.dynamic}
@@ -368,7 +379,7 @@ class Function:
 
     def _open_sizes(self, types: Mapping[str, Type], dims: Mapping[str, int]) -> dict[str, int]:
         """The number of every dimension name, where some are to stay open; else nothing."""
-        dynamic = self.program.options.dynamic
+        dynamic = self.options.dynamic
         if not dynamic:
             return {}
         found = known_sizes(self.form, *shapes_of(types), dims)
@@ -382,7 +393,7 @@ class Function:
         """
         key = self.program.key("proof", self.name, _texts(types), _plain(statics), sorted(dims.items()))
         if self.program.recall("proof", key) is None:
-            self.compilation_of_types(types, statics, dims, dataclasses.replace(self.program.options, dynamic=()))
+            self.compilation_of_types(types, statics, dims, dataclasses.replace(self.options, dynamic=()))
             self.program.remember("proof", key, b"")
 
     def compilation(
@@ -408,7 +419,7 @@ class Function:
         are the parameters that will not change between calls: by default all that are declared so."""
         from intarsia.driver import Compilation  # brings the passes
 
-        library, own = self.program.library, options or self.program.options
+        library, own = self.program.library, options or self.options
 
         def build() -> Compilation:
             sizes = dict(dims) if types is None else library.bind_sizes(self.name, types, dims)

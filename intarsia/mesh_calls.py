@@ -95,7 +95,7 @@ class MeshCalls:
     ) -> MeshCall:
         """What runs the program, compiled, on these arguments. `constants` are the parameters that will not change
         between calls, by default all that are declared so; those of a function called in Python are bound."""
-        kind = self.function.program.options.devices
+        kind = self.function.options.devices
         is_simulated = kind is None or kind == "simulate"
         if not is_simulated:
             world(kind)  # from now on an error in one process ends all of them
@@ -151,7 +151,7 @@ class MeshCalls:
     ) -> MeshProgram:
         """The program, from the cache or the compiler."""
         function, source = self.function, self.function.program
-        require_host(source.options.resolve_target())
+        require_host(function.options.resolve_target())
         types = declared_types(function.form, tensors, dims)
         code, _ = function.code_key(types, statics, dims, constants)
         key = source.key("mesh", *code)

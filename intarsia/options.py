@@ -27,7 +27,8 @@ class Options:
     donated: parameters whose arrays a call on a CPU may use for its results, which are then these arrays.
     mesh: devices, `data=2,model=2`, in place of the mesh of the program. sharding: `strict` makes every choice between
     shardings an error. devices: where those of the mesh are: `simulate` all in this process, `mpi` and `gloo` one in
-    each of several, `nccl` one GPU in each; None is one device, for which shardings are dropped.
+    each of several, `nccl` one GPU in each; `one` drops the mesh and all shardings; None is `simulate` if there is a
+    mesh or something that needs one is asked for, and else `one`.
     collectives: `ring` works on blocks as they come round the devices in place of gathering them first, `auto` where a
     model says that this takes less time.
     device_passes: passes on the program of a device, `overlap{cluster=nvlink-node}`, as a pipeline.
@@ -44,11 +45,36 @@ class Options:
     donated: tuple[str, ...] = ()
     mesh: str | None = None
     sharding: Literal["auto", "strict"] = "auto"
-    devices: Literal["simulate"] | ProcessKind | None = None
+    devices: Literal["one", "simulate"] | ProcessKind | None = None
     collectives: Literal["gather", "ring", "auto"] = "gather"
     device_passes: str | None = None
     preset: str | None = None
     memory_budget: int | None = None
+
+    @property
+    def needing_devices(self) -> str | None:
+        """The first of what is asked for that only the devices of a mesh can do: on one device it would be ignored."""
+        asked = {
+            f"the mesh {self.mesh}": self.mesh is not None,
+            f"the preset {self.preset}": self.preset is not None,
+            f"the device passes {self.device_passes}": self.device_passes is not None,
+            "strict sharding": self.sharding != "auto",
+            f"collectives {self.collectives}": self.collectives != "gather",
+        }
+        return next((text for text, is_asked in asked.items() if is_asked), None)
+
+    def on_devices(self, declared: str) -> Options:
+        """The options with `devices` decided, None for one: a mesh, given or `declared` by the program, means all
+        of its devices. Raises CompileError E1901 for what needs devices and has none."""
+        asked = self.needing_devices
+        if self.devices == "one" and asked is not None:
+            raise CompileError("E1901", f"{asked} is for several devices", hint="leave out that, or devices 'one'")
+        if asked is not None and not declared and self.mesh is None:
+            hint = "declare a mesh, mesh pod(data=2), or give --mesh data=2"
+            raise CompileError("E1901", f"{asked} needs the devices of a mesh, and the program has none", hint=hint)
+        if self.devices is None and (declared or asked is not None):
+            return replace(self, devices="simulate")
+        return replace(self, devices=None) if self.devices == "one" else self
 
     def resolve_target(self) -> Target:
         """The machine; for devices `nccl` the GPU at hand, unless another target is named. Raises CompileError E1701,

@@ -78,6 +78,11 @@ class SignatureForm:
     def tensors(self) -> tuple[TensorForm, ...]:
         return tuple(t for p in self.parameters for t in p.tensors)
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of all parameters, and of the tensors of those that have several."""
+        return tuple(dict.fromkeys((*(p.name for p in self.parameters), *(t.label for t in self.tensors))))
+
     def parameter(self, name: str) -> ParameterForm | None:
         return next((p for p in self.parameters if p.name == name), None)
 

@@ -57,16 +57,21 @@ class Mesh:
     """Devices in a grid with named axes, numbered in row-major order: `mesh pod(data=2, model=4)`."""
 
     axes: tuple[tuple[str, int], ...]
-    name: str = "mesh"
+    name: str = "devices"
 
     def __str__(self) -> str:
-        return f"mesh {self.name}({', '.join(f'{n}={s}' for n, s in self.axes)})"
+        return f"mesh {self.name}({self.said})"
+
+    @property
+    def said(self) -> str:
+        """The axes as a user gives them: `data=2, model=4`."""
+        return ", ".join(f"{name}={size}" for name, size in self.axes)
 
     @staticmethod
     def parse(text: str) -> Mesh:
         """Read `mesh pod(data=2, model=4)`, or only `data=2,model=4`. Raises ValueError with what is wrong."""
         found = _MESH.fullmatch(text.strip())
-        name, inner = (found[1], found[2]) if found else ("mesh", text)
+        name, inner = (found[1], found[2]) if found else ("devices", text)
         axes: list[tuple[str, int]] = []
         for part in inner.split(","):
             axis = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*=\s*(\d+)\s*", part)

@@ -67,7 +67,7 @@ def data(*shape: int) -> np.ndarray:
 def test_python_and_command_line(ita: Run) -> None:
     """Where the devices do not divide the sizes, too."""
     x, w1, w2 = data(5, 6), data(6, 7), data(7, 6)
-    alone = intarsia.compile(MEGATRON).mlp(x, w1, w2)
+    alone = intarsia.compile(MEGATRON, intarsia.Options(devices="one")).mlp(x, w1, w2)
     for mesh in ("data=3,model=2", "data=1,model=2"):
         together = intarsia.compile(MEGATRON, intarsia.Options(devices="simulate", mesh=mesh)).mlp(x, w1, w2)
         np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-5)

@@ -118,7 +118,7 @@ def test_run_starts_the_processes(tmp_path: Path) -> None:
         "y.npy",
         "--compare",
     )
-    alone = intarsia.compile(MEGATRON).mlp(**arrays)
+    alone = intarsia.compile(MEGATRON, intarsia.Options(devices="one")).mlp(**arrays)
     for start in (run, partial(mpiexec, 4)):
         found = start(*words, "--compare", "--time", "--profile", folder=tmp_path)
         assert found.returncode == 0, found.stderr

@@ -20,6 +20,7 @@ from intarsia.commands.options import (
     open_program,
     options_of,
     program_argument,
+    simulated_options,
     write_output,
 )
 from intarsia.deep_stack import with_deep_stack
@@ -41,6 +42,7 @@ ROUNDS = 3
 @program_argument
 @argument_options
 @compile_options
+@simulated_options
 @click.option("--against", default="", metavar="numpy,torch", help="Time the graph op by op in these too.")
 @click.option("--seconds", default=2.0, show_default=True, help="How long to measure each.")
 @click.option("--json", "output", default=None, metavar="FILE", help="Write every sample.")

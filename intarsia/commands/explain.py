@@ -84,7 +84,7 @@ def command(
     program = Program(source, options, use_cache=use_cache)
     options = replace(options, donated=donated_names(donate, program.entry(name).form))
     function = on_devices(program.with_options(options).entry(name), target)
-    required = about in ("memory", "schedule") or function.program.options.devices is not None
+    required = about in ("memory", "schedule") or function.options.devices is not None
     bound = bind_types(function, arguments, weights, settings["dims"], required=required)
     compilation = function.compilation_of_types(bound.types, bound.statics, bound.dims)
     if about == "fusion":
@@ -111,7 +111,7 @@ def command(
         report = with_deep_stack(lambda: lowbit_report(compilation))
         _show(compilation.remarks.items, about)
         click.echo(report, nl=bool(report))
-    elif about in ON_DEVICES and function.program.options.devices is not None:
+    elif about in ON_DEVICES and function.options.devices is not None:
         from intarsia.ir.cluster import Cluster
 
         _explain_devices(compilation, about, Cluster.read(cluster), plot)

@@ -116,10 +116,18 @@ _MESH_OPTIONS: dict[str, dict[str, Any]] = {
 _DEVICE_OPTIONS: dict[str, dict[str, Any]] = {
     **_MESH_OPTIONS,
     "--devices": {
-        "type": click.Choice(["simulate", *PROCESS_KINDS]),
-        "help": "Where the devices of a mesh are: all in this process, or one in each  [default: simulate]",
+        "type": click.Choice(["one", "simulate", *PROCESS_KINDS]),
+        "help": "Where the devices of a mesh are: in this process, or one in each; one: no mesh  [default: simulate]",
     },
     "--device-passes": {"metavar": "TEXT", "help": "Passes on the program of a device: overlap{cluster=NAME}, …"},
+}
+
+_SIMULATED_OPTIONS: dict[str, dict[str, Any]] = {
+    **_DEVICE_OPTIONS,
+    "--devices": {
+        "type": click.Choice(["one", "simulate"]),
+        "help": "All devices of a mesh in this process, or one, which drops the mesh  [default: simulate]",
+    },
 }
 
 
@@ -131,6 +139,11 @@ def compile_options(function: F) -> F:
 def device_options(function: F) -> F:
     """The options about a mesh of devices, which run, emit and explain have in common."""
     return _with_options(function, _DEVICE_OPTIONS)
+
+
+def simulated_options(function: F) -> F:
+    """The same for verbs that start no processes: bench, tune and reduce."""
+    return _with_options(function, _SIMULATED_OPTIONS)
 
 
 def mesh_options(function: F) -> F:
@@ -205,32 +218,21 @@ def options_of(settings: Mapping[str, Any]) -> tuple[Options, bool, str | None]:
 
 
 def on_devices(function: Function, target: str | None) -> Function:
-    """The function as `device_options` want it: a mesh, given or declared, means all of its devices, simulated unless
-    something else is said, and what only these can do needs one. NumPy runs the program of one device."""
+    """The function as `device_options` want it: NumPy runs the program of one device, for which nothing that is about
+    several may be asked for."""
     options = function.program.options
-    if target in INTERPRETERS:
-        if options.devices is not None:
-            raise click.UsageError(f"--devices is about machine code, and --target {target} runs none")
+    if target not in INTERPRETERS:
         return function
-    if options.devices is not None:
-        return function
-    if not wants_mesh(options) and (not function.form.mesh or options.dynamic or function.runs_on_gpu):
-        return function  # for which a declared mesh is no wish
-    program = function.program.with_options(replace(options, devices="simulate"))
-    return program.entry(function.name)
-
-
-def wants_mesh(options: Options) -> bool:
-    """Whether something is asked for that only the devices of a mesh can do: on one device it would be ignored."""
-    named = (options.mesh, options.preset, options.device_passes)
-    return any(text is not None for text in named) or (options.sharding, options.collectives) != ("auto", "gather")
+    if options.devices not in (None, "one") or options.needing_devices is not None:
+        asked = options.needing_devices or f"devices {options.devices}"
+        raise click.UsageError(f"--target {target} runs the program on one device, and {asked} is for several")
+    return function.program.with_options(replace(options, devices="one")).entry(function.name)
 
 
 def donated_names(text: str, form: SignatureForm) -> tuple[str, ...]:
     """The parameters that `--donate` names, or tensors of them. Raises CompileError E0610 for another name."""
     names = tuple(name for part in text.split(",") if (name := part.strip()))
-    known = dict.fromkeys((*(p.name for p in form.parameters), *(t.label for t in form.tensors)))
-    check_names(names, [*known], complete=False)
+    check_names(names, form.labels, complete=False)
     return names
 
 

@@ -13,9 +13,11 @@ from intarsia.commands.interruption import interruptible
 from intarsia.commands.options import (
     INTERPRETERS,
     compile_options,
+    on_devices,
     open_program,
     options_of,
     program_argument,
+    simulated_options,
     write_output,
 )
 from intarsia.commands.progress import ProgressLine
@@ -32,6 +34,7 @@ from intarsia.program import Program
 )  # fmt: skip
 @argument_options
 @compile_options
+@simulated_options
 @click.option("-o", "output", default="-", metavar="FILE", help="Where the reduced program goes.")
 def command(
     file: str | None,
@@ -58,7 +61,7 @@ def command(
             program = Program(candidate, options, use_cache=False)
             if mistakes := program.library.check():
                 return mistakes[0].code
-            function = program.entry(name)
+            function = on_devices(program.entry(name), target)
             known = {t.label for t in function.form.tensors} | {p.name for p in function.form.parameters}
             own = [a for a in arguments if a.partition("=")[0] in known]
             dims = [d for d in settings["dims"] if d.partition("=")[0] in function.form.dimensions]

@@ -22,6 +22,7 @@ from intarsia.commands.options import (
     options_of,
     program_argument,
     read_text,
+    simulated_options,
     write_output,
 )
 from intarsia.commands.progress import ProgressLine
@@ -60,6 +61,7 @@ CHECK = 0.5
 @program_argument
 @type_options
 @compile_options
+@simulated_options
 @click.option("--seconds", default=30.0, show_default=True, help="How long to search, for all kernels together.")
 @click.option("--trials", default=1000, show_default=True, help="How many schedules of a kernel to measure at most.")
 @click.option("--db", "database", default=None, metavar="FILE", help="Where to keep them  [default: in the cache]")

@@ -79,7 +79,7 @@ class InTurn(Pass):
         placement = Placement.of(module)
         mesh = placement.mesh
         if self.axis not in mesh.sizes:
-            raise CompileError("E1901", f"the mesh has no axis '{self.axis}'", hint=f"it is {mesh}")
+            raise CompileError("E1901", f"the mesh has no axis '{self.axis}'", hint=f"the mesh is {mesh.said}")
         if mesh.sizes[self.axis] == 1:
             return module
         left = self.left(mesh)

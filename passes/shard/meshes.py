@@ -23,7 +23,7 @@ def check_shardings(module: Module, mesh: Mesh) -> None:
     for node in (*module.graph.parameters, *module.graph.body.walk()):
         for type_ in node.results:
             if type_.sharding is not None and (problem := type_.sharding.problem(mesh)):
-                hint = f"the mesh is {mesh}"
+                hint = f"the mesh is {mesh.said}"
                 raise CompileError("E1901", f"{type_}: {problem}", node.span, hint=hint)
 
 

@@ -48,7 +48,8 @@ class Preset(Pass):
         axis = self.axis or mesh.axes[0][0]
         if axis not in mesh.sizes or (not self.axis and len(mesh.axes) > 1):
             message = f"the mesh has no axis '{axis}'" if self.axis else f"which axis is {self.plan} for?"
-            raise CompileError("E1901", message, hint=f"{mesh}; a plan for each axis is data=zero1,model=megatron")
+            hint = f"the mesh is {mesh.said}; a plan for each axis is data=zero1,model=megatron"
+            raise CompileError("E1901", message, hint=hint)
         step = TrainingStep(module.graph.body).require()
         plan = Plan(mesh, MeshAxis(axis))
         PLANS[self.plan](step, plan)

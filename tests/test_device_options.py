@@ -1,0 +1,74 @@
+"""What is said about the devices of a mesh is done, or is an error: nothing of it is ignored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Run
+
+import intarsia
+from intarsia import Options
+from intarsia.ir.errors import CompileError
+
+PLAIN = "fn f(x: f32[N, 4], w: f32[4, M]) -> f32[N, M] { return x @ w }\n"
+SPLIT = "mesh pod(a=2)\nfn f(x: f32[N@a, 4], w: f32[4, M@a]) -> f32[N@a, M] { return x @ w }\n"
+FILES = {"plain.ita": PLAIN, "split.ita": SPLIT}
+SIZES = ("--dim", "N=4", "--dim", "M=6")
+NEEDING: tuple[dict[str, Any], ...] = (
+    {"mesh": "a=2"},
+    {"preset": "data"},
+    {"device_passes": "overlap"},
+    {"sharding": "strict"},
+    {"collectives": "ring"},
+)
+"""Options that only several devices can honour."""
+
+
+def words(settings: dict[str, Any]) -> list[str]:
+    return [w for name, value in settings.items() for w in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    return np.ones((4, 4), np.float32), np.arange(24, dtype=np.float32).reshape(4, 6)
+
+
+@pytest.mark.parametrize("settings", NEEDING, ids=lambda s: next(iter(s)))
+def test_in_python_as_on_the_command_line(settings: dict[str, Any], ita: Run) -> None:
+    """A mesh means all of its devices; without one, or on one device, what needs it is an error that names it."""
+    given = Options(**settings)
+    if given.mesh is None:
+        with pytest.raises(CompileError, match="needs the devices of a mesh, and the program has none") as caught:
+            intarsia.compile(PLAIN, given).f(*data())
+        assert caught.value.code == "E1901"
+        status, _, report = ita("run", "plain.ita", "--random", *SIZES, *words(settings))
+        assert status == 1 and caught.value.diagnostics[0].message in report
+    else:
+        assert intarsia.compile(PLAIN, given).f.mesh is not None
+    with pytest.raises(CompileError, match="is for several devices"):
+        intarsia.compile(SPLIT, Options(devices="one", **settings)).f(*data())
+    assert intarsia.compile(SPLIT, given).f.mesh is not None
+    status, _, report = ita("run", "split.ita", "--random", *SIZES, *words(settings), "--target", "reference")
+    assert status == 2 and "runs the program on one device" in report
+
+
+def test_a_declared_mesh_means_its_devices(ita: Run) -> None:
+    program = intarsia.compile(SPLIT)
+    assert "all_gather" in program.f.lower(*data()).asm["partitioned"]
+    alone = intarsia.compile(SPLIT, Options(devices="one"))
+    assert alone.f.mesh is None
+    np.testing.assert_array_equal(program.f(*data()), alone.f(*data()))
+    assert "all_gather" in ita("emit", "split.ita", *SIZES, "--to", "plan")[1]
+    assert "all_gather" not in ita("emit", "split.ita", *SIZES, "--to", "plan", "--devices", "one")[1]
+    status, _, report = ita("emit", "split.ita", *SIZES, "--to", "header")
+    assert status == 1 and "--devices one" in report
+    assert ita("emit", "split.ita", *SIZES, "--to", "header", "--devices", "one")[0] == 0
+
+
+def test_names_that_are_given_away() -> None:
+    """A parameter that is not there, on one device and on several."""
+    for devices in ("one", "simulate"):
+        with pytest.raises(CompileError, match="no parameter is named 'v'") as caught:
+            intarsia.compile(SPLIT, Options(devices=devices, donated=("v",))).f(*data())  # type: ignore[arg-type]
+        assert caught.value.code == "E0610"
