@@ -91,6 +91,7 @@ def command(
     from intarsia.passes.shard.report import sent_by
     from intarsia.passes.shard.search import search
 
+    _require_together(is_pipeline=pipeline is not None)
     source, name = open_program(file, text)
     options, use_cache, _ = options_of(settings)
     function = Program(source, options, use_cache=use_cache).entry(name)
@@ -99,7 +100,6 @@ def command(
     found = Cluster.read(cluster)
 
     donated = donated_names(donate, function.form)
-    _require_together(is_pipeline=pipeline is not None)
     if pipeline is not None:
         _show_pipeline(compilation, schedule_of(pipeline, stages, microbatches, chunks), found, plot)
         return
