@@ -167,7 +167,7 @@ class _Digits:
         stride, rest = ONE, index
         while rest.terms:
             run = next((r for r, value in self._runs() if _contains(rest, value * stride)), None)
-            if run is None:
+            if run is None or stride == ZERO:  # beyond a dimension without elements nothing is in order
                 return None
             rest = rest - self._value(run) * stride
             stride = stride * product(f.extent for f, _ in run)

@@ -33,6 +33,7 @@ RULES = {
     "(x: f32[8, 6]) -> f32[8, 6] { return sort(x) }": "[i0, *] -> [i0, *]",
     "(x: f32[8, 6]) -> i64[8] { return argmax(x, axis=1) }": "[i0, *] -> [i0]",
     "(x: f32[8, 6]) -> f32[8, 6] { return cumsum(x, axis=0) }": "[*, i1] -> [*, i1]",
+    "(x: f32[0]) -> f32[0] { return tensor[i < 0](sum[r < 3](where(i + r < 0, x[i + r], 0.0))) }": "[*] -> [i]",
     """(x: f32[2, 16, 3], w: f32[5, 3, 8]) -> f32[2, 12, 8] {
     return tensor[n < 2, i < 12, o < 8](sum[r < 5, c < 3](x[n, i + r, c] * w[r, c, o]))
 }""": "[n, *, c], [r, c, o] -> [n, i, o] sum(r) sum(c)",

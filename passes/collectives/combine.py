@@ -130,9 +130,8 @@ def _as_one(rows: Rows, members: Sequence[Collective]) -> list[Value]:
     """The collective for all, on their rows one beside the other; what the members gave."""
     first = members[0]
     flat = [rows.of(m.x, m.dim if isinstance(m, ReduceScatter) else None, m.devices) for m in members]
-    joined = replace(first, x=rows.add(Concat(tuple(flat), 1)))
-    if isinstance(joined, AllGather | ReduceScatter):
-        joined = replace(joined, dim=0)
+    x = rows.add(Concat(tuple(flat), 1))
+    joined = replace(first, x=x, dim=0) if isinstance(first, AllGather | ReduceScatter) else replace(first, x=x)
     made, start = rows.add(joined), 0
     found: list[Value] = []
     for member, row in zip(members, flat):

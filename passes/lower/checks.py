@@ -97,6 +97,11 @@ def check_update(group: GroupLowering, node: Update, checks: Checks) -> None:
         _write_once(group, node, checks)
 
 
+def can_fail(operands: Sequence[Value], axes: Sequence[Axis], body: Expr) -> bool:
+    """Does the evaluation of a body over axes ask for checks?"""
+    return any(True for _ in _Reader(operands, axes).expression(body, ()))
+
+
 @dataclass(frozen=True)
 class CheckMessage:
     """What a failed check becomes: an error with a code, its message with a `{}` for each recorded value, and the

@@ -3,8 +3,8 @@
 An axis that is cut over devices runs over the part only. Where a subscript runs along a dimension that is cut in the
 same way, it stays as it is: the offsets of both cancel. Everywhere else (the value of an index, a bound, a subscript
 into a tensor that the device has whole) the axis stands for its place in the whole, `number of the device * part + i`.
-What is beyond the end of the whole, where the devices do not divide an extent, is left out of reductions; in results
-it is arbitrary.
+What is beyond the end of the whole, where the devices do not divide an extent, is left out of reductions, and of what
+run-time checks look at; in results it is arbitrary.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from intarsia.ir.ops.elementwise import Elementwise, axes_for, broadcast_load
 from intarsia.ir.ops.index import Compute, Update
 from intarsia.ir.ops.reduction import Matmul, Reduce
 from intarsia.ir.ops.shape import BroadcastTo, Concat, Reshape, Slice, Transpose
-from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load, apply, where
+from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load, apply, loads, where
 from intarsia.ir.sharding import Axes, Mesh, local_extent
 from intarsia.ir.sizes import ZERO, Size, maximum, minimum
 from intarsia.ir.space import Axis, Space, operand, operand_position
 from intarsia.ir.types import TensorType
+from intarsia.passes.shard.checked import body_inside, size_inside, space_inside
 from intarsia.passes.shard.edges import Edge
 from intarsia.passes.shard.windows import Window
 
@@ -36,19 +37,22 @@ PLAIN = (Elementwise, CastOp, Matmul, Reduce, Transpose)
 @dataclass
 class LocalOp:
     """Makes one op local. `of_factor`: the axes of the mesh of each factor; `index`: the value that is the number of
-    the device along axes."""
+    the device along axes; `checks`: there will be run-time checks."""
 
     mesh: Mesh
     edge: Edge
     of_factor: Mapping[str, Axes]
     index: Callable[[Axes], Value]
     add: Callable[[Node], Value]
+    checks: bool = False
 
     def __post_init__(self) -> None:
         self.numbers: dict[Axes, int] = {}
         self.values: list[Value] = []
         self.done: dict[Expr, Expr] = {}
         self.shifts: dict[tuple[int, int], Size] = {}
+        self.picked: dict[Expr, Expr] = {}
+        self.ranges: dict[int, int] = {}
         self.axes: dict[str, Axes] = {}
         for factor in self.edge.factors:
             name = factor.name.split(".")[0]
@@ -62,11 +66,13 @@ class LocalOp:
         for (position, d), window in self.edge.windows.items():
             if window.axis in self.axes:
                 self._widen(position, d, window)
+        if self.checks and (ends := self._ends(space.axes)):
+            space = space_inside(space, node.operands, _every(ends))
         body = space.body
         if space.combiner is not None:
             neutral = Const(COMBINERS[space.combiner].neutral(body.dtype), body.dtype)
             body = self._inside(space.reduced, body, neutral)
-        body = self._expression(body)
+        body = self._of_own(self._expression(body))
         local = replace(
             space,
             axes=tuple(self._axis(a) for a in space.axes),
@@ -85,14 +91,17 @@ class LocalOp:
         first device and over what changes nothing on the others."""
         self.values = list(operands)
         merged = [f for f in self.edge.factors if f.reduced and self.of_factor.get(f.name)]
-        body = node.body
+        body, places = node.body, node.targets
+        if self.checks and (ends := self._ends(node.axes)):
+            body = body_inside(body, node.axes, node.operands, _every(ends))
+            places = tuple(size_inside(t, _every(ends)) for t in places)
         if merged:
             combiner = merged[0].reduced
             assert combiner is not None
             neutral = Const(COMBINERS[combiner].neutral(body.dtype), body.dtype)
             body = self._inside([a for a in node.axes if a.name in {f.name for f in merged}], body, neutral)
             self.values[0] = self._first(operands[0], tuple(a for f in merged for a in self.of_factor[f.name]), neutral)
-        targets = tuple(self._size(t, aligned=bool(d)) for t, d in zip(node.targets, self.edge.dimensions[0]))
+        targets = tuple(self._size(t, aligned=bool(d)) for t, d in zip(places, self.edge.dimensions[0]))
         axes = tuple(self._axis(a) for a in node.axes)
         body = self._expression(body)
         return replace(
@@ -116,9 +125,13 @@ class LocalOp:
 
     def _inside(self, axes: Sequence[Axis], body: Expr, neutral: Const) -> Expr:
         """The body without what is beyond the end of axes that the devices do not divide."""
-        masks = [a for a in axes if a.name in self.axes and self._is_uneven(a)]
-        inside = [apply("lt", Index(Size.of(a.name)), Index(a.upper)) for a in masks]
-        return where(_every(inside), body, neutral) if masks else body
+        ends = self._ends(axes)
+        return where(_every(ends), body, neutral) if ends else body
+
+    def _ends(self, axes: Sequence[Axis]) -> list[Expr]:
+        """What holds within the whole, of axes that the devices do not divide."""
+        uneven = [a for a in axes if a.name in self.axes and self._is_uneven(a)]
+        return [apply("lt", Index(Size.of(a.name)), Index(a.upper)) for a in uneven]
 
     def _is_uneven(self, axis: Axis) -> bool:
         extent = axis.upper.constant
@@ -192,14 +205,41 @@ class LocalOp:
                 indices.append(self._size(index))
             elif names[0] in self.edge.selected and names[0] in self.axes:
                 whole = self._whole(names[0])
-                picked = maximum(0, minimum(whole - 1, self._size(index))) - self._offset(names[0])
+                place = self._in_range(self._size(index), whole) if self.checks else self._size(index)
+                picked = maximum(0, minimum(whole - 1, place)) - self._offset(names[0])
                 inside += [apply("ge", Index(picked), Index(ZERO))]
                 inside += [apply("lt", Index(picked), Index(Size.of(self._extent(names[0]))))]
                 indices.append(picked)
             else:
                 indices.append(self._size(index, aligned=names[0] not in self.edge.selected))
         found = replace(load, indices=tuple(indices))
-        return where(_every(inside), found, Const(0, load.dtype)) if inside else found
+        if inside:
+            self.picked[found] = _every(inside)
+        return found
+
+    def _in_range(self, index: Size, extent: int) -> Size:
+        """A subscript, read from all that there are: so that it is checked before a device looks for what it has."""
+        if extent not in self.ranges:
+            self.ranges[extent] = len(self.values)
+            self.values.append(self.add(Compute((), Space((Axis.of("i", extent),), Index(Size.of("i")), I64))))
+        return Size.opaque(Load(operand(self.ranges[extent]), (index,), I64))
+
+    def _of_own(self, e: Expr) -> Expr:
+        """A body that is linear in what data select, without the summands of which other devices have a factor: a
+        whole summand, for 0 times infinity is NaN. A zero that is added changes no sign."""
+        conditions = self._conditions(e)
+        several = [c for c in e.children if len(self._conditions(c)) > 1]
+        match e:
+            case Apply(function, arguments) if several or (len(conditions) > 1 and function != "mul"):
+                return Apply(function, tuple(map(self._of_own, arguments)))
+            case Cast(dtype, value) if several:
+                return Cast(dtype, self._of_own(value))
+        nothing = Const(-0.0 if e.dtype.is_float else 0, e.dtype)
+        return where(_every(conditions), e, nothing) if conditions else e
+
+    def _conditions(self, e: Expr) -> tuple[Expr, ...]:
+        """Where this device has what is selected in an expression."""
+        return tuple(dict.fromkeys(self.picked[x] for x in loads(e) if x in self.picked))
 
     def _widen(self, position: int, d: int, window: Window) -> None:
         """Put what the neighbours have of the window before and after an operand's own part."""

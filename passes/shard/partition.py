@@ -58,7 +58,7 @@ class Partition(Pass):
             *(f"parameter {p.type}" for p in body.parameters),
             *(f"result {v.type}" for v in body.results),
         )
-        made = _Partitioner(mesh)
+        made = _Partitioner(mesh, context.checks)
         region = made.region(body, {})
         region = Region(region.parameters, (*made.indices.values(), *region.nodes), region.results)
         return replace(module.with_body(region), header=(*module.header, *placed))
@@ -83,6 +83,7 @@ class DropSharding(Pass):
 @dataclass
 class _Partitioner:
     mesh: Mesh
+    checks: bool
     indices: dict[Axes, DeviceIndex] = field(default_factory=dict)
 
     def index(self, axes: Axes) -> Value:
@@ -134,7 +135,7 @@ class _Partitioner:
     def op(self, node: Node, operands: tuple[Value, ...], nodes: list[Node]) -> Node:
         edge = edge_of(node)
         of_factor = axes_of_factors(self.mesh, edge)
-        local = LocalOp(self.mesh, edge, of_factor, self.index, _adding(nodes, node))
+        local = LocalOp(self.mesh, edge, of_factor, self.index, _adding(nodes, node), self.checks)
         wanted = self.type(node.value.type)
         assert isinstance(wanted, TensorType)
         if isinstance(node, Structured):

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar
 
+from intarsia.ir.dtypes import F16
 from intarsia.ir.graph import Module, Node, Region, Structured, Value
 from intarsia.ir.linear import passes_parts
 from intarsia.ir.ops.collective import Shard
 from intarsia.ir.ops.control import ListGet, Loop
+from intarsia.ir.ops.elementwise import Cast
+from intarsia.ir.ops.index import Compute
 from intarsia.ir.ops.shape import Concat, Reshape
 from intarsia.ir.sharding import Axes, Mesh, Sharding
 from intarsia.ir.sizes import ONE, Size
@@ -151,24 +154,42 @@ class _Resharder:
             way = _Choice(self.mesh, edge_of(node_of_tensors), operands, whole, self.in_turn).best()
             assert way is not None  # tensors can always be sent
         new_operands = [self.laid(v, wanted, node) for v, wanted in zip(operands, way.operands)]
-        replaced = replace(node.with_operands_in_order(new_operands), shardings=(way.result,))
-        self.add(replaced)
         wanted = sharding_of(node.value)
-        value = replaced.value
-        if way.result.axes != wanted.axes:
+        value = self.made(replace(node.with_operands_in_order(new_operands), shardings=(way.result,)), wanted)
+        if sharding_of(value).axes != wanted.axes:
             value = self.laid(value, wanted, node)
         values[node.value] = value
+
+    def made(self, node: Node, wanted: Sharding) -> Value:
+        """What an op gives. Parts of a sum may overflow in f16 where the sum does not, so they are merged at once, in
+        the type in which the op forms it."""
+        if (
+            isinstance(node, Structured)
+            and sharding_of(node.value).partial
+            and node.value.dtype == F16
+            and node.space.body.dtype != F16
+        ):
+            wide = replace(node.space, dtype=node.space.body.dtype)
+            parts = Compute(node.operands, wide, span=node.span, more_spans=node.more_spans, shardings=node.shardings)
+            self.add(parts)
+            merged = self.laid(parts.value, wanted.whole(), node)
+            node = Cast(merged, F16, span=node.span, more_spans=node.more_spans, shardings=(sharding_of(merged),))
+        self.add(node)
+        return node.value
 
     def joined(self, value: Value, like: Node) -> Value:
         """The tensors of a list as one tensor, which can be sent to where it is needed."""
         assert isinstance(value.type, ListType)
         sharding = sharding_of(value)
-        stacked = Sharding.of(((), *sharding.axes))
+        # No op says how a dimension of one element is split.
+        axes = tuple(a if extent > 1 else () for a, extent in zip(sharding.axes, static_shape(value)))
+        stacked = Sharding.of(((), *axes))
         parts: list[Value] = []
         for n in range(int(value.type.length)):
             one = ListGet(value, Size.of(n), span=like.span, shardings=(sharding,))
-            row = Reshape(one.value, (ONE, *one.value.tensor.shape), span=like.span, shardings=(stacked,))
             self.add(one)
+            tensor = self.laid(one.value, Sharding.of(axes), like)
+            row = Reshape(tensor, (ONE, *tensor.tensor.shape), span=like.span, shardings=(stacked,))
             self.add(row)
             parts.append(row.value)
         whole = Concat(tuple(parts), 0, span=like.span, shardings=(stacked,))

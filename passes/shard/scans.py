@@ -92,7 +92,8 @@ class _Splitter:
         count = self.mesh.size(axes)
         if count == 1 or extent.constant is None:
             return None
-        return Sections(self.mesh, axes, count, local_extent(int(extent), count), int(extent), like, nodes)
+        checks = self.context.checks
+        return Sections(self.mesh, axes, count, local_extent(int(extent), count), int(extent), like, nodes, checks)
 
     def cumulative(self, node: Cumulative, nodes: list[Node]) -> Sequence[Value] | None:
         """Prefix sums of each part, and what comes before each."""

@@ -18,13 +18,14 @@ from intarsia.ir.sizes import ZERO, Size, minimum
 from intarsia.ir.space import Axis, Space, operand, operand_position
 from intarsia.ir.types import ListType
 from intarsia.passes.lower.stages import Names
+from intarsia.passes.shard.checked import space_inside
 from intarsia.passes.shard.ways import sharding_of
 
 
 @dataclass
 class Sections:
     """A dimension of `whole` elements in `count` sections of `extent`, one for each device along `axes`; nodes in the
-    place of `like` are added to `nodes`."""
+    place of `like` are added to `nodes`. checks: there will be run-time checks."""
 
     mesh: Mesh
     axes: Axes
@@ -33,6 +34,7 @@ class Sections:
     whole: int
     like: Node
     nodes: list[Node]
+    checks: bool = False
     known: dict[tuple[Value, int], Value] = field(default_factory=dict)
 
     def add(self, node: Node, axes: Sequence[Axes]) -> Value:
@@ -154,6 +156,9 @@ class Lift:
         def size(old: Size) -> Size:
             return old.substitute(step, lambda value: as_size(lifted(value)))
 
+        if self.sections.checks and not is_even:
+            inside = apply("lt", Index(Size.of(self.loop.counter)), Index(self.loop.upper))
+            space = space_inside(space, operands, inside)
         first = Axis.of(part, self.sections.count)
         space = replace(
             space, axes=(first, *bounds(space.axes)), reduced=bounds(space.reduced), body=lifted(space.body)
