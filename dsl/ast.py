@@ -109,15 +109,20 @@ TypeDim: TypeAlias = Dim | Pack
 
 
 @dataclass(frozen=True, eq=False)
-class TensorTypeExpr(Node):
-    """`f32[N, M]`, `w4[K, N]` or a scalar `f32`. `name` is a dtype, a generic or a format.
+class Along(Node):
+    """What a type says of mesh axes that split no dimension: `{replicated: model}`, or `{sum: (data, model)}`."""
 
-    `replicated` are the mesh axes of `{replicated: model}`.
-    """
+    word: str
+    axes: tuple[Identifier, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class TensorTypeExpr(Node):
+    """`f32[N, M]`, `w4[K, N]` or a scalar `f32`. `name` is a dtype, a generic or a format."""
 
     name: Identifier
     dims: tuple[TypeDim, ...] = ()
-    replicated: tuple[Identifier, ...] = ()
+    along: Along | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -229,11 +229,12 @@ class Printer:
 
     def type(self, node: ast.TypeExpression) -> Document:
         match node:
-            case ast.TensorTypeExpr(name, dims, replicated):
-                axes = ", ".join(axis.text for axis in replicated)
-                axes = f"({axes})" if len(replicated) > 1 else axes
-                suffix = f"{{replicated: {axes}}}" if replicated else ""
-                return (name.text, self.items("[", dims, "]") if dims else "", suffix)
+            case ast.TensorTypeExpr(name, dims, along):
+                axes = ", ".join(axis.text for axis in along.axes) if along else ""
+                axes = f"({axes})" if along and len(along.axes) > 1 else axes
+                empty = "[]" if along and along.word != "replicated" else ""
+                suffix = f"{{{along.word}: {axes}}}" if along else ""
+                return (name.text, self.items("[", dims, "]") if dims else empty, suffix)
             case ast.StructTypeExpr(name, dims, length):
                 suffix = f"[{self.dim(length, 0)}]" if length is not None else ""
                 return (name.text, self.items("(", dims, ")"), suffix)

@@ -119,7 +119,7 @@ class _Reader:
         return Tokens(self.source, items, self.partners, self.diagnostics, self.balanced)
 
     def rare(self, token: Token) -> None:
-        """A line end, an annotation's `{replicated:`, or something wrong, in whose place a right token is put."""
+        """A line end, an annotation's `{sum:`, or something wrong, in whose place a right token is put."""
         span = Span(self.source, token.start, token.end)
         match token.kind:
             case "_NEWLINE":

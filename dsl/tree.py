@@ -123,12 +123,12 @@ class TreeBuilder:
         span: Span,
         name: Token,
         dims: tuple[ast.TypeDim, ...] | None,
-        replicated: tuple[ast.Identifier, ...] | None,
+        along: ast.Along | None,
     ) -> ast.TensorTypeExpr:
-        return ast.TensorTypeExpr(self.identifier(name), dims or (), replicated or (), span=span)
+        return ast.TensorTypeExpr(self.identifier(name), dims or (), along, span=span)
 
-    def replicated(self, span: Span, axes: ast.Identifier | tuple[ast.Identifier, ...]) -> tuple[ast.Identifier, ...]:
-        return axes if isinstance(axes, tuple) else (axes,)
+    def along(self, span: Span, word: Token, axes: ast.Identifier | tuple[ast.Identifier, ...]) -> ast.Along:
+        return ast.Along(word.text.strip("{ \t:"), axes if isinstance(axes, tuple) else (axes,), span=span)
 
     def struct_type(
         self, span: Span, name: Token, dims: tuple[ast.TypeDim, ...] | None, length: ast.DimExpression | None

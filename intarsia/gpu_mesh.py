@@ -14,7 +14,7 @@ from intarsia.driver import Compilation, executable_of
 from intarsia.gpu_calls import as_array, stand_in
 from intarsia.gpu_program import GpuPlace, GpuProgram
 from intarsia.ir.dtypes import Array
-from intarsia.ir.spmd import piece
+from intarsia.ir.spmd import other_part, piece
 from intarsia.ir.text import print_module
 from intarsia.mesh_calls import MeshCalls, MeshDevice, Parts, ProcessCall
 from intarsia.mesh_program import Exchanges, MeshProgram, outline
@@ -80,6 +80,8 @@ class GpuDevice(MeshDevice):
             kind = self.place.kind(wanted.dtype)
             return self.place.ready(own.of(placement.mesh, layout.label, wanted, layout.concrete_shape({}), kind))
         places, shape = piece(placement.mesh, tuple(held.shape), wanted.sharding, self.number)
+        if (neutral := other_part(placement.mesh, wanted.sharding, self.number)) is not None:
+            return self.place.ready(held.new_full(shape, neutral))
         found = held.detach()[places]
         if tuple(found.shape) != shape:
             padded = found.new_zeros(shape)

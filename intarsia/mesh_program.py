@@ -112,7 +112,8 @@ class MeshProgram:
     def groups(self) -> tuple[Axes, ...]:
         """The axes along which devices meet: in collectives, and to make whole results."""
         met = [n.mesh_axes for n in self.collectives if not isinstance(n, AllSlice)]
-        made = [axes for t in self.results for axes in (t.sharding.axes if t.sharding else ()) if axes]
+        said = [t.sharding for t in self.results if t.sharding is not None]
+        made = [axes for s in said for axes in (s.partial, *s.axes) if axes]
         return tuple(dict.fromkeys((*met, *made)))
 
     def whole(self, results: Sequence[Sequence[Array]]) -> list[Array]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from intarsia.ir.dtypes import Array
 from intarsia.ir.errors import CompileError, Source
-from intarsia.ir.sharding import Axes, Mesh
+from intarsia.ir.sharding import Axes, Mesh, Sharding
 from intarsia.ir.text_parts import read_type
 from intarsia.ir.types import TensorType
 
@@ -69,7 +69,9 @@ class Part:
         return f"<part {list(self.array.shape)} of {self.type}>"
 
 
-def _axes(mesh: Mesh, kind: TensorType) -> tuple[Axes, ...]:
-    """The axes that split each dimension, without those of one device."""
-    found = kind.sharding.axes if kind.sharding else ((),) * kind.rank
-    return tuple(tuple(a for a in axes if mesh.size(a) > 1) for axes in found)
+def _axes(mesh: Mesh, kind: TensorType) -> tuple[tuple[Axes, ...], str]:
+    """The axes that split each dimension, and those of parts, without those of one device; what makes a whole of
+    parts."""
+    found = kind.sharding or Sharding.of(((),) * kind.rank)
+    axes = tuple(tuple(a for a in own if mesh.size(a) > 1) for own in (*found.axes, found.partial))
+    return axes, found.combiner if axes[-1] else ""

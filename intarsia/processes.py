@@ -24,7 +24,7 @@ from typing import NoReturn, TypeVar
 from intarsia.collectives import Group, Memory, Transfer, empty, transfer
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Node, Parameter
-from intarsia.ir.ops.collective import AllGather, AllSlice, Collective
+from intarsia.ir.ops.collective import AllGather, AllReduce, AllSlice, Collective
 from intarsia.ir.sharding import Axes, Mesh
 from intarsia.ir.spmd import alone
 from intarsia.ir.types import TensorType
@@ -155,6 +155,13 @@ class Processes:
 
     def whole(self, part: Memory, type_: TensorType) -> Memory:
         """The array, or tensor, of which each device has a part."""
+        if type_.sharding and (axes := type_.sharding.partial):
+            x = Parameter("part", TensorType.of(type_.dtype, *part.shape)).value
+            found = empty(tuple(part.shape), part)
+            self.bind(
+                AllReduce(x, tuple(map(str, axes)), self.mesh.size(axes), type_.sharding.combiner), part, found
+            ).now()
+            part = found
         for d, axes in enumerate(type_.sharding.axes if type_.sharding else ()):
             if axes:
                 x = Parameter("part", TensorType.of(type_.dtype, *part.shape)).value

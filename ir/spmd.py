@@ -33,6 +33,9 @@ from intarsia.ir.sharding import Mesh, MeshAxis, Sharding, local_extent
 from intarsia.ir.text_parts import read_type
 from intarsia.ir.types import ListType, TensorType, Type
 
+NEUTRAL = {"sum": -0.0, "prod": 1.0}
+"""What changes nothing, the sign of a zero neither. Of a maximum or minimum all devices may have the same."""
+
 
 def mesh_of(module: Module) -> Mesh | None:
     """The mesh that the header declares. Raises CompileError E1901 where its text is none."""
@@ -73,8 +76,10 @@ def is_partitioned(module: Module) -> bool:
 
 
 def part(mesh: Mesh, array: Array, sharding: Sharding | None, device: int) -> Array:
-    """What one device has of an array, padded with zeros."""
+    """What one device has of an array, padded with zeros. Of parts of a sum the first is all of it."""
     places, shape = piece(mesh, array.shape, sharding, device)
+    if (neutral := other_part(mesh, sharding, device)) is not None:
+        return np.full(shape, neutral, array.dtype)
     array = array[places]
     if array.shape != shape:
         array = np.pad(array, [(0, wanted - own) for wanted, own in zip(shape, array.shape)])
@@ -94,12 +99,22 @@ def piece(
     return tuple(places), tuple(extents)
 
 
+def other_part(mesh: Mesh, sharding: Sharding | None, device: int) -> float | None:
+    """What a device has that changes nothing in a sum or product, where the first one along its axes has everything;
+    None for that one."""
+    if sharding is None or sharding.combiner not in NEUTRAL or not mesh.position(device, sharding.partial):
+        return None
+    return NEUTRAL[sharding.combiner]
+
+
 def whole(mesh: Mesh, parts: Sequence[Array], type_: TensorType) -> Array:
     """The array of which each device has a part."""
     shape = type_.static_shape
     result = np.zeros(shape, parts[0].dtype)
     axes = type_.sharding.axes if type_.sharding else ((),) * len(shape)
-    for device, array in enumerate(parts):
+    sharding = type_.sharding or Sharding(())
+    for group in mesh.groups(sharding.partial):
+        device, array = group[0], merged(sharding.combiner, [parts[n] for n in group])
         place: list[slice] = []
         cut: list[slice] = []
         for d, own in enumerate(axes):

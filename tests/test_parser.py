@@ -152,7 +152,7 @@ def test_a_program_with_everything() -> None:
         None,
     )
     assert isinstance(shifted, ast.Dim) and shifted.sharding is not None and shifted.sharding.priority == 1
-    assert [axis.text for axis in x.type.replicated] == ["model"]
+    assert x.type.along is not None and [axis.text for axis in x.type.along.axes] == ["model"]
     assert isinstance(p.type, ast.StructTypeExpr) and isinstance(p.type.list_length, ast.DimName)
     assert isinstance(function.result, ast.TupleTypeExpr)
     _, integers = function.result.items

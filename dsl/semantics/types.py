@@ -12,7 +12,7 @@ from intarsia.dsl.semantics.values import Format
 from intarsia.ir.dtypes import ALL_NAMES, DType, dtype
 from intarsia.ir.errors import CompileError, Span
 from intarsia.ir.formats import BUILT_IN
-from intarsia.ir.sharding import Axes, DimensionSharding, MeshAxis
+from intarsia.ir.sharding import DimensionSharding, MeshAxis, Sharding
 from intarsia.ir.sizes import Size
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ class TensorPattern:
 
     element: DType | GenericDType | Format
     dims: tuple[Size | PackName, ...]
-    sharding: tuple[DimensionSharding, ...] = ()
-    replicated: Axes = ()
+    sharding: Sharding | None = None
 
     def __str__(self) -> str:
         name = self.element.name
@@ -141,10 +140,18 @@ def _tensor(expression: ast.TensorTypeExpr, names: Namespace) -> TensorPattern:
                 _require_axes(sharding.axes if sharding else (), names.file)
     if sum(isinstance(d, ast.Pack) for d in expression.dims) > 1:
         raise CompileError("E0303", "a type has at most one pack", expression.span)
-    _require_axes(expression.replicated, names.file)
-    replicated = tuple(MeshAxis(a.text) for a in expression.replicated)
-    says = replicated or any(mark != DimensionSharding() for mark in marks)
-    return TensorPattern(element, tuple(dims), tuple(marks) if says else (), replicated)
+    return TensorPattern(element, tuple(dims), _sharding(tuple(marks), expression, names.file))
+
+
+def _sharding(marks: tuple[DimensionSharding, ...], expression: ast.TensorTypeExpr, file: File) -> Sharding | None:
+    """What a type says of a mesh, with a mark for each dimension and pack; None where it says nothing."""
+    if (along := expression.along) is None:
+        return Sharding(marks) if any(mark != DimensionSharding() for mark in marks) else None
+    _require_axes(along.axes, file)
+    axes = tuple(MeshAxis(a.text) for a in along.axes)
+    if along.word == "replicated":
+        return Sharding(marks, replicated=axes)
+    return Sharding(marks, partial=axes, combiner=along.word)
 
 
 def _require_axes(axes: tuple[ast.Identifier, ...], file: File) -> None:

@@ -6,7 +6,7 @@ The names of the signature are unknowns, marked `?N` within sizes, so that they 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from intarsia.dsl.semantics.bounds import Bounds
 from intarsia.dsl.semantics.types import (
@@ -235,10 +235,10 @@ class Unifier:
 
     def sharding(self, pattern: TensorPattern) -> Sharding | None:
         """How a pattern says that its tensors lie on a mesh; a pack as its mark, in each dimension."""
-        if not pattern.sharding:
+        if (said := pattern.sharding) is None:
             return None
-        marks = (m for dim, mark in zip(pattern.dims, pattern.sharding) for m in [mark] * len(self._sizes(dim)))
-        return Sharding(tuple(marks), pattern.replicated)
+        marks = (m for dim, mark in zip(pattern.dims, said.dimensions) for m in [mark] * len(self._sizes(dim)))
+        return replace(said, dimensions=tuple(marks))
 
     def _sizes(self, dim: Size | PackName) -> tuple[Size, ...]:
         return self.pack(dim.name) if isinstance(dim, PackName) else (self.size(dim),)

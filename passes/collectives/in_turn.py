@@ -148,6 +148,9 @@ class _Turns:
     def split_dimension(self, whole: Type, node: Node) -> int | None:
         """The dimension of a parameter or result that the axis splits. Raises CompileError E1912 where the parts of one
         device do not lie side by side."""
+        if whole.sharding is not None and any(a.name == self.axis for a in whole.sharding.partial):
+            hint = f"leave '{self.axis}' out of it: what goes in turn is merged on its device"
+            raise CompileError("E1912", f"{whole} is parts along '{self.axis}'", node.span, hint=hint)
         for d, axes in enumerate(whole.sharding.axes if whole.sharding is not None else ()):
             if all(a.name != self.axis for a in axes):
                 continue

@@ -100,7 +100,8 @@ class LocalOp:
             assert combiner is not None
             neutral = Const(COMBINERS[combiner].neutral(body.dtype), body.dtype)
             body = self._inside([a for a in node.axes if a.name in {f.name for f in merged}], body, neutral)
-            self.values[0] = self._first(operands[0], tuple(a for f in merged for a in self.of_factor[f.name]), neutral)
+            along = tuple(a for f in merged for a in self.of_factor[f.name])
+            self.values[0] = self.add(on_first(operands[0], self.index(along), combiner))
         targets = tuple(self._size(t, aligned=bool(d)) for t, d in zip(places, self.edge.dimensions[0]))
         axes = tuple(self._axis(a) for a in node.axes)
         body = self._expression(body)
@@ -113,13 +114,6 @@ class LocalOp:
             body=body,
             shardings=(),
         )
-
-    def _first(self, value: Value, axes: Axes, neutral: Const) -> Value:
-        """A value on the first device along axes; what changes nothing on the others."""
-        space_axes = axes_for(value.tensor.shape)
-        first = apply("eq", Load(operand(1), (), I64), Const(0, I64))
-        body = where(first, broadcast_load(0, value, space_axes), neutral)
-        return self.add(Compute((value, self.index(axes)), Space(space_axes, body, value.dtype)))
 
     # ------------------------------------------------------------------ parts
 
@@ -262,6 +256,17 @@ class LocalOp:
             self.values[position] = self.add(Concat(tuple(parts), d))
         drift = window.stride * made - own
         self.shifts[position, d] = (self._number(axes) * drift if drift else ZERO) + before
+
+
+def on_first(value: Value, index: Value, combiner: str) -> Compute:
+    """A value on the device of index 0; what changes nothing on the others, the sign of a zero neither."""
+    axes = axes_for(value.tensor.shape)
+    neutral: float | bool = COMBINERS[combiner].neutral(value.dtype)
+    if combiner == "sum" and value.dtype.is_float:
+        neutral = -0.0
+    first = apply("eq", Load(operand(1), (), I64), Const(0, I64))
+    body = where(first, broadcast_load(0, value, axes), Const(neutral, value.dtype))
+    return Compute((value, index), Space(axes, body, value.dtype))
 
 
 def _cut(value: Value, d: int, start: int, extent: int) -> Slice:

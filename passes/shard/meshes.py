@@ -10,7 +10,7 @@ from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module, Node, Parameter, Region, Value
 from intarsia.ir.ops.collective import Shard
 from intarsia.ir.sharding import Mesh, Sharding
-from intarsia.ir.types import ListType, placed
+from intarsia.ir.types import ListType, TensorType, Type, placed
 
 
 def with_mesh(module: Module, mesh: Mesh) -> Module:
@@ -19,12 +19,21 @@ def with_mesh(module: Module, mesh: Mesh) -> Module:
 
 
 def check_shardings(module: Module, mesh: Mesh) -> None:
-    """Raise CompileError E1901 for a sharding that does not fit the mesh."""
+    """Raise CompileError E1901 for a sharding that does not fit the mesh or the type."""
     for node in (*module.graph.parameters, *module.graph.body.walk()):
         for type_ in node.results:
-            if type_.sharding is not None and (problem := type_.sharding.problem(mesh)):
+            if type_.sharding is None:
+                continue
+            problem = type_.sharding.problem(mesh)
+            if problem is None and type_.sharding.partial and not _has_parts(type_):
+                problem = f"only a tensor of numbers of 8 bits and more is the {type_.sharding.combiner} of parts"
+            if problem is not None:
                 hint = f"the mesh is {mesh.said}"
                 raise CompileError("E1901", f"{type_}: {problem}", node.span, hint=hint)
+
+
+def _has_parts(type_: Type) -> bool:
+    return isinstance(type_, TensorType) and type_.dtype.kind != "bool" and not type_.dtype.is_narrow
 
 
 def require_numbers(module: Module) -> None:

@@ -28,7 +28,7 @@ from intarsia.ir.types import ListType, TensorType, Type
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.shard.edges import edge_of, shape_of
 from intarsia.passes.shard.laid import axes_of_factors, check_laid
-from intarsia.passes.shard.local import LocalOp, local_type
+from intarsia.passes.shard.local import LocalOp, local_type, on_first
 from intarsia.passes.shard.meshes import without_shardings
 from intarsia.passes.shard.steps import Step, reshard_steps
 from intarsia.passes.shard.ways import sharding_of
@@ -154,6 +154,9 @@ class _Partitioner:
         shape = [int(s) for s in shape_of(old)]
         add = _adding(nodes, node)
         for step in reshard_steps(self.mesh, shape, sharding_of(old), sharding_of(node.value)):
+            if step.kind == "first":
+                value = add(on_first(value, self.index(step.axes), step.combiner))
+                continue
             value = _fitted(value, step.before, add)
             value = add(_collective(self.mesh, step, value))
             value = _fitted(value, step.after, add)

@@ -12,16 +12,18 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from intarsia.ir.errors import CompileError
-from intarsia.ir.graph import Module, Node, Value
+from intarsia.ir.graph import Module, Node, Structured, Value
+from intarsia.ir.ops.collective import Shard
 from intarsia.ir.sharding import Axes, DimensionSharding, Mesh, MeshAxis, Sharding
 from intarsia.ir.spmd import mesh_of
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.shard.edges import Edge, Projection, dimension_axes, edges_of, project, shape_of
 from intarsia.passes.shard.meshes import check_shardings, reshard_values
+from intarsia.passes.shard.readers import Readers
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,30 @@ class PropagateSharding(Pass):
         check_shardings(module, mesh)
         found = Propagation(mesh, self.strict, ("basic",) if self.basic else RULES)
         found.begin(module)
+        parts = _parts(module)
         found.run(tuple(edges_of(module.graph.body)))
         for choice in found.choices:
             self.remark(context, "sharding", str(choice), choice.value.node.span)
-        return module.with_body(reshard_values(module.graph.body, found.settled))
+
+        def settled(value: Value) -> Sharding:
+            own = found.settled(value)
+            return replace(own, partial=said.partial, combiner=said.combiner) if (said := parts.get(value)) else own
+
+        return module.with_body(reshard_values(module.graph.body, settled))
+
+
+def _parts(module: Module) -> dict[Value, Sharding]:
+    """What the program says is the sum, or maximum …, of parts: parameters, and values with a declared type, with what
+    is made for these alone."""
+    body = module.graph.body
+    found = {p.value: s for p in body.parameters if (s := p.type.sharding) is not None and s.partial}
+    readers = Readers(body)
+    for node in body.walk():
+        if isinstance(node, Shard) and (said := node.value.type.sharding) is not None and said.partial:
+            found[node.value] = said
+            if isinstance(node.x.node, Structured) and readers.is_for_one(node.x):
+                found[node.x] = said
+    return found
 
 
 @dataclass(frozen=True)

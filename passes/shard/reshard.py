@@ -299,7 +299,7 @@ class _Choice:
         for value, wanted in zip(self.operands, way.operands):
             sent += self._bytes(value, self._steps(value, sharding_of(value), wanted))
         result = self.edge.tensors[-1]
-        steps = self._steps(result, way.result, Sharding.of(self.wanted.axes))
+        steps = self._steps(result, way.result, self.wanted)
         sent += self._bytes(result, steps)
         if any(s.kind not in ("all_reduce", "reduce_scatter", "all_slice") for s in steps):
             sent *= RESULT_MOVED

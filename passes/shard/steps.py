@@ -10,13 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from intarsia.ir.sharding import Axes, Mesh, MeshAxis, Sharding, local_extent, ring_elements
+from intarsia.ir.spmd import NEUTRAL
 
 
 @dataclass(frozen=True)
 class Step:
-    """One collective over `axes`. dim: the dimension that it gathers, scatters or slices, or splits in an all_to_all,
-    which joins `join`. before, after: the local shapes; what goes in is padded to `before` and what comes out cut to
-    `after`. sources: of a permutation, by the position along `axes`."""
+    """One collective over `axes`, or `first`, by which what all have becomes parts, of which the first device has all.
+    dim: the dimension that it gathers, scatters or slices, or splits in an all_to_all, which joins `join`. before,
+    after: the local shapes; what goes in is padded to `before` and what comes out cut to `after`. sources: of a
+    permutation, by the position along `axes`."""
 
     kind: str
     axes: Axes
@@ -56,8 +58,9 @@ class _Resharding:
     def steps(self) -> Iterator[Step]:
         wanted = self.target.axes
         now = list(self.source.axes)
-        parts = tuple(a for a in self.source.partial if a not in self.target.partial)
-        yield from self._merged(now, wanted, parts)
+        source, target = self.source, self.target
+        kept = tuple(a for a in source.partial if a in target.partial and source.combiner == target.combiner)
+        yield from self._merged(now, wanted, tuple(a for a in source.partial if a not in kept))
         while tuple(now) != wanted:
             before = tuple(now)
             for way in (
@@ -73,6 +76,8 @@ class _Resharding:
                     yield step
                     break
             assert tuple(now) != before, f"no step from {before} to {wanted}"
+        if (made := tuple(a for a in target.partial if a not in kept)) and target.combiner in NEUTRAL:
+            yield self._step("first", made, tuple(now), now, combiner=target.combiner)
 
     def _merged(self, now: list[Axes], wanted: Sequence[Axes], parts: Axes) -> Iterator[Step]:
         """Partial results are merged: along an axis that the target splits a dimension over next, only in part."""
