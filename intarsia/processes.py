@@ -40,6 +40,7 @@ _ABOUT = (
     "runs another program",
     "has arguments of other types",
     "has other measured schedules, and another plan,",
+    "has other numbers among its arguments",
 )
 _PATIENCE = 60.0
 """Seconds that a process waits for one that is to end them all."""
@@ -176,9 +177,9 @@ class Processes:
         return part
 
 
-def digest_of(version: str, program: str, types: str, plan: str) -> bytes:
-    """What processes compare before they run something."""
-    texts = version, program, types, plan
+def digest_of(version: str, program: str, types: str, plan: str, numbers: str = "") -> bytes:
+    """What processes compare before they run something; `numbers` are the arguments of one element."""
+    texts = version, program, types, plan, numbers
     return b"".join(hashlib.blake2b(t.encode(), digest_size=DIGEST_BYTES).digest() for t in texts)
 
 

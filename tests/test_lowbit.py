@@ -128,3 +128,11 @@ def test_explain_short_floats(ita: Run) -> None:
     assert "exp of f16 is computed in f32, and rounded to it" in halves
     assert "the sum of f16 is formed in f32, and rounded once" in halves
     assert "the code of f8e4m3 is computed from f32" in told("stored", "cpu:x86-avx2")
+
+
+@pytest.mark.parametrize("bits", [5, 6, 7])
+def test_codes_of_odd_widths_are_transposed(bits: int) -> None:
+    """In registers, where each is a byte."""
+    codes = np.random.default_rng(0).integers(0, 1 << bits, (64, 64)).astype(np.uint8)
+    text = f"fn f(w: u{bits}[64, 64]) -> u{bits}[64, 64] {{ return transpose(w) }}"
+    np.testing.assert_array_equal(np.asarray(intarsia.compile(text).f(codes)), codes.T)

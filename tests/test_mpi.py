@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,6 +65,8 @@ f(x, intarsia.Part(w[:, :3], "f32[5, 5@data]"))
 DIFFERENT = {
     "f(np.ones(4 + 2 * rank, np.float32))": "device 1 has arguments of other types than device 0",
     "f = intarsia.compile(text + ' ' * rank, options).f; f(np.ones(4, np.float32))": "device 1 runs another program",
+    "g = intarsia.compile('fn g(n: i64, x: f32[N@data]) -> f32 { return sum(x) * f32(n) }', options).g\n"
+    "g(np.array(rank), np.ones(4, np.float32))": "device 1 has other numbers among its arguments than device 0",
     f"{NEXT}else: raise OSError('the disk is full')": "OSError: the disk is full\n",
     f"{NEXT}else: sys.exit(0)": "device 1 has ended, and device 0 runs a program",
     f"{NEXT}else: os.kill(os.getpid(), 9)": "signal 9",
@@ -215,6 +220,36 @@ def test_a_process_that_is_killed_is_named(tmp_path: Path) -> None:
     words = ("-m", "intarsia", "run", "-e", sum_up, "--random", "--dim", "N=4", "--mesh", "data=2", "--devices", "mpi")
     found = run(*words, folder=tmp_path, path=tmp_path)
     assert found.returncode != 0 and "device 1 of 2 failed: it was ended by signal 9" in found.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="there is no /proc")
+def test_nothing_is_left_of_a_command_that_is_ended(tmp_path: Path) -> None:
+    """As by a batch system, which ends the process that it has started."""
+    loop = "fn f(x: f32[N@data]) -> f32[N@data] { return loop (h = x) for t < 1000000000 { yield h / (1.0 + sum(h)) } }"
+    words = ("-m", "intarsia", "run", "-e", loop, "--random", "--dim", "N=4", "--mesh", "data=2", "--devices", "mpi")
+    environment = {**os.environ, "INTARSIA_NUM_THREADS": "1", "NAME_OF_TEST": str(tmp_path)}
+    with subprocess.Popen([sys.executable, *words], env=environment, cwd=ROOT) as command:
+
+        def left() -> list[Path]:
+            found = []
+            for path in Path("/proc").glob("[0-9]*/environ"):
+                with suppress(OSError):
+                    found += [path] if str(tmp_path).encode() in path.read_bytes() else []
+            return found
+
+        try:
+            wait_until(lambda: len(left()) > 4)  # the command, mpiexec and two processes, each in a shell
+        finally:
+            command.terminate()
+        assert command.wait(20) == 128 + signal.SIGTERM
+        wait_until(lambda: not left())
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_another_number_of_processes(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def transpose(function: Function, rows: list[Value]) -> list[Value]:
     """
     n, wanted = rows[0].lanes, len(rows)
     vectors = rows + rows[-1:] * ((1 << (wanted - 1).bit_length()) - wanted)  # as many as a power of two
-    group = min(n, max(1, 128 // rows[0].dtype.bits))
+    group = min(n, 128 // max(8, rows[0].dtype.bits))  # what has fewer bits is a byte in a register
     # Each vector is followed by what it holds: (row, column) of each of its lanes.
     held = [[(r, c) for c in range(n)] for r in range(len(vectors))]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -43,6 +44,7 @@ def start(kind: str, count: int) -> int:
     command = [sys.executable, "-m", "intarsia", *arguments]
     threads = {"INTARSIA_NUM_THREADS": str(max(1, usable_cores() // count))}
     environment = {**threads, **os.environ}
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # which ends those that are started, too
     if kind == "mpi":
         return subprocess.run([*_mpiexec(count), *command], env=environment, check=False).returncode
     from intarsia.torch_processes import distributed

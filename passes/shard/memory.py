@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from intarsia.ir.errors import Span
 from intarsia.ir.graph import Module, Node, Region, Structured, Value
 from intarsia.ir.ops import After, Done, ListGet, Loop, Reshape, Shard
+from intarsia.ir.sizes import Size
 from intarsia.ir.types import ListType, Type
 
 
@@ -60,8 +61,12 @@ def own_results(region: Region, donated: Collection[str]) -> frozenset[Value]:
 def bytes_of(type_: Type) -> int:
     """The bytes of a value whose extents are numbers; others count as 1."""
     if isinstance(type_, ListType):
-        return (type_.length.constant or 1) * bytes_of(type_.element)
-    return math.prod(s.constant or 1 for s in type_.shape) * type_.dtype.bits // 8
+        return _number(type_.length) * bytes_of(type_.element)
+    return -(-math.prod(map(_number, type_.shape)) * type_.dtype.bits // 8)
+
+
+def _number(size: Size) -> int:
+    return 1 if size.constant is None else size.constant
 
 
 def peak_bytes(region: Region) -> int:

@@ -34,7 +34,8 @@ def sent_by(module: Module, cluster: Cluster) -> tuple[Sent, ...]:
         for node in region.nodes:
             steps = 1
             if isinstance(node, Loop):
-                steps = (node.upper - node.lower).constant or 1
+                count = (node.upper - node.lower).constant
+                steps = 1 if count is None else max(0, count)
             for inner in node.regions:
                 yield from walk(inner, times * steps)
             if isinstance(node, Collective) and not isinstance(node, AllSlice):

@@ -103,7 +103,7 @@ def sharding_of(value: Value) -> Sharding:
 
 
 def static_shape(value: Value) -> list[int]:
-    return [s.constant or 1 for s in shape_of(value)]
+    return [1 if s.constant is None else s.constant for s in shape_of(value)]
 
 
 def elements_of(value: Value) -> int:
