@@ -111,8 +111,8 @@ class MeshCalls:
         about = repr((self.function.program.source.text, self.function.name, sorted(statics.items()), here.mesh))
         types = ", ".join(map(str, program.inputs))
         # How often devices meet may hang on them; of larger arguments not all are in each process.
-        numbers = repr([a.tobytes() for a in laid[here.device] if isinstance(a, np.ndarray) and not a.ndim])
-        digest = digest_of(self._version, about, types, program.text, numbers)
+        single = repr([a.tobytes() for a in laid[here.device] if isinstance(a, np.ndarray) and not a.ndim])
+        digest = digest_of(self._version, about, types, program.text, single)
         return self.process_call(program, laid, here, devices[0].code(here), digest)
 
     @property
