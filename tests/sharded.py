@@ -125,12 +125,14 @@ def check_plan(
 
 
 def check_results(module: Module, inputs: list[Operand], results: Sequence[Array], plain: Module | None = None) -> None:
-    """Compare with what one device gives."""
-    wanted = expected(plain or module, inputs)
-    assert len(results) == len(wanted)
-    for number, (array, one, bound) in enumerate(zip(results, evaluate(module, inputs), wanted)):
-        if not np.array_equal(array, one, equal_nan=one.dtype.kind == "f"):
-            difference = bound.mismatch(array)
+    """Compare with what one device gives: the same, or as near to the reference in f64 as a correct result is."""
+    alone = evaluate(module, inputs)
+    assert len(results) == len(alone)
+    others = [n for n, one in enumerate(alone) if not np.array_equal(results[n], one, equal_nan=one.dtype.kind == "f")]
+    if others:
+        wanted = expected(plain or module, inputs)
+        for number in others:
+            difference = wanted[number].mismatch(results[number])
             assert difference is None, f"result {number}: {difference}"
 
 

@@ -9,8 +9,9 @@ to a small one that still shows it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
@@ -86,11 +87,22 @@ class VerifyText(Instrument):
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One set of inputs, and what the program gives for them."""
+    """One set of inputs of a module."""
 
+    module: Module
     sizes: Mapping[str, int]
     inputs: list[Operand]
-    expected: tuple[Expected, ...] | None
+
+    @cached_property
+    def expected(self) -> tuple[Expected, ...] | None:
+        """What a module of graph ops for one device should give; not known of others."""
+        if is_partitioned(self.module) or any(isinstance(n, Call) for n in self.module.graph.body.walk()):
+            return None
+        return expected(self.module, self.inputs, self.sizes)
+
+    def allowed(self, position: int) -> Expected | None:
+        """What a result may be."""
+        return self.expected[position] if self.expected else None
 
 
 @dataclass
@@ -177,12 +189,8 @@ class VerifyExec(Instrument):
                 after = _evaluate(new, run)
             except BROKEN as error:
                 self._fail(pass_, old, new, f"what it left does not run: {error!r}", context)
-            for position, (value, a, b) in enumerate(zip(old.graph.results, before, after)):
-                allowed = None if pass_.exact or run.expected is None else run.expected[position]
-                b = _without_moved(a, b, value.dtype) if pass_.moves_factors else b
-                problem = difference(a, b, value.dtype, allowed, pass_.exact, _keeps_zeros(new))
-                if problem:
-                    self._fail(pass_, old, new, f"result {position} of @{old.graph.name}: {problem}", context)
+            if problem := _problem(pass_, old, new, run, before, after):
+                self._fail(pass_, old, new, problem, context)
             results.append(after)
         self.results = results
 
@@ -211,15 +219,25 @@ def breaks(pass_: Pass, module: Module, context: Context, sizes: Mapping[str, in
         return False  # no fair example
     for run, before in runs:
         try:
-            after = _evaluate(pass_.run(module, context), run)
+            new = pass_.run(module, context)
+            after = _evaluate(new, run)
         except BROKEN:
             return True
-        for position, (value, a, b) in enumerate(zip(module.graph.results, before, after)):
-            allowed = None if pass_.exact or run.expected is None else run.expected[position]
-            b = _without_moved(a, b, value.dtype) if pass_.moves_factors else b
-            if difference(a, b, value.dtype, allowed, pass_.exact, _keeps_zeros(module)):
-                return True
+        if _problem(pass_, module, new, run, before, after):
+            return True
     return False
+
+
+def _problem(
+    pass_: Pass, old: Module, new: Module, run: Run, before: Sequence[Array], after: Sequence[Array]
+) -> str | None:
+    """What is wrong with the results after a pass, or None."""
+    for position, (value, a, b) in enumerate(zip(old.graph.results, before, after)):
+        b = _without_moved(a, b, value.dtype) if pass_.moves_factors else b
+        allowed = partial(run.allowed, position)
+        if problem := difference(a, b, value.dtype, allowed, pass_.exact, _keeps_zeros(new)):
+            return f"result {position} of @{old.graph.name}: {problem}"
+    return None
 
 
 def _keeps_zeros(module: Module) -> bool:
@@ -238,13 +256,19 @@ def _without_moved(before: Array, after: Array, dtype: DType) -> Array:
 
 
 def difference(
-    before: Array, after: Array, dtype: DType, allowed: Expected | None, exact: bool, keeps_zeros: bool = True
+    before: Array,
+    after: Array,
+    dtype: DType,
+    allowed: Callable[[], Expected | None],
+    exact: bool,
+    keeps_zeros: bool = True,
 ) -> str | None:
     """What is wrong with a result after a pass, or None.
 
     The same bits are right (NaNs are alike). An exact pass gives no others. Else the result must fit the reference, as
     the one before did: where that did not, because the program decides on last digits, this is no test of the pass.
-    Without a reference, a float may be off by 64 units in the last place of the largest magnitude.
+    `allowed` gives the reference once a bit has changed. Without one, a float may be off by 64 units in the last place
+    of the largest magnitude.
     """
     if before.shape != after.shape or before.dtype != after.dtype:
         return f"{after.dtype}{list(after.shape)} instead of {before.dtype}{list(before.shape)}"
@@ -253,8 +277,8 @@ def difference(
         return changed
     if keeps_zeros and dtype.is_float and (flipped := _flipped_zeros(before, after, dtype)):
         return flipped
-    if allowed is not None:
-        return None if allowed.mismatch(before) else allowed.mismatch(after)
+    if (reference := allowed()) is not None:
+        return None if reference.mismatch(before) else reference.mismatch(after)
     if not dtype.is_float:
         return changed
     value = convert(before, dtype, F64)
@@ -291,10 +315,8 @@ def _runs(module: Module, sizes: Mapping[str, int], seed: int) -> list[Run]:
 
 
 def _run(module: Module, sizes: Mapping[str, int], seed: int, special: bool) -> Run:
-    """One set of inputs; what a module of graph ops for one device should give for them."""
-    inputs = random_inputs(module, sizes, seed, special)
-    unknown = is_partitioned(module) or any(isinstance(n, Call) for n in module.graph.body.walk())
-    return Run(sizes, inputs, None if unknown else expected(module, inputs, sizes))
+    """One set of inputs."""
+    return Run(module, sizes, random_inputs(module, sizes, seed, special))
 
 
 def _evaluate(module: Module, run: Run) -> tuple[Array, ...]:

@@ -35,7 +35,6 @@ from intarsia.ir.plan_liveness import verify_plan
 from intarsia.ir.plan_text import print_plan
 from intarsia.ir.points import Operand
 from intarsia.ir.text import print_module
-from intarsia.ir.tolerance import Expected
 
 PASSES = "intarsia.passes"
 """Imported anew in the child process of each mutant, which sees it broken; nowhere here at the top of a module."""
@@ -82,11 +81,11 @@ class Step:
 class Prepared:
     """An example with its inputs, every step of the pipeline as it is, and the lines of the passes that it reaches.
 
-    A run is a choice of sizes, inputs and what they should give. The last step may be that a pass refuses it.
+    A run is a module, a choice of sizes and inputs. The last step may be that a pass refuses it.
     """
 
     example: Example
-    runs: list[tuple[Mapping[str, int], list[Operand], tuple[Expected, ...] | None]]
+    runs: list[tuple[Module, Mapping[str, int], list[Operand]]]
     first: list[tuple[Array, ...]]
     steps: list[Step]
     lines: frozenset[tuple[str, int]]
@@ -153,7 +152,7 @@ def _recorded(example: Example) -> tuple[Any, ...] | None:
         if example.schedule:  # a step may be used where it is sound for some numbers only, as a user may
             return None
         raise
-    runs = [(run.sizes, run.inputs, run.expected) for run in verify.runs]
+    runs = [(run.module, run.sizes, run.inputs) for run in verify.runs]
     return (
         runs,
         [first[run] for run in verify.runs],
@@ -169,7 +168,7 @@ def _refused(example: Example) -> tuple[Any, ...]:
     pipeline, context = pipeline_and_context(example)
     verify = VerifyExec(reduce=False)
     verify.start(pipeline.passes[0], example.module, context)
-    runs = [(run.sizes, run.inputs, run.expected) for run in verify.runs]
+    runs = [(run.module, run.sizes, run.inputs) for run in verify.runs]
     return runs, verify.results, [Step("schedule", REFUSED, verify.results)], _lines(lambda: _attempt(example))
 
 
@@ -370,7 +369,7 @@ def _watch(prepared: Prepared) -> Any:
                 self.differs, self.diff = PLAN, difference(wanted, text)
             try:
                 verify_plan(made)
-                found = [run_plan(made, inputs, sizes) for sizes, inputs, _ in prepared.runs]
+                found = [run_plan(made, inputs, sizes) for _, sizes, inputs in prepared.runs]
             except (AssertionError, LookupError, ValueError) as error:
                 raise BadPlan(_text(error)) from error
             for run, before in zip(found, self.results):
