@@ -12,7 +12,8 @@ import intarsia
 from intarsia.function import Function
 from intarsia.ir.cluster import Cluster
 from intarsia.ir.dtypes import Array
-from intarsia.ir.sharding import Mesh, MeshAxis, ring_elements
+from intarsia.ir.sharding import MeshAxis, ring_elements
+from intarsia.ir.spmd import Placement
 from intarsia.mpi import MpiGroup
 from intarsia.passes.shard.report import sent_by
 from intarsia.processes import world
@@ -48,7 +49,7 @@ def function_of(name: str, devices: Any) -> tuple[Function, dict[str, Array]]:
 def by_formulas(function: Function, arrays: dict[str, Array]) -> float:
     """What each device sends."""
     module = function.lower(**arrays).compilation.partitioned
-    mesh = next(Mesh.parse(h) for h in module.header if h.startswith("mesh "))
+    mesh = Placement.of(module).mesh
     sent = sent_by(module, Cluster.read("laptop"))
     return sum(ring_elements(s.kind, s.bytes, mesh.size(map(MeshAxis.parse, s.axes))) * s.times for s in sent)
 
