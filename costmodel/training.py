@@ -137,19 +137,23 @@ def fit_bounds(data: Dataset, rows: npt.NDArray[np.intp], seed: int, trees: int 
     return replace(low, base=low.base - moved), replace(high, base=high.base + moved)
 
 
+def fit_residual(data: Dataset, seed: int, trees: int = TREES) -> Forest:
+    """A forest for the residual. It learns the median, which no kernel that is far off moves."""
+    model = boosting(seed, "absolute_error", trees=trees)
+    return forest_of(model.fit(data.features, data.residual, sample_weight=weights(data)))
+
+
 def train(data: Dataset, seed: int = 0, trees: int = TREES) -> LearnedModel:
-    """The model that ships: boosting for the residual, its bounds and the ratio, with the range of what it has seen. Of
-    the residual it learns the median, which no kernel that is far off moves."""
-    x, w = data.features, weights(data)
+    """The model that ships: boosting for the residual, its bounds and the ratio, with the range of what it has seen."""
     low, high = fit_bounds(data, np.arange(len(data)), seed, trees)
-    sides, log = ratios(data, x)
+    sides, log = ratios(data, data.features)
     return LearnedModel(
-        forest_of(boosting(seed, "absolute_error", trees=trees).fit(x, data.residual, sample_weight=w)),
+        fit_residual(data, seed, trees),
         low,
         high,
-        forest_of(boosting(seed, trees=trees).fit(sides, log, sample_weight=w)),
-        least=x.min(axis=0),
-        most=x.max(axis=0),
+        forest_of(boosting(seed, trees=trees).fit(sides, log, sample_weight=weights(data))),
+        least=data.features.min(axis=0),
+        most=data.features.max(axis=0),
         names=data.names,
         machine=data.machine,
     )

@@ -63,18 +63,25 @@ def copied(arrays: Arrays) -> dict[str, Array | list[Array]]:
     return {n: [x.copy() for x in a] if isinstance(a, list) else a.copy() for n, a in arrays.items()}
 
 
-def check(text: str, sizes: Mapping[str, int] | None = None, target: Target | None = None, **given: Array) -> None:
-    """The compiled kernel writes what the interpreter writes."""
+def check(
+    text: str,
+    sizes: Mapping[str, int] | None = None,
+    target: Target | None = None,
+    wanted: Arrays | None = None,
+    **given: Array,
+) -> None:
+    """The compiled kernel writes what is wanted, or what the interpreter writes."""
     kernel, sizes = kernel_of(text), sizes or {}
     ours = random_arguments(kernel, sizes, given)
-    reference = copied(ours)
-    kernel_interpreter.run(kernel, reference, sizes)
+    if wanted is None:
+        wanted = copied(ours)
+        kernel_interpreter.run(kernel, wanted, sizes)
     function = compiled(kernel_plan(kernel), target or host_target())
     results = [ours[b.name] for b in kernel.parameters if b.role != "in"]
     inputs = [ours[b.name] for b in kernel.parameters if b.role == "in"]
     assert function.run(inputs, results, [sizes[s] for s in kernel.sizes]) is None  # type: ignore[arg-type]
     for buffer in kernel.outputs:
-        compare(buffer.name, buffer.dtype, ours[buffer.name], reference[buffer.name])
+        compare(buffer.name, buffer.dtype, ours[buffer.name], wanted[buffer.name])
 
 
 def compare(name: str, d: DType, ours: object, reference: object) -> None:

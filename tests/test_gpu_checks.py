@@ -16,6 +16,7 @@ from intarsia.ir.dtypes import Array
 from intarsia.ir.errors import CompileError, Source
 from intarsia.ir.graph import Module
 from intarsia.ir.interpreter import evaluate
+from intarsia.ir.kernel import Check, walk
 from intarsia.ir.kernel_interpreter import CheckFailed
 from intarsia.ir.plan_interpreter import run_plan
 from intarsia.ir.target import TARGETS
@@ -90,9 +91,28 @@ def test_errors_of_ops_are_those_of_the_reference(name: str) -> None:
     assert there[0] == expected.value.code
 
 
+CHECKED = (
+    *(f"sort {dtype}" for dtype in ("f32", "f16", "i64", "u8", "bool")),
+    *(f"gather {dtype}" for dtype in ("i64", "i32", "i8", "u64")),
+    "sparse_rows", "gather_from_nothing", "sort_in_group", "updates", "updates_in_group", "bits_and_casts", "layers",
+)  # fmt: skip
+"""Programs of which something is checked. The others are what they are without checks (test_gpu_emit.py)."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_every_op_is_as_on_a_cpu(name: str) -> None:
+def test_which_ops_have_checks() -> None:
+    found = []
+    for name, make in PROGRAMS.items():
+        case = make()
+        kernels = Compilation(Module(case.graph), case.sizes, Options(target=GPU, checks=True)).kernels.kernels
+        if any(isinstance(s, Check) for kernel in kernels for s, _ in walk(kernel.body)):
+            found.append(name)
+    assert sorted(found) == sorted(CHECKED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHECKED)
+def test_every_op_with_checks_is_as_on_a_cpu(name: str) -> None:
     case = PROGRAMS[name]()
     here, there = (
         outcome(Module(case.graph), target, list(case.inputs), dict(case.sizes), dynamic=False) for target in (CPU, GPU)

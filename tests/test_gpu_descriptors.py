@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import types
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from op_programs import PROGRAMS
-from test_gpu_emit import assert_same, compilation, draw
+from test_gpu_emit import assert_same, compilation, draw, force
 
 from intarsia.backends.gpu.emit import emit_kernel
 from intarsia.backends.gpu.interpreter import run as run_launch
@@ -22,17 +20,15 @@ from intarsia.backends.gpu.triton_kernel import TritonKernel
 from intarsia.driver import Compilation
 from intarsia.dsl.library import load
 from intarsia.ir.dtypes import Array
-from intarsia.ir.errors import ScheduleError, Source
-from intarsia.ir.graph import Module
+from intarsia.ir.errors import Source
 from intarsia.ir.interpreter import evaluate
-from intarsia.ir.kernel import Kernel
 from intarsia.ir.kernel_interpreter import run as run_kernel
 from intarsia.ir.kernel_text import read_kernel
 from intarsia.ir.kernel_verifier import problems, verify_kernel
-from intarsia.ir.schedule import Describe, Programs, Schedule
+from intarsia.ir.schedule import Schedule
 from intarsia.ir.target import TARGETS
 from intarsia.options import Options
-from intarsia.passes.schedule.apply import apply, apply_step
+from intarsia.passes.schedule.apply import apply
 from intarsia.passes.schedule.programs import build_programs
 from intarsia.runtime import cuda
 
@@ -199,22 +195,6 @@ def test_problems_of_kernels_with_walks_and_descriptors() -> None:
 # ---------------------------------------------------------------------- programs
 
 
-def forced(kernel: Kernel) -> Kernel:
-    """A scheduled kernel with descriptors for all that can have them, and two programs at most."""
-    steps = [*(Describe((name,)) for name in kernel.buffers()), Programs(2)]
-    for step in steps:
-        with suppress(ScheduleError):
-            kernel = apply_step(kernel, step)
-    return kernel
-
-
-def check_forced(made: Compilation, inputs: list[Array | list[Array]]) -> list[TritonKernel]:
-    """Compare with the graph; the launches."""
-    made.__dict__["scheduled"] = replace(made.scheduled, kernels=tuple(map(forced, made.scheduled.kernels)))
-    assert_same(made, inputs, tuple(evaluate(made.source_module, inputs, made.sizes)))
-    return [launch for launches in made.launches.values() for launch in launches]
-
-
 WHOLE_ROWS = {
     "transposed": "fn f(a: f16[72, 40], b: f16[56, 72]) -> f16[40, 56] { return transpose(a) @ transpose(b) }",
     "batch": "fn f(a: f32[3, 40, 72], b: f32[3, 72, 56]) -> f32[3, 40, 56] { return tanh(a @ b) }",
@@ -255,19 +235,13 @@ WHOLE_ROWS = {
 @pytest.mark.parametrize("name", WHOLE_ROWS)
 def test_programs_by_descriptors(name: str, tmp_path: Path) -> None:
     made = compilation(WHOLE_ROWS[name])
-    launches = check_forced(made, draw(made.source_module))
+    inputs = draw(made.source_module)
+    force(made)
+    assert_same(made, inputs, tuple(evaluate(made.source_module, inputs, {})))
+    launches = [launch for launches in made.launches.values() for launch in launches]
     assert any("_desc" in launch.text for launch in launches)
     for launch in launches:
         assert compile_kernel(launch, TARGETS["gpu:sm_90"], tmp_path).usage[1] == 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PROGRAMS)
-@pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "open"])
-def test_every_op_in_walks(name: str, dynamic: bool) -> None:
-    case = PROGRAMS[name]()
-    options = Options(target="gpu:sm_90", dynamic=tuple(case.sizes) if dynamic else ())
-    check_forced(Compilation(Module(case.graph), case.sizes, options), list(case.inputs))
 
 
 # ---------------------------------------------------------------------- products

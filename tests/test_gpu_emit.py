@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import EXPECTED, Golden
+from graph_shorthands import Program
 from op_programs import PROGRAMS
 
 from intarsia.backends.gpu.emit import emit_kernel
@@ -24,9 +27,11 @@ from intarsia.ir.interpreter import evaluate
 from intarsia.ir.kernel import Call, Kernel
 from intarsia.ir.kernel_text import read_kernel
 from intarsia.ir.plan_interpreter import run_plan
+from intarsia.ir.schedule import Describe, Programs
 from intarsia.ir.sizes import Size
 from intarsia.ir.types import TensorType
 from intarsia.options import Options
+from intarsia.passes.schedule.apply import apply_step
 
 FOLDER = Path(__file__).parent / "golden" / "triton"
 TARGET = "gpu:sm_90"
@@ -44,24 +49,45 @@ def assert_same(compilation: Compilation, inputs: list[Array | list[Array]], exp
         np.testing.assert_allclose(a.astype(np.float64), e.astype(np.float64), rtol=tolerance, atol=tolerance)
 
 
-def check(name: str, dynamic: bool) -> None:
-    case = PROGRAMS[name]()
-    module = Module(case.graph)
-    open_names = tuple(case.sizes) if dynamic else ()
-    compilation = Compilation(module, case.sizes, Options(target=TARGET, dynamic=open_names))
-    assert_same(compilation, list(case.inputs), tuple(evaluate(module, case.inputs, case.sizes)))
+def compilation_of(case: Program, dynamic: bool = False, target: str = TARGET) -> Compilation:
+    """Of a program of PROGRAMS, with its sizes or without."""
+    return Compilation(
+        Module(case.graph), case.sizes, Options(target=target, dynamic=tuple(case.sizes) if dynamic else ())
+    )
+
+
+def forced(kernel: Kernel) -> Kernel:
+    """A scheduled kernel with descriptors for all that can have them, and two programs at most."""
+    for step in (*(Describe((name,)) for name in kernel.buffers()), Programs(2)):
+        with suppress(ScheduleError):
+            kernel = apply_step(kernel, step)
+    return kernel
+
+
+def force(made: Compilation) -> None:
+    """Let its kernels be as `forced`."""
+    made.__dict__["scheduled"] = replace(made.scheduled, kernels=tuple(map(forced, made.scheduled.kernels)))
+    for derived in ("plan", "launches"):
+        made.__dict__.pop(derived, None)
 
 
 @pytest.mark.parametrize("name", QUICK)
 def test_triton_gives_what_the_graph_gives(name: str) -> None:
-    check(name, dynamic=False)
+    case = PROGRAMS[name]()
+    assert_same(compilation_of(case), list(case.inputs), tuple(evaluate(Module(case.graph), case.inputs, case.sizes)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 @pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "open"])
 def test_every_op_in_triton(name: str, dynamic: bool) -> None:
-    check(name, dynamic)
+    """As it is scheduled, then with descriptors and in walks."""
+    case = PROGRAMS[name]()
+    made, inputs = compilation_of(case, dynamic), list(case.inputs)
+    wanted = tuple(evaluate(Module(case.graph), case.inputs, case.sizes))
+    assert_same(made, inputs, wanted)
+    force(made)
+    assert_same(made, inputs, wanted)
 
 
 # ---------------------------------------------------------------------- programs in full

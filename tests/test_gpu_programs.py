@@ -141,7 +141,9 @@ def test_chains_of_products(first: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", [pytest.param(k, id=name) for name, k in KERNELS.items()])
 def test_polybench(kernel: Kernel) -> None:
-    given = kernel.make(Random(), **kernel.at("MINI"))
+    """Of the steps of stencils three: all are alike."""
+    sizes = {name: min(size, 3) if name == "T" else size for name, size in kernel.at("MINI").items()}
+    given = kernel.make(Random(), **sizes)
     text = kernel.source.read_text(encoding="utf-8")
     require(text, dict(given), function=kernel.name)
 

@@ -512,7 +512,7 @@ def test_processes_at_once_on_an_empty_cache(cache_folder: Path) -> None:
 # ---------------------------------------------------------------------- size of programs, time of calls
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [200, pytest.param(3_000, marks=pytest.mark.slow)])
 def test_many_statements(count: int) -> None:
     lines = "\n".join(f"    x{i} = x{i - 1} + 1.0" for i in range(1, count + 1))
     f = intarsia.jit(f"fn f(x0: f32[N]) -> f32[N] {{\n{lines}\n    return x{count}\n}}")
