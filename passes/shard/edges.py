@@ -7,8 +7,9 @@ it begins with, what the body has and yields, and the result. So no op is named 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TypeAlias
 
 from intarsia.ir.factors import Dimension, Factor, Factors, factors
 from intarsia.ir.graph import Node, Region, Structured, Value
@@ -17,7 +18,11 @@ from intarsia.ir.sharding import Axes, Mesh, MeshAxis
 from intarsia.ir.sizes import ZERO, Size
 from intarsia.ir.space import operand_position
 from intarsia.ir.types import ListType
+from intarsia.passes.shard.composed import composed
 from intarsia.passes.shard.windows import Window, find_window, is_selected
+
+Place: TypeAlias = tuple[int, int]
+"""A dimension of an operand: the numbers of both."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +42,7 @@ class Edge:
     results: int
     is_identity: bool = False
     is_flow: bool = False
-    windows: Mapping[tuple[int, int], Window] = field(default_factory=dict)
+    windows: Mapping[Place, Window] = field(default_factory=dict)
     selected: frozenset[str] = frozenset()
 
     @cached_property
@@ -68,6 +73,13 @@ class Edge:
     def passes_all(self) -> bool:
         """Does every element stay where it is? Then nothing is ever sent for this node."""
         return not self._reduces and not self.windows and all(d is not None for dims in self.dimensions for d in dims)
+
+    def window(self, position: int, d: int) -> Window | None:
+        """In which window an operand is read along a dimension: one of one element where that is in step."""
+        names = self.dimensions[position][d]
+        if (found := self.windows.get((position, d))) is not None or names is None or len(names) != 1:
+            return found
+        return Window(names[0]) if names[0] not in self.selected else None
 
 
 def shape_of(value: Value) -> tuple[Size, ...]:
@@ -117,7 +129,7 @@ def _edge(node: Node, rule: Factors) -> Edge:
         list(dims[1:] if isinstance(value.type, ListType) else dims)
         for value, dims in zip(node.operands, rule.operands)
     ]
-    windows: dict[tuple[int, int], Window] = {}
+    windows: dict[Place, Window] = {}
     selected: list[Factor] = []
     if isinstance(node, Structured):
         for position, value in enumerate(node.operands):
@@ -126,7 +138,8 @@ def _edge(node: Node, rule: Factors) -> Edge:
             for d, known in enumerate(dimensions[position]):
                 if known is not None:
                     continue
-                if (window := find_window(node.space, position, d, rule.result)) is not None:
+                window = find_window(node.space, position, d, rule)
+                if window is not None and all(window.axis not in (names or ()) for names in dimensions[position]):
                     windows[position, d] = window
                     dimensions[position][d] = (window.axis,)
                 elif is_selected(node.space, position, d):
@@ -146,7 +159,10 @@ def _edge(node: Node, rule: Factors) -> Edge:
 
 
 def edge_of(node: Node) -> Edge:
-    """The edge of an op that has one result; one without factors where nothing is said about the op."""
+    """The edge of an op that has one result, or of a group; one without factors where nothing is said about the op."""
+    if isinstance(node, Fused) and len(node.values) == 1 and all(isinstance(n, Structured) for n in node.body.nodes):
+        edge = edge_of(composed(node.body))
+        return replace(edge, tensors=(*edge.tensors[:-1], node.value))
     return next(iter(edges_of_node(node)), None) or Edge(node, (*node.operands, *node.values), (), (), len(node.values))
 
 

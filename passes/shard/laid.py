@@ -11,7 +11,7 @@ from intarsia.ir.ops.collective import Shard
 from intarsia.ir.ops.control import Loop
 from intarsia.ir.sharding import Axes, Mesh, MeshAxis, Sharding
 from intarsia.passes.shard.edges import Edge, edge_of, project
-from intarsia.passes.shard.ways import Split, sharding_of
+from intarsia.passes.shard.ways import Split, sharding_of, whole_windows
 
 
 def check_laid(module: Module, mesh: Mesh) -> None:
@@ -52,15 +52,16 @@ def _check_loop(node: Loop, mesh: Mesh) -> None:
 
 def _check_op(node: Node, mesh: Mesh) -> None:
     edge = edge_of(node)
-    kept = [p for p, v in enumerate(node.operands) if sharding_of(v).partial]
-    first = sharding_of(node.operands[kept[0]] if kept else node.value)
+    op, operands = edge.node, [edge.tensors[p] for p in edge.operands]
+    kept = [p for p, v in enumerate(operands) if sharding_of(v).partial]
+    first = sharding_of(operands[kept[0]] if kept else node.value)
     partial, combiner = (first.partial, first.combiner) if kept else ((), "sum")
-    if kept and not (isinstance(node, Structured) and passes_parts(node.space, kept, combiner)):
-        raise _refused(node, f"{_types(node.operands[p] for p in kept)} is parts of what it needs whole")
-    way = Split(mesh, edge).way(axes_of_factors(mesh, edge), kept, partial, combiner)
+    if kept and not (isinstance(op, Structured) and passes_parts(op.space, kept, combiner)):
+        raise _refused(node, f"{_types(operands[p] for p in kept)} is parts of what it needs whole")
+    way = Split(mesh, edge).way(axes_of_factors(mesh, edge), kept, partial, combiner, whole_windows(edge, edge.tensors))
     found = None if way is None else [*map(_layout, (*way.operands, way.result))]
-    if found != [_layout(sharding_of(v)) for v in (*node.operands, node.value)]:
-        raise _refused(node, f"{_types(node.operands)} cannot give {node.value.type}")
+    if found != [_layout(sharding_of(v)) for v in edge.tensors]:
+        raise _refused(node, f"{_types(operands)} cannot give {node.value.type}")
 
 
 def _layout(sharding: Sharding) -> tuple[tuple[Axes, ...], frozenset[MeshAxis], str]:

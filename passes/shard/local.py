@@ -9,26 +9,27 @@ run-time checks look at; in results it is arbitrary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from intarsia.ir.dtypes import I64
+from intarsia.ir.factors import Factor
 from intarsia.ir.functions import COMBINERS
 from intarsia.ir.graph import Node, Structured, Value
-from intarsia.ir.ops.collective import CollectivePermute
 from intarsia.ir.ops.elementwise import Cast as CastOp
 from intarsia.ir.ops.elementwise import Elementwise, axes_for, broadcast_load
 from intarsia.ir.ops.index import Compute, Update
 from intarsia.ir.ops.reduction import Matmul, Reduce
-from intarsia.ir.ops.shape import BroadcastTo, Concat, Reshape, Slice, Transpose
+from intarsia.ir.ops.shape import BroadcastTo, Reshape, Transpose
 from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load, apply, loads, where
 from intarsia.ir.sharding import Axes, Mesh, local_extent
 from intarsia.ir.sizes import ZERO, Size, maximum, minimum
 from intarsia.ir.space import Axis, Space, operand, operand_position
 from intarsia.ir.types import TensorType
 from intarsia.passes.shard.checked import body_inside, size_inside, space_inside
-from intarsia.passes.shard.edges import Edge
-from intarsia.passes.shard.windows import Window
+from intarsia.passes.shard.edges import Edge, Place
+from intarsia.passes.shard.windows import Run
 
 PLAIN = (Elementwise, CastOp, Matmul, Reduce, Transpose)
 """Ops whose meaning follows from the shapes of their operands: the same op computes a part."""
@@ -36,12 +37,15 @@ PLAIN = (Elementwise, CastOp, Matmul, Reduce, Transpose)
 
 @dataclass
 class LocalOp:
-    """Makes one op local. `of_factor`: the axes of the mesh of each factor; `index`: the value that is the number of
-    the device along axes; `checks`: there will be run-time checks."""
+    """Makes one op local. `runs`: the places that the device computes along each axis that is split; `origins`: those
+    that it has of dimensions of operands, None for all of them; dimensions that it does not name are cut as the axes in
+    their subscripts are. `index`: the value that is the number of the device along axes; `checks`: there will be
+    run-time checks."""
 
     mesh: Mesh
     edge: Edge
-    of_factor: Mapping[str, Axes]
+    runs: Mapping[str, Run]
+    origins: Mapping[Place, Run | None]
     index: Callable[[Axes], Value]
     add: Callable[[Node], Value]
     checks: bool = False
@@ -50,23 +54,14 @@ class LocalOp:
         self.numbers: dict[Axes, int] = {}
         self.values: list[Value] = []
         self.done: dict[Expr, Expr] = {}
-        self.shifts: dict[tuple[int, int], Size] = {}
         self.picked: dict[Expr, Expr] = {}
         self.ranges: dict[int, int] = {}
-        self.axes: dict[str, Axes] = {}
-        for factor in self.edge.factors:
-            name = factor.name.split(".")[0]
-            self.axes[name] = (*self.axes.get(name, ()), *self.of_factor.get(factor.name, ()))
-        self.axes = {name: axes for name, axes in self.axes.items() if self.mesh.size(axes) > 1}
 
     def structured(self, node: Structured, operands: tuple[Value, ...], result: TensorType) -> Node:
         """The op on local operands; `result` is the local type of what it gives."""
         space = node.space
         self.values = list(operands)
-        for (position, d), window in self.edge.windows.items():
-            if window.axis in self.axes:
-                self._widen(position, d, window)
-        if self.checks and (ends := self._ends(space.axes)):
+        if self.checks and (ends := self._ends(a.name for a in space.axes)):
             space = space_inside(space, node.operands, _every(ends))
         body = space.body
         if space.combiner is not None:
@@ -90,17 +85,16 @@ class LocalOp:
         """The update of what this device has. Of writes that are merged it makes its own, over the old tensor on the
         first device and over what changes nothing on the others."""
         self.values = list(operands)
-        merged = [f for f in self.edge.factors if f.reduced and self.of_factor.get(f.name)]
+        merged = {f.name.split(".")[0]: f.reduced for f in self.edge.factors if f.reduced}
+        merged = {name: combiner for name, combiner in merged.items() if name in self.runs}
         body, places = node.body, node.targets
-        if self.checks and (ends := self._ends(node.axes)):
+        if self.checks and (ends := self._ends(a.name for a in node.axes)):
             body = body_inside(body, node.axes, node.operands, _every(ends))
             places = tuple(size_inside(t, _every(ends)) for t in places)
-        if merged:
-            combiner = merged[0].reduced
-            assert combiner is not None
+        for combiner in set(merged.values()):
             neutral = Const(COMBINERS[combiner].neutral(body.dtype), body.dtype)
-            body = self._inside([a for a in node.axes if a.name in {f.name for f in merged}], body, neutral)
-            along = tuple(a for f in merged for a in self.of_factor[f.name])
+            body = self._inside([a for a in node.axes if a.name in merged], body, neutral)
+            along = tuple(a for n in merged for a in self.runs[n].axes)
             self.values[0] = self.add(on_first(operands[0], self.index(along), combiner))
         targets = tuple(self._size(t, aligned=bool(d)) for t, d in zip(places, self.edge.dimensions[0]))
         axes = tuple(self._axis(a) for a in node.axes)
@@ -119,41 +113,27 @@ class LocalOp:
 
     def _inside(self, axes: Sequence[Axis], body: Expr, neutral: Const) -> Expr:
         """The body without what is beyond the end of axes that the devices do not divide."""
-        ends = self._ends(axes)
+        ends = self._ends(a.name for a in axes)
         return where(_every(ends), body, neutral) if ends else body
 
-    def _ends(self, axes: Sequence[Axis]) -> list[Expr]:
-        """What holds within the whole, of axes that the devices do not divide."""
-        uneven = [a for a in axes if a.name in self.axes and self._is_uneven(a)]
-        return [apply("lt", Index(Size.of(a.name)), Index(a.upper)) for a in uneven]
-
-    def _is_uneven(self, axis: Axis) -> bool:
-        extent = axis.upper.constant
-        return extent is None or extent % self.mesh.size(self.axes[axis.name]) != 0
-
-    def _extent(self, axis: str) -> int:
-        """The part of an axis that a device has."""
-        return local_extent(self._whole(axis), self.mesh.size(self.axes[axis]))
-
-    def _whole(self, axis: str) -> int:
-        extent = 1
-        for factor in self.edge.factors:
-            if factor.name.split(".")[0] == axis:
-                extent *= int(factor.extent)
-        return extent
+    def _ends(self, axes: Iterable[str]) -> list[Expr]:
+        """What holds within the whole, of axes along which a device also computes what is beyond."""
+        found: list[Expr] = []
+        for axis, run in ((a, self.runs[a]) for a in axes if a in self.runs):
+            if run.start < 0:
+                found.append(apply("ge", Index(Size.of(axis)), Index(ZERO)))
+            if run.goes_beyond(self.mesh.size(run.axes)):
+                found.append(apply("lt", Index(Size.of(axis)), Index(Size.of(run.whole))))
+        return found
 
     def _axis(self, axis: Axis) -> Axis:
-        if axis.name in self.axes:
-            return Axis.of(axis.name, self._extent(axis.name))
+        if axis.name in self.runs:
+            return Axis.of(axis.name, self.runs[axis.name].extent)
         return Axis(axis.name, self._size(axis.lower), self._size(axis.upper))
 
-    def _place(self, axis: str) -> Size:
-        """The place of a local axis in the whole."""
-        return self._offset(axis) + Size.of(axis)
-
-    def _offset(self, axis: str) -> Size:
-        """Where the part of an axis begins."""
-        return self._number(self.axes[axis]) * self._extent(axis)
+    def _offset(self, run: Run) -> Size:
+        """Where a run begins."""
+        return self._number(run.axes) * run.step + run.start
 
     def _number(self, axes: Axes) -> Size:
         """The number of this device along axes."""
@@ -164,7 +144,7 @@ class LocalOp:
 
     def _size(self, size: Size, aligned: bool = False) -> Size:
         """An integer expression on the device: `aligned` along a dimension that is cut as the axes in it are."""
-        names = {} if aligned else {n: self._place(n) for n in size.symbols if n in self.axes}
+        names = {} if aligned else {n: self._offset(self.runs[n]) + n for n in size.symbols if n in self.runs}
         return size.substitute(names, lambda e: Size.opaque(self._expression(e)))
 
     def _expression(self, e: Expr) -> Expr:
@@ -192,23 +172,28 @@ class LocalOp:
         skip = len(load.indices) - len(known)  # the subscript of a list
         indices = [self._size(i) for i in load.indices[:skip]]
         inside: list[Expr] = []
+        whole: set[str] = set()
         for d, (index, names) in enumerate(zip(load.indices[skip:], known)):
-            if (position, d) in self.shifts:
-                indices.append(index + self.shifts[position, d])
-            elif (position, d) in self.edge.windows or not names:
+            start = self.origins.get((position, d))
+            if start is not None:
+                indices.append(self._size(index) - self._offset(start))
+            elif (position, d) in self.origins or (position, d) in self.edge.windows or not names:
                 indices.append(self._size(index))
-            elif names[0] in self.edge.selected and names[0] in self.axes:
-                whole = self._whole(names[0])
-                place = self._in_range(self._size(index), whole) if self.checks else self._size(index)
-                picked = maximum(0, minimum(whole - 1, place)) - self._offset(names[0])
+                whole |= index.symbols if not index.opaques else set()
+            elif names[0] in self.edge.selected and names[0] in self.runs:
+                run = self.runs[names[0]]
+                place = self._in_range(self._size(index), run.whole) if self.checks else self._size(index)
+                picked = maximum(0, minimum(run.whole - 1, place)) - self._offset(run)
                 inside += [apply("ge", Index(picked), Index(ZERO))]
-                inside += [apply("lt", Index(picked), Index(Size.of(self._extent(names[0]))))]
+                inside += [apply("lt", Index(picked), Index(Size.of(run.extent)))]
                 indices.append(picked)
             else:
                 indices.append(self._size(index, aligned=names[0] not in self.edge.selected))
         found = replace(load, indices=tuple(indices))
         if inside:
             self.picked[found] = _every(inside)
+        if ends := self._ends(sorted(whole)):  # beyond the end there is nothing to read
+            return where(self._expression(_every(ends)), found, Const(0, load.dtype))
         return found
 
     def _in_range(self, index: Size, extent: int) -> Size:
@@ -235,28 +220,6 @@ class LocalOp:
         """Where this device has what is selected in an expression."""
         return tuple(dict.fromkeys(self.picked[x] for x in loads(e) if x in self.picked))
 
-    def _widen(self, position: int, d: int, window: Window) -> None:
-        """Put what the neighbours have of the window before and after an operand's own part."""
-        value, axes = self.values[position], self.axes[window.axis]
-        devices = self.mesh.size(axes)
-        whole = int(self.edge.tensors[position].tensor.shape[d])
-        own, made = int(value.tensor.shape[d]), self._extent(window.axis)
-        halo = window.halo(whole, self._whole(window.axis), devices)
-        assert halo is not None, "the neighbours do not have all of the window"
-        before, after = halo
-        names = tuple(map(str, axes))
-        parts = [value]
-        if before > 0:
-            last = self.add(_cut(value, d, own - before, before))
-            parts.insert(0, self.add(CollectivePermute(last, names, devices, (-1, *range(devices - 1)))))
-        if after > 0:
-            first = self.add(_cut(value, d, 0, after))
-            parts.append(self.add(CollectivePermute(first, names, devices, (*range(1, devices), -1))))
-        if len(parts) > 1:
-            self.values[position] = self.add(Concat(tuple(parts), d))
-        drift = window.stride * made - own
-        self.shifts[position, d] = (self._number(axes) * drift if drift else ZERO) + before
-
 
 def on_first(value: Value, index: Value, combiner: str) -> Compute:
     """A value on the device of index 0; what changes nothing on the others, the sign of a zero neither."""
@@ -269,17 +232,24 @@ def on_first(value: Value, index: Value, combiner: str) -> Compute:
     return Compute((value, index), Space(axes, body, value.dtype))
 
 
-def _cut(value: Value, d: int, start: int, extent: int) -> Slice:
-    starts = tuple(Size.of(start if k == d else 0) for k in range(value.tensor.rank))
-    extents = tuple(Size.of(extent) if k == d else s for k, s in enumerate(value.tensor.shape))
-    return Slice(value, starts, extents, (1,) * value.tensor.rank)
-
-
 def _every(conditions: Sequence[Expr]) -> Expr:
     result = conditions[0]
     for other in conditions[1:]:
         result = apply("and", result, other)
     return result
+
+
+def runs_of(mesh: Mesh, edge: Edge, of_factor: Mapping[str, Axes]) -> dict[str, Run]:
+    """The places that each device computes along the axes of an op whose factors are split so."""
+    digits: dict[str, list[Factor]] = {}
+    for factor in edge.factors:
+        digits.setdefault(factor.name.split(".")[0], []).append(factor)
+    runs: dict[str, Run] = {}
+    for name, factors in digits.items():
+        axes = tuple(a for f in factors for a in of_factor.get(f.name, ()))
+        if (devices := mesh.size(axes)) > 1:
+            runs[name] = Run.part(axes, math.prod(int(f.extent) for f in factors), devices)
+    return runs
 
 
 def local_type(mesh: Mesh, type_: TensorType, axes: Sequence[Axes]) -> TensorType:

@@ -17,7 +17,7 @@ from intarsia.ir.ops.collective import (
     ReduceScatter,
     Shard,
 )
-from intarsia.ir.ops.control import ListGet, Loop
+from intarsia.ir.ops.control import Fused, ListGet, Loop
 from intarsia.ir.ops.elementwise import Constant
 from intarsia.ir.ops.index import Update
 from intarsia.ir.ops.shape import Pad, Slice
@@ -26,12 +26,16 @@ from intarsia.ir.sizes import ZERO, Size
 from intarsia.ir.spmd import is_partitioned, mesh_of
 from intarsia.ir.types import ListType, TensorType, Type
 from intarsia.passes.pipeline import Context, Pass
-from intarsia.passes.shard.edges import edge_of, shape_of
+from intarsia.passes.shard.blocks import Add
+from intarsia.passes.shard.edges import Place, edge_of, shape_of
+from intarsia.passes.shard.halos import Halos, Part, Reads, origin, widened
 from intarsia.passes.shard.laid import axes_of_factors, check_laid
-from intarsia.passes.shard.local import LocalOp, local_type, on_first
+from intarsia.passes.shard.local import LocalOp, local_type, on_first, runs_of
 from intarsia.passes.shard.meshes import without_shardings
 from intarsia.passes.shard.steps import Step, reshard_steps
+from intarsia.passes.shard.together import local_part
 from intarsia.passes.shard.ways import sharding_of
+from intarsia.passes.shard.windows import Halo, Run
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class _Partitioner:
     mesh: Mesh
     checks: bool
     indices: dict[Axes, DeviceIndex] = field(default_factory=dict)
+    widened: dict[tuple[Value, int, Halo], Value] = field(default_factory=dict)
 
     def index(self, axes: Axes) -> Value:
         """The number of the device along axes; made once, before everything else."""
@@ -106,17 +111,18 @@ class _Partitioner:
             parameters.append(new)
             values[parameter.value] = new.value
         nodes: list[Node] = []
+        around, self.widened = self.widened, dict(self.widened)
         for node in region.nodes:
             made = self.node(node, values, nodes)
             values.update(zip(node.values, made))
+        self.widened = around
         return Region(tuple(parameters), tuple(nodes), tuple(values[v] for v in region.results))
 
     def node(self, node: Node, values: Mapping[Value, Value], nodes: list[Node]) -> Sequence[Value]:
         """The local values of a node's results."""
-        operands = tuple(values[v] for v in node.operands)
         match node:
             case Shard(x):
-                return (self.moved(node, x, operands[0], nodes),)
+                return (self.moved(node, x, values[x], nodes),)
             case Loop():
                 initial = tuple(values[v] for v in node.initial)
                 scalars = tuple(values[v] for v in node.scalars)
@@ -126,26 +132,70 @@ class _Partitioner:
                     node, initial=initial, scalars=scalars, body=body, condition=condition, shardings=()
                 )
             case Constant() | ListGet():
-                made = replace(node.with_operands_in_order(operands), shardings=())
+                made = replace(node.with_operands_in_order([values[v] for v in node.operands]), shardings=())
             case _:
-                made = self.op(node, operands, nodes)
+                made = self.op(node, values, nodes)
         nodes.append(made)
         return made.values
 
-    def op(self, node: Node, operands: tuple[Value, ...], nodes: list[Node]) -> Node:
-        edge = edge_of(node)
+    def op(self, node: Node, values: Mapping[Value, Value], nodes: list[Node]) -> Node:
+        edge, add = edge_of(node), _adding(nodes, node)
         of_factor = axes_of_factors(self.mesh, edge)
-        local = LocalOp(self.mesh, edge, of_factor, self.index, _adding(nodes, node), self.checks)
         wanted = self.type(node.value.type)
-        assert isinstance(wanted, TensorType)
-        if isinstance(node, Structured):
-            made = local.structured(node, operands, wanted)
+        operands = tuple(values[v] for v in node.operands)
+        reads = Reads()
+        if isinstance(node, Structured | Fused):
+            part = local_part(self.mesh, node, edge, of_factor, reads)
+            made = self.part(part, {v: values[v] for v in node.inputs}, reads.halos(self.mesh), add)
         elif isinstance(node, Update):
+            local = LocalOp(self.mesh, edge, runs_of(self.mesh, edge, of_factor), {}, self.index, add, self.checks)
             made = local.update(node, operands)
         else:
             made = replace(node.with_operands_in_order(operands), shardings=())
         assert made.value.type == wanted, f"{node.name} makes {made.value.type} and not {wanted}"
         return made
+
+    def part(self, part: Part | None, values: dict[Value, Value], halos: Halos | None, add: Add) -> Node:
+        """The last op of a part, after the others and after what is taken from neighbours."""
+        assert part is not None and halos is not None, "it reads what a device does not have"
+        origins: dict[tuple[Value, int], Run] = {}
+        for (value, d), halo in halos.items():
+            axes = sharding_of(value).axes[d]
+            devices = self.mesh.size(axes)
+            key = (values[value], d, halo)
+            if key not in self.widened:
+                self.widened[key] = widened(values[value], d, axes, devices, halo, add)
+            values[value] = self.widened[key]
+            origins[value, d] = origin(value, d, axes, devices, halo)
+        return self.computed(part, values, origins, add)
+
+    def computed(
+        self,
+        part: Part,
+        values: Mapping[Value, Value],
+        widened: Mapping[tuple[Value, int], Run],
+        add: Add,
+    ) -> Node:
+        """The op of a part, on values that have the places `widened` of dimensions of theirs."""
+        operands: list[Value] = []
+        origins: dict[Place, Run | None] = {}
+        for position, value in enumerate(part.node.operands):
+            if (inner := part.made.get(position)) is not None:
+                operands.append(add(self.computed(inner, values, widened, add)))
+                origins.update(((position, d), inner.places(d)) for d in range(value.tensor.rank))
+            else:
+                operands.append(values[value])
+                for d, names in enumerate(part.edge.dimensions[position]):
+                    if (value, d) in widened:
+                        origins[position, d] = widened[value, d]
+                    elif names and names[0] in part.runs and not sharding_of(value).axes[d]:
+                        origins[position, d] = None
+        shape = tuple(
+            Size.of(run.extent) if (run := part.places(d)) is not None else s
+            for d, s in enumerate(part.node.value.tensor.shape)
+        )
+        local = LocalOp(self.mesh, part.edge, part.runs, origins, self.index, add, self.checks)
+        return local.structured(part.node, tuple(operands), TensorType(part.node.value.dtype, shape))
 
     # ------------------------------------------------------------------ moving
 
@@ -163,7 +213,7 @@ class _Partitioner:
         return value
 
 
-def _adding(nodes: list[Node], like: Node) -> Callable[[Node], Value]:
+def _adding(nodes: list[Node], like: Node) -> Add:
     """Adds nodes that stand in the place of one of the user's line."""
 
     def add(made: Node) -> Value:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from intarsia.ir.graph import Region, Structured, Value
+from intarsia.ir.graph import Node, Region, Structured, Value
 from intarsia.ir.linear import passes_parts
 from intarsia.passes.shard.ways import elements_of
 
@@ -23,6 +24,10 @@ class Readers:
                 self.of.setdefault(value, []).append(n)
         for value in dict.fromkeys(self.region.results):
             self.of.setdefault(value, []).append(len(self.region.nodes))
+
+    @cached_property
+    def nodes(self) -> frozenset[Node]:
+        return frozenset(self.region.nodes)
 
     def is_for_one(self, value: Value) -> bool:
         """Is there one reader?"""

@@ -13,7 +13,7 @@ from intarsia.ir.dtypes import F16
 from intarsia.ir.graph import Module, Node, Region, Structured, Value
 from intarsia.ir.linear import passes_parts
 from intarsia.ir.ops.collective import Shard
-from intarsia.ir.ops.control import ListGet, Loop
+from intarsia.ir.ops.control import Fused, ListGet, Loop
 from intarsia.ir.ops.elementwise import Cast
 from intarsia.ir.ops.index import Compute
 from intarsia.ir.ops.shape import Concat, Reshape
@@ -21,12 +21,15 @@ from intarsia.ir.sharding import Axes, Mesh, Sharding
 from intarsia.ir.sizes import ONE, Size
 from intarsia.ir.spmd import mesh_of
 from intarsia.ir.types import ListType
+from intarsia.passes.dce import prune
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.shard.edges import Edge, edge_of, project
+from intarsia.passes.shard.halos import Reads
 from intarsia.passes.shard.meshes import require_numbers, with_parameters_laid
 from intarsia.passes.shard.readers import Readers
 from intarsia.passes.shard.steps import Step, reshard_steps
-from intarsia.passes.shard.ways import Split, Way, elements_of, sharding_of, static_shape
+from intarsia.passes.shard.together import local_part, together
+from intarsia.passes.shard.ways import Split, Way, elements_of, sharding_of, static_shape, whole_windows
 
 BYTES_PER_POINT = 0.01
 """What computing one point of a space costs beside sending: some 100 operations take as long as a byte."""
@@ -64,7 +67,9 @@ class Reshard(Pass):
         if mesh is None:
             return module
         require_numbers(module)
-        return module.with_body(_Resharder(mesh, self.in_turn).region(module.graph.body, {}))
+        resharder = _Resharder(mesh, self.in_turn)
+        body = resharder.region(module.graph.body, {})
+        return module.with_body(prune(body, body.results) if resharder.leaves_dead else body)
 
 
 @dataclass
@@ -79,12 +84,15 @@ class _Scope:
 
 @dataclass
 class _Resharder:
-    """homes: the regions, of those that are under way, in which values are made."""
+    """homes: the regions, of those that are under way, in which values are made. spent: bytes sent for each op on its
+    own, and these with what it computes. leaves_dead: is there a group, and so perhaps an op that nothing reads now?"""
 
     mesh: Mesh
     in_turn: str = ""
     scopes: list[_Scope] = field(default_factory=list)
     homes: dict[Value, _Scope] = field(default_factory=dict)
+    spent: dict[Value, tuple[float, float]] = field(default_factory=dict)
+    leaves_dead: bool = False
 
     def region(self, region: Region, outer: Mapping[Value, Value]) -> Region:
         """The region with `shard` nodes; its results lie as the old ones say."""
@@ -144,18 +152,25 @@ class _Resharder:
             case Loop():
                 self.loop(node, values)
                 return
-        operands = self.summands(node, tuple(values.get(v, v) for v in node.operands))
+        given = tuple(values.get(v, v) for v in node.operands)
+        operands = self.summands(node, given)
         whole = frozenset(p for p, v in enumerate(operands) if self.spreads(node.operands[p], sharding_of(v)))
-        way = _Choice(self.mesh, edge_of(node), operands, whole, self.in_turn).best()
+        choice = _Choice(self.mesh, edge_of(node), operands, whole, self.in_turn)
+        way = choice.best()
         if way is None:
             operands = tuple(self.joined(v, node) if isinstance(v.type, ListType) else v for v in operands)
             pairs = zip(node.operands, operands)
             node_of_tensors = node.with_operands_in_order([new if v.type != new.type else v for v, new in pairs])
-            way = _Choice(self.mesh, edge_of(node_of_tensors), operands, whole, self.in_turn).best()
+            choice = _Choice(self.mesh, edge_of(node_of_tensors), operands, whole, self.in_turn)
+            way = choice.best()
             assert way is not None  # tensors can always be sent
-        new_operands = [self.laid(v, wanted, node) for v, wanted in zip(operands, way.operands)]
+        self.spent[node.value] = choice.sent(way), choice.cost(way)[0]
+        op: Node | None = self.grouped(node, values) if operands == given else None
+        if op is None:
+            new_operands = [self.laid(v, wanted, node) for v, wanted in zip(operands, way.operands)]
+            op = replace(node.with_operands_in_order(new_operands), shardings=(way.result,))
         wanted = sharding_of(node.value)
-        value = self.made(replace(node.with_operands_in_order(new_operands), shardings=(way.result,)), wanted)
+        value = self.made(op, wanted)
         if sharding_of(value).axes != wanted.axes:
             value = self.laid(value, wanted, node)
         values[node.value] = value
@@ -176,6 +191,34 @@ class _Resharder:
             node = Cast(merged, F16, span=node.span, more_spans=node.more_spans, shardings=(sharding_of(merged),))
         self.add(node)
         return node.value
+
+    def grouped(self, node: Node, values: Mapping[Value, Value]) -> Fused | None:
+        """The op with others that are computed for it alone, where less is sent then, and no more is computed for it.
+        What several ops read counts for each of them in part."""
+        readers = self.scopes[-1].readers
+        joined = together(node, readers.nodes, readers.is_for_one) if isinstance(node, Structured) else None
+        if joined is None:
+            return None
+        group, before = joined
+        apart = [[s / len(readers.of[n.value]) for s in self.spent[n.value]] for n in before]
+        sent, cost = (sum(each) for each in zip(self.spent[node.value], *apart))
+        edge = edge_of(group)
+        operands = tuple(values.get(v, v) for v in edge.tensors[:-1])
+        if any(isinstance(v.node, Shard) and v.node not in self.homes[v].nodes for v in operands):
+            return None  # an op before it takes parts of the sum in its place
+        choice = _Choice(self.mesh, edge, operands, frozenset(), self.in_turn)
+        way = choice.best()
+        if way is None or choice.sent(way) >= sent or choice.cost(way)[0] > cost:
+            return None
+        if way.result.partial and node.value.dtype == F16:
+            return None  # `made` merges them in another type
+        lying = dict(zip(edge.tensors, way.operands))
+        reads = Reads(lying.__getitem__)
+        if local_part(self.mesh, group, edge, way.of_factor, reads) is None or reads.halos(self.mesh) is None:
+            return None
+        laid = {old: self.laid(v, wanted, node) for old, v, wanted in zip(edge.tensors, operands, way.operands)}
+        self.leaves_dead = True
+        return replace(group.with_operands(laid), shardings=(way.result,))
 
     def joined(self, value: Value, like: Node) -> Value:
         """The tensors of a list as one tensor, which can be sent to where it is needed."""
@@ -277,9 +320,10 @@ class _Choice:
         """Every way that the present shardings suggest; `keep` leaves parts of sums as they are."""
         kept, partial, combiner = (self.parts() if keep else None) or ((), (), "sum")
         candidates = [self._candidates(f.name) for f in self.edge.factors]
+        whole = whole_windows(self.edge, self.operands)
         for chosen in itertools.islice(itertools.product(*candidates), 4096):
             of_factor = {f.name: a for f, a in zip(self.edge.factors, chosen) if a}
-            if (way := self.split.way(of_factor, kept, partial, combiner)) is not None:
+            if (way := self.split.way(of_factor, kept, partial, combiner, whole)) is not None:
                 yield way
 
     def _candidates(self, name: str) -> list[Axes]:
@@ -293,8 +337,8 @@ class _Choice:
         found[()] = None
         return list(found)
 
-    def cost(self, way: Way) -> tuple[float, float]:
-        """Bytes sent and time computed, in bytes; then what is held."""
+    def sent(self, way: Way) -> float:
+        """Bytes; more where the result is moved."""
         sent = 0.0
         for value, wanted in zip(self.operands, way.operands):
             sent += self._bytes(value, self._steps(value, sharding_of(value), wanted))
@@ -303,16 +347,20 @@ class _Choice:
         sent += self._bytes(result, steps)
         if any(s.kind not in ("all_reduce", "reduce_scatter", "all_slice") for s in steps):
             sent *= RESULT_MOVED
-        for place in self.edge.windows:
-            before, after = self.split.halo(place, way.of_factor) or (0, 0)
-            value = self.operands[place[0]]
-            across = static_shape(value)[place[1]] / self.mesh.size(way.operands[place[0]].axes[place[1]])
-            held = elements_of(value) / self.mesh.size(a for d in way.operands[place[0]].axes for a in d)
-            sent += held / max(1.0, across) * (before + after) * value.dtype.bits / 8
+        for position, d in self.edge.windows:
+            lies, value = way.operands[position], self.operands[position]
+            if lies.axes[d] and (halo := self.split.halo((position, d), way.of_factor)) is not None:
+                across = static_shape(value)[d] / self.mesh.size(lies.axes[d])
+                held = elements_of(value) / self.mesh.size(a for axes in lies.axes for a in axes)
+                sent += held / max(1.0, across) * (halo.before + halo.after) * value.dtype.bits / 8
+        return sent
+
+    def cost(self, way: Way) -> tuple[float, float]:
+        """Bytes sent and time computed, in bytes; then what is held."""
         points = math.prod(e or 1 for e in self.edge.extents.values())
         devices = math.prod(self.mesh.size(a) for a in way.of_factor.values())
         held = elements_of(self.edge.tensors[-1]) / self.mesh.size(a for d in way.result.axes for a in d)
-        return (sent + BYTES_PER_POINT * points / devices, held)
+        return (self.sent(way) + BYTES_PER_POINT * points / devices, held)
 
     def _steps(self, value: Value, source: Sharding, target: Sharding) -> tuple[Step, ...]:
         return reshard_steps(self.mesh, static_shape(value), source, target)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from intarsia.ir.graph import Value
 from intarsia.ir.sharding import COMBINERS, Axes, Mesh, Sharding
-from intarsia.passes.shard.edges import Edge, dimension_axes, shape_of
+from intarsia.passes.shard.edges import Edge, Place, dimension_axes, shape_of
+from intarsia.passes.shard.windows import Halo, Run, find_halo
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,22 @@ class Split:
     edge: Edge
 
     def way(
-        self, of_factor: Mapping[str, Axes], kept: Sequence[int] = (), partial: Axes = (), combiner: str = "sum"
+        self,
+        of_factor: Mapping[str, Axes],
+        kept: Sequence[int] = (),
+        partial: Axes = (),
+        combiner: str = "sum",
+        whole: Collection[Place] = (),
     ) -> Way | None:
         """The way to give each factor these axes, or None if there is none. The operands `kept` are parts of sums along
-        the axes `partial`, and the result too."""
+        the axes `partial`, and the result too. Of the dimensions that are read in windows, those that are `whole`, and
+        those of which neighbours do not have enough, are on every device."""
         used = [a for axes in of_factor.values() for a in axes]
         if any(self.mesh.overlap(a, b) for a, b in itertools.combinations((*used, *partial), 2)):
             return None
-        shown = [self._shown(t, of_factor) for t in range(len(self.edge.tensors))]
-        if not self._axes_whole(of_factor) or not self._near(of_factor):
+        far = {p for p in self.edge.windows if p in whole or self.halo(p, of_factor) is None}
+        shown = [self._shown(t, of_factor, far) for t in range(len(self.edge.tensors))]
+        if not self._axes_whole(of_factor):
             return None
         merged = {f.reduced for f in self.edge.factors if f.reduced and of_factor.get(f.name)}
         merged |= {combiner} if partial else set()
@@ -52,12 +60,13 @@ class Split:
         (name,) = merged or {"sum"}
         return Way(of_factor, tuple(operands[:-1]), Sharding.of(operands[-1].axes, (*partial, *left), name))
 
-    def _shown(self, t: int, of_factor: Mapping[str, Axes]) -> tuple[Axes, ...] | None:
+    def _shown(self, t: int, of_factor: Mapping[str, Axes], far: Collection[Place]) -> tuple[Axes, ...] | None:
         """The axes of each dimension of a tensor; None where they cannot say how its factors are split."""
         if not self.edge.dimensions:
             return ((),) * len(shape_of(self.edge.tensors[t]))
         found: list[Axes] = []
-        for names in self.edge.dimensions[t]:
+        for d, dimension in enumerate(self.edge.dimensions[t]):
+            names = None if (t, d) in far else dimension
             if not self._is_run(names or (), of_factor):
                 return None
             found.append(dimension_axes(self.mesh, self.edge, names, of_factor))
@@ -80,26 +89,25 @@ class Split:
             digits.setdefault(f.name.split(".")[0], []).append(f.name)
         return all(self._is_run(names, of_factor) for names in digits.values() if len(names) > 1)
 
-    def _near(self, of_factor: Mapping[str, Axes]) -> bool:
-        """Do neighbours have all of each window, whose other axes are not split?"""
-        for place, window in self.edge.windows.items():
-            if any(of_factor.get(name) for name in window.others) and of_factor.get(window.axis):
-                return False
-            if self.halo(place, of_factor) is None:
-                return False
-        return True
-
-    def halo(self, place: tuple[int, int], of_factor: Mapping[str, Axes]) -> tuple[int, int] | None:
-        """Elements that a device takes from its neighbours along a dimension of an operand."""
+    def halo(self, place: Place, of_factor: Mapping[str, Axes]) -> Halo | None:
+        """What a device takes from its neighbours along a dimension of an operand; None where they do not have it."""
         window, (position, d) = self.edge.windows[place], place
-        devices, made = self.mesh.size(of_factor.get(window.axis, ())), self.edge.extents[window.axis]
-        if devices == 1:
-            return (0, 0)
-        return None if made is None else window.halo(static_shape(self.edge.tensors[position])[d], made, devices)
+        axes, made = of_factor.get(window.axis, ()), self.edge.extents[window.axis]
+        if (devices := self.mesh.size(axes)) == 1:
+            return Halo(0, 0)
+        if made is None:
+            return None
+        whole = static_shape(self.edge.tensors[position])[d]
+        return find_halo([(window, Run.part(axes, made, devices))], whole, devices)
 
 
 def sharding_of(value: Value) -> Sharding:
     return value.type.sharding or Sharding.of(((),) * len(shape_of(value)))
+
+
+def whole_windows(edge: Edge, operands: Sequence[Value]) -> frozenset[Place]:
+    """The dimensions that are read in windows of operands that have them whole."""
+    return frozenset((p, d) for p, d in edge.windows if not sharding_of(operands[p]).axes[d])
 
 
 def static_shape(value: Value) -> list[int]:

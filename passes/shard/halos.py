@@ -1,0 +1,123 @@
+"""What a device takes from its neighbours for an op that reads in windows, or for several computed together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from intarsia.ir.graph import Node, Structured, Value
+from intarsia.ir.ops.collective import CollectivePermute
+from intarsia.ir.ops.shape import Concat, Pad, Slice
+from intarsia.ir.sharding import Axes, Mesh, Sharding
+from intarsia.ir.sizes import Size
+from intarsia.passes.shard.blocks import Add
+from intarsia.passes.shard.edges import Edge, edge_of
+from intarsia.passes.shard.ways import sharding_of, static_shape
+from intarsia.passes.shard.windows import Halo, Run, Window, find_halo
+
+Halos: TypeAlias = dict[tuple[Value, int], Halo]
+"""By value and dimension."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a device computes of an op: the places along each axis that is split. made: the same of those operands that
+    it computes for this op alone, by position."""
+
+    node: Structured
+    edge: Edge
+    runs: Mapping[str, Run]
+    made: Mapping[int, Part]
+
+    def places(self, d: int) -> Run | None:
+        """Those along a dimension of the result; None where that is all of them."""
+        return self.runs.get(self.node.space.axes[d].name)
+
+
+@dataclass
+class Reads:
+    """In which windows, and for which places, dimensions of values from outside are read; `lies` says how these lie."""
+
+    lies: Callable[[Value], Sharding] = sharding_of
+    of: dict[tuple[Value, int], list[tuple[Window, Run]]] = field(default_factory=dict)
+
+    def halos(self, mesh: Mesh) -> Halos | None:
+        """None where neighbours do not have what is read."""
+        found: Halos = {}
+        for (value, d), reads in self.of.items():
+            halo = find_halo(reads, static_shape(value)[d], mesh.size(self.lies(value).axes[d]))
+            if halo is None:
+                return None
+            found[value, d] = halo
+        return found
+
+
+def part_of(
+    node: Structured, edge: Edge, runs: Mapping[str, Run], reads: Reads, inside: Collection[Node] = ()
+) -> Part | None:
+    """What a device computes of an op, for these places of its axes, and of the ops `inside` that it reads. What is
+    read of other values is added to `reads`. None where something is read that the device does not have."""
+    made: dict[int, Part] = {}
+    for position, value in enumerate(node.operands):
+        is_inner = value.node in inside
+        needed: dict[int, Run] = {}
+        for d, names in enumerate(edge.dimensions[position]):
+            window, lies = edge.window(position, d), () if is_inner else reads.lies(value).axes[d]
+            run = runs.get(window.axis) if window is not None else None
+            if window is None or run is None:
+                if inside and (lies or {n.split(".")[0] for n in names or ()} & runs.keys()):
+                    return None
+            elif is_inner:
+                read = window.read_of(run, static_shape(value)[d])
+                if read is None:
+                    return None
+                needed[d] = read
+            elif lies:
+                if inside and run.axes != lies:
+                    return None
+                if (position, d) in edge.windows or not run.is_part:
+                    reads.of.setdefault((value, d), []).append((window, run))
+        if is_inner:
+            assert isinstance(value.node, Structured)
+            axes = value.node.space.axes
+            own = {axes[d].name: run for d, run in needed.items()}
+            part = part_of(value.node, edge_of(value.node), own, reads, inside)
+            if part is None:
+                return None
+            made[position] = part
+    return Part(node, edge, runs, made)
+
+
+def widened(value: Value, d: int, axes: Axes, devices: int, halo: Halo, add: Add) -> Value:
+    """What a device has, between what its neighbours have before and after it along a dimension."""
+    own = int(value.tensor.shape[d])
+    names = tuple(map(str, axes))
+    parts = [value]
+    if halo.before > 0:
+        last = add(_cut(value, d, own - halo.before, halo.before))
+        parts.insert(0, add(CollectivePermute(last, names, devices, (-1, *range(devices - 1)))))
+    if halo.after > 0:
+        first = add(_cut(value, d, 0, halo.after))
+        parts.append(add(CollectivePermute(first, names, devices, (*range(1, devices), -1))))
+    if len(parts) > 1:
+        value = add(Concat(tuple(parts), d))
+    if halo.front or halo.back:
+        front, back = (
+            tuple(Size.of(n if k == d else 0) for k in range(value.tensor.rank)) for n in (halo.front, halo.back)
+        )
+        value = add(Pad(value, front, back, False if value.dtype.kind == "bool" else 0))
+    return value
+
+
+def origin(value: Value, d: int, axes: Axes, devices: int, halo: Halo) -> Run:
+    """The places along a dimension that a device has after `widened`."""
+    whole = static_shape(value)[d]
+    part, front = Run.part(axes, whole, devices), halo.before + halo.front
+    return Run(axes, part.step, -front, front + part.extent + halo.after + halo.back, whole)
+
+
+def _cut(value: Value, d: int, start: int, extent: int) -> Slice:
+    starts = tuple(Size.of(start if k == d else 0) for k in range(value.tensor.rank))
+    extents = tuple(Size.of(extent) if k == d else s for k, s in enumerate(value.tensor.shape))
+    return Slice(value, starts, extents, (1,) * value.tensor.rank)
