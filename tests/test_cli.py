@@ -19,11 +19,12 @@ from conftest import Run
 
 import intarsia
 from intarsia.cli import main
-from intarsia.commands import comparison, reduce
+from intarsia.commands import comparison, reduce, timing
 from intarsia.files import open_arrays
 from intarsia.ir.errors import Source
 from intarsia.ir.text import read_module
 from intarsia.ir.tolerance import Expected
+from intarsia.limits import Limits
 from intarsia.passes.pipeline import PASSES
 
 MLP = """fn mlp(x: f32[B, K], w1: f32[K, F], b1: f32[F], w2: f32[F, N]) -> f32[B, N] {
@@ -201,12 +202,20 @@ def test_time_and_profile(ita: Run) -> None:
     assert re.search(r"%  mlp_\w+  mlp.ita:2:9", err), err
 
 
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a machine that nobody has to measure."""
+    monkeypatch.setattr(timing, "machine_limits", lambda *_: Limits(1e11, 1e10, 1))
+
+
+@pytest.mark.usefixtures("limits")
 def test_profile_counts_the_steps_of_loops(ita: Run) -> None:
     text = "fn f(x: f64[N, N]) -> f64[N, N] { return loop (y = x) for t < 5 { yield y @ x } }"
     _, _, err = ita("run", "-e", text, "--random", "--dim", "N=8", "--profile", "--out", "y.npy")
     assert re.search(r"^ *100.0% +5 ", err, re.MULTILINE), err
 
 
+@pytest.mark.usefixtures("limits")
 def test_profile_of_a_kernel_with_memory_of_its_own(ita: Run) -> None:
     """A factor that is turned is copied before the product."""
     text = "fn f(x: f32[96, 256], y: f32[96, 256]) -> f32[256, 256] { return transpose(x) @ y }"
@@ -717,7 +726,7 @@ LONG_LOOPS = {
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")
-@pytest.mark.parametrize("name", LONG_LOOPS)
+@pytest.mark.parametrize("name", ["one kernel", pytest.param("several", marks=pytest.mark.slow)])
 def test_interrupts_end_the_run(ita: Run, name: str) -> None:
     Path("long.ita").write_text(LONG_LOOPS[name])
     script = (

@@ -26,7 +26,10 @@ import numerics  # noqa: E402, F401
 import polybench  # noqa: E402, F401
 from case import CATALOGUE, Entry, check_results, prepare  # noqa: E402
 
-QUICK = [pytest.param(entry, entry.sizes[0], id=name) for name, entry in CATALOGUE.items()]
+LARGE = ("factored", "transformer")
+"""Programs that are left to the slow run."""
+
+QUICK = [pytest.param(entry, entry.sizes[0], id=name) for name, entry in CATALOGUE.items() if name not in LARGE]
 SLOW = [
     pytest.param(entry, sizes, id="-".join((name, *(f"{k}{v}" for k, v in sizes.items()))))
     for name, entry in CATALOGUE.items()

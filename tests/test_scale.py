@@ -168,7 +168,8 @@ def test_work_is_linear_in_layers() -> None:
     assert five - three < 1.1 * (three - one)
 
 
-@pytest.mark.parametrize("program", [pytest.param(layers, marks=pytest.mark.slow), layers_in_a_loop])
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [layers, layers_in_a_loop])
 def test_equal_layers_share_their_kernels(
     program: Callable[[int], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -196,6 +197,7 @@ def test_equal_layers_share_their_kernels(
     assert pieces[0] == pieces[1]
 
 
+@pytest.mark.slow
 def test_chains_that_cannot_be_scheduled_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """What looks like a chain is tried; where that fails, the search goes back to what works."""
     together = compilation(layers(1)).kernels.kernels

@@ -251,7 +251,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
 }
 
 SHORTER = {"matmul_across_deep": {"K": 700}, "longest_paths_deep": {"K": 700}}
-"""Sizes that need not be large where they are not known."""
+"""Sizes that need not be large where they are not known; where they are, these programs are left to the slow run."""
 
 COUNTER = 5
 """The value of what counts the steps of a loop around a kernel."""
@@ -285,7 +285,9 @@ def check(kernel: Kernel, sizes: dict[str, int]) -> Kernel:
     return scheduled
 
 
-@pytest.mark.parametrize("name", sorted(PROGRAMS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in SHORTER else ()) for n in sorted(PROGRAMS)]
+)
 def test_programs_keep_their_meaning(name: str) -> None:
     for kernel, sizes in kernels(name):
         check(kernel, sizes)
