@@ -37,6 +37,9 @@ whole."""
 Code: TypeAlias = "Callable[[Sequence[Any]], list[Any]]"
 """Runs on what a device has of the arguments; gives what it has of the results."""
 
+MOST_SIMULATED = 1024
+"""Devices in threads of one process: the time of a collective grows with the square of their number."""
+
 _KNOWN_PROGRAMS = 1024
 
 
@@ -100,6 +103,10 @@ class MeshCalls:
         if not is_simulated:
             world(kind)  # from now on an error in one process ends all of them
         program = self.program(tensors, statics, dims, constants)
+        if is_simulated and (count := program.placement.mesh.devices) > MOST_SIMULATED:
+            message = f"{count} devices are more than the {MOST_SIMULATED} that one process simulates"
+            hint = "what they send and hold needs no run: intarsia shard, or explain --about sharding"
+            raise CompileError("E1906", message, hint=hint)
         here = None if is_simulated else processes(kind, program.placement.mesh)
         if program not in self._devices:
             numbers = range(program.placement.mesh.devices) if here is None else [here.device]

@@ -228,6 +228,7 @@ class _Meeting:
     def __init__(self, mesh: Mesh, log: list[tuple[Collective, int]]) -> None:
         self.mesh = mesh
         self.log = log
+        self.groups: dict[tuple[MeshAxis, ...], dict[int, tuple[int, ...]]] = {}
         self.changed = threading.Condition()
         self.left: dict[tuple[int, ...], dict[int, tuple[Node, Array]]] = defaultdict(dict)
         self.read = Counter[tuple[int, ...]]()
@@ -299,7 +300,9 @@ class _Meeting:
             return self.sent.pop(place)
 
     def _group(self, device: int, axes: tuple[MeshAxis, ...]) -> tuple[int, ...]:
-        return tuple(next(g for g in self.mesh.groups(axes) if device in g))
+        if axes not in self.groups:
+            self.groups[axes] = {n: group for group in self.mesh.groups(axes) for n in group}
+        return self.groups[axes][device]
 
 
 def alone(mesh: Mesh, node: Node, device: int, array: Array) -> Array:

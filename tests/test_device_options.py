@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,3 +78,32 @@ def test_names_that_are_given_away() -> None:
         with pytest.raises(CompileError, match="no parameter is named 'v'") as caught:
             intarsia.compile(SPLIT, Options(devices=devices, donated=("v",))).f(*data())  # type: ignore[arg-type]
         assert caught.value.code == "E0610"
+
+
+def test_more_devices_than_sensible(ita: Run) -> None:
+    status, _, report = ita("run", "split.ita", "--random", *SIZES, "--mesh", "a=2048")
+    assert status == 1 and "2048 devices are more than the 1024 that one process simulates" in report
+    status, _, report = ita("run", "split.ita", "--random", *SIZES, "--mesh", "a=2048", "--devices", "mpi")
+    assert status == 1 and "E1907" in report and "2048 processes are more than" in report
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("devices", ["simulate", "mpi"])
+def test_ctrl_c_ends_all(devices: str, tmp_path: Path) -> None:
+    """In the middle of a run, and no process is left."""
+    if devices == "mpi":
+        pytest.importorskip("mpi4py")
+    loop = "mesh pod(a=2)\nfn f(x: f32[N@a], s: i64) -> f32 { h = loop (h = x) for i < s { yield h / sum(h) } return sum(h) }"
+    (tmp_path / "loop.ita").write_text(loop.replace(" return", "\n    return"))
+    words = ["run", "loop.ita", "--arg", "x=ones", "--dim", "N=64", "--arg", "s=1000000000", "--devices", devices]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "intarsia", *words], cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE
+    )
+    time.sleep(15)
+    os.kill(started.pid, signal.SIGINT)
+    _, report = started.communicate(timeout=60)
+    assert started.returncode == 130, report
+    time.sleep(2)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(started.pid, 0)

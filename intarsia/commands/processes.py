@@ -24,6 +24,11 @@ _MPI_RANKS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 STARTED_BY = {"mpi": _MPI_RANKS, "gloo": ("RANK",), "nccl": ("RANK",)}
 """Environment variables of processes that an mpiexec or torchrun has started."""
 
+STARTERS = {"mpi": "mpiexec -n", "gloo": "torchrun --nproc-per-node", "nccl": "torchrun --nproc-per-node"}
+
+MOST_ON_A_CORE = 16
+"""Processes on a core. Each takes some 100 MB, and a core its share of the time while the others wait for it."""
+
 
 def is_started(devices: str | None) -> bool:
     """Is this process one of those that are the devices?"""
@@ -38,8 +43,14 @@ def is_to_start(devices: str | None) -> bool:
 def start(kind: str, count: int) -> int:
     """Run this command in so many processes; gives the exit status. The cores are shared out.
 
-    Raises CompileError E1907 where there is no MPI or no PyTorch.
+    Raises CompileError E1907 where there is no MPI or no PyTorch, or where so many would mostly wait for each other.
     """
+    if count > (most := MOST_ON_A_CORE * usable_cores()):
+        message = f"{count} processes are more than the {most} that {usable_cores()} cores take"
+        hint = (
+            f"--devices simulate runs all in one; on several machines start them yourself: {STARTERS[kind]} {count} …"
+        )
+        raise CompileError("E1907", message, hint=hint)
     arguments: list[str] = click.get_current_context().obj
     command = [sys.executable, "-m", "intarsia", *arguments]
     threads = {"INTARSIA_NUM_THREADS": str(max(1, usable_cores() // count))}
