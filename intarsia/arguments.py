@@ -14,9 +14,8 @@ import hashlib
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -24,9 +23,10 @@ import numpy as np
 
 from intarsia.files import SUFFIXES, StoredType, open_arrays, typed
 from intarsia.ir.conversion import convert
-from intarsia.ir.dtypes import BOOL, F32, F64, I64, Array, DType, dtype, of_numpy
+from intarsia.ir.dtypes import BOOL, F32, F64, I64, Array, DType, dtype
 from intarsia.ir.errors import CompileError
 from intarsia.runtime.dlpack import Parameter, adapt
+from intarsia.streams import part_of_stream
 
 T = TypeVar("T")
 
@@ -112,36 +112,50 @@ class Generated(ArgumentSpec):
 
     def make(self, dtype: DType, shape: Sequence[int], name: str = "") -> Array:
         """Raises CompileError E0608 for bounds that the type does not have."""
+        return self.part(dtype, shape, name, (slice(None),) * len(shape))
+
+    def part(self, dtype: DType, shape: Sequence[int], name: str, places: Sequence[slice]) -> Array:
+        """`make(dtype, shape, name)[places]`, without all of it in memory at once."""
         self._check_bounds(dtype, name)
-        shape = tuple(shape)
-        drawn = F64 if dtype == F64 else F32
-        values: Array
-        match self.generator:
-            case "zeros" | "ones":
-                values, source = np.full(shape, self.generator == "ones", np.int64), I64
-            case "arange":
-                lo, hi = self._range(dtype, 0, _exact_limit(dtype))
-                steps = np.arange(prod(shape), dtype=np.int64).reshape(shape)
-                period = min(max(1, math.ceil(hi - lo)), 1 << 62)
-                values, source = lo + steps % period, I64 if isinstance(lo, int) else F64
-            case "rand" if dtype.is_float:
-                lo, hi = self._range(dtype, 0.0, 1.0)
-                values, source = lo + (hi - lo) * self._random(name).random(shape, drawn.numpy.type), drawn
-            case "rand":
-                lo, hi = self._range(dtype, *_default_integers(dtype))
-                values, source = self._random(name).integers(int(lo), int(hi), shape), I64
-            case "randn":
-                values, source = self._random(name).standard_normal(shape, drawn.numpy.type), drawn
-                if not dtype.is_float:
-                    values = np.rint(3 * values)
-                lo = max(-math.inf if self.lo is None else self.lo, float(dtype.least))
-                hi = min(math.inf if self.hi is None else self.hi, float(dtype.greatest))
-                values = np.clip(np.abs(values) if lo >= 0 else values, lo, hi)
-            case _:
-                raise AssertionError(self.generator)
-        if dtype.is_float and dtype.specials == "scale":  # unsigned powers of two
-            values, source = np.maximum(np.abs(values), 2.0**-10).astype(np.float32), F32
-        return convert(np.asarray(values).astype(source.numpy, copy=False), source, dtype)
+        return part_of_stream(self._elements(dtype, name), shape, places, dtype.numpy)
+
+    def _elements(self, dtype: DType, name: str) -> Callable[[int], Array]:
+        """Gives the next so many elements, in row-major order."""
+        drawn, random = F64 if dtype == F64 else F32, self._random(name)
+        done = 0
+
+        def draw(count: int) -> Array:
+            nonlocal done
+            values: Array
+            match self.generator:
+                case "zeros" | "ones":
+                    values, source = np.full(count, self.generator == "ones", np.int64), I64
+                case "arange":
+                    lo, hi = self._range(dtype, 0, _exact_limit(dtype))
+                    period = min(max(1, math.ceil(hi - lo)), 1 << 62)
+                    values = lo + np.arange(done, done + count, dtype=np.int64) % period
+                    source = I64 if isinstance(lo, int) else F64
+                case "rand" if dtype.is_float:
+                    lo, hi = self._range(dtype, 0.0, 1.0)
+                    values, source = lo + (hi - lo) * random.random(count, drawn.numpy.type), drawn
+                case "rand":
+                    lo, hi = self._range(dtype, *_default_integers(dtype))
+                    values, source = random.integers(int(lo), int(hi), count), I64
+                case "randn":
+                    values, source = random.standard_normal(count, drawn.numpy.type), drawn
+                    if not dtype.is_float:
+                        values = np.rint(3 * values)
+                    lo = max(-math.inf if self.lo is None else self.lo, float(dtype.least))
+                    hi = min(math.inf if self.hi is None else self.hi, float(dtype.greatest))
+                    values = np.clip(np.abs(values) if lo >= 0 else values, lo, hi)
+                case _:
+                    raise AssertionError(self.generator)
+            if dtype.is_float and dtype.specials == "scale":  # unsigned powers of two
+                values, source = np.maximum(np.abs(values), 2.0**-10).astype(np.float32), F32
+            done += count
+            return convert(np.asarray(values).astype(source.numpy, copy=False), source, dtype)
+
+        return draw
 
     def _random(self, name: str) -> np.random.Generator:
         named = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
@@ -365,28 +379,6 @@ def flatten(value: object, prefix: str = "") -> dict[str, object]:
     else:
         return {prefix: value}
     return {n: v for key, item in items for n, v in flatten(item, f"{prefix}.{key}" if prefix else key).items()}
-
-
-def format_array(name: str, array: Array, dtype: DType | None = None) -> str:
-    """A result as `run` shows it: name, type, and values, shortened where there are many.
-
-    dtype: needed for types that come as codes because NumPy has no such type.
-    """
-    element = dtype or of_numpy(array.dtype)
-    assert element is not None
-    text = f"{element}[{', '.join(map(str, array.shape))}]" if array.shape else str(element)
-    shown = array if element.kind == "bool" or not element.is_narrow else convert(array, element, _shown_as(element))
-    digits = min(8, math.ceil(element.mantissa * math.log10(2)) + 1)
-    if element.is_float and element.bits < 32:
-        shown = shown.astype(np.float32)
-    values = np.array2string(shown, precision=digits, threshold=100, edgeitems=3, max_line_width=100)
-    if array.shape:
-        return f"{name}: {text}\n{values}"
-    return f"{name}: {text} = {values}{'0' if values.endswith('.') else ''}"
-
-
-def _shown_as(element: DType) -> DType:
-    return F32 if element.is_float else I64
 
 
 def _number(text: str) -> bool | int | float | None:

@@ -18,7 +18,7 @@ from intarsia.ir.spmd import other_part, piece
 from intarsia.ir.text import print_module
 from intarsia.mesh_calls import MeshCalls, MeshDevice, Parts, ProcessCall
 from intarsia.mesh_program import Exchanges, MeshProgram, outline
-from intarsia.parts import Part
+from intarsia.parts import Part, Unmade
 from intarsia.processes import Processes
 from intarsia.tensors import Tensors, declared_types
 
@@ -73,6 +73,8 @@ class GpuDevice(MeshDevice):
     def given(self, number: int, held: Any) -> Any:
         """A part, or this device's part of a tensor."""
         wanted, placement = self.wanted(number), self.program.placement
+        if isinstance(held, Unmade):
+            return self._placed(super().given(number, held))
         if isinstance(held, Part):
             layout = self.program.local.inputs[number]
             array = self._placed(held.array) if isinstance(held.array, np.ndarray) else held.array

@@ -19,7 +19,7 @@ from intarsia.ir.errors import CompileError
 from intarsia.ir.types import ListType, TensorType
 from intarsia.mesh_program import Argument, DeviceProgram, MeshProgram
 from intarsia.options import require_host
-from intarsia.parts import Part
+from intarsia.parts import Part, Unmade
 from intarsia.processes import Processes, digest_of, processes, world
 from intarsia.results import in_form
 from intarsia.runtime import dlpack
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Parts: TypeAlias = "dict[int, tuple[Array, Any]]"
-"""What is here of some arguments, a `Part` or, for GPUs, a tensor, by the identity of the array that stands for the
-whole."""
+"""What is here of some arguments, a `Part`, an `Unmade` array or, for GPUs, a tensor, by the identity of the array that
+stands for the whole."""
 
 Code: TypeAlias = "Callable[[Sequence[Any]], list[Any]]"
 """Runs on what a device has of the arguments; gives what it has of the results."""
@@ -305,7 +305,9 @@ class MeshDevice:
         return self.program.part(number, adapted([layout], tensors, {})[0], self.number)
 
     def given(self, number: int, held: Any) -> Any:
-        """A part that was given, if it is the one that the code takes."""
+        """A part that was given, if it is the one that the code takes, or this device's part of what is not made."""
+        if isinstance(held, Unmade):
+            return self.program.part(number, held, self.number)
         layout, wanted = self.program.local.inputs[number], self.wanted(number)
         mesh, shape = self.program.placement.mesh, layout.concrete_shape({})
         return np.ascontiguousarray(held.of(mesh, layout.label, wanted, shape, wanted.dtype.numpy))

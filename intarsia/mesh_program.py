@@ -24,6 +24,7 @@ from intarsia.ir.sharding import Axes
 from intarsia.ir.spmd import Devices, Placement, part, whole
 from intarsia.ir.text import print_module, read_module
 from intarsia.ir.types import ListType, TensorType
+from intarsia.parts import Unmade
 from intarsia.runtime import buffers
 from intarsia.runtime.native import ErrorRecord, address_of, pointer_table
 
@@ -92,8 +93,8 @@ class MeshProgram:
         types = [t.element if isinstance(t, ListType) else t for t in self.placement.parameters]
         return tuple(replace(layout, shape=t.shape) for layout, t in zip(self.local.inputs, types))
 
-    def part(self, number: int, value: Argument, device: int) -> Argument:
-        """What a device has of argument `number`."""
+    def part(self, number: int, value: Argument | Unmade, device: int) -> Argument:
+        """What a device has of argument `number`, or of each of a list."""
         mesh, type_ = self.placement.mesh, self.placement.parameters[number]
         if isinstance(value, tuple):
             return tuple(part(mesh, a, type_.sharding, device) for a in value)

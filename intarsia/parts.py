@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,26 @@ from intarsia.ir.errors import CompileError, Source
 from intarsia.ir.sharding import Axes, Mesh, Sharding
 from intarsia.ir.text_parts import read_type
 from intarsia.ir.types import TensorType
+
+
+@dataclass(frozen=True, eq=False)
+class Unmade:
+    """An array of which each process makes what it needs: `cut` gives what slices select of it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    cut: Callable[[tuple[slice, ...]], Array]
+
+    def stand_in(self) -> Array:
+        """An array of the type, without its elements."""
+        return np.broadcast_to(np.zeros((), self.dtype), self.shape)
+
+    def __getitem__(self, places: tuple[slice, ...]) -> Array:
+        return self.cut(places)
+
+    def made(self) -> Array:
+        """All of it."""
+        return self.cut((slice(None),) * len(self.shape))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,11 +1,15 @@
-"""Results in the form that the program gives them: structs as mappings, lists of structs as lists."""
+"""Results in the form that the program gives them, structs as mappings and lists of structs as lists, and as text."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from intarsia.ir.dtypes import Array
+import numpy as np
+
+from intarsia.ir.conversion import convert
+from intarsia.ir.dtypes import F32, I64, Array, DType, of_numpy
 
 
 def in_form(labels: Sequence[str], results: Sequence[Any]) -> Any:
@@ -57,3 +61,25 @@ def named(labels: Sequence[str], results: Sequence[Array]) -> list[tuple[str, Ar
 def _rows(stacked: Any) -> list[Any]:
     """The tensors of a list that are one; scalars stay tensors."""
     return [stacked[n, ...] for n in range(len(stacked))]
+
+
+def format_array(name: str, array: Array, dtype: DType | None = None) -> str:
+    """A result as `run` shows it: name, type, and values, shortened where there are many.
+
+    dtype: needed for types that come as codes because NumPy has no such type.
+    """
+    element = dtype or of_numpy(array.dtype)
+    assert element is not None
+    text = f"{element}[{', '.join(map(str, array.shape))}]" if array.shape else str(element)
+    shown = array if element.kind == "bool" or not element.is_narrow else convert(array, element, _shown_as(element))
+    digits = min(8, math.ceil(element.mantissa * math.log10(2)) + 1)
+    if element.is_float and element.bits < 32:
+        shown = shown.astype(np.float32)
+    values = np.array2string(shown, precision=digits, threshold=100, edgeitems=3, max_line_width=100)
+    if array.shape:
+        return f"{name}: {text}\n{values}"
+    return f"{name}: {text} = {values}{'0' if values.endswith('.') else ''}"
+
+
+def _shown_as(element: DType) -> DType:
+    return F32 if element.is_float else I64

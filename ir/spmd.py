@@ -9,7 +9,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -32,6 +32,17 @@ from intarsia.ir.points import Operand
 from intarsia.ir.sharding import Mesh, MeshAxis, Sharding, local_extent
 from intarsia.ir.text_parts import read_type
 from intarsia.ir.types import ListType, TensorType, Type
+
+
+class Sliced(Protocol):
+    """An array as far as it is cut."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    def __getitem__(self, places: tuple[slice, ...], /) -> Array: ...
+
 
 NEUTRAL = {"sum": -0.0, "prod": 1.0}
 """What changes nothing, the sign of a zero neither. Of a maximum or minimum all devices may have the same."""
@@ -75,15 +86,15 @@ def is_partitioned(module: Module) -> bool:
     return any(line.startswith("result ") for line in module.header)
 
 
-def part(mesh: Mesh, array: Array, sharding: Sharding | None, device: int) -> Array:
+def part(mesh: Mesh, array: Sliced, sharding: Sharding | None, device: int) -> Array:
     """What one device has of an array, padded with zeros. Of parts of a sum the first is all of it."""
     places, shape = piece(mesh, array.shape, sharding, device)
     if (neutral := other_part(mesh, sharding, device)) is not None:
         return np.full(shape, neutral, array.dtype)
-    array = array[places]
-    if array.shape != shape:
-        array = np.pad(array, [(0, wanted - own) for wanted, own in zip(shape, array.shape)])
-    return np.ascontiguousarray(array).reshape(shape)
+    own = array[places]
+    if own.shape != shape:
+        own = np.pad(own, [(0, wanted - have) for wanted, have in zip(shape, own.shape)])
+    return np.ascontiguousarray(own).reshape(shape)
 
 
 def piece(

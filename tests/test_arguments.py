@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from intarsia.arguments import (
     bind_leaves,
     check_names,
     flatten,
-    format_array,
     match_leaves,
     parse_argument,
     parse_arguments,
@@ -44,6 +44,7 @@ from intarsia.ir.dtypes import (
     dtype,
 )
 from intarsia.ir.errors import CompileError
+from intarsia.results import format_array
 
 
 def named(name: str) -> DType:
@@ -329,3 +330,20 @@ def test_results_are_shown_with_type_and_values() -> None:
     assert format_array("e", np.zeros((0, 3), np.float32)) == "e: f32[0, 3]\n[]"
     long = format_array("z", np.arange(10000, dtype=np.float32).reshape(100, 100))
     assert long.startswith("z: f32[100, 100]\n") and "..." in long and len(long) < 1000
+
+
+@pytest.mark.parametrize("piece", [7, 16])
+def test_parts_of_generated_arrays(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process makes its part, with the numbers that it would have of the whole array."""
+    elements = map(named, ("f32", "f64", "i64", "bool", "i4"))
+    generators = "randn", "rand", "arange", "ones"
+    for element, text, shape in itertools.product(elements, generators, ((), (40,), (3, 4, 5), (0, 3))):
+        spec = parse_argument(text)
+        assert isinstance(spec, Generated)
+        whole = spec.make(element, shape, "x")
+        with monkeypatch.context() as changed:
+            changed.setattr("intarsia.streams.PIECE", piece)
+            for places in itertools.product((slice(None), slice(1, 3), slice(4, 9)), repeat=len(shape)):
+                found = spec.part(element, shape, "x", places)
+                assert found.dtype == whole.dtype
+                np.testing.assert_array_equal(found, whole[places])

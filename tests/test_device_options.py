@@ -94,8 +94,9 @@ def test_ctrl_c_ends_all(devices: str, tmp_path: Path) -> None:
     """In the middle of a run, and no process is left."""
     if devices == "mpi":
         pytest.importorskip("mpi4py")
-    loop = "mesh pod(a=2)\nfn f(x: f32[N@a], s: i64) -> f32 { h = loop (h = x) for i < s { yield h / sum(h) } return sum(h) }"
-    (tmp_path / "loop.ita").write_text(loop.replace(" return", "\n    return"))
+    step = "yield h / sum(h)"
+    text = f"mesh pod(a=2)\nfn f(x: f32[N@a], s: i64) -> f32[N@a] {{ return loop (h = x) for i < s {{ {step} }} }}\n"
+    (tmp_path / "loop.ita").write_text(text)
     words = ["run", "loop.ita", "--arg", "x=ones", "--dim", "N=64", "--arg", "s=1000000000", "--devices", devices]
     started = subprocess.Popen(
         [sys.executable, "-m", "intarsia", *words], cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -13,6 +14,7 @@ import numpy as np
 from intarsia.arguments import (
     ArgumentSpec,
     FromFile,
+    Generated,
     Leaf,
     Number,
     bind_leaves,
@@ -29,12 +31,15 @@ from intarsia.ir.dtypes import F32, I64, Array, DType, of_numpy
 from intarsia.ir.errors import CompileError
 from intarsia.ir.sizes import Size
 from intarsia.ir.types import ListType, TensorType, Type
+from intarsia.options import PROCESS_KINDS
+from intarsia.parts import Unmade
 from intarsia.signature import ParameterForm, SignatureForm, TensorForm, known_sizes, size_of
 from intarsia.tensors import Tensors, adapted, declared_types, split_arguments, type_of
 
 if TYPE_CHECKING:
     from intarsia.driver import Compilation
     from intarsia.gpu_calls import PlacedCall
+    from intarsia.mesh_calls import Parts
     from intarsia.mesh_program import MeshProgram
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -59,12 +64,22 @@ def type_options(function: F) -> F:
 
 @dataclass(frozen=True)
 class Bound:
-    """A function with the arguments of one run: static ones, tensors by label, and the sizes that were given."""
+    """A function with the arguments of one run: static ones, tensors by label, and the sizes that were given. Arrays
+    stand for those of `unmade`, of which each process makes its part, by identity."""
 
     function: Function
     statics: dict[str, object]
     tensors: Tensors
     dims: dict[str, int]
+    unmade: Parts = field(default_factory=dict)
+
+    def whole(self, label: str) -> Array | tuple[Array, ...]:
+        """A tensor, or those of a list, with all elements."""
+        value = self.tensors[label]
+        return tuple(map(self._made, value)) if isinstance(value, tuple) else self._made(value)
+
+    def _made(self, array: Array) -> Array:
+        return self.unmade[id(array)][1].made() if id(array) in self.unmade else array
 
     def compilation(self) -> Compilation:
         """Every stage for these arguments."""
@@ -72,7 +87,7 @@ class Bound:
 
     def inputs(self, compilation: Compilation) -> list[Array | list[Array]]:
         """The arguments in the order of the graph's parameters, as the interpreters take them."""
-        found = (self.tensors[p.label] for p in compilation.source_module.graph.parameters)
+        found = (self.whole(p.label) for p in compilation.source_module.graph.parameters)
         return [list(value) if isinstance(value, tuple) else value for value in found]
 
     def result_types(self, results: Sequence[Array]) -> list[DType | None]:
@@ -95,7 +110,7 @@ class Bound:
         """A callable that runs the compiled program; compiling is done when this returns. If the program runs on a GPU,
         its arguments are there then, and its results are brought to the host."""
         if self.function.mesh is not None:
-            return self.function.mesh.call_for(self.tensors, self.statics, self.dims)
+            return self.function.mesh.call_for(self.tensors, self.statics, self.dims, parts=self.unmade)
         if self.function.runs_on_gpu:
             return to_host(self.placed())
         executable, sizes = self.function.compiled(self.tensors, self.statics, self.dims)
@@ -154,9 +169,10 @@ def bind(
                 missing.append(tensor.label)
     if missing:
         check_names([], missing)
-    _make(form, pending, tensors, sizes)
+    in_parts = function.options.devices in PROCESS_KINDS
+    unmade = _make(form, pending, tensors, sizes, in_parts)
     kept = {n: v for n, v in statics.items() if n not in tensors}
-    return Bound(function, kept, tensors, sizes)
+    return Bound(function, kept, tensors, sizes, unmade)
 
 
 @dataclass(frozen=True)
@@ -301,9 +317,24 @@ def _from_weights(parameter: ParameterForm, weights: Weights) -> Tensors:
 
 
 def _make(
-    form: SignatureForm, pending: Mapping[str, tuple[ArgumentSpec, TensorForm]], tensors: Tensors, sizes: dict[str, int]
-) -> None:
-    """Make the arguments that were given as files or generators, now that sizes can be known."""
+    form: SignatureForm,
+    pending: Mapping[str, tuple[ArgumentSpec, TensorForm]],
+    tensors: Tensors,
+    sizes: dict[str, int],
+    in_parts: bool,
+) -> Parts:
+    """Make the arguments that were given as files or generators, now that sizes can be known. Gives those of which only
+    parts are to be made, if that is so."""
+    unmade: Parts = {}
+
+    def make(spec: ArgumentSpec, element: DType, shape: tuple[int, ...], name: str) -> Array:
+        if not in_parts or not isinstance(spec, Generated):
+            return spec.make(element, shape, name)
+        own = Unmade(shape, element.numpy, partial(spec.part, element, shape, name))
+        array = own.stand_in()
+        unmade[id(array)] = array, own
+        return array
+
     shapes = {label: _shape_of(value) for label, value in tensors.items()}
     lengths = {label: len(value) for label, value in tensors.items() if isinstance(value, tuple)}
     shapes |= {label: shape for label, (spec, _) in pending.items() if (shape := spec.shape()) is not None}
@@ -319,10 +350,11 @@ def _make(
         if (size := math.prod(shape) * element.bytes) >= 1 << 62:  # NumPy knows no such sizes
             raise MemoryError(f"{label} would take {size} bytes")
         if tensor.length is None:
-            tensors[label] = spec.make(element, shape, label)
+            tensors[label] = make(spec, element, shape, label)
         else:
             count = size_of(tensor.length).evaluate(known)
-            tensors[label] = tuple(spec.make(element, shape, f"{label}.{i}") for i in range(count))
+            tensors[label] = tuple(make(spec, element, shape, f"{label}.{i}") for i in range(count))
+    return unmade
 
 
 def _generic_elements(

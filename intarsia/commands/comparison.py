@@ -102,7 +102,8 @@ def write_reproducer(bound: Bound, settings: Mapping[str, Any], statics: Sequenc
     """Write the arguments, and the program where it is in no file, to the current folder; gives the command to run."""
     source, function = bound.function.program.source, bound.function.form.function
     arrays: dict[str, Array] = {}
-    for label, value in bound.tensors.items():
+    for label in bound.tensors:
+        value = bound.whole(label)
         if isinstance(value, tuple):
             arrays |= {f"{label}.{i}": item for i, item in enumerate(value)}
         else:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import click
 import numpy as np
 
-from intarsia.arguments import format_array
 from intarsia.commands.binding import Bound
 from intarsia.deep_stack import with_deep_stack
 from intarsia.driver import Compilation, checks_of
@@ -19,6 +18,7 @@ from intarsia.ir.interpreter import Observer, evaluate
 from intarsia.ir.kernel_interpreter import CheckFailed
 from intarsia.ir.plan_interpreter import run_plan
 from intarsia.passes.fuse.report import title
+from intarsia.results import format_array
 from intarsia.tensors import declared_types
 
 
@@ -73,7 +73,7 @@ def report_trace(bound: Bound, name: str) -> None:
         for value, result in zip(node.values, results):
             show(value, np.asarray(result))
 
-    inputs = [bound.tensors[p.label] for p in module.graph.parameters]
+    inputs = [bound.whole(p.label) for p in module.graph.parameters]
     for parameter, given in zip(module.graph.parameters, inputs):
         show(parameter.value, np.asarray(given))
     arrays = [list(i) if isinstance(i, tuple) else i for i in inputs]
@@ -105,7 +105,7 @@ def report_nan(bound: Bound) -> None:
 
     compilation = with_deep_stack(bound.compilation)
     for parameter in compilation.source_module.graph.parameters:
-        value = bound.tensors[parameter.label]
+        value = bound.whole(parameter.label)
         if any(_first_nan(a) is not None for a in (value if isinstance(value, tuple) else (value,))):
             click.echo(f"the argument {parameter.label} has a NaN")
             bad.add(parameter.value)

@@ -47,9 +47,7 @@ def start(kind: str, count: int) -> int:
     """
     if count > (most := MOST_ON_A_CORE * usable_cores()):
         message = f"{count} processes are more than the {most} that {usable_cores()} cores take"
-        hint = (
-            f"--devices simulate runs all in one; on several machines start them yourself: {STARTERS[kind]} {count} …"
-        )
+        hint = f"--devices simulate takes one process; several machines are started by {STARTERS[kind]} {count} …"
         raise CompileError("E1907", message, hint=hint)
     arguments: list[str] = click.get_current_context().obj
     command = [sys.executable, "-m", "intarsia", *arguments]

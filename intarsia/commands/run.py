@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from intarsia.arguments import format_array
 from intarsia.commands import processes
 from intarsia.commands.binding import Bound, argument_options, bind, to_host
 from intarsia.commands.interruption import interruptible
@@ -24,7 +23,7 @@ from intarsia.commands.options import (
 from intarsia.files import write_results
 from intarsia.ir.dtypes import Array
 from intarsia.program import Program
-from intarsia.results import named
+from intarsia.results import format_array, named
 
 if TYPE_CHECKING:
     from intarsia.gpu_calls import PlacedCall
