@@ -70,6 +70,8 @@ def test_special_values(name: str) -> None:
 CHECKED = {
     "divisor": "fn f(i: i64[N@a]) -> i64[N@a] { return 7 // i }",
     "subscript": "fn f(i: i64[N@a]) -> i64[N@a] { return tensor[n < N](i[i[n] - 1]) }",
+    "place": "fn f(i: i64[N@a]) -> i64[N@a] { return tensor[n < N](7 // i[N - 1 - n]) }",
+    "largest": "fn f(i: i64[N@a]) -> i64[N] { return update i[i[n] - 1] max= -7 // i[n] }",
     "bounds": "fn f(i: i64[N@a]) -> i64[N@a] { return tensor[n < N](sum[k in 0..i[i[n] - 1]](i[k])) }",
     "target": "fn f(i: i64[N@a]) -> i64[N] { return update i[i[n] - 1] += 5 }",
     "row": "fn f(i: i64[N@a]) -> i64[N@a, N] { z = zeros(i64[N, N]); return update z[n, i[n] - 1] = 5 // i[n] }",

@@ -38,6 +38,21 @@ def test_it_is_at_least_what_the_plan_takes(name: str) -> None:
     assert planned.peak_live <= found.peak - found.parameters <= more * planned.peak_live
 
 
+WHOLE = """fn f(x: f32[8@d, 4]) -> (f32[4], f32[1, 4], f32[8@d, 4], f32[8@d, 4]) {
+    y = max(x, axis=0)
+    return y, expand_dims(y, axis=0), x, loop (h = x) for t < 9 while any(h < 1.0) { yield h + 1.0 }
+}"""
+
+
+def test_results_that_show_one_value_are_copies() -> None:
+    """And what the condition of a loop makes counts."""
+    module = on_mesh(built(WHOLE), Mesh.parse("d=2"))
+    compilation = Compilation(module, {}, Options(devices="simulate"))
+    found, planned = device_memory(compilation.fused), plan_report(compilation.plan)
+    assert int(planned.outputs) == found.results == 2 * 16 + 2 * 64
+    assert planned.peak_live <= found.peak - found.parameters
+
+
 def test_what_is_told_adds_up() -> None:
     """Of results it counts those that are made by then."""
     found = DeviceMemory(parameters=12, results=4, between=8, peak=20, span=None)

@@ -32,10 +32,11 @@ from intarsia.ir.ops import (
     Loop,
     Pad,
     ReduceScatter,
+    Reshape,
     Slice,
 )
 from intarsia.ir.sharding import Axes, Mesh, MeshAxis, local_extent
-from intarsia.ir.sizes import ZERO, Size
+from intarsia.ir.sizes import ONE, ZERO, Size
 from intarsia.ir.spmd import Placement, is_partitioned
 from intarsia.ir.types import ListType, TensorType, Type
 from intarsia.passes.pipeline import Context, Pass
@@ -200,9 +201,23 @@ class _Turns:
             case Loop():
                 self.loop(node)
             case _:
+                for source in node.operands:
+                    if source in self.lists and source not in self.parts:
+                        self.parts[source] = self.stacked(source)
                 made = self.copies(node, node.operands)
                 for n, value in enumerate(node.values):
                     self.parts[value] = tuple(m.values[n] for m in made)
+
+    def stacked(self, source: Value) -> Parts:
+        """The parts of a list that is split, for an op that reads several of its tensors: of these as one tensor."""
+        whole, d, extent = self.lists[source]
+        assert isinstance(whole.type, ListType) and d is not None
+        rows: list[Value] = []
+        for n in range(int(whole.type.length)):
+            tensor = self.add(ListGet(whole, Size.of(n)), source.node)
+            rows.append(self.add(Reshape(tensor, (ONE, *tensor.tensor.shape)), source.node))
+        joined = self.add(Concat(tuple(rows), 0), source.node)
+        return tuple(self.cut(joined, d + 1, p, extent) for p in range(self.count))
 
     def copies(self, node: Node, operands: Sequence[Value]) -> list[Node]:
         """The node for each part; one of them for all whose operands are the same."""

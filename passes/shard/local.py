@@ -61,8 +61,6 @@ class LocalOp:
         """The op on local operands; `result` is the local type of what it gives."""
         space = node.space
         self.values = list(operands)
-        if self.checks and (ends := self._ends(a.name for a in space.axes)):
-            space = space_inside(space, node.operands, _every(ends))
         body = space.body
         if space.combiner is not None:
             neutral = Const(COMBINERS[space.combiner].neutral(body.dtype), body.dtype)
@@ -74,7 +72,9 @@ class LocalOp:
             reduced=tuple(self._axis(a) for a in space.reduced),
             body=body,
         )
-        if tuple(self.values) == operands and body == space.body:
+        if self.checks and (ends := self._ends(a.name for a in space.axes)):
+            local = space_inside(local, self.values, self._expression(_every(ends)))
+        if tuple(self.values) == operands and local.body == space.body:
             if isinstance(node, PLAIN):
                 return replace(node.with_operands_in_order(operands), shardings=())
             if isinstance(node, (Reshape, BroadcastTo)):
@@ -87,18 +87,19 @@ class LocalOp:
         self.values = list(operands)
         merged = {f.name.split(".")[0]: f.reduced for f in self.edge.factors if f.reduced}
         merged = {name: combiner for name, combiner in merged.items() if name in self.runs}
-        body, places = node.body, node.targets
-        if self.checks and (ends := self._ends(a.name for a in node.axes)):
-            body = body_inside(body, node.axes, node.operands, _every(ends))
-            places = tuple(size_inside(t, _every(ends)) for t in places)
+        body = node.body
         for combiner in set(merged.values()):
             neutral = Const(COMBINERS[combiner].neutral(body.dtype), body.dtype)
             body = self._inside([a for a in node.axes if a.name in merged], body, neutral)
             along = tuple(a for n in merged for a in self.runs[n].axes)
             self.values[0] = self.add(on_first(operands[0], self.index(along), combiner))
-        targets = tuple(self._size(t, aligned=bool(d)) for t, d in zip(places, self.edge.dimensions[0]))
+        targets = tuple(self._size(t, aligned=bool(d)) for t, d in zip(node.targets, self.edge.dimensions[0]))
         axes = tuple(self._axis(a) for a in node.axes)
         body = self._expression(body)
+        if self.checks and (ends := self._ends(a.name for a in node.axes)):
+            targets = tuple(size_inside(t, self._expression(_every(ends))) for t in targets)
+        if self.checks and (ends := self._ends(a.name for a in node.axes if a.name not in merged)):
+            body = body_inside(body, axes, self.values, self._expression(_every(ends)))
         return replace(
             node,
             base=self.values[0],

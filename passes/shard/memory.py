@@ -44,18 +44,19 @@ def device_memory(module: Module, donated: Collection[str] = ()) -> DeviceMemory
     return DeviceMemory(parameters, results, between, parameters + peak, node.span if node is not None else None)
 
 
-def own_results(region: Region, donated: Collection[str]) -> frozenset[Value]:
-    """The results for which no parameter of `donated` gives its memory: each one does for one of its type."""
+def own_results(region: Region, donated: Collection[str]) -> tuple[Value, ...]:
+    """The results for which no parameter of `donated` gives its memory: each one does for one of its type. A value that
+    several results show is there as often."""
     given = Counter(
         p.type.plain for p in region.parameters if p.label in donated or p.label.partition(".")[0] in donated
     )
     own: list[Value] = []
-    for value in dict.fromkeys(map(_stored, region.results)):
+    for value in map(_stored, region.results):
         if given[value.type.plain]:
             given[value.type.plain] -= 1
         else:
             own.append(value)
-    return frozenset(own)
+    return tuple(own)
 
 
 def bytes_of(type_: Type) -> int:
@@ -78,7 +79,8 @@ def _most(region: Region, results: Collection[Value], free: Collection[Value]) -
     """The most bytes at one time of what a region makes; those of them that are no results; and the node that runs
     then. free: values that lie in memory which counts elsewhere."""
     last = last_uses(region)
-    held = sum(bytes_of(v.type) for v in results if v.node in region.parameters)  # which are copied
+    copies = Counter(results) - Counter({v for v in results if v.node not in region.parameters})
+    held = sum(bytes_of(v.type) * count for v, count in copies.items())
     kept = 0
     found: tuple[int, int, Node | None] = (held, 0, None)
     ending: dict[int, list[Value]] = {}
@@ -98,9 +100,10 @@ def _most(region: Region, results: Collection[Value], free: Collection[Value]) -
 
 
 def _of_loop(node: Loop) -> int:
-    """What a loop holds beside its results: the states of this step and the next, or what else a step makes."""
+    """What a loop holds beside its results: the states of this step and the next, or what else a step makes, or the
+    condition before it."""
     states = sum(bytes_of(p.type) for p in node.states)
-    return states + max(states, _most(node.body, (), ())[0])
+    return states + max(states, *(_most(region, (), ())[0] for region in node.regions))
 
 
 def last_uses(region: Region) -> dict[Value, int]:

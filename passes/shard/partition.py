@@ -98,10 +98,11 @@ class _Partitioner:
         return self.indices[axes].value
 
     def type(self, type_: Type) -> Type:
-        axes = type_.sharding.axes if type_.sharding is not None else ()
+        if type_.sharding is None:
+            return type_
         if isinstance(type_, ListType):
-            return ListType(type_.length, local_type(self.mesh, type_.element, axes))
-        return local_type(self.mesh, type_, axes) if axes else type_.plain
+            return ListType(type_.length, local_type(self.mesh, type_.element, type_.sharding.axes))
+        return local_type(self.mesh, type_, type_.sharding.axes)
 
     def region(self, region: Region, outer: Mapping[Value, Value]) -> Region:
         values = dict(outer)
