@@ -1,4 +1,4 @@
-"""The page about the language keeps its word: what it shows parses."""
+"""The page about the language keeps its word: what it shows parses, type-checks and becomes a Graph."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from intarsia.dsl import ast
 from intarsia.dsl.format import format_program
+from intarsia.dsl.library import Library, load
 from intarsia.dsl.parser import parse_program
 from intarsia.ir.errors import CompileError, Source
 
@@ -36,6 +37,28 @@ def inline_statements() -> list[str]:
 @pytest.mark.parametrize("source", code_blocks(), ids=lambda source: f"line{source.text.count(chr(10))}")
 def test_every_program_of_the_page_parses(source: Source) -> None:
     assert parse_program(source).declarations
+
+
+def loaded(source: Source, tmp_path: Path) -> Library:
+    """The program in a folder of its own, with the file that one of them imports."""
+    (tmp_path / "layers.ita").write_text("")
+    return load(Source(str(tmp_path / source.name), source.text))
+
+
+@pytest.mark.parametrize("source", code_blocks(), ids=lambda source: f"line{source.text.count(chr(10))}")
+def test_every_program_of_the_page_type_checks(source: Source, tmp_path: Path) -> None:
+    assert loaded(source, tmp_path).check() == []
+
+
+@pytest.mark.parametrize("source", code_blocks(), ids=lambda source: f"line{source.text.count(chr(10))}")
+def test_every_program_of_the_page_is_built(source: Source, tmp_path: Path) -> None:
+    library = loaded(source, tmp_path)
+    for name in library.functions:
+        signature = library.signature(name)
+        if not signature.generics and not any(".." in (p.type or "") for p in signature.parameters):
+            assert library.build(name).graph.results  # the others are in their callers
+    for index in range(len(library.tests)):
+        assert library.build_test(index).graph.results
 
 
 def test_formatting_keeps_the_programs_of_the_page() -> None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from intarsia.backends.gpu.expressions import Expressions, tuple_text
+from intarsia.backends.gpu.loads import Loads, tuple_text
 from intarsia.backends.gpu.values import ATOM, PRODUCT, SUM, Value, joined
 from intarsia.ir.dtypes import I64
 from intarsia.ir.kernel import LANES, Buffer, Put, Statement
@@ -23,7 +23,7 @@ Block: TypeAlias = "tuple[str | None, ...]"
 """The axis of lanes along each dimension of a buffer; None where a block is one element wide."""
 
 
-class Descriptors(Expressions):
+class Descriptors(Loads):
     """Writes accesses of rectangles. described: the buffers that descriptors may touch; descriptors: their names, by
     buffer and extents of the block. wide_axes: those that count in 64 bits, as they go by numbers in memory.
     free: conditions of the statement beyond which what it makes may be anything; has_plain_loads: is anything read by

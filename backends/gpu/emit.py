@@ -13,9 +13,10 @@ from dataclasses import replace
 from itertools import permutations
 
 from intarsia.backends.gpu.descriptors import described_in
-from intarsia.backends.gpu.expressions import Part, Tile, base_name
+from intarsia.backends.gpu.expressions import Part, base_name
 from intarsia.backends.gpu.lanes import all_sizes
 from intarsia.backends.gpu.lines import Scope
+from intarsia.backends.gpu.loads import Tile
 from intarsia.backends.gpu.triton_kernel import RECORD, Parameter, Pointer, Scalar, TritonKernel
 from intarsia.backends.gpu.values import AND, UNARY
 from intarsia.backends.gpu.writes import Writes

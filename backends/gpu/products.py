@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from intarsia.backends.gpu.expressions import Tile
+from intarsia.backends.gpu.loads import Tile
 from intarsia.backends.gpu.scaled_products import ScaledProducts
 from intarsia.backends.gpu.values import FLOATS_OF_8_BITS, Value, literal
 from intarsia.ir.dots import Dot, matrix_dot

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from intarsia.backends.gpu.descriptors import Block
-from intarsia.backends.gpu.expressions import Tile, base_name, tuple_text
+from intarsia.backends.gpu.expressions import base_name
 from intarsia.backends.gpu.lanes import lanes_of, single_axes
+from intarsia.backends.gpu.loads import Tile, tuple_text
 from intarsia.backends.gpu.products import Products
 from intarsia.backends.gpu.values import Value, literal, type_name
 from intarsia.ir.dtypes import BOOL, DType
