@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from intarsia.ir.graph import Module, Node, Region, Value
 from intarsia.ir.ops import Call, Fused, Loop
+from intarsia.ir.sharding import Sharding
 from intarsia.passes.pipeline import Context, Pass
 
 
@@ -63,7 +64,7 @@ def _shrink(node: Node, live: Sequence[int]) -> tuple[Node, Sequence[int]]:
     match node:
         case Fused(body=body):
             smaller = prune(body, [body.results[i] for i in live])
-            return (node, live) if smaller is body else (replace(node, body=smaller), live)
+            return (node, live) if smaller is body else (replace(node, body=smaller, shardings=_of(node, live)), live)
         case Loop():
             return _shrink_loop(node, live)
     return node, range(len(node.results))
@@ -95,7 +96,13 @@ def _shrink_loop(loop: Loop, live: Sequence[int]) -> tuple[Loop, Sequence[int]]:
         body=pick(body),
         condition=pick(condition) if condition else None,
         stacked=len(emitted),
+        shardings=_of(loop, left),
     ), left
+
+
+def _of(node: Node, results: Sequence[int]) -> tuple[Sharding | None, ...]:
+    """The shardings of some results of a node."""
+    return tuple(node.shardings[i] for i in results) if node.shardings else ()
 
 
 def _read(region: Region) -> set[int]:

@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from sharded import SHARD, check_compiled, run_passes
+from sharded import SHARD, check_compiled, check_sharded, run_passes
 from test_sharding import LOCAL, built, bytes_of, check, collectives
 
 from intarsia.ir.errors import CompileError
@@ -122,6 +122,17 @@ def test_gradients_of_a_convolution_take_halos_of_the_input_and_of_the_result(
     # the rows of x that the forward pass took are those that the gradient of w reads
     text = f"mesh m({mesh})" + GRADIENTS.format(rows=rows, columns=columns, stride=stride)
     check(text, sent, B=1, H=16, W=8)
+
+
+def test_a_group_beside_a_loop_of_which_a_state_is_not_used() -> None:
+    text = """mesh m(r=4)
+fn f(x: f32[H@r, 6], w: f32[6, 6]) -> (f32[H@r, 6], f32[H@r, 6]) {
+    a, b = loop (s = x, t = x) for n < 2 { yield tanh(s @ w), t + 1.0 }
+    p = pad(x, ((1, 1), (0, 0)))
+    return a, p[2:] - p[:-2]
+}"""
+    module = built(text, H=8)
+    check_sharded(module, random_inputs(module, {}, 0))
 
 
 def test_a_transposed_convolution_takes_one_halo() -> None:
