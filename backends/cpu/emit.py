@@ -110,6 +110,7 @@ class Emitter(Dots):
     def whole(self, body: tuple[Statement, ...]) -> None:
         """Write the function: its memory, the statements, the return."""
         self.allocate(body)
+        self.read_numbers()
         self.block(body)
         self.leave()
 

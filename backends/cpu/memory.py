@@ -80,6 +80,7 @@ class Memory(Indices):
         self.operand_multiples: dict[str, int] = {}
         self.active: Value | None = None
         self.wrote_nontemporal = False
+        self.numbers: dict[str, Value] = {}
         self._known: dict[tuple[str, str], Value] = {}
         self._flat: dict[tuple[str, tuple[Size, ...]], Size] = {}
         self._proved: dict[tuple[str, str, tuple[Size, ...]], bool] = {}
@@ -167,9 +168,18 @@ class Memory(Indices):
         if self.registers.holds(load.buffer):
             value = self.registers.read(load.buffer, self.positions(load.indices), self.lanes)
             return self._where(condition, value, other)
+        if load.buffer in self.numbers and not load.mask:
+            return self.numbers[load.buffer]
         if self.active is not None and not self._in_bounds(load):
             condition = self.both(condition, Condition(lanes=self.active))
         return self._load_at(load.buffer, self.address(load.buffer, load.indices), condition, other)
+
+    def read_numbers(self) -> None:
+        """Read what is one number, and is given, on entry: no loop reads it again for fear of what it writes."""
+        for name, pointer in self.pointers.items():
+            buffer = self.buffers[name]
+            if buffer.role == "in" and not buffer.shape and buffer.length is None and pointer.startswith("%"):
+                self.numbers[name] = self._load_at(name, self.address(name, ()), Condition(), zero(buffer.dtype))
 
     def _where(self, condition: Condition, value: Value, other: Value) -> Value:
         if condition.lanes is not None:

@@ -142,6 +142,7 @@ def _write_chunk(emitter: Emitter, loop: For, name: str, captures: Sequence[tupl
     inner.pointers.update((n, f"%t{i}") for i, n in enumerate(heap))
     inner.function.set_parameters([*parameters, *scratch, ("i64", "from"), ("i64", "to")])
     inner.allocate(loop.body)
+    inner.read_numbers()
     inner.sequential(loop, "%from", "%to")
     inner.leave()
     return heap

@@ -113,7 +113,7 @@ def drop_masks(body: Body, dropped: frozenset[Size]) -> Body:
             case Load(mask=mask) if mask:
                 return replace(e, mask=keep(mask))
             case Apply("where", (condition, then, otherwise)):
-                mask = affine_mask(condition) or ()
+                mask = affine_mask(condition, with_data=True) or ()
                 if dropped.issuperset(mask) and mask:
                     return then
                 if not dropped.isdisjoint(mask):
@@ -136,7 +136,7 @@ def masks_in(body: Body) -> Iterator[Size]:
                     case Load(mask=mask):
                         yield from mask
                     case Apply("where", (condition, _, _)):
-                        yield from affine_mask(condition) or ()
+                        yield from (c for c in affine_mask(condition, with_data=True) or () if not c.opaques)
 
 
 def _condition(mask: Mask) -> Expr:
@@ -400,27 +400,30 @@ def restrict(kernel: Kernel, step: Restrict) -> Kernel:
     return kernel.with_body(body)
 
 
-def affine_mask(condition: Expr, holds: bool = True) -> Mask | None:
-    """A boolean expression, or that it does not hold, as a conjunction of integer comparisons, if it is one."""
+def affine_mask(condition: Expr, holds: bool = True, with_data: bool = False) -> Mask | None:
+    """A boolean expression, or that it does not hold, as a conjunction of integer comparisons, if it is one.
+    `with_data`: also of places that data say, but not of data themselves, whose difference may overflow."""
     match condition:
         case Apply("not", (inner,)):
-            return affine_mask(inner, not holds)
+            return affine_mask(inner, not holds, with_data)
         case Apply("and" | "or" as name, (left, right)) if (name == "and") == holds:
-            first, second = affine_mask(left, holds), affine_mask(right, holds)
+            first, second = affine_mask(left, holds, with_data), affine_mask(right, holds, with_data)
             return None if first is None or second is None else join(first, second)
         case Apply("lt" | "ge" as name, (left, right)):
-            return _less(left, right) if (name == "lt") == holds else _less(right, left, 1)
+            found = _less(left, right) if (name == "lt") == holds else _less(right, left, 1)
         case Apply("gt" | "le" as name, (left, right)):
-            return _less(right, left) if (name == "gt") == holds else _less(left, right, 1)
-    return None
+            found = _less(right, left) if (name == "gt") == holds else _less(left, right, 1)
+        case _:
+            return None
+    of_places = with_data and all(isinstance(side, (Index, Const)) for side in (left, right))
+    return found if of_places or not any(c.opaques for c in found) else None
 
 
-def _less(small: Expr, large: Expr, more: int = 0) -> Mask | None:
-    """small < large + more, of integers of which both are known; a magnitude is less if the number and its negative
-    are."""
+def _less(small: Expr, large: Expr, more: int = 0) -> Mask:
+    """small < large + more, of integers; a magnitude is less if the number and its negative are."""
     sides: tuple[Size, ...] = (as_size(small),)
     match small:
         case Apply("abs", (inner,)):
             sides = (as_size(inner), -as_size(inner))
     bound = as_size(large) + more
-    return None if bound.opaques or any(s.opaques for s in sides) else tuple(bound - s for s in sides)
+    return tuple(bound - s for s in sides)
