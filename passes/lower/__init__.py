@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 from intarsia.ir.dtypes import I64
 from intarsia.ir.graph import Module, Node, Region, Structured, Value
@@ -41,6 +41,7 @@ from intarsia.ir.sizes import Size, maximum, minimum
 from intarsia.ir.space import operand, operand_position
 from intarsia.ir.types import ListType
 from intarsia.passes.canonicalize.values import literal_of, unwrapped
+from intarsia.passes.lower.chains import chain_of, one_kernel
 from intarsia.passes.lower.checks import Checks, checked_position
 from intarsia.passes.lower.constants import Constants
 from intarsia.passes.lower.kernel import GroupLowering, LoweredGroup
@@ -81,10 +82,10 @@ class Lower(Pass):
         checks = Checks(outside=context.target.kind == "gpu") if context.checks else None
         loops_inside = self.pointwise_loops and checks is None
         whole = partial(self._is_whole, context)
-        several = partial(self._in_blocks, context)
+        in_blocks = partial(self._in_blocks, context)
         constants = Constants(kernels.named, frozenset(graph.dimensions))
         parameters = frozenset(graph.body.parameters)
-        lowering = _RegionLowering(kernels, parameters, checks, loops_inside, whole, several, constants)
+        lowering = _RegionLowering(kernels, parameters, checks, loops_inside, whole, in_blocks, constants)
         body = lowering.region(without_order(graph.body), scope, {})
         called = frozenset(kernels_called(body))
         lowered = replace(module.with_body(body), kernels=tuple(k for k in kernels.in_order if k.name in called))
@@ -109,10 +110,12 @@ class Lower(Pass):
         self.remark(context, "schedule", text, kernel.span, costs.is_one_better)
         return costs.is_one_better
 
-    def _in_blocks(self, context: Context, loop: Loop, make: Callable[[int], Steps | None]) -> Steps | None:
-        """Several steps of a loop as one kernel, which `make` writes, if that is worth it."""
-        states = [v.tensor for v in loop.initial]
-        large = sum(math.prod(s.constant or 0 for s in t.shape) * t.dtype.bytes for t in states)
+    def _in_blocks(
+        self, context: Context, values: Sequence[Value], make: Callable[[int], Merged | None]
+    ) -> Merged | None:
+        """Kernels that work on values one after the other as one, which `make` writes, if these are so large that
+        blocks of them pay. `make` is told how many steps of a loop to take."""
+        large = sum(math.prod(s.constant or 0 for s in v.tensor.shape) * v.dtype.bytes for v in values)
         if (
             self.steps_at_once < 2
             or context.checks
@@ -123,9 +126,20 @@ class Lower(Pass):
         made = make(self.steps_at_once)
         if made is None or not find_blocks(made.kernel, context.target):
             return None
-        text = f"{made.count} steps of the loop are one kernel, so that blocks of the states stay in a cache"
-        self.remark(context, "schedule", text, loop.span)
+        what = f"{made.count} steps of the loop" if isinstance(made, Steps) else "kernels"
+        text = f"{what} are one kernel, so that blocks of what they work on stay in a cache"
+        self.remark(context, "schedule", text, made.kernel.span)
         return made
+
+
+Merged = TypeVar("Merged", Steps, LoweredGroup)
+"""Several kernels as one: steps of a loop, or a chain of calls."""
+
+
+class InBlocks(Protocol):
+    """Several kernels as one where that pays, or nothing."""
+
+    def __call__(self, values: Sequence[Value], make: Callable[[int], Merged | None]) -> Merged | None: ...
 
 
 def kernels_called(region: Region) -> Iterator[str]:
@@ -193,7 +207,7 @@ class _RegionLowering:
     checks: Checks | None
     loops_inside: bool
     is_whole: Callable[[Kernel, int], bool]
-    several: Callable[[Loop, Callable[[int], Steps | None]], Steps | None]
+    in_blocks: InBlocks
     constants: Constants
 
     def region(self, region: Region, scope: _Scope, outer: Mapping[Value, Value]) -> Region:
@@ -201,6 +215,7 @@ class _RegionLowering:
         block = _Block(self, scope, dict(outer))
         for node in region.nodes:
             block.lower(node)
+        block.merge_chain([block.value(v) for v in region.results])
         results = tuple(block.value(v) for v in region.results)
         kernels = {k.name: k for k in self.kernels.in_order}
         return Region(region.parameters, readers_first(block.nodes, kernels), results)
@@ -308,7 +323,7 @@ class _Block:
         def make(count: int) -> Steps | None:
             return several_steps(new, count, kernels, scope.names, scope.facts)
 
-        made = self.lowering.several(new, make)
+        made = self.lowering.in_blocks(new.initial, make)
         if made is None:
             return False
         kernel = self.lowering.kernels.add(made.kernel, f"steps_{old.counter}")
@@ -316,6 +331,24 @@ class _Block:
         self.nodes += [several] if rest is None else [several, rest]
         self.values.update(zip(old.values, (rest or several).values))
         return True
+
+    def merge_chain(self, results: Sequence[Value]) -> None:
+        """Let calls that pass large values on to each other, and make results, be one of one kernel, if that is worth
+        it."""
+        kernels, scope = {k.name: k for k in self.lowering.kernels.in_order}, self.scope
+        calls = chain_of(self.nodes, frozenset(results), kernels)
+
+        def make(_: int) -> LoweredGroup | None:
+            return one_kernel(calls, frozenset(results), kernels, scope.names, scope.facts)
+
+        made = self.lowering.in_blocks([v for c in calls[:-1] for v in c.values], make)
+        if made is not None:
+            place = self.nodes.index(calls[-1])
+            after = [n for n in self.nodes[place + 1 :] if n not in calls]
+            self.nodes = [n for n in self.nodes[:place] if n not in calls]
+            self._call(made, "chain", calls[-1])
+            self.nodes += after
+            self.values.update((old, self.value(v)) for old, v in [*self.values.items()])
 
     def _whole_loop(self, old: Loop, inner: Loop) -> bool:
         """Make one kernel of a loop, whose body is lowered, if that is possible and worth it."""

@@ -22,7 +22,7 @@ from intarsia.ir.proofs import Facts
 from intarsia.ir.sizes import ZERO, Size, maximum
 from intarsia.ir.types import ListType
 from intarsia.passes.lower.stages import StageWriter, symbols
-from intarsia.passes.lower.whole_loops import StepWriter
+from intarsia.passes.lower.whole_loops import CallWriter
 from intarsia.passes.schedule.tree import substitute
 
 
@@ -52,7 +52,7 @@ def several_steps(
         return None
     if steps is not None and steps < count:
         return None
-    writer = _Writer(loop, StageWriter(facts, (*names, loop.counter)))
+    writer = _Writer(loop.span, StageWriter(facts, (*names, loop.counter)), loop)
     return writer.write(count, [(call, kernels[call.kernel]) for call in calls], (*names, loop.counter))
 
 
@@ -76,8 +76,10 @@ def in_blocks(loop: Loop, steps: Steps, kernel: str) -> tuple[Loop, Loop | None]
 
 
 @dataclass
-class _Writer(StepWriter):
+class _Writer(CallWriter):
     """Writes the kernel of some steps."""
+
+    loop: Loop
 
     def write(self, count: int, calls: Sequence[tuple[Call, Kernel]], names: Sequence[str]) -> Steps:
         """The kernel of so many steps."""

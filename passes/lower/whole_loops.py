@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from intarsia.ir.errors import Span
 from intarsia.ir.graph import Value
 from intarsia.ir.kernel import Alloc, Buffer, For, Kernel, Statement, walk
 from intarsia.ir.ops import Call, Loop
@@ -50,15 +51,16 @@ def whole_loop(
         return None  # which tensor a step reads is no number inside of a kernel
     if any(call.sizes != tuple(map(Size.of, kernels[call.kernel].sizes)) for call in calls):
         return None
-    writer = _LoopWriter(loop, StageWriter(facts, (*names, loop.counter)))
+    writer = _LoopWriter(loop.span, StageWriter(facts, (*names, loop.counter)), loop)
     return writer.write(initial, [(call, kernels[call.kernel]) for call in calls], names)
 
 
 @dataclass
-class StepWriter:
-    """Writes the steps of a loop into one kernel: `buffers` hold the values of a step, `inputs` those from outside."""
+class CallWriter:
+    """Writes calls, such as the steps of a loop, into one kernel: `buffers` hold their values, `inputs` those from
+    outside."""
 
-    loop: Loop
+    span: Span | None
     writer: StageWriter
 
     def __post_init__(self) -> None:
@@ -100,7 +102,7 @@ class StepWriter:
         here = subscripts(axes)
         value: Expr = source if isinstance(source, Const) else Load(source.name, here, source.dtype)
         outside, self.writer.body = self.writer.body, []
-        self.writer.write(axes, target.name, (*row, *here), "=", value, self.loop.span)
+        self.writer.write(axes, target.name, (*row, *here), "=", value, self.span)
         made, self.writer.body = tuple(self.writer.body), outside
         return made
 
@@ -134,8 +136,10 @@ class StepWriter:
 
 
 @dataclass
-class _LoopWriter(StepWriter):
+class _LoopWriter(CallWriter):
     """Writes the kernel of a whole loop."""
+
+    loop: Loop
 
     def write(
         self, initial: Sequence[Initial], calls: Sequence[tuple[Call, Kernel]], names: Sequence[str]

@@ -39,12 +39,12 @@ def make_parts(b: Builder) -> None:
     for loop in reversed(loops_in(b.kernel.body)):
         if count(trips(loop)) >= LONG:
             before = len(puts_in(b.kernel.body))
-            most = MOST_CHOSEN if _chooses(loop) else MOST
+            most = MOST_CHOSEN if chooses(loop) else MOST
             if b.attempt(Partition(loop.axis)) and len(puts_in(b.kernel.body)) > max(most, before):
                 b.undo()
 
 
-def _chooses(loop: For) -> bool:
+def chooses(loop: For) -> bool:
     """Does all that stands below one iteration read one of several operands, as rows of a concatenation do?"""
     inner = {own.axis for own in loops_in(loop.body)}
     conditions = (

@@ -14,13 +14,15 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import groupby
 
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.kernel import Alloc, Buffer, Kernel, Put, walk
 from intarsia.ir.kernel_access import accesses, written_in
 from intarsia.ir.scalar import Load, loads
-from intarsia.ir.schedule import Overlap, Parallel, Reuse
+from intarsia.ir.schedule import Overlap, Parallel, Partition, Reuse
 from intarsia.ir.target import Target
+from intarsia.passes.schedule.arrange import chooses
 from intarsia.passes.schedule.builder import Builder
 from intarsia.passes.schedule.shape import bytes_of, count, lanes_for, operations, points
 from intarsia.passes.schedule.tree import allocated_in
@@ -85,7 +87,7 @@ class _Grid:
             return None
         shape = tuple(s.constant or 0 for s in shapes.pop())
         size = sum(map(bytes_of, results))
-        temporaries = [b for b in allocated_in(kernel.body).values() if b.shape == results[0].shape]
+        temporaries = [b for b in allocated_in(kernel.body).values() if _is_as_large(b, shape)]
         if not shape or 0 in shape or not temporaries or size <= target.caches[1]:
             return None
         elements = math.prod(shape)
@@ -158,6 +160,11 @@ class _Grid:
         return ()
 
 
+def _is_as_large(buffer: Buffer, shape: Sequence[int]) -> bool:
+    """Has a buffer, along each dimension, as much as a grid, or the bit more that steps beyond its ends need?"""
+    return len(buffer.shape) == len(shape) and all((s.constant or 0) >= n for s, n in zip(buffer.shape, shape))
+
+
 def _is_copy(put: Put) -> bool:
     return put.operator == "=" and isinstance(put.value, Load)
 
@@ -192,6 +199,9 @@ def block_stages(b: Builder) -> bool:
 
 
 def _in_blocks(b: Builder, way: Blocks) -> None:
+    for loop in b.outermost():
+        if chooses(loop):  # rows that come from elsewhere
+            b.attempt(Partition(loop.axis))
     take_blocks(b, way)
     for loop in b.outermost():
         b.attempt(Parallel((loop.axis,)))  # now, while that is shown in no time
@@ -200,15 +210,17 @@ def _in_blocks(b: Builder, way: Blocks) -> None:
 
 def take_blocks(b: Builder, way: Blocks) -> None:
     """Make the stages in blocks: those of each pass what later ones need."""
-    stages = [s for s in b.kernel.body if not isinstance(s, Alloc)]
+    statements = [s for s in b.kernel.body if not isinstance(s, Alloc)]
+    stages = [tuple(part) for _, part in groupby(statements, lambda s: written_in((s,)))]
     results = {buffer.name for buffer in b.kernel.parameters if buffer.role == "out"}
     if len(stages) % way.passes:
         raise ScheduleError("passes go through equal parts of the stages")
     part = len(stages) // way.passes
     for end in range(part, len(stages) + 1, part):
-        made = written_in(stages[:end])
-        wanted = results & made | {a.buffer for a in accesses(stages[end:])} & made
-        here = wanted & written_in(stages[end - part : end])
+        before, own, after = (sum(some, ()) for some in (stages[: end - part], stages[end - part : end], stages[end:]))
+        made = written_in((*before, *own))
+        wanted = results & made | {a.buffer for a in accesses(after)} & made
+        here = wanted & written_in(own)
         b.take(Overlap(tuple(name for name in b.kernel.buffers() if name in here), way.extents))
 
 
