@@ -28,7 +28,7 @@ from intarsia.ir.target import Target
 from intarsia.ir.text import print_module
 from intarsia.options import Options as Options
 from intarsia.options import resolve_target as resolve_target
-from intarsia.passes.collectives import Overlap, ScatterRows
+from intarsia.passes.collectives import DeepHalos, Overlap, ScatterRows
 from intarsia.passes.lower.checks import check_messages
 from intarsia.passes.pipeline import Context, Instrument, Pass, Pipeline, default_pipeline
 from intarsia.passes.plan_memory import plan
@@ -318,7 +318,9 @@ def parting_passes(options: Options, cluster: str = "laptop") -> tuple[Pass, ...
     presets = presets_of(options.preset) if options.preset is not None else ()
     again = (GatherAgain(p.axis) for p in presets if isinstance(p, Preset) and p.plan == "zero3")
     rings = () if options.collectives == "gather" else (Rings(options.collectives, cluster),)
-    return (Partition(), *again, *rings)
+    named = Pipeline.parse(options.device_passes or "").passes
+    halos = () if any(isinstance(p, DeepHalos) for p in named) else (DeepHalos(cluster=cluster),)
+    return (Partition(), *again, *rings, *halos)
 
 
 def on_mesh(module: Module, options: Options) -> Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from intarsia.ir.graph import Node, Structured, Value
@@ -96,10 +96,10 @@ def widened(value: Value, d: int, axes: Axes, devices: int, halo: Halo, add: Add
     parts = [value]
     if halo.before > 0:
         last = add(_cut(value, d, own - halo.before, halo.before))
-        parts.insert(0, add(CollectivePermute(last, names, devices, (-1, *range(devices - 1)))))
+        parts.insert(0, add(CollectivePermute(last, names, devices, _from_before(devices))))
     if halo.after > 0:
         first = add(_cut(value, d, 0, halo.after))
-        parts.append(add(CollectivePermute(first, names, devices, (*range(1, devices), -1))))
+        parts.append(add(CollectivePermute(first, names, devices, _from_after(devices))))
     if len(parts) > 1:
         value = add(Concat(tuple(parts), d))
     if halo.front or halo.back:
@@ -108,6 +108,50 @@ def widened(value: Value, d: int, axes: Axes, devices: int, halo: Halo, add: Add
         )
         value = add(Pad(value, front, back, False if value.dtype.kind == "bool" else 0))
     return value
+
+
+def halo_of(node: Node) -> tuple[Value, int, Axes, int, Halo] | None:
+    """The inverse of `widened`: the value that it was given, the dimension, the axes of the mesh and their number of
+    devices, and the halo, of which any value there is may be in front and back."""
+    if isinstance(node, Pad) and (inner := halo_of(node.x.node)) is not None:
+        value, d, axes, devices, halo = inner
+        front, back = ([int(n) for n in some] for some in (node.before, node.after))
+        more = replace(halo, front=front[d], back=back[d])
+        return (value, d, axes, devices, more) if sum(front) + sum(back) == front[d] + back[d] else None
+    if not isinstance(node, Concat) or not 2 <= len(node.parts) <= 3:
+        return None
+    d, parts = node.axis, node.parts
+    value = parts[1] if len(parts) == 3 or _is_from(parts[0], parts[1], d, True) else parts[0]
+    at = parts.index(value)
+    before, after = parts[:at], parts[at + 1 :]
+    if not all(_is_from(p, value, d, True) for p in before) or not all(_is_from(p, value, d, False) for p in after):
+        return None
+    sent = {(n.mesh_axes, n.devices) for p in (*before, *after) if isinstance(n := p.node, CollectivePermute)}
+    if len(sent) != 1:
+        return None
+    ((axes, devices),) = sent
+    return value, d, axes, devices, Halo(*(sum(int(p.tensor.shape[d]) for p in some) for some in (before, after)))
+
+
+def _is_from(part: Value, value: Value, d: int, before: bool) -> bool:
+    """Is a part what the neighbour before, or after, has at the end of a value that is next to this device?"""
+    sent = part.node
+    if not isinstance(sent, CollectivePermute) or sent.started or not isinstance(cut := sent.x.node, Slice):
+        return False
+    extent = int(part.tensor.shape[d])
+    start = int(value.tensor.shape[d]) - extent if before else 0
+    wanted = _from_before(sent.devices) if before else _from_after(sent.devices)
+    like = _cut(value, d, start, extent)
+    same = (cut.starts, cut.extents, cut.steps, cut.dropped) == (like.starts, like.extents, like.steps, like.dropped)
+    return sent.sources == wanted and cut.x == value and same
+
+
+def _from_before(devices: int) -> tuple[int, ...]:
+    return (-1, *range(devices - 1))
+
+
+def _from_after(devices: int) -> tuple[int, ...]:
+    return (*range(1, devices), -1)
 
 
 def origin(value: Value, d: int, axes: Axes, devices: int, halo: Halo) -> Run:

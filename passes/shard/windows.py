@@ -124,6 +124,14 @@ def find_window(space: Space, position: int, dimension: int, rule: Factors) -> W
     return None
 
 
+def reach(space: Space, index: Size, axis: str) -> tuple[int, int] | None:
+    """How far from an axis a subscript reads at least and at most; None where it is no such distance from it."""
+    limits = {a.name: (a.lower.constant, a.upper.constant) for a in space.reduced}
+    found = _linear(index - Size.of(axis), frozenset())
+    ends = found.range_without("", limits) if found is not None else None
+    return (math.floor(ends[0]), math.ceil(ends[1])) if ends is not None else None
+
+
 @dataclass(frozen=True)
 class _Subscript:
     """A sum of names, each times its factor, and of something from `low` to `high`."""
