@@ -302,19 +302,14 @@ class Compilation:
         self.seconds[stage] = time.perf_counter() - start
 
 
-def sharding_passes(options: Options, cluster: str = "laptop") -> tuple[Pass, ...]:
-    """The passes that make the program of one of several devices; `auto` is decided for a cluster."""
-    return (*laying_passes(options), *parting_passes(options, cluster))
-
-
 def laying_passes(options: Options) -> tuple[Pass, ...]:
-    """Those of them that lay out tensors on the devices of a mesh."""
+    """The passes that lay out tensors on the devices of a mesh."""
     presets = presets_of(options.preset) if options.preset is not None else ()
     return (*presets, PropagateSharding(options.sharding == "strict"), SplitScans(), Reshard())
 
 
 def parting_passes(options: Options, cluster: str = "laptop") -> tuple[Pass, ...]:
-    """Those of them that make the program of a device, and better what it sends."""
+    """The passes that make the program of a device, and better what it sends; `auto` is decided for a cluster."""
     presets = presets_of(options.preset) if options.preset is not None else ()
     again = (GatherAgain(p.axis) for p in presets if isinstance(p, Preset) and p.plan == "zero3")
     rings = () if options.collectives == "gather" else (Rings(options.collectives, cluster),)

@@ -12,11 +12,10 @@ A product of two such numbers that is rounded to their type is rounded once eith
 from __future__ import annotations
 
 from collections.abc import Collection
-from functools import partial, reduce
 
 from intarsia.ir.codes import decode, decoded
 from intarsia.ir.dtypes import BF16, F16, F32, I8, U8, U16, DType
-from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, apply, cast, constant, factors
+from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, apply, cast, constant, factors, product_of
 
 _BASES = {BF16: (0x4300, 128), F16: (0x6400, 1024)}
 """A number whose last place is 1, and how far its last places reach: the bits and the value."""
@@ -71,7 +70,7 @@ def are_in_bf16(product: Expr, columns: Collection[str]) -> bool:
     right: list[Expr] = []
     for factor in factors(product):
         (left if factor.symbols.isdisjoint(columns) else right).append(factor)
-    return all(side and factor_in_bf16(reduce(partial(apply, "mul"), side)) is not None for side in (left, right))
+    return all(side and factor_in_bf16(product_of(side)) is not None for side in (left, right))
 
 
 def _digits(e: Expr) -> int:

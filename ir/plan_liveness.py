@@ -18,7 +18,6 @@ from intarsia.ir.scalar import loads
 from intarsia.ir.sizes import ZERO, Size, product
 
 Names = frozenset[str]
-_NONE: Names = frozenset()
 
 
 @dataclass(frozen=True)

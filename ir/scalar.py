@@ -7,9 +7,9 @@ position (`a0`, `a1`, …; text shows the operand itself); in a Kernel it names 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial, reduce
 from typing import TypeAlias
 
 from intarsia.ir.dtypes import BOOL, I64, DType, have_same_bits
@@ -206,6 +206,11 @@ def factors(expression: Expr) -> Iterator[Expr]:
             yield from factors(right)
         case _:
             yield expression
+
+
+def product_of(factors: Iterable[Expr]) -> Expr:
+    """The product of some factors, at least one, from the first to the last."""
+    return reduce(partial(apply, "mul"), factors)
 
 
 def sides(uses: Sequence[Collection[str]]) -> tuple[set[str], set[str]] | None:

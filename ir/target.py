@@ -76,11 +76,6 @@ class Target:
         return max(1, self.vector_bits // bits)
 
     @property
-    def has_masked_memory(self) -> bool:
-        """Are masked vector loads and stores single instructions?"""
-        return "avx512f" in self.features or "avx2" in self.features or self.kind == "gpu"
-
-    @property
     def has_tensor_descriptors(self) -> bool:
         """Is there an engine that moves rectangles of a buffer, which a descriptor describes?"""
         return "tma" in self.features

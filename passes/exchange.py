@@ -59,15 +59,6 @@ class Exchange(Pass):
         return rewrite(inner, (rule,))
 
 
-@dataclass(frozen=True)
-class _Sum:
-    """The sum over `reduced` of products of `factors`, for each point of `axes`."""
-
-    axes: tuple[Axis, ...]
-    reduced: tuple[Axis, ...]
-    product: Product
-
-
 def _exchanged(node: Node, sums: Sequence[Structured], large: int) -> Node | None:
     """sum[j](p[i, j] * sum[d](g[i, d] * v[j, d]) * s[i]) -> sum[d](g[i, d] * sum[j](p[i, j] * v[j, d]) * s[i])"""
     if not isinstance(node, Structured) or node.space.combiner != "sum" or not _is_box(node.space):

@@ -12,7 +12,7 @@ from intarsia.ir.dtypes import BF16, F16, F32, F64, I32, U32, DType
 from intarsia.ir.halves import factor_in_bf16
 from intarsia.ir.kernel import Buffer, Put
 from intarsia.ir.kernel_access import Access, trips
-from intarsia.ir.scalar import Cast, Const, Expr, Load, apply, cast, factors, loads
+from intarsia.ir.scalar import Cast, Const, Expr, Load, cast, factors, loads, product_of
 from intarsia.ir.sizes import Size, product
 
 SHORTEST = 16
@@ -47,7 +47,7 @@ class Products(ScaledProducts):
                 held = "" if self._is_zero(tile) else f", {tile.variable}"
                 self.line(f"{tile.variable} = tl.dot_scaled({scaled}{held})")
                 return True
-            left, right = map(_product, sides)
+            left, right = map(product_of, sides)
             narrow = _narrow(left, right, tile.buffer.dtype, self.results)
             if narrow is None:
                 return False
@@ -148,13 +148,6 @@ class Products(ScaledProducts):
 
 def _is_zero(put: Put) -> bool:
     return put.operator == "=" and isinstance(put.value, Const) and put.value.value == 0
-
-
-def _product(factors: list[Expr]) -> Expr:
-    result = factors[0]
-    for factor in factors[1:]:
-        result = apply("mul", result, factor)
-    return result
 
 
 def _narrow(left: Expr, right: Expr, result: DType, results: frozenset[DType]) -> tuple[Expr, Expr] | None:

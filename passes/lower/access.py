@@ -52,11 +52,6 @@ def clamp(expression: Expr, extents: Extents) -> Expr:
     return transform(expression, rule=rule)
 
 
-def clamp_size(size: Size, extents: Extents) -> Size:
-    """The same for the values that an integer expression, such as a bound, depends on."""
-    return size.substitute({}, lambda value: as_size(clamp(value, extents)))
-
-
 def _clamped(index: Size, extent: Size) -> Size:
     return maximum(0, minimum(_signed(index), extent - 1))
 
