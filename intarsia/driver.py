@@ -97,6 +97,8 @@ class Compilation:
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages that have a text for the target, in order."""
+        if self.options.pipeline is not None:  # after it there are several programs
+            return ("graph",)
         every = STAGES if self.target.kind == "cpu" else GPU_STAGES
         return tuple(s for s in every if s not in SHARDED_STAGES or self.options.devices is not None)
 
@@ -134,9 +136,10 @@ class Compilation:
     @cached_property
     def _laying(self) -> tuple[Pass, ...]:
         """The passes that lay out tensors on the devices of a mesh, where the program is not that of one already."""
-        if self.options.devices is None or is_partitioned(self.source_module):
+        own = self.options
+        if own.devices is None or own.pipeline is not None or is_partitioned(self.source_module):
             return ()
-        return (*laying_passes(self.options), *(p for p in self._device_passes if isinstance(p, ScatterRows)))
+        return (*laying_passes(own), *(p for p in self._device_passes if isinstance(p, ScatterRows)))
 
     @cached_property
     def _parting(self) -> tuple[Pass, ...]:
@@ -327,13 +330,15 @@ def on_mesh(module: Module, options: Options) -> Module:
         except ValueError as error:
             raise CompileError("E1901", str(error), hint="a mesh is data=2,model=4") from None
     if options.devices is not None:
-        if mesh_of(module) is None:
+        if mesh_of(module) is None and options.pipeline is None:
             hint = "declare a mesh, mesh pod(data=2), or give --mesh data=2"
             message = f"devices '{options.devices}' are those of a mesh, and the program has none"
             raise CompileError("E1901", message, hint=hint)
         if options.dynamic:
             message = f"a program for several devices needs a number for {', '.join(options.dynamic)}"
             raise CompileError("E1906", message, hint=f"leave out --dynamic, {ONE_DEVICE}")
+        if options.pipeline is not None and options.devices == "nccl":
+            raise CompileError("E1906", "pipelines run on CPUs", hint="see --devices mpi")
         if ((target := options.resolve_target()).kind == "gpu") != (options.devices == "nccl"):
             message = f"devices '{options.devices}' do not run programs for {target.name}"
             hint = f"several GPUs are --devices nccl; else leave out --target, {ONE_DEVICE}"

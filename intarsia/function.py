@@ -179,6 +179,10 @@ class Function:
         """What runs the function if it is for the devices of a mesh."""
         if self.options.devices is None:
             return None
+        if self.options.pipeline is not None:
+            from intarsia.pipeline_calls import PipelineCalls
+
+            return PipelineCalls(self)
         if self.options.devices == "nccl":
             from intarsia.gpu_mesh import GpuMeshCalls
 

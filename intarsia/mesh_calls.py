@@ -26,6 +26,7 @@ from intarsia.runtime import dlpack
 from intarsia.tensors import Tensors, adapted, declared_types, kind_of
 
 if TYPE_CHECKING:
+    from intarsia.driver import Compilation
     from intarsia.function import Function
 
 T = TypeVar("T")
@@ -114,13 +115,19 @@ class MeshCalls:
         devices = self._devices[program]
         laid = {device.number: device.laid(tensors, parts or {}) for device in devices}
         if here is None:
-            return SimulatedCall(program, laid)
-        about = repr((self.function.program.source.text, self.function.name, sorted(statics.items()), here.mesh))
+            return self.simulated_call(program, laid)
+        options = self.function.program.options
+        about = repr((self.function.program.source.text, self.function.name, sorted(statics.items()), options))
         types = ", ".join(map(str, program.inputs))
         # How often devices meet may hang on them; of larger arguments not all are in each process.
         single = repr([a.tobytes() for a in laid[here.device] if isinstance(a, np.ndarray) and not a.ndim])
-        digest = digest_of(self._version, about, types, program.text, single)
+        digest = digest_of(self._version, about, types, program.agreed, single)
         return self.process_call(program, laid, here, devices[0].code(here), digest)
+
+    @property
+    def simulated_call(self) -> type[SimulatedCall]:
+        """What a call with all devices in this process is."""
+        return SimulatedCall
 
     @property
     def process_call(self) -> type[ProcessCall]:
@@ -166,16 +173,20 @@ class MeshCalls:
         code, _ = function.code_key(types, statics, dims, constants)
         key = source.key("mesh", *code)
         if (data := source.recall("mesh", key)) is not None:
-            return MeshProgram.from_bytes(data)
+            return self.read(data)
         compilation = function.compilation_of_types(types, statics, dims, constants=constants)
-
-        def build() -> MeshProgram:
-            made = compilation.executable(source.kernel_store)
-            return MeshProgram.of(made, compilation.scheduled, compilation.plan)
-
-        program = with_deep_stack(build)
+        program = with_deep_stack(lambda: self.build(compilation))
         source.remember("mesh", key, program.to_bytes())
         return program
+
+    def read(self, data: bytes) -> MeshProgram:
+        """A program from the cache."""
+        return MeshProgram.from_bytes(data)
+
+    def build(self, compilation: Compilation) -> MeshProgram:
+        """The program, compiled."""
+        made = compilation.executable(self.function.program.kernel_store)
+        return MeshProgram.of(made, compilation.scheduled, compilation.plan)
 
 
 class MeshCall(ABC):
@@ -227,7 +238,7 @@ class ProcessCall(MeshCall):
     ) -> None:
         super().__init__(program, laid)
         self.processes = here
-        self._code = code
+        self.code = code
         self._digest = digest
 
     def __call__(self) -> list[Array]:
@@ -235,7 +246,11 @@ class ProcessCall(MeshCall):
 
     def whole(self) -> list[Any]:
         """Run; gives whole results where the program makes them."""
-        return self.together(lambda: list(map(self.processes.whole, self._results(), self.program.results)))
+        return self.together(lambda: self.joined(self._results()))
+
+    def joined(self, results: Sequence[Any]) -> list[Any]:
+        """The results of which each device has a part."""
+        return list(map(self.processes.whole, results, self.program.results))
 
     def parts(self) -> list[Part]:
         found = self.together(self._results)
@@ -246,7 +261,7 @@ class ProcessCall(MeshCall):
         return self.processes.run(self.program, self._digest, run)
 
     def _results(self) -> list[Any]:
-        return self._code(self.laid[self.processes.device])
+        return self.code(self.laid[self.processes.device])
 
 
 class MeshDevice:

@@ -21,7 +21,7 @@ from intarsia.ir.graph import Graph, Module, Node, Parameter, Region
 from intarsia.ir.ops.collective import AllSlice, Collective, Done
 from intarsia.ir.plan import Plan
 from intarsia.ir.sharding import Axes
-from intarsia.ir.spmd import Devices, Placement, part, whole
+from intarsia.ir.spmd import Devices, Here, Placement, part, whole
 from intarsia.ir.text import print_module, read_module
 from intarsia.ir.types import ListType, TensorType
 from intarsia.parts import Unmade
@@ -67,6 +67,11 @@ class MeshProgram:
     def from_bytes(data: bytes) -> MeshProgram:
         (length,) = struct.unpack_from("<I", data)
         return MeshProgram(Executable.from_bytes(data[4 + length :]), data[4 : 4 + length].decode())
+
+    @property
+    def agreed(self) -> str:
+        """What all processes have to have alike."""
+        return self.text
 
     @cached_property
     def _outline(self) -> Module:
@@ -133,15 +138,8 @@ class MeshProgram:
         Raises CompileError where a run-time check fails on a device, which ends all of them.
         """
 
-        def run(device: int, meet: Callable[[Node, Array], Array]) -> list[Array]:
-            def bind(node: Node, given: Array, taken: Array) -> Transfer:
-                def begin() -> Wait:
-                    found = meet(node, given)
-                    return lambda: np.copyto(taken, found)
-
-                return Transfer(lambda: begin()(), begin)
-
-            return DeviceProgram(self, bind)(laid[device])
+        def run(device: int, here: Here) -> list[Array]:
+            return DeviceProgram(self, bind_by(here))(laid[device])
 
         _ = self.local.native
         return (devices or Devices(self.placement.mesh)).run(run)
@@ -150,6 +148,19 @@ class MeshProgram:
         """What the code of a device takes for whole arguments: its parts, and what is computed from constants."""
         parts = self.parts(arguments, device)
         return [*parts, *self.local.prepared(parts, {})]
+
+
+def bind_by(here: Here) -> Bind:
+    """What does collectives on a simulated device."""
+
+    def bind(node: Node, given: Array, taken: Array) -> Transfer:
+        def begin() -> Wait:
+            found = here(node, given)
+            return lambda: np.copyto(taken, found)
+
+        return Transfer(lambda: begin()(), begin)
+
+    return bind
 
 
 class Exchanges:

@@ -13,7 +13,7 @@ from intarsia.collectives import Group, Transfer, Wait
 from intarsia.ir.dtypes import Array
 from intarsia.ir.errors import CompileError
 from intarsia.ir.spmd import merged
-from intarsia.processes import World
+from intarsia.processes import Sent, World
 
 HINT = "install it with: pip install 'intarsia[mpi]'"
 
@@ -47,6 +47,13 @@ class MpiWorld(World):
         found = bytearray(len(data) * self.size)
         self._world.Allgather(data, found)
         return [bytes(found[n : n + len(data)]) for n in range(0, len(found), len(data))]
+
+    def send(self, memory: Array, to: int, tag: int) -> Sent:
+        request = self._world.Isend(_bytes(memory), to, tag)
+        return Sent(request.Test, request.Wait)
+
+    def receive(self, memory: Array, origin: int, tag: int) -> None:
+        self._world.Recv(_bytes(memory), origin, tag)
 
     def abort(self) -> NoReturn:
         time.sleep(_PASSING_ON)

@@ -33,6 +33,8 @@ class Options:
     model says that this takes less time.
     device_passes: passes on the program of a device, `overlap{cluster=nvlink-node}`, as a pipeline.
     preset: a known plan of training, `zero3`, or one for each axis of the mesh, `data=zero1,model=megatron`.
+    pipeline: a schedule, `1f1b`, by which a training step runs in `stages` on so many devices, or on as many as these
+    are `chunks` where it is `interleaved`, with the batch cut into `microbatches`; a mesh is that of each stage.
     memory_budget: bytes of intermediate values that may wait for their readers; what would be more is computed again.
     """
 
@@ -49,6 +51,10 @@ class Options:
     collectives: Literal["gather", "ring", "auto"] = "gather"
     device_passes: str | None = None
     preset: str | None = None
+    pipeline: Literal["gpipe", "1f1b", "interleaved", "zero-bubble"] | None = None
+    stages: int = 2
+    microbatches: int = 4
+    chunks: int = 2
     memory_budget: int | None = None
 
     @property
@@ -60,6 +66,7 @@ class Options:
             f"the device passes {self.device_passes}": self.device_passes is not None,
             "strict sharding": self.sharding != "auto",
             f"collectives {self.collectives}": self.collectives != "gather",
+            f"the pipeline {self.pipeline}": self.pipeline is not None,
         }
         return next((text for text, is_asked in asked.items() if is_asked), None)
 
@@ -69,7 +76,9 @@ class Options:
         asked = self.needing_devices
         if self.devices == "one" and asked is not None:
             raise CompileError("E1901", f"{asked} is for several devices", hint="leave out that, or devices 'one'")
-        if asked is not None and not declared and self.mesh is None:
+        if self.pipeline is None and (self.stages, self.microbatches, self.chunks) != (2, 4, 2):
+            raise CompileError("E1901", "stages, micro-batches and chunks are those of a pipeline, and there is none")
+        if asked is not None and not declared and self.mesh is None and self.pipeline is None:
             hint = "declare a mesh, mesh pod(data=2), or give --mesh data=2"
             raise CompileError("E1901", f"{asked} needs the devices of a mesh, and the program has none", hint=hint)
         if self.devices is None and (declared or asked is not None):

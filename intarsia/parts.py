@@ -39,7 +39,7 @@ class Unmade:
 @dataclass(frozen=True, eq=False)
 class Part:
     """This process's part of an array: `array`, of a whole of the type `type`, such as `f32[64@data, 32]`. On a GPU
-    it is a tensor.
+    it is a tensor; it is None where a device of another stage of a pipeline has the array.
 
     A function on processes takes parts beside whole arrays, and `Function.local` gives its results as such, so that
     what one call makes is there for the next, and is whole nowhere. Where the devices do not divide a dimension, parts
@@ -65,6 +65,9 @@ class Part:
     def of(self, mesh: Mesh, label: str, wanted: TensorType, shape: tuple[int, ...], dtype: object) -> Any:
         """The array as the part of an argument that lies as `wanted`, of which a device has `shape` in elements of
         `dtype`. Raises CompileError E1911 if it lies otherwise."""
+        if self.array is None:
+            message = f"{label} is on a device of another stage"
+            raise CompileError("E1911", message, hint="several stages read it: give the whole array")
         if _axes(mesh, self.whole_type) != _axes(mesh, wanted):
             message = f"{label} is a part of {self.type}, and the program takes one of {wanted}"
             raise CompileError("E1911", message, hint=f"declare {label} so, or give the whole array")
@@ -76,7 +79,7 @@ class Part:
         return self.array
 
     def __len__(self) -> int:
-        return len(self.array)
+        return self.whole_type.static_shape[0]
 
     def __getitem__(self, index: tuple[Any, ...]) -> Part:
         """A row, `part[n, ...]`, of an array whose first dimension is that of a list of structs, which is not split."""
@@ -84,10 +87,11 @@ class Part:
         assert rest is ...
         kind = self.whole_type
         own = replace(kind.sharding, dimensions=kind.sharding.dimensions[1:]) if kind.sharding else None
-        return Part(self.array[row, ...], str(replace(kind, shape=kind.shape[1:], sharding=own)))
+        array = None if self.array is None else self.array[row, ...]
+        return Part(array, str(replace(kind, shape=kind.shape[1:], sharding=own)))
 
     def __repr__(self) -> str:
-        return f"<part {list(self.array.shape)} of {self.type}>"
+        return f"<{'no part' if self.array is None else f'part {list(self.array.shape)}'} of {self.type}>"
 
 
 def _axes(mesh: Mesh, kind: TensorType) -> tuple[tuple[Axes, ...], str]:

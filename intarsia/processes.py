@@ -16,12 +16,14 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from traceback import format_exception
 from types import TracebackType
 from typing import NoReturn, TypeVar
 
-from intarsia.collectives import Group, Memory, Transfer, empty, transfer
+from intarsia.collectives import Group, Memory, Transfer, Wait, empty, transfer
+from intarsia.ir.dtypes import Array
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Node, Parameter
 from intarsia.ir.ops.collective import AllGather, AllReduce, AllSlice, Collective
@@ -30,6 +32,7 @@ from intarsia.ir.spmd import alone
 from intarsia.ir.types import TensorType
 from intarsia.mesh_program import MeshProgram
 from intarsia.options import ProcessKind
+from intarsia.runtime import buffers
 
 T = TypeVar("T")
 
@@ -46,6 +49,14 @@ _PATIENCE = 60.0
 """Seconds that a process waits for one that is to end them all."""
 
 _ENDED = bytes(DIGEST_BYTES * len(_ABOUT))
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Memory that is being sent, and must not change until that is done."""
+
+    is_done: Callable[[], bool]
+    wait: Wait
 
 
 class World(ABC):
@@ -67,6 +78,14 @@ class World(ABC):
     @abstractmethod
     def share(self, data: bytes) -> Sequence[bytes]:
         """What each process gives, all of one length."""
+
+    @abstractmethod
+    def send(self, memory: Array, to: int, tag: int) -> Sent:
+        """Begin to send memory without gaps to another process."""
+
+    @abstractmethod
+    def receive(self, memory: Array, origin: int, tag: int) -> None:
+        """Wait for what another process sends under a tag, in the order in which it does."""
 
     @abstractmethod
     def abort(self) -> NoReturn:
@@ -109,6 +128,30 @@ class World(ABC):
         if any(other != _ENDED for other in self.share(_ENDED)):
             time.sleep(_PATIENCE)
             os._exit(1)
+
+
+class Letters:
+    """What one process sends others, which take it one by one. It is kept until it has been sent, for which nothing
+    waits."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._under_way: list[tuple[Array, Sent]] = []
+
+    def send(self, array: Array, to: int, tag: int) -> None:
+        self._under_way = [(kept, sent) for kept, sent in self._under_way if not sent.is_done()]
+        self._under_way.append((array, self.world.send(array, to, tag)))
+
+    def receive(self, type_: TensorType, origin: int, tag: int) -> Array:
+        memory = buffers.empty(type_.static_shape, type_.dtype.numpy)
+        self.world.receive(memory, origin, tag)
+        return memory
+
+    def finish(self) -> None:
+        """Wait until everything has been sent."""
+        for _, sent in self._under_way:
+            sent.wait()
+        self._under_way.clear()
 
 
 class Processes:

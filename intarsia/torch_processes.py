@@ -18,7 +18,7 @@ from intarsia.backends.gpu.torch_types import TORCH_TYPES
 from intarsia.collectives import Group, Memory, Transfer, Wait, empty
 from intarsia.ir.dtypes import BF16, of_numpy
 from intarsia.ir.errors import CompileError
-from intarsia.processes import World
+from intarsia.processes import Sent, World
 
 _LONG = timedelta(days=7)
 """What a process waits for another one: as long as that one is there, it may compute."""
@@ -74,6 +74,13 @@ class TorchWorld(World):
         found = torch.empty(self.size, len(data), dtype=torch.uint8)
         _named(self.distributed, "all_gather")(found.view(-1), given, group=self._world)
         return [bytes(row.numpy()) for row in found]
+
+    def send(self, memory: Memory, to: int, tag: int) -> Sent:
+        work = self.distributed.isend(_bytes_of(memory), to, group=self._world, tag=tag)
+        return Sent(work.is_completed, work.wait)
+
+    def receive(self, memory: Memory, origin: int, tag: int) -> None:
+        self.distributed.recv(_bytes_of(memory), origin, group=self._world, tag=tag)
 
     def end_all(self, error: BaseException, text: str = "") -> NoReturn:
         if isinstance(error, RuntimeError):  # another process may be gone
@@ -217,6 +224,13 @@ class TorchGroup(Group):
     def _bytes(self, memory: Memory) -> Any:
         """The bytes of memory without gaps."""
         return memory.view(-1).view(self.torch.uint8)
+
+
+def _bytes_of(memory: Memory) -> Any:
+    """The bytes of an array without gaps, as a tensor."""
+    import torch
+
+    return torch.from_numpy(memory.reshape(-1).view(np.uint8))
 
 
 def _take_gpu(number: int) -> None:

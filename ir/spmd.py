@@ -213,6 +213,9 @@ class Here:
         assert found.shape == type_.static_shape, f"device {origin} has sent something else than {type_}"
         return found
 
+    def finish(self) -> None:
+        """Wait until what was sent need not be kept: the other device keeps it."""
+
 
 def _on_device(device: int, error: BaseException) -> BaseException:
     """The error, and where it happened."""

@@ -195,6 +195,51 @@ def test_minilm(mesh: str) -> None:
     assert about == mesh and float(rest.split()[0]) < 1e-5, found.stdout
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_pipelines(count: int) -> None:
+    """All schedules: results, bytes between processes, micro-batches in memory, and weights that stay where they
+    are."""
+    found = mpiexec(count, str(ROOT / "tests" / "process_pipelines.py"))
+    assert found.returncode == 0 and "pipelines are right" in found.stdout, found.stderr
+
+
+STEP = """
+import numpy as np
+from mpi4py import MPI
+from process_pipelines import arguments, function_of
+from test_pipelines import layers
+rank = MPI.COMM_WORLD.rank
+"""
+UNLIKE = {
+    "fails on one device": (
+        "f = function_of(layers(2).replace('e = h2 - y', 'e = h2 - y / f32(7 // i64(y))'), checks=True, devices='mpi',"
+        " pipeline='1f1b')\narrays = arguments(f)\nf(**{**arrays, 'y': arrays['y'] * 0.0})",
+        ("device 1 of 2 failed", "zero"),
+    ),
+    "has another schedule": (
+        "f = function_of(layers(2), devices='mpi', pipeline=('gpipe', '1f1b')[rank])\nf(**arguments(f))",
+        ("device 1 runs another program than device 0",),
+    ),
+    "has not the weights": (
+        "f = function_of(layers(2).replace('h1 @ w1', 'h1 @ w0'), devices='mpi', pipeline='gpipe')\n"
+        "arrays = arguments(f)\nparts = f.local(**arrays)\nf(**{**arrays, 'w0': parts[1]})",
+        ("w0 is on a device of another stage",),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNLIKE)
+def test_a_pipeline_in_which_one_process(what: str, tmp_path: Path) -> None:
+    """All end, with one error."""
+    text, told = UNLIKE[what]
+    (tmp_path / "program.py").write_text(STEP + text)
+    start = time.monotonic()
+    found = mpiexec(2, "program.py", folder=tmp_path)
+    assert time.monotonic() - start < 120
+    assert found.returncode != 0 and found.stderr.count("error[") == 1, found.stderr
+    assert all(part in found.stderr for part in told), found.stderr
+
+
 def test_parts(tmp_path: Path) -> None:
     """What one call gives is there for the next; what lies otherwise is an error."""
     (tmp_path / "program.py").write_text(PARTS)

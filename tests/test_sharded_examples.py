@@ -27,5 +27,6 @@ def test_an_example_sends_what_an_expert_would(name: str) -> None:
 
 
 def test_every_example_is_here() -> None:
-    elsewhere = {"megatron_overlap", "training", "minilm"}  # in test_in_turn.py, test_presets.py, test_mpi.py
+    # in test_in_turn.py, test_presets.py, test_mpi.py, test_pipeline_runs.py
+    elsewhere = {"megatron_overlap", "training", "minilm", "deep"}
     assert {p.stem for p in FOLDER.glob("*.ita")} == {*SENT, *elsewhere}

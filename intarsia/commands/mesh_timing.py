@@ -27,8 +27,8 @@ _SECONDS, _MOST = 1.0, 200
 def report_time(bound: Bound, call: MeshCall, compile_seconds: float) -> None:
     """Compile time, and median and spread of run time."""
     found = "compiled" if bound.function.program.is_parsed else "found in the cache"
-    samples = [elapsed(call) for _ in range(_runs(call, call))]
-    if not _is_first(call):
+    samples = [elapsed(call) for _ in range(runs(call, call))]
+    if not is_first(call):
         return
     median, spread = median_and_spread(samples)
     click.echo(f"ready after {duration_text(compile_seconds)}, {found}", err=True)
@@ -69,16 +69,16 @@ def report_profile(bound: Bound, call: MeshCall) -> None:
 
         call.together(lambda: run(call.processes.device, exchange))
 
-    count = _runs(call, together)
+    count = runs(call, together)
     for row in (*rows.values(), *(r for t in timed.values() for r in t.rows.values())):
         row.seconds.clear()
     for _ in range(count):
         together()
-    if _is_first(call):
+    if is_first(call):
         print_rows([*timed[0].rows.values(), *rows.values()], count, machine_limits(bound.function.program.cache))
 
 
-def _runs(call: MeshCall, run: Callable[[], object]) -> int:
+def runs(call: MeshCall, run: Callable[[], object]) -> int:
     """How many runs take about a second; all processes take the number that the first one finds."""
     run()
     count = max(3, min(_MOST, round(_SECONDS / elapsed(run))))
@@ -87,5 +87,5 @@ def _runs(call: MeshCall, run: Callable[[], object]) -> int:
     return int.from_bytes(call.processes.world.share(count.to_bytes(8, "big"))[0], "big")
 
 
-def _is_first(call: MeshCall) -> bool:
+def is_first(call: MeshCall) -> bool:
     return not isinstance(call, ProcessCall) or call.processes.device == 0

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from intarsia.arguments import check_names
 from intarsia.files import decode_source, read_source
@@ -131,6 +132,17 @@ _SIMULATED_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+_PIPELINE_OPTIONS: dict[str, dict[str, Any]] = {
+    "--pipeline": {
+        "type": click.Choice(["gpipe", "1f1b", "interleaved", "zero-bubble"]),
+        "help": "Run a training step in stages, of which each device has one, or several, by this schedule.",
+    },
+    "--stages": {"type": click.IntRange(1), "default": 2, "help": "With --pipeline: stages in all  [default: 2]"},
+    "--microbatches": {"type": click.IntRange(1), "default": 4, "help": "With --pipeline  [default: 4]"},
+    "--chunks": {"type": click.IntRange(1), "default": 2, "help": "Stages of a device, if interleaved  [default: 2]"},
+}
+
+
 def compile_options(function: F) -> F:
     """The options that run, emit, bench, explain and reduce have in common."""
     return _with_options(function, _COMPILE_OPTIONS)
@@ -149,6 +161,23 @@ def simulated_options(function: F) -> F:
 def mesh_options(function: F) -> F:
     """Those of them that say how a program is split, without where it runs."""
     return _with_options(function, _MESH_OPTIONS)
+
+
+def pipeline_options(function: F) -> F:
+    """The options about a pipeline, which run and shard have in common."""
+    return _with_options(function, _PIPELINE_OPTIONS)
+
+
+def require_pipeline(schedule: str | None, only_with: Collection[str], only_without: Collection[str]) -> None:
+    """Raise UsageError for an option that would be ignored: one about pipelines without one, or one that is not for
+    pipelines."""
+    with_, without = {"stages", "microbatches", "chunks", *only_with}, {"sharding", "collectives", *only_without}
+    context = click.get_current_context()
+    for option in context.command.params:
+        if context.get_parameter_source(option.name or "") is not ParameterSource.COMMANDLINE:
+            continue
+        if option.name in (with_ if schedule is None else without):
+            raise click.UsageError(f"{option.opts[0]} goes {'with' if schedule is None else 'only without'} --pipeline")
 
 
 def cluster_option(function: F) -> F:
@@ -175,7 +204,7 @@ def _field(option: str) -> str:
 def option_words(settings: Mapping[str, Any]) -> list[str]:
     """The command-line words that give the settings of `compile_options` and, where there are any, `device_options`."""
     words: list[str] = []
-    for name, about in (_COMPILE_OPTIONS | _DEVICE_OPTIONS).items():
+    for name, about in (_COMPILE_OPTIONS | _DEVICE_OPTIONS | _PIPELINE_OPTIONS).items():
         match settings.get(_field(name)):
             case value if value == about.get("default"):
                 pass
@@ -212,6 +241,10 @@ def options_of(settings: Mapping[str, Any]) -> tuple[Options, bool, str | None]:
         devices=settings.get("devices"),
         device_passes=settings.get("device_passes"),
         preset=settings.get("preset"),
+        pipeline=settings.get("pipeline"),
+        stages=settings.get("stages", 2),
+        microbatches=settings.get("microbatches", 4),
+        chunks=settings.get("chunks", 2),
         memory_budget=settings["memory_budget"],
     )
     return options, not settings["no_cache"], target

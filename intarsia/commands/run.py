@@ -18,7 +18,9 @@ from intarsia.commands.options import (
     on_devices,
     open_program,
     options_of,
+    pipeline_options,
     program_argument,
+    require_pipeline,
 )
 from intarsia.files import write_results
 from intarsia.ir.dtypes import Array
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from intarsia.gpu_calls import PlacedCall
     from intarsia.ir.dtypes import DType
     from intarsia.mesh_calls import MeshCall
+    from intarsia.pipeline_calls import PipelineProcess, SimulatedPipeline
 
 
 @click.command("run")
@@ -36,10 +39,12 @@ if TYPE_CHECKING:
 @argument_options
 @compile_options
 @device_options
+@pipeline_options
 @click.option("--out", default=None, metavar="FILE", help="Write the results: .npy, .npz or .safetensors.")
 @click.option("--compare", is_flag=True, help="Also run the reference; exit 3 where a result is beyond the tolerance.")
 @click.option("--time", "timing", is_flag=True, help="Compile time, run time, and rates against the machine's limits.")
 @click.option("--profile", is_flag=True, help="Time, bytes and line of each kernel.")
+@click.option("--plot", metavar="FILE", help="With --pipeline and --profile: draw what each device did when.")
 @click.option("--trace", metavar="NAME", help="Show the values that this name gets, wherever it is assigned.")
 @click.option("--nan", "find_nan", is_flag=True, help="Name the first operation that makes a NaN.")
 @click.option("--cuda-graph", is_flag=True, help="On a GPU, start all kernels of the program as one CUDA graph.")
@@ -54,6 +59,7 @@ def command(
     compare: bool,
     timing: bool,
     profile: bool,
+    plot: str | None,
     trace: str | None,
     find_nan: bool,
     cuda_graph: bool,
@@ -64,6 +70,9 @@ def command(
     Prints type and values of the results, or writes them with --out. What is measured or compared goes to standard
     error.
     """
+    require_pipeline(settings["pipeline"], {"plot"}, {"cuda_graph"})
+    if plot is not None and not profile:
+        raise click.UsageError("--plot goes with --profile")
     source, name = open_program(file, text)
     options, use_cache, target = options_of(settings)
     if target in INTERPRETERS and (timing or profile):
@@ -104,7 +113,7 @@ def command(
     if timing:  # which all processes do together
         _report_time(bound, placed, call, compile_seconds)
     if profile:
-        _report_profile(bound, placed, call)
+        _report_profile(bound, placed, call, plot)
     if compare and is_first:
         from intarsia.commands.comparison import report_comparison
 
@@ -149,8 +158,12 @@ def _report_time(
         gpu_timing.report_time(placed, compile_seconds)
 
 
-def _report_profile(bound: Bound, placed: PlacedCall | None, call: Callable[[], list[Array]]) -> None:
-    if bound.function.mesh is not None:
+def _report_profile(bound: Bound, placed: PlacedCall | None, call: Callable[[], list[Array]], plot: str | None) -> None:
+    if bound.function.options.pipeline is not None:
+        from intarsia.commands import pipeline
+
+        pipeline.report_profile(cast("PipelineProcess | SimulatedPipeline", call), plot)
+    elif bound.function.mesh is not None:
         from intarsia.commands import mesh_timing
 
         mesh_timing.report_profile(bound, cast("MeshCall", call))

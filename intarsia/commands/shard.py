@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from intarsia.commands.binding import bind_types, type_options
 from intarsia.commands.options import (
@@ -18,23 +17,22 @@ from intarsia.commands.options import (
     mesh_options,
     open_program,
     options_of,
+    pipeline_options,
     program_argument,
+    require_pipeline,
 )
-from intarsia.commands.pipeline import draw_schedule, pipeline_lines, pipeline_of, schedule_of
+from intarsia.commands.pipeline import draw_schedule, pipeline_lines
 from intarsia.deep_stack import with_deep_stack
 from intarsia.ir.errors import CompileError
-from intarsia.measurement import duration_text, size_text
+from intarsia.measurement import columns, duration_text, size_text
+from intarsia.pipeline_calls import pipeline_of
 from intarsia.program import Program
 
 if TYPE_CHECKING:
-    from intarsia.driver import Compilation
-    from intarsia.ir.cluster import Cluster
     from intarsia.ir.errors import Span
     from intarsia.passes.shard.memory import DeviceMemory
     from intarsia.passes.shard.proposal import Proposal
     from intarsia.passes.shard.report import Sent
-    from intarsia.passes.stages.program import PipelineProgram
-    from intarsia.passes.stages.schedules import Schedule
 
 
 @click.command("shard")
@@ -48,14 +46,7 @@ if TYPE_CHECKING:
     metavar="16GB",
     help="What each device may hold, for --search  [default: that of the cluster]",
 )
-@click.option(
-    "--pipeline",
-    type=click.Choice(["gpipe", "1f1b", "interleaved", "zero-bubble"]),
-    help="Cut a training step into the stages of a pipeline, and show its schedule.",
-)
-@click.option("--stages", type=click.IntRange(1), default=2, show_default=True, help="With --pipeline.")
-@click.option("--microbatches", type=click.IntRange(1), default=4, show_default=True, help="With --pipeline.")
-@click.option("--chunks", type=click.IntRange(1), default=2, help="Stages of a device, if interleaved  [default: 2]")
+@pipeline_options
 @click.option("--plot", metavar="FILE", help="With --pipeline: draw the schedule (.png, .svg).")
 @click.option("--donate", metavar="NAME,…", default="", help="Parameters whose memory results may take.")
 @type_options
@@ -66,10 +57,6 @@ def command(
     is_search: bool,
     cluster: str,
     device_memory: int | None,
-    pipeline: str | None,
-    stages: int,
-    microbatches: int,
-    chunks: int,
     plot: str | None,
     donate: str,
     arguments: tuple[str, ...],
@@ -79,7 +66,8 @@ def command(
     """Show what the program of each device sends, with the time that a model of the cluster gives it, and holds.
 
     With --search, parameters that have no sharding get the one for which the whole takes least time of those that fit
-    in memory; with --preset those of a known plan of training.
+    in memory; with --preset those of a known plan of training. With --pipeline, show the stages of a training step, and
+    who works on what when.
     """
     from intarsia.driver import laying_passes, on_mesh, parting_passes
     from intarsia.ir.cluster import Cluster
@@ -90,8 +78,9 @@ def command(
     from intarsia.passes.shard.proposal import Proposal, propose
     from intarsia.passes.shard.report import sent_by
     from intarsia.passes.shard.search import search
+    from intarsia.passes.stages.schedules import run
 
-    _require_together(is_pipeline=pipeline is not None)
+    require_pipeline(settings["pipeline"], {"plot"}, {"is_search", "device_memory", "donate"})
     source, name = open_program(file, text)
     options, use_cache, _ = options_of(settings)
     function = Program(source, options, use_cache=use_cache).entry(name)
@@ -100,8 +89,12 @@ def command(
     found = Cluster.read(cluster)
 
     donated = donated_names(donate, function.form)
-    if pipeline is not None:
-        _show_pipeline(compilation, schedule_of(pipeline, stages, microbatches, chunks), found, plot)
+    if options.pipeline is not None:
+        program = with_deep_stack(lambda: pipeline_of(compilation, found))
+        for line in pipeline_lines(program, found):
+            click.echo(line)
+        if plot is not None:
+            draw_schedule(run(program.schedule), plot)
         return
 
     def work() -> tuple[Proposal, Sequence[Sent], DeviceMemory, float | None]:
@@ -139,32 +132,6 @@ def command(
         click.echo(f"that is more than the {size_text(limit)} of a device")
 
 
-def _require_together(*, is_pipeline: bool) -> None:
-    """Raise UsageError for an option that would be ignored: a pipeline has devices of its own, and no mesh."""
-    of_pipelines = {"stages", "microbatches", "chunks", "plot"}
-    of_meshes = {"mesh", "preset", "sharding", "collectives", "is_search", "device_memory", "donate"}
-    context = click.get_current_context()
-    for option in context.command.params:
-        if context.get_parameter_source(option.name or "") is not ParameterSource.COMMANDLINE:
-            continue
-        if option.name in (of_meshes if is_pipeline else of_pipelines):
-            raise click.UsageError(f"{option.opts[0]} goes {'only without' if is_pipeline else 'with'} --pipeline")
-
-
-def _show_pipeline(compilation: Compilation, schedule: Schedule, cluster: Cluster, plot: str | None) -> None:
-    from intarsia.passes.pipeline import Pipeline
-    from intarsia.passes.stages.schedules import run
-
-    def work() -> PipelineProgram:
-        module = Pipeline.parse("canonicalize,cse,dce").run(compilation.graph, compilation.context)
-        return pipeline_of(module, schedule, cluster, compilation.context)
-
-    for line in pipeline_lines(with_deep_stack(work), cluster):
-        click.echo(line)
-    if plot is not None:
-        draw_schedule(run(schedule), plot)
-
-
 def memory_text(memory: DeviceMemory) -> str:
     """What each device holds, and the line of the program at which that is most: of the results, those made by then."""
     place = f", at {line_text(memory.span)}" if memory.span is not None else ""
@@ -190,5 +157,4 @@ def table(sent: Sequence[Sent]) -> Iterable[str]:
         )
     total = sum(one.bytes * one.times for one in sent)
     rows.append(("in all", "", size_text(total), "", duration_text(sum(one.seconds for one in sent)), ""))
-    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
+    return columns(rows)

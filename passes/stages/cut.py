@@ -18,9 +18,9 @@ from intarsia.ir.cluster import Cluster
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module, Node, Parameter, Region, Value, reachable
 from intarsia.ir.ops import AllReduce, AllSlice, Collective, DeviceIndex
-from intarsia.ir.sharding import Mesh, MeshAxis
+from intarsia.ir.sharding import Mesh, MeshAxis, Sharding
 from intarsia.ir.spmd import Placement, mesh_of
-from intarsia.ir.types import Type
+from intarsia.ir.types import Type, placed
 from intarsia.passes.collectives.timeline import Costs
 from intarsia.passes.pipeline import Context
 from intarsia.passes.shard import Partition, Preset, PropagateSharding, Reshard
@@ -156,6 +156,15 @@ class Cut:
 def is_data(type_: Type) -> bool:
     """Does each micro-batch have a part of a parameter of this type?"""
     return type_.sharding is not None and any(a.name == AXIS for a in type_.sharding.used)
+
+
+def without_microbatches(type_: Type) -> Type:
+    """The type of a parameter, as if there were one micro-batch."""
+    if not is_data(type_):
+        return type_
+    own = type_.sharding
+    assert own is not None
+    return placed(type_, Sharding.of(tuple(tuple(a for a in axes if a.name != AXIS) for axes in own.axes)))
 
 
 class Parts:

@@ -170,7 +170,8 @@ class Update:
     """What is done once, with the sums over micro-batches, by the device that has them. What needs values of several
     devices is made by the one that has the largest of these, after it has got the others.
 
-    shared: what is sent so, in order. results: the fragment of the results of each device.
+    shared: what is sent so, in order. results: the fragment of the results of each device; what needs no sums, such as
+    the number of the next step, each makes for itself.
     """
 
     shared: tuple[Shared, ...]
@@ -199,7 +200,7 @@ class Update:
 
         made = {value: fragment([value]) for value in shared}
         devices = range(program.schedule.devices)
-        results = [fragment([v for v in dict.fromkeys(body.results) if owner.get(v, 0) == d]) for d in devices]
+        results = [fragment([v for v in dict.fromkeys(body.results) if owner.get(v, d) == d]) for d in devices]
         reads = [(owner[v], f) for v, f in made.items()] + [*enumerate(results)]
         found: list[Shared] = []
         for value, one in made.items():

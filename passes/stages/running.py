@@ -137,20 +137,43 @@ class Link(Protocol):
     def receive(self, type_: TensorType, origin: int, tag: int) -> Array:
         """What another device sends under a tag, when it is there."""
 
+    def finish(self) -> None:
+        """Wait until what was sent need not be kept."""
+
 
 Call: TypeAlias = Callable[[Piece, Sequence[Array], int], Sequence[Array]]
 """Runs a piece on what it takes, for a micro-batch; for the update that is 0."""
 
-Given: TypeAlias = "Array | Sequence[Array] | None"
-"""A parameter on a device, of data one for each micro-batch; None where the device does not read it."""
+Given: TypeAlias = "Array | Sequence[Array]"
+"""A parameter on a device, of data one for each micro-batch. Of what the device does not read, nothing is looked at."""
+
+
+@dataclass
+class Watch:
+    """What a device did in a step.
+
+    begin: the time of its start, in seconds since some moment. times: when each action began and ended, since then.
+    end: when the step ended. live: the most micro-batches at a time; held: the most bytes kept of them between actions.
+    sent: bytes given to devices of other stages.
+    """
+
+    begin: float = field(default_factory=time.perf_counter)
+    times: list[tuple[float, float]] = field(default_factory=list)
+    end: float = 0.0
+    live: int = 0
+    held: int = 0
+    sent: int = 0
+
+    @property
+    def now(self) -> float:
+        return time.perf_counter() - self.begin
 
 
 @dataclass
 class StageDevice:
     """One device of a pipeline, in one step. `number` is that in the whole mesh.
 
-    values: what there is of each micro-batch of a stage. times: when each action began and ended. held: the most bytes
-    of micro-batches at a time, beside data. live: the most micro-batches. sent: bytes given to other devices.
+    values: what there is of each micro-batch of a stage. totals: what has been summed over micro-batches.
     """
 
     script: Script
@@ -160,10 +183,7 @@ class StageDevice:
     link: Link
     values: dict[tuple[int, int], dict[int, Array]] = field(default_factory=dict)
     totals: dict[int, Total] = field(default_factory=dict)
-    times: list[tuple[float, float]] = field(default_factory=list)
-    held: int = 0
-    live: int = 0
-    sent: int = 0
+    watch: Watch = field(default_factory=Watch)
 
     @property
     def actions(self) -> tuple[Action, ...]:
@@ -174,7 +194,10 @@ class StageDevice:
         self.totals = {value: Total(combiner) for value, _, combiner in self.script.sums}
         for action in self.actions:
             self._act(action)
-        return self._update()
+        results = self._update()
+        self.link.finish()
+        self.watch.end = self.watch.now
+        return results
 
     def _act(self, action: Action) -> None:
         script, place = self.script, (action.stage, action.kind)
@@ -182,16 +205,15 @@ class StageDevice:
         before, received = script.received(action)
         for value in received:
             own[value] = self._receive(value, script.device(before, self.number), action.microbatch)
-        start = time.perf_counter()
+        start = self.watch.now
         if (piece := script.actions.get(place)) is not None:
             made = self._made(piece, own, action.microbatch)
             for value, total in self.totals.items():
                 if value in made:
                     total.add(made[value])
             own.update(made)
-        self.times.append((start, time.perf_counter()))
-        self.live = max(self.live, len(self.values))
-        self.held = max(self.held, sum(a.nbytes for one in self.values.values() for a in one.values()))
+        self.watch.times.append((start, self.watch.now))
+        self.watch.live = max(self.watch.live, len(self.values))
         after = action.stage + (1 if action.kind == "F" else -1)
         for value in script.sent[place]:
             self._send(value, own[value], script.device(after, self.number), action.microbatch)
@@ -200,6 +222,7 @@ class StageDevice:
             del self.values[action.stage, action.microbatch]
         else:
             self.values[action.stage, action.microbatch] = {n: a for n, a in own.items() if n in kept}
+        self.watch.held = max(self.watch.held, sum(a.nbytes for one in self.values.values() for a in one.values()))
 
     def _update(self) -> dict[int, Array]:
         script, own = self.script, self.number // self.script.devices
@@ -220,11 +243,10 @@ class StageDevice:
 
     def _parameter(self, number: int, microbatch: int) -> Array:
         found = self.given[number]
-        assert found is not None
         return found[microbatch] if number in self.script.data else found  # type: ignore[return-value]
 
     def _send(self, value: int, array: Array, to: int, microbatch: int) -> None:
-        self.sent += array.nbytes if to != self.number else 0
+        self.watch.sent += array.nbytes if to != self.number else 0
         self.link.send(array, to, self._tag(value, microbatch))
 
     def _receive(self, value: int, origin: int, microbatch: int) -> Array:
@@ -235,13 +257,9 @@ class StageDevice:
 
 
 def measured(schedule: Schedule, times: Sequence[Sequence[tuple[float, float]]]) -> Run:
-    """When actions were done, from the times of each device of the schedule, in seconds since the same moment."""
-    actions = [action for own in schedule.actions for action in own]
-    start = min((begin for own in times for begin, _ in own), default=0.0)
-    tasks = [
-        Task(f"{action} of stage {action.stage}", f"device {d}", end - begin)
-        for d, own in enumerate(times)
-        for action, (begin, end) in zip(schedule.actions[d], own)
-    ]
-    starts = tuple(begin - start for own in times for begin, _ in own)
-    return Run(schedule, tuple(actions), Timeline(tuple(tasks), starts))
+    """When actions were done, from the times of each device of the schedule."""
+    actions = tuple(action for own in schedule.actions for action in own)
+    spans = [span for own in times for span in own]
+    devices = (f"device {d}" for d, own in enumerate(schedule.actions) for _ in own)
+    tasks = (Task(str(a), device, end - start) for a, device, (start, end) in zip(actions, devices, spans))
+    return Run(schedule, actions, Timeline(tuple(tasks), tuple(start for start, _ in spans)))
