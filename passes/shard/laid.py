@@ -10,6 +10,7 @@ from intarsia.ir.linear import passes_parts
 from intarsia.ir.ops.collective import Shard
 from intarsia.ir.ops.control import Loop
 from intarsia.ir.sharding import Axes, Mesh, MeshAxis, Sharding
+from intarsia.passes.fuse.report import title
 from intarsia.passes.shard.edges import Edge, edge_of, project
 from intarsia.passes.shard.ways import Split, sharding_of, whole_windows
 
@@ -74,4 +75,4 @@ def _types(values: Iterable[Value]) -> str:
 
 def _refused(node: Node, why: str) -> CompileError:
     hint = "the pass `reshard` lays out operands as ops need them"
-    return CompileError("E1909", f"the {node.name} does not lie as it has to: {why}", node.span, hint=hint)
+    return CompileError("E1909", f"the {title(node)} does not lie as it has to: {why}", node.span, hint=hint)

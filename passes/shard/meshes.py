@@ -11,6 +11,7 @@ from intarsia.ir.graph import Module, Node, Parameter, Region, Value
 from intarsia.ir.ops.collective import Shard
 from intarsia.ir.sharding import Mesh, Sharding
 from intarsia.ir.types import ListType, TensorType, Type, placed
+from intarsia.passes.fuse.report import title
 
 
 def with_mesh(module: Module, mesh: Mesh) -> Module:
@@ -30,6 +31,14 @@ def check_shardings(module: Module, mesh: Mesh) -> None:
             if problem is not None:
                 hint = f"the mesh is {mesh.said}"
                 raise CompileError("E1901", f"{type_}: {problem}", node.span, hint=hint)
+
+
+def described(value: Value) -> str:
+    """What a user calls a value."""
+    node = value.node
+    if isinstance(node, Parameter) and node.label:
+        return f"`{node.label}`"
+    return f"the declared type {value.type}" if isinstance(node, Shard) else f"the {title(node)} of {value.type}"
 
 
 def _has_parts(type_: Type) -> bool:

@@ -15,9 +15,10 @@ from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module, Value
 from intarsia.ir.sharding import DimensionSharding, Mesh, MeshAxis, Sharding
 from intarsia.ir.spmd import mesh_of
+from intarsia.ir.types import placed
 from intarsia.passes.pipeline import Context, Pass, Pipeline
 from intarsia.passes.shard.edges import shape_of
-from intarsia.passes.shard.meshes import reshard_values
+from intarsia.passes.shard.meshes import described, reshard_values
 from intarsia.passes.shard.training import TrainingStep
 
 
@@ -56,6 +57,9 @@ class Preset(Pass):
         for value, wanted in step.next.items():
             if value in plan.laid:
                 plan.laid[wanted] = plan.laid[value]
+        for value, laid in plan.laid.items():
+            message = f"{described(value)} is {placed(value.type, laid)} (preset {self.plan} over {axis})"
+            self.remark(context, "sharding", message, value.node.span)
         return module.with_body(reshard_values(module.graph.body, lambda v: plan.laid.get(v) or v.type.sharding))
 
 

@@ -20,9 +20,10 @@ from intarsia.ir.graph import Module, Node, Structured, Value
 from intarsia.ir.ops.collective import Shard
 from intarsia.ir.sharding import Axes, DimensionSharding, Mesh, MeshAxis, Sharding
 from intarsia.ir.spmd import mesh_of
+from intarsia.passes.fuse.report import title
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.shard.edges import Edge, Projection, dimension_axes, edges_of, project, shape_of
-from intarsia.passes.shard.meshes import check_shardings, reshard_values
+from intarsia.passes.shard.meshes import check_shardings, described, reshard_values
 from intarsia.passes.shard.readers import Readers
 
 
@@ -55,6 +56,9 @@ class PropagateSharding(Pass):
         found.run(tuple(edges_of(module.graph.body)))
         for choice in found.choices:
             self.remark(context, "sharding", str(choice), choice.value.node.span)
+        for name in found.unused():
+            message = f"no tensor is split over {name}: the devices along it all do the same"
+            self.remark(context, "sharding", message, None, done=False)
 
         def settled(value: Value) -> Sharding:
             own = found.settled(value)
@@ -91,14 +95,9 @@ class Choice:
     def __str__(self) -> str:
         axes = ", ".join(map(str, self.axes))
         return (
-            f"dimension {self.dimension} of {_described(self.value)} is split over {axes}, "
-            f"as {_described(self.source)} ({self.rule})"
+            f"dimension {self.dimension} of {described(self.value)} is split over {axes}, "
+            f"as {described(self.source)} ({self.rule})"
         )
-
-
-def _described(value: Value) -> str:
-    label = getattr(value.node, "label", None)
-    return f"`{label}`" if label else f"the {value.node.name} of {value.type}"
 
 
 @dataclass
@@ -151,6 +150,11 @@ class Propagation:
                 tuple(d.priority for d in dimensions),
                 (*said.replicated, *said.partial),
             )
+
+    def unused(self) -> list[str]:
+        """The axes of several devices that split no tensor."""
+        used = {a.name for laid in self.laid.values() for a in (*laid.taken, *(a for axes in laid.axes for a in axes))}
+        return [name for name, size in self.mesh.axes if size > 1 and name not in used]
 
     def settled(self, value: Value) -> Sharding:
         return Sharding.of(tuple(self.laid[value].axes))
@@ -336,10 +340,10 @@ class Propagation:
 
     def _refuse(self, edge: Edge, name: str, ways: Sequence[tuple[Axes, Value]]) -> None:
         """Raise E1902: more than one sharding would do."""
-        said = " or ".join(f"{', '.join(map(str, axes))} as {_described(v)}" for axes, v in ways)
+        said = " or ".join(f"{', '.join(map(str, axes))} as {described(v)}" for axes, v in ways)
         raise CompileError(
             "E1902",
-            f"the {edge.node.name} could be split over {said}",
+            f"the {title(edge.node)} could be split over {said}",
             edge.node.span,
             hint="say which with a type: y: f32[N@data] = …",
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar
 
 from intarsia.ir.dtypes import F16
+from intarsia.ir.errors import Span
 from intarsia.ir.graph import Module, Node, Region, Structured, Value
 from intarsia.ir.linear import passes_parts
 from intarsia.ir.ops.collective import Shard
@@ -20,12 +21,13 @@ from intarsia.ir.ops.shape import Concat, Reshape
 from intarsia.ir.sharding import Axes, Mesh, Sharding
 from intarsia.ir.sizes import ONE, Size
 from intarsia.ir.spmd import mesh_of
-from intarsia.ir.types import ListType
+from intarsia.ir.types import ListType, TensorType, placed
 from intarsia.passes.dce import prune
+from intarsia.passes.fuse.report import bytes_text, title
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.shard.edges import Edge, edge_of, project
 from intarsia.passes.shard.halos import Reads
-from intarsia.passes.shard.meshes import require_numbers, with_parameters_laid
+from intarsia.passes.shard.meshes import described, require_numbers, with_parameters_laid
 from intarsia.passes.shard.readers import Readers
 from intarsia.passes.shard.steps import Step, reshard_steps
 from intarsia.passes.shard.together import local_part, together
@@ -67,7 +69,7 @@ class Reshard(Pass):
         if mesh is None:
             return module
         require_numbers(module)
-        resharder = _Resharder(mesh, self.in_turn)
+        resharder = _Resharder(mesh, partial(self.remark, context, "sharding"), self.in_turn)
         body = resharder.region(module.graph.body, {})
         return module.with_body(prune(body, body.results) if resharder.leaves_dead else body)
 
@@ -88,6 +90,7 @@ class _Resharder:
     own, and these with what it computes. leaves_dead: is there a group, and so perhaps an op that nothing reads now?"""
 
     mesh: Mesh
+    remark: Callable[[str, Span | None], None]
     in_turn: str = ""
     scopes: list[_Scope] = field(default_factory=list)
     homes: dict[Value, _Scope] = field(default_factory=dict)
@@ -139,10 +142,29 @@ class _Resharder:
         key, home = (value, wanted), self.homes[value]
         if key not in home.made:
             source = like or value.node
+            if isinstance(source, Shard | Loop):
+                self.tell_layout(value, wanted, source)
             node = Shard(value, span=source.span, more_spans=source.more_spans, shardings=(wanted,))
             self.add(node, home)
             home.made[key] = node.value
         return home.made[key]
+
+    def tell_layout(self, value: Value, wanted: Sharding, node: Shard | Loop) -> None:
+        """Say what is sent for a declared type, or for a state that lies alike in each step."""
+        dtype = value.type.dtype if isinstance(value.type, TensorType) else value.type.element.dtype
+        steps = reshard_steps(self.mesh, static_shape(value), sharding_of(value), wanted)
+        if (sent := sum(s.elements_sent(self.mesh) for s in steps) * dtype.bits / 8) > 0:
+            why = "as its type says" if isinstance(node, Shard) else "as it has to in each step of a loop"
+            becomes = f"{described(value)} becomes {placed(value.type, wanted)}"
+            self.remark(f"{becomes}, {why}: each device sends {_bytes(sent)}", node.span)
+
+    def tell_way(self, node: Node, choice: _Choice, way: Way) -> None:
+        """Say which way to split an op was taken, where it sends something, and what the next best one would send."""
+        if (sent := choice.sent(way, moved=1)) > 0:
+            others = [choice.sent(w, moved=1) for w in choice.ranked if w != way]
+            second = f"the next best way would send {_bytes(others[0])}" if others else "there is no other way"
+            laid = f"the {title(node)} gives {placed(node.value.type, way.result)}"
+            self.remark(f"{laid}: each device sends {_bytes(sent)} for it, {second} (fewest bytes)", node.span)
 
     def node(self, node: Node, values: dict[Value, Value]) -> None:
         match node:
@@ -167,6 +189,7 @@ class _Resharder:
         self.spent[node.value] = choice.sent(way), choice.cost(way)[0]
         op: Node | None = self.grouped(node, values) if operands == given else None
         if op is None:
+            self.tell_way(node, choice, way)
             new_operands = [self.laid(v, wanted, node) for v, wanted in zip(operands, way.operands)]
             op = replace(node.with_operands_in_order(new_operands), shardings=(way.result,))
         wanted = sharding_of(node.value)
@@ -259,6 +282,10 @@ class _Resharder:
             values[old] = self.laid(made, sharding_of(old), node)
 
 
+def _bytes(count: float) -> str:
+    return bytes_text(Size.of(math.ceil(count)))
+
+
 def _with_results(region: Region, states: Sequence[Sharding]) -> Region:
     """The region whose first results lie as the states do."""
     nodes = list(region.nodes)
@@ -292,9 +319,13 @@ class _Choice:
 
     def best(self) -> Way | None:
         """The cheapest way; None where each one would send a list."""
+        return self.ranked[0] if self.ranked else None
+
+    @cached_property
+    def ranked(self) -> list[Way]:
+        """All ways that send no list, the cheapest first."""
         ways = [w for keep in ((True, False) if self.parts() else (False,)) for w in self.ways(keep)]
-        ways = [w for w in ways if self._leaves_lists(w)]
-        return min(ways, key=self.cost, default=None)
+        return sorted(filter(self._leaves_lists, ways), key=self.cost)
 
     def _leaves_lists(self, way: Way) -> bool:
         """Do the lists among the operands lie as they are? They are never sent."""
@@ -337,8 +368,8 @@ class _Choice:
         found[()] = None
         return list(found)
 
-    def sent(self, way: Way) -> float:
-        """Bytes; more where the result is moved."""
+    def sent(self, way: Way, moved: int = RESULT_MOVED) -> float:
+        """Bytes; times `moved` where the result is moved."""
         sent = 0.0
         for value, wanted in zip(self.operands, way.operands):
             sent += self._bytes(value, self._steps(value, sharding_of(value), wanted))
@@ -346,7 +377,7 @@ class _Choice:
         steps = self._steps(result, way.result, self.wanted)
         sent += self._bytes(result, steps)
         if any(s.kind not in ("all_reduce", "reduce_scatter", "all_slice") for s in steps):
-            sent *= RESULT_MOVED
+            sent *= moved
         for position, d in self.edge.windows:
             lies, value = way.operands[position], self.operands[position]
             if lies.axes[d] and (halo := self.split.halo((position, d), way.of_factor)) is not None:

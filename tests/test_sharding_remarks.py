@@ -1,0 +1,80 @@
+"""Every choice about shardings is a remark that names its rule and the user's line, and is the same on every run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Run
+
+FOLDER = Path(__file__).parent.parent / "examples" / "sharded"
+SIZES = {
+    "experts": "G=4 T=8 D=16 E=8 C=4 F=32",
+    "heat": "N=16 M=16",
+    "linear_attention": "S=16 D=4 E=4",
+    "megatron": "B=4 S=8 D=16 H=4 K=4 F=32",
+    "megatron_overlap": "B=2 S=16 D=16 H=8 K=4 F=32",
+    "sequence": "H=4 S=16 K=8",
+    "sequence_attention": "S=32 D=16 H=2 K=8",
+    "zero3": "B=8 D=16 F=32",
+}
+FILES: dict[str, str] = {}
+RULES = (
+    r" \((basic|aggressive), .+\)$",
+    r" \(fewest bytes\)$",
+    r" \(preset \w+ over \w+\)$",
+    r"as its type says: ",
+    r"in each step of a loop: ",
+    r"^blocks of |^sums go round |^what this needs is gathered ",
+    r"go through the parts|goes through|rows",
+)
+"""How remarks say why."""
+
+
+def words(name: str) -> list[str]:
+    dims = [w for size in SIZES[name].split() for w in ("--dim", size)]
+    return ["explain", str(FOLDER / f"{name}.ita"), *dims, "--about", "sharding"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("collectives", ["gather", "ring"])
+@pytest.mark.parametrize("name", SIZES)
+def test_each_choice_has_its_rule_and_line(name: str, collectives: str, ita: Run) -> None:
+    status, shown, report = ita(*words(name), "--collectives", collectives)
+    assert status == 0, report
+    told = [line.strip() for line in shown.partition("\ncollective ")[0].splitlines() if line.startswith("  ")]
+    assert told
+    for line in told:
+        place, _, message = line.partition(": ")
+        assert re.search(r"\.ita:\d+:\d+$", place), line
+        assert any(re.search(rule, message) for rule in RULES), line
+    sent = re.findall(r"^(all_gather|all_to_all|all_reduce|reduce_scatter|collective_permute) ", shown, re.MULTILINE)
+    assert not sent or any("each device sends" in line or "go round" in line for line in told)
+
+
+def test_presets_and_idle_axes_are_told(ita: Run) -> None:
+    path = f"{FOLDER / 'training.ita'}:step"
+    dims = [w for size in ("B=4", "S=4", "D=8", "H=2", "K=4", "F=16") for w in ("--dim", size)]
+    shown = ita("explain", path, *dims, "--about", "sharding", "--mesh", "data=2", "--preset", "zero1")[1]
+    assert re.search(r"training\.ita:\d+:\d+: `m\.up` is f32\[.*@data.*\] \(preset zero1 over data\)", shown)
+    shown = ita("explain", *words("heat")[1:], "--mesh", "rows=2,idle=2")[1]
+    assert "no tensor is split over idle: the devices along it all do the same" in shown
+
+
+@pytest.mark.slow
+def test_the_same_for_every_seed_of_hashes() -> None:
+    """What is printed of the program of a device does not depend on the order of sets."""
+    for name in ("megatron", "zero3", "experts"):
+        found = set()
+        for seed in ("0", "1", "2"):
+            command = [sys.executable, "-m", "intarsia", *words(name)]
+            environment = {**os.environ, "PYTHONHASHSEED": seed}
+            text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+            command[3:4], command[-2:] = ["emit"], ["--to", "partitioned"]
+            text += subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+            found.add(text)
+        assert len(found) == 1
