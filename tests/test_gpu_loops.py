@@ -157,7 +157,7 @@ def test_loops(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_all_loops(name: str) -> None:
     small = CASES[name][1].get("h0", CASES[name][1].get("x", np.zeros(9))).size < 100
-    require(name, ("kernels", "scheduled", "plan", "triton") if small else ("kernels", "triton"))
+    require(name, ("kernels", "plan", "triton") if small else ("kernels", "triton"))
 
 
 @pytest.mark.slow

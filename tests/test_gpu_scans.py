@@ -80,7 +80,7 @@ def test_prefixes(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_all_prefixes(name: str, dynamic: bool) -> None:
     large = CASES[name][1].size > 100_000  # too many elements to go through one by one
-    require(name, dynamic, ("triton",) if large else ("scheduled", "plan", "triton"))
+    require(name, dynamic, ("triton",) if large else ("plan", "triton"))
 
 
 @pytest.mark.slow

@@ -29,8 +29,10 @@ from intarsia.program import Program
 from intarsia.runtime.native import NativeFunction, address_of, native_symbols, pointer_table
 from intarsia.runtime.threads import THREADS
 
-LEVELS = ("reference", "fused", "kernels", "scheduled", "plan", "cpu")
-GPU_LEVELS = ("scheduled", "plan", "triton")
+LEVELS = ("reference", "fused", "kernels", "plan", "cpu")
+"""What is run of a program. There is also `scheduled`: the kernels of `plan`, called by the graph interpreter."""
+
+GPU_LEVELS = ("plan", "triton")
 """What is run of a program for a GPU; `cubin` compiles its kernels, and is slow."""
 
 CHIPS = ("gpu:sm_80", "gpu:sm_90")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import intarsia
 from intarsia.driver import Compilation
+from intarsia.function import Function
 from intarsia.ir.conversion import convert
 from intarsia.ir.dtypes import F64, of_numpy
 from intarsia.options import Options
@@ -89,12 +90,16 @@ def prepare(
     """The case of a program, its compilation and its inputs in the order of the graph."""
     case = entry.make(Random(), **sizes)
     path = Path(__file__).parent / f"{entry.name}.ita"
-    function = intarsia.load(path, options, use_cache=False).entry("main")
-    given, dims = function.arrange(case.arguments, {})
+    return case, *compilation_of(intarsia.load(path, options, use_cache=False).entry("main"), case.arguments)
+
+
+def compilation_of(function: Function, arguments: Sequence[Tree]) -> tuple[Compilation, list[Any]]:
+    """The compilation of a function for arguments, and these in the order of the graph."""
+    given, dims = function.arrange(arguments, {})
     statics, tensors = function.split(given)
     compilation = function.compilation(tensors, statics, dims)
     inputs = [tensors[p.label] for p in compilation.source_module.graph.parameters]
-    return case, compilation, [list(i) if isinstance(i, tuple) else i for i in inputs]
+    return compilation, [list(i) if isinstance(i, tuple) else i for i in inputs]
 
 
 def check_results(results: Any, wanted: Any, tolerance: float | None = None, label: str = "") -> None:
