@@ -32,7 +32,16 @@ from intarsia.passes.collectives import DeepHalos, Overlap, ScatterRows
 from intarsia.passes.lower.checks import check_messages
 from intarsia.passes.pipeline import Context, Instrument, Pass, Pipeline, default_pipeline
 from intarsia.passes.plan_memory import plan
-from intarsia.passes.shard import GatherAgain, Partition, Preset, PropagateSharding, Reshard, Rings, SplitScans
+from intarsia.passes.shard import (
+    GatherAgain,
+    Partition,
+    Preset,
+    PropagateSharding,
+    Reshard,
+    Rings,
+    SplitScans,
+    WholeUpdates,
+)
 from intarsia.passes.shard.meshes import with_mesh
 from intarsia.passes.shard.presets import presets_of
 from intarsia.passes.specialize import Specialize
@@ -308,7 +317,7 @@ class Compilation:
 def laying_passes(options: Options) -> tuple[Pass, ...]:
     """The passes that lay out tensors on the devices of a mesh."""
     presets = presets_of(options.preset) if options.preset is not None else ()
-    return (*presets, PropagateSharding(options.sharding == "strict"), SplitScans(), Reshard())
+    return (*presets, WholeUpdates(), PropagateSharding(options.sharding == "strict"), SplitScans(), Reshard())
 
 
 def parting_passes(options: Options, cluster: str = "laptop") -> tuple[Pass, ...]:

@@ -7,5 +7,16 @@ from intarsia.passes.shard.propagate import PropagateSharding
 from intarsia.passes.shard.reshard import Reshard
 from intarsia.passes.shard.rings import Rings
 from intarsia.passes.shard.scans import SplitScans
+from intarsia.passes.shard.whole_updates import WholeUpdates
 
-__all__ = ["DropSharding", "GatherAgain", "Partition", "Preset", "PropagateSharding", "Reshard", "Rings", "SplitScans"]
+__all__ = [
+    "DropSharding",
+    "GatherAgain",
+    "Partition",
+    "Preset",
+    "PropagateSharding",
+    "Reshard",
+    "Rings",
+    "SplitScans",
+    "WholeUpdates",
+]
