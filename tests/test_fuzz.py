@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from chains import generate_chain
 from compare import LEVELS, compare
-from differentiable import check_derivatives, generate_differentiable
+from differentiable import check_derivatives, generate_differentiable, gradient_of
 from generate import FuzzProgram, generate
+from meshes import check_on_mesh
 from stored import generate_stored
 
 CHUNK = 20
@@ -56,11 +57,34 @@ def test_derivatives(first: int) -> None:
         assert failure is None, f"seed {seed}: {failure}\n{program.text}"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, 200, CHUNK))
+def test_on_a_mesh(first: int) -> None:
+    """With random layouts, and collectives done in random ways."""
+    for seed in range(first, first + CHUNK):
+        made = (generate, generate, generate_chain, generate_differentiable)[seed % 4]
+        program = made(seed)
+        name = gradient_of(program) if made is generate_differentiable else None
+        failure = check_on_mesh(program, name=name)
+        assert failure is None, f"seed {seed}: {failure}\n{program.text}"
+
+
 @pytest.mark.parametrize("seed", range(1000, 1008, 2))
 def test_a_few_derivatives(seed: int) -> None:
     program = generate_differentiable(seed)
     failure = check_derivatives(program, ("fused",))
     assert failure is None, f"seed {seed}: {failure}\n{program.text}"
+
+
+ON_A_MESH = (104, 182, 430, 909, 1136)
+"""Seeds that found mistakes: a size of 0, gathers in one message, lists of single elements, in parts that go in turn,
+a layout between two slices."""
+
+
+@pytest.mark.parametrize("seed", ON_A_MESH)
+def test_a_few_on_a_mesh(seed: int) -> None:
+    failure = check_on_mesh(generate(seed), ("text", "partitioned"))
+    assert failure is None, failure
 
 
 @pytest.mark.parametrize("seed", (*range(1000, 1005), *range(1006, 1009)))

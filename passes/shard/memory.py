@@ -37,26 +37,29 @@ def device_memory(module: Module, donated: Collection[str] = ()) -> DeviceMemory
     """
     body = module.graph.body
     own = own_results(body, donated)
-    taken = {v for v in map(_stored, body.results) if v not in own}
     parameters = sum(bytes_of(p.type) for p in body.parameters)
     results = sum(bytes_of(v.type) for v in own)
-    peak, between, node = _most(body, own, taken)
+    peak, between, node = _most(body, own, _taken(body, own))
     return DeviceMemory(parameters, results, between, parameters + peak, node.span if node is not None else None)
 
 
 def own_results(region: Region, donated: Collection[str]) -> tuple[Value, ...]:
-    """The results for which no parameter of `donated` gives its memory: each one does for one of its type. A value that
-    several results show is there as often."""
+    """The results for which no parameter of `donated` gives its memory: each one does for one of its type."""
     given = Counter(
         p.type.plain for p in region.parameters if p.label in donated or p.label.partition(".")[0] in donated
     )
     own: list[Value] = []
-    for value in map(_stored, region.results):
+    for value in region.results:
         if given[value.type.plain]:
             given[value.type.plain] -= 1
         else:
             own.append(value)
     return tuple(own)
+
+
+def _taken(region: Region, own: Collection[Value]) -> set[Value]:
+    """The values that lie in memory of parameters, as results."""
+    return {_stored(v) for v in region.results} - {_stored(v) for v in own}
 
 
 def bytes_of(type_: Type) -> int:
@@ -79,8 +82,8 @@ def _most(region: Region, results: Collection[Value], free: Collection[Value]) -
     """The most bytes at one time of what a region makes; those of them that are no results; and the node that runs
     then. free: values that lie in memory which counts elsewhere."""
     last = last_uses(region)
-    copies = Counter(results) - Counter({v for v in results if v.node not in region.parameters})
-    held = sum(bytes_of(v.type) * count for v, count in copies.items())
+    shown = {v for v in map(_stored, results) if v.node not in region.parameters}
+    held = sum(bytes_of(v.type) for v in results) - sum(bytes_of(v.type) for v in shown)  # which are copied
     kept = 0
     found: tuple[int, int, Node | None] = (held, 0, None)
     ending: dict[int, list[Value]] = {}
@@ -88,14 +91,14 @@ def _most(region: Region, results: Collection[Value], free: Collection[Value]) -
         made = [v for v in node.values if _stored(v) is v and v not in free and v in last]
         for value in made:
             held += bytes_of(value.type)
-            kept += 0 if value in results else bytes_of(value.type)
+            kept += 0 if value in shown else bytes_of(value.type)
             ending.setdefault(last[value], []).append(value)
         inside = _of_loop(node) if isinstance(node, Loop) else 0
         if held + inside > found[0]:
             found = (held + inside, kept + inside, node)
         for value in ending.pop(n, ()):
             held -= bytes_of(value.type)
-            kept -= 0 if value in results else bytes_of(value.type)
+            kept -= 0 if value in shown else bytes_of(value.type)
     return found
 
 
@@ -142,8 +145,7 @@ def held_moments(region: Region, donated: Collection[str] = ()) -> tuple[Held, .
     reads, as the others are part of their readers' kernels, and everything that a product makes.
     """
     found: list[Held] = []
-    own = own_results(region, donated)
-    taken = {v for v in map(_stored, region.results) if v not in own}
+    taken = _taken(region, own_results(region, donated))
     _moments(region, tuple(p.value for p in region.parameters), taken, found)
     return tuple(found)
 

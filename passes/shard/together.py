@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from intarsia.ir.graph import Node, Region, Structured, Value
+from intarsia.ir.ops.collective import Shard
 from intarsia.ir.ops.control import Fused
 from intarsia.ir.sharding import Axes, Mesh
 from intarsia.ir.types import ListType
@@ -31,7 +32,7 @@ def together(
         inner: dict[Value, Value] = {}
         for position, value in enumerate(node.operands):
             before = value.node
-            if not isinstance(before, Structured) or before not in region:
+            if not isinstance(before, Structured) or isinstance(before, Shard) or before not in region:
                 continue
             if _shifts(before) or (node is not root and _repeats(before)):
                 joins = not reads_in_sizes(node.space, position)

@@ -40,6 +40,11 @@ OPTIONS = Options()
 NOT_YET = "E0901"
 """What the compiler says it cannot compile yet; the interpreters run it."""
 
+FAILURES = (
+    AssertionError, ArithmeticError, LookupError, RuntimeError, SyntaxError, TypeError, ValueError,
+    CompileError, InterpreterError, MemoryFault, ScheduleError, ToolchainError,
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -67,28 +72,34 @@ def compare(
     """
     level = "build"
     try:
-        function = Program(Source("fuzz.ita", text), options, use_cache=False).entry(name)
-        known = {p.name for p in function.form.parameters}
-        given, dims = function.arrange((), {n: a for n, a in arguments.items() if n in known})
-        statics, tensors = function.split(given)
-        compilation = function.compilation(tensors, statics, dims)
-        module, sizes = compilation.source_module, compilation.sizes
-        inputs = [_plain(tensors[p.label]) for p in module.graph.parameters]
-        wanted = expected(module, inputs, sizes)
+        compilation, inputs = arranged(text, arguments, options, name)
+        wanted = expected(compilation.source_module, inputs, compilation.sizes)
         for level in levels:
             for results in _run(level, compilation, inputs):
-                if (message := _mismatch(wanted, results)) is not None:
+                if (message := mismatch(wanted, results)) is not None:
                     return Failure(level, message)
-    except CompileError as error:
-        if error.code == NOT_YET:
-            return None
-        return Failure(level, f"{error.code}: {error}")
-    except (
-        AssertionError, ArithmeticError, LookupError, RuntimeError, SyntaxError, TypeError, ValueError,
-        InterpreterError, MemoryFault, ScheduleError, ToolchainError,
-    ) as error:  # fmt: skip
-        return Failure(level, f"{type(error).__name__}: {error}")
+    except FAILURES as error:
+        return failed(level, error)
     return None
+
+
+def arranged(
+    text: str, arguments: Mapping[str, object], options: Options, name: str | None
+) -> tuple[Compilation, list[Operand]]:
+    """A function of a program, to be compiled for these arguments, and what its graph takes."""
+    function = Program(Source("fuzz.ita", text), options, use_cache=False).entry(name)
+    known = {p.name for p in function.form.parameters}
+    given, dims = function.arrange((), {n: a for n, a in arguments.items() if n in known})
+    statics, tensors = function.split(given)
+    compilation = function.compilation(tensors, statics, dims)
+    return compilation, [_plain(tensors[p.label]) for p in compilation.source_module.graph.parameters]
+
+
+def failed(level: str, error: Exception) -> Failure | None:
+    """An error as a failure, but for what the compiler says it cannot do."""
+    if isinstance(error, CompileError):
+        return None if error.code == NOT_YET else Failure(level, f"{error.code}: {error}")
+    return Failure(level, f"{type(error).__name__}: {error}")
 
 
 def _plain(tensor: object) -> Operand:
@@ -164,7 +175,7 @@ def _flat(operands: Sequence[Operand]) -> list[Array]:
     return [a for o in operands for a in (o if isinstance(o, list) else [o])]
 
 
-def _mismatch(wanted: Sequence[Expected], results: Sequence[Array]) -> str | None:
+def mismatch(wanted: Sequence[Expected], results: Sequence[Array]) -> str | None:
     for index, (reference, result) in enumerate(zip(wanted, results)):
         if (message := reference.mismatch(np.asarray(result))) is not None:
             return f"result{index}: {message}"

@@ -84,6 +84,11 @@ def _differentiated(arguments: Mapping[str, Argument]) -> list[str]:
     return [name for name, a in kinds.items() if isinstance(a, dict) or a.dtype.kind == "f"]
 
 
+def gradient_of(program: FuzzProgram) -> str:
+    """The function that gives the loss and its gradients."""
+    return f"value_and_grad(loss, wrt=({', '.join(_differentiated(program.arguments))}))"
+
+
 def check_derivatives(
     program: FuzzProgram, levels: Sequence[str] = LEVELS, options: Options = OPTIONS
 ) -> Failure | None:
@@ -102,7 +107,7 @@ def _check(program: FuzzProgram, levels: Sequence[str], options: Options) -> Fai
     numbers = np.random.default_rng(program.seed)
     wanted = [label for label in leaves if label.split(".")[0] in names]
     changes = {label: np.asarray(numbers.normal(size=np.shape(leaves[label]))) for label in wanted}
-    gradient = f"value_and_grad(loss, wrt=({', '.join(names)}))"
+    gradient = gradient_of(program)
     value, *gradients = _run(library.build(gradient), leaves)
     terms = [g * changes[label] for label, g in zip(wanted, gradients)]
     backwards = float(sum(t.sum() for t in terms))

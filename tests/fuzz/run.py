@@ -5,6 +5,7 @@ Seeds FIRST to FIRST + COUNT; progress and failures grouped by kind; for each ne
 dimensions of each program stay open. With `--chains` the programs are products, reductions and products again, at
 larger sizes; with `--stored` weights are in formats. With `--gradients` the derivatives of programs are checked against
 finite differences, and compiled in place of the programs; `--segments 2` lets their loops keep every second state.
+With `--mesh` programs, or derivatives, run on the devices of a random mesh, with random layouts of their values.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
 from chains import generate_chain
 from compare import LEVELS, Failure, compare
-from differentiable import check_derivatives, generate_differentiable
+from differentiable import check_derivatives, generate_differentiable, gradient_of
 from generate import FuzzProgram, generate
+from meshes import MESH_LEVELS, check_on_mesh
 from stored import generate_stored
 
 from intarsia.deep_stack import with_deep_stack
@@ -48,6 +50,10 @@ def check_results(program: FuzzProgram, levels: Sequence[str], options: Options)
     return compare(program.text, program.arguments, levels, options)
 
 
+def check_derivatives_on_mesh(program: FuzzProgram, levels: Sequence[str], options: Options) -> Failure | None:
+    return check_on_mesh(program, levels, options, gradient_of(program))
+
+
 def reduced(program: FuzzProgram, check: Check, failure: Failure, levels: Sequence[str], options: Options) -> str:
     """The smallest program that fails at the same level; the program itself if it could not be built."""
     if failure.level == "build":
@@ -65,19 +71,22 @@ def main() -> int:
     parser.add_argument("first", type=int)
     parser.add_argument("count", type=int)
     parser.add_argument("--keep", type=Path, default=Path(__file__).parent / "found")
-    parser.add_argument("--levels", default=",".join(LEVELS))
+    parser.add_argument("--levels", help=",".join(LEVELS))
     parser.add_argument("--target", default="cpu")
     parser.add_argument("--dynamic", action="store_true", help="keep some of the dimensions open")
     parser.add_argument("--chains", action="store_true", help="chains of products and reductions")
     parser.add_argument("--stored", action="store_true", help="weights that are stored in formats")
     parser.add_argument("--gradients", action="store_true", help="derivatives of programs")
     parser.add_argument("--segments", type=int, default=0, help="keep a state of loops for so many steps (checkpoint)")
+    parser.add_argument("--mesh", action="store_true", help="on several devices, with random layouts")
     options = parser.parse_args()
-    levels = options.levels.split(",")
+    levels = options.levels.split(",") if options.levels else MESH_LEVELS if options.mesh else LEVELS
     made = generate_chain if options.chains else generate_stored if options.stored else generate
     check = check_results
     if options.gradients:
         made, check = generate_differentiable, check_derivatives
+    if options.mesh:
+        check = check_derivatives_on_mesh if options.gradients else check_on_mesh
     kinds: dict[str, list[int]] = {}
     start = time.perf_counter()
     for number, seed in enumerate(range(options.first, options.first + options.count)):
