@@ -78,3 +78,17 @@ def test_the_same_for_every_seed_of_hashes() -> None:
             text += subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
             found.add(text)
         assert len(found) == 1
+
+
+def test_how_tensors_lie(ita: Run) -> None:
+    """Which devices have what, as text and as a picture; parts of a sum are not whole."""
+    text = "mesh m(a=2, b=2)\nfn f(x: f32[N@a, M@b], w: f32[M]) -> (f32[M@(a, b), N], f32[N]{max: a}) {\n    "
+    text += "return transpose(x + w), max(x, axis=1)\n}"
+    shown = ita("explain", "-e", text, "--dim", "N=4", "--dim", "M=6", "--about", "sharding", "--plot", "lying.png")[1]
+    assert "x: f32[4@a, 6@b], dimension 0 downwards, 1 across\n  | 0 | 1 |\n  | 2 | 3 |\n" in shown
+    assert "result0: f32[6@(a, b), 4], dimension 0\n  | 0 | 1 | 2 | 3 |\n" in shown
+    assert "result1: f32[4]{max: a}\n  | 0 1 2 3 |\n" in shown
+    assert "whole on each device: w\n" in shown
+    assert Path("lying.png").read_bytes().startswith(b"\x89PNG")
+    status, _, report = ita("explain", "-e", "fn f() -> f32 { return 1.0 }", "--about", "sharding", "--plot", "x.png")
+    assert status == 1 and "E1901" in report

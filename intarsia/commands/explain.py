@@ -50,7 +50,7 @@ TOPICS = (*REPORTED, *ON_DEVICES)
 @click.command("explain")
 @program_argument
 @click.option("--about", type=click.Choice(TOPICS), default=None, help="Which decisions of the compiler to show.")
-@click.option("--plot", metavar="FILE", help="With --about memory or timeline: draw it (.png, .svg).")
+@click.option("--plot", metavar="FILE", help="With --about memory, sharding or timeline: draw it (.png, .svg).")
 @click.option("--donate", metavar="NAME,…", default="", help="Arguments whose memory results may take.")
 @cluster_option
 @type_options
@@ -73,8 +73,8 @@ def command(
             raise click.UsageError("give an error code such as E0203, or FILE and --about TOPIC")
         click.echo(error_page(file), nl=False)
         return
-    if plot and about not in ("memory", "timeline"):
-        raise click.UsageError("--plot goes with --about memory or timeline")
+    if plot and about not in ("memory", *ON_DEVICES):
+        raise click.UsageError("--plot goes with --about memory, sharding or timeline")
     if donate and about not in ("memory", "sharding"):
         raise click.UsageError("--donate goes with --about memory and sharding")
     if plot is not None:
@@ -115,7 +115,7 @@ def command(
         from intarsia.ir.cluster import Cluster
 
         _explain_devices(compilation, about, Cluster.read(cluster), plot)
-    elif about == "timeline":
+    elif about == "timeline" or (about == "sharding" and plot is not None):
         raise CompileError("E1901", "the program is for one device", hint="declare a mesh, or give --mesh data=2")
     else:
         with_deep_stack(lambda: compilation.scheduled)
@@ -127,6 +127,7 @@ def command(
 def _explain_devices(compilation: Compilation, about: str, cluster: Cluster, plot: str | None) -> None:
     """What the program of a device sends and holds, or when it does what."""
     if about == "sharding":
+        from intarsia.commands.lying import draw_lying, lying_lines
         from intarsia.commands.shard import memory_text, table
         from intarsia.passes.shard.memory import device_memory
         from intarsia.passes.shard.report import sent_by
@@ -134,7 +135,9 @@ def _explain_devices(compilation: Compilation, about: str, cluster: Cluster, plo
         sent = with_deep_stack(lambda: sent_by(compilation.partitioned, cluster))
         memory = with_deep_stack(lambda: device_memory(compilation.fused, compilation.options.donated))
         _show(compilation.remarks.items, about)
-        click.echo("\n".join((*table(sent), memory_text(memory))))
+        click.echo("\n".join((*lying_lines(compilation.partitioned), "", *table(sent), memory_text(memory))))
+        if plot is not None:
+            draw_lying(compilation.partitioned, plot)
         return
     from intarsia.commands.timeline import draw_timeline, timeline_lines
     from intarsia.passes.collectives.timeline import timeline
