@@ -159,9 +159,10 @@ class _Resharder:
             self.remark(f"{becomes}, {why}: each device sends {_bytes(sent)}", node.span)
 
     def tell_way(self, node: Node, choice: _Choice, way: Way) -> None:
-        """Say which way to split an op was taken, where it sends something, and what the next best one would send."""
-        if (sent := choice.sent(way, moved=1)) > 0:
-            others = [choice.sent(w, moved=1) for w in choice.ranked if w != way]
+        """Say which way to split an op was taken, where it sends something, and what the next best one would send; what
+        cannot be in turn is no way."""
+        if 0 < (sent := choice.sent(way, moved=1)) < math.inf:
+            others = [s for w in choice.ranked if w != way and (s := choice.sent(w, moved=1)) < math.inf]
             second = f"the next best way would send {_bytes(others[0])}" if others else "there is no other way"
             laid = f"the {title(node)} gives {placed(node.value.type, way.result)}"
             self.remark(f"{laid}: each device sends {_bytes(sent)} for it, {second} (fewest bytes)", node.span)
