@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypedDict, TypeVar
 
 from intarsia.ir.dtypes import Array, DType
 from intarsia.ir.errors import CompileError, Span
@@ -21,6 +21,14 @@ from intarsia.ir.kernel import Kernel
 from intarsia.ir.sharding import Sharding
 from intarsia.ir.space import Space
 from intarsia.ir.types import TensorType, Type, placed
+
+
+class Spans(TypedDict):
+    """The places in the user's text that a node has."""
+
+    span: Span | None
+    more_spans: tuple[Span, ...]
+
 
 OPS: dict[str, type[Node]] = {}
 """Every concrete op by the name it has in text."""
@@ -159,6 +167,11 @@ class Node:
             elif isinstance(value, tuple) and any(isinstance(v, Value) for v in value):
                 changed[name] = tuple(next(rest) if isinstance(v, Value) else v for v in value)
         return dataclasses.replace(self, **changed)
+
+    @property
+    def spans(self) -> Spans:
+        """For a node that comes in the place of this one: `Compute(…, **node.spans)`."""
+        return {"span": self.span, "more_spans": self.more_spans}
 
     def at(self: N, span: Span | None) -> N:
         """The same node with a span if it has none."""

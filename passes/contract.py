@@ -168,4 +168,4 @@ def _compute(
     names = {a.name for a in kept}
     reduced = tuple(a for name, a in axes.items() if name in body.symbols and name not in names)
     space = Space(kept, body if reduced else cast(dtype, body), dtype, reduced, "sum" if reduced else None)
-    return Compute(tuple(arguments), space, span=node.span, more_spans=node.more_spans)
+    return Compute(tuple(arguments), space, **node.spans)

@@ -111,17 +111,17 @@ def _in_other_order(
         if _points(inner.space.axes) * inner.space.dtype.bytes <= large:
             return None
         inside = Space(axes, summed.value(own.dtype), own.dtype, space.reduced, "sum")
-        found = Compute(tuple(arguments), inside, span=node.span, more_spans=node.more_spans)
+        found = Compute(tuple(arguments), inside, **node.spans)
     value = Load(operand(len(arguments)), tuple(Size.of(a.name) for a in axes), found.value.dtype)
     product = Product((*first.above, value), first.below).value(own.dtype)
     arguments.append(found.value)
     if not left.factors:
         outer = Space(space.axes, product, space.dtype, depth, "sum")
-        return Compute(tuple(arguments), outer, span=node.span, more_spans=node.more_spans)
+        return Compute(tuple(arguments), outer, **node.spans)
     total = Compute(tuple(arguments), Space(space.axes, product, own.dtype, depth, "sum"), span=node.span)
     whole = Load(operand(len(node.operands)), tuple(Size.of(a.name) for a in space.axes), own.dtype)
     scaled = Space(space.axes, cast(space.dtype, left.times(whole)), space.dtype)
-    return Compute((*node.operands, total.value), scaled, span=node.span, more_spans=node.more_spans)
+    return Compute((*node.operands, total.value), scaled, **node.spans)
 
 
 def _is_same(

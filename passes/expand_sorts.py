@@ -49,7 +49,7 @@ def expand_sort(node: Node) -> Value | None:
     here, there = Size.of(own.name), Size.of(other.name)
 
     def compute(arguments: tuple[Value, ...], space: Space) -> Value:
-        return Compute(arguments, space, span=node.span, more_spans=node.more_spans).value
+        return Compute(arguments, space, **node.spans).value
 
     mine, theirs = _key(Load("a0", (*row, here), x.dtype)), _key(Load("a0", (*row, there), x.dtype))
     earlier = apply("lt", Index(there), Index(here))

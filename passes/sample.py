@@ -98,7 +98,7 @@ class _Sampler:
         if not found:
             return node
         body = transform(space.body, rule=found.get)
-        return Compute(tuple(arguments), replace(space, body=body), span=node.span, more_spans=node.more_spans)
+        return Compute(tuple(arguments), replace(space, body=body), **node.spans)
 
     def _is_product(self, value: Value) -> bool:
         """Is a value a product, or pointwise work on one, that nobody needs as a whole?"""
@@ -142,7 +142,7 @@ class _Sampler:
             inner = space.substitute(names)
             space = Space(axes, inner.body, space.dtype, inner.reduced, space.combiner)
             arguments = (*node.operands, *reader.operands)
-            new = Compute(arguments, space, span=reader.span, more_spans=reader.more_spans)
+            new = Compute(arguments, space, **reader.spans)
             self._made[key] = new if space.reduced else self.sampled(new)
             self._waiting.append(self._made[key])
         return self._made[key]

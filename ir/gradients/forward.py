@@ -56,7 +56,7 @@ class _Forward:
 
     def _through(self, node: Node) -> None:
         def make(new: Node) -> Node:
-            return self.make(new if new.span is not None else replace(new, span=node.span, more_spans=node.more_spans))
+            return self.make(new if new.span is not None else replace(new, **node.spans))
 
         if node in self.custom:
             self._custom(node, self.custom[node], make)

@@ -94,7 +94,7 @@ class Reverse:
         """Carry what has arrived at a node on to its operands."""
 
         def make(new: Node) -> Node:
-            return self.make(new if new.span is not None else replace(new, span=node.span, more_spans=node.more_spans))
+            return self.make(new if new.span is not None else replace(new, **node.spans))
 
         with at_place_of(node):
             for value, contribution in self._pull_back(node, active, make):

@@ -84,7 +84,7 @@ def drop_broadcast(node: Node) -> Node | None:
                 arguments = shorter
     if tuple(arguments) == node.arguments:
         return None
-    return Elementwise(node.function, tuple(arguments), span=node.span, more_spans=node.more_spans)
+    return Elementwise(node.function, tuple(arguments), **node.spans)
 
 
 def compute_before_broadcast(node: Node) -> Node | None:
@@ -99,7 +99,7 @@ def compute_before_broadcast(node: Node) -> Node | None:
             small = Cast(x, dtype, span=node.span)
         case _:
             return None
-    return BroadcastTo(small.value, node.value.tensor.shape, span=node.span, more_spans=node.more_spans)
+    return BroadcastTo(small.value, node.value.tensor.shape, **node.spans)
 
 
 def compute_before_reshape(node: Node) -> Node | None:
@@ -123,7 +123,7 @@ def compute_before_reshape(node: Node) -> Node | None:
             moved = Cast(x, dtype, span=node.span)
         case _:
             return None
-    return Reshape(moved.value, node.value.tensor.shape, span=node.span, more_spans=node.more_spans)
+    return Reshape(moved.value, node.value.tensor.shape, **node.spans)
 
 
 RULES = (elementwise_algebra, drop_broadcast, compute_before_broadcast, compute_before_reshape)

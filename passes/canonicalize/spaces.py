@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TypedDict
 
 from intarsia.ir.dtypes import BOOL
-from intarsia.ir.errors import Span
 from intarsia.ir.functions import COMBINERS
 from intarsia.ir.graph import Node, Value
 from intarsia.ir.ops import BroadcastTo, Compute, Constant, Transpose, Update
@@ -18,13 +16,6 @@ from intarsia.ir.space import Axis, Space, operand, size_loads
 from intarsia.ir.types import TensorType
 from intarsia.passes.canonicalize.scalar import simplified
 from intarsia.passes.canonicalize.values import literal_of
-
-
-class Spans(TypedDict):
-    """The places in the user's text that a node has."""
-
-    span: Span | None
-    more_spans: tuple[Span, ...]
 
 
 def facts_of(axes: Iterable[Axis]) -> Facts:
@@ -91,16 +82,11 @@ def simplify_space(node: Node) -> Node | None:
     match node:
         case Compute(arguments, space):
             body = simplify_body(space.body, facts_of(space.all_axes))
-            return None if body == space.body else Compute(arguments, replace(space, body=body), **spans(node))
+            return None if body == space.body else Compute(arguments, replace(space, body=body), **node.spans)
         case Update(axes=axes, body=old):
             body = simplify_body(old, facts_of(axes))
             return None if body == old else replace(node, body=body)
     return None
-
-
-def spans(node: Node) -> Spans:
-    """The spans of a node, for the one that stands in for it."""
-    return {"span": node.span, "more_spans": node.more_spans}
 
 
 def reduce_over_one(node: Node) -> Node | None:
@@ -110,12 +96,12 @@ def reduce_over_one(node: Node) -> Node | None:
             space = space.substitute({a.name: a.lower for a in space.reduced if _is_one(a)})
             reduced = tuple(a for a in space.reduced if not _is_one(a))
             if reduced:
-                return Compute(arguments, replace(space, reduced=reduced), **spans(node))
+                return Compute(arguments, replace(space, reduced=reduced), **node.spans)
             body = space.body
             if space.combiner == "sum" and body.dtype.is_float:
                 body = Apply("add", (body, Const(0.0, body.dtype)))
             space = replace(space, body=cast(space.dtype, body), reduced=(), combiner=None)
-            return Compute(arguments, space, **spans(node))
+            return Compute(arguments, space, **node.spans)
     return None
 
 
@@ -150,7 +136,7 @@ def _filled(literal: Expr, node: Node) -> Node:
     assert isinstance(literal, Const)
     scalar = Constant(literal.value, literal.dtype, span=node.span)
     shape = node.value.tensor.shape
-    return BroadcastTo(scalar.value, shape, **spans(node)) if shape else scalar
+    return BroadcastTo(scalar.value, shape, **node.spans) if shape else scalar
 
 
 def literal_operand(node: Node) -> Node | None:
@@ -174,7 +160,7 @@ def literal_operand(node: Node) -> Node | None:
             if isinstance(node, Update):
                 return replace(node, body=changed)
             assert isinstance(node, Compute)
-            return Compute(operands, replace(node.space, body=changed), **spans(node))
+            return Compute(operands, replace(node.space, body=changed), **node.spans)
     return None
 
 
@@ -193,9 +179,9 @@ def space_is_view(node: Node) -> Node | Value | None:
             if dimensions == list(range(len(shape))):
                 return x
             if sorted(dimensions) == list(range(len(shape))):
-                return Transpose(x, tuple(dimensions.index(d) for d in range(len(shape))), **spans(node))
+                return Transpose(x, tuple(dimensions.index(d) for d in range(len(shape))), **node.spans)
             if dimensions == list(range(len(shape) - len(dimensions), len(shape))):
-                return BroadcastTo(x, shape, **spans(node))
+                return BroadcastTo(x, shape, **node.spans)
     return None
 
 

@@ -208,6 +208,6 @@ def with_rows(region: Region, rows: Mapping[Value, Value], start: Size) -> Regio
 
         operands = tuple(rows.get(v, v) for v in inside.operands)
         space = replace(inside.space, body=transform(inside.space.body, rule=move))
-        return (Compute(operands, space, span=node.span, more_spans=node.more_spans),)
+        return (Compute(operands, space, **node.spans),)
 
     return change_nodes(region, change)

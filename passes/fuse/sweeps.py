@@ -355,6 +355,6 @@ def _with_dimensions(product: Node, order: tuple[int, ...]) -> tuple[Node, ...]:
     if order == tuple(range(len(order))):
         return (product,)
     turned = replace(space, axes=tuple(space.axes[d] for d in order))
-    new = Compute(product.operands, turned, span=product.span, more_spans=product.more_spans)
+    new = Compute(product.operands, turned, **product.spans)
     back = tuple(order.index(d) for d in range(len(order)))
-    return new, Transpose(new.value, back, span=product.span, more_spans=product.more_spans)
+    return new, Transpose(new.value, back, **product.spans)

@@ -312,7 +312,7 @@ class _Block:
             made.kernel, f"{made.kernel.name.removeprefix(self.lowering.kernels.prefix + '_')}_{new.counter}"
         )
         sizes = tuple(map(Size.of, kernel.sizes))
-        call = Call(kernel.name, made.arguments, made.types, sizes, span=old.span, more_spans=old.more_spans)
+        call = Call(kernel.name, made.arguments, made.types, sizes, **old.spans)
         self.nodes.append(call)
         self.values.update((v, call.values[made.results[n]]) for n, v in enumerate(old.values))
 
@@ -374,8 +374,7 @@ class _Block:
             arguments,
             tuple(v.type for v in lowered.results),
             tuple(map(Size.of, kernel.sizes)),
-            span=node.span,
-            more_spans=node.more_spans,
+            **node.spans,
         )
         self.nodes.append(call)
         self.values.update(zip(lowered.results, call.values))

@@ -67,7 +67,7 @@ def in_blocks(loop: Loop, steps: Steps, kernel: str) -> tuple[Loop, Loop | None]
     first = {loop.counter: Size.of(outer) * steps.count + loop.lower}
     sizes = tuple(Size.of(name).substitute(first) for name in steps.kernel.sizes)
     types = tuple(v.type for v in loop.values)
-    call = Call(kernel, arguments, types, sizes, span=loop.span, more_spans=loop.more_spans)
+    call = Call(kernel, arguments, types, sizes, **loop.spans)
     several = replace(loop, counter=outer, lower=ZERO, upper=times, body=Region(tuple(states), (call,), call.values))
     done = loop.lower + times * steps.count
     if done == loop.upper:

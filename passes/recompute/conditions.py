@@ -67,9 +67,7 @@ def with_conditions(region: Region, position: int, storage: Storage) -> tuple[Re
                     behind.setdefault(max(place.get(v, 0) for v in value.node.operands), []).append(value.node)
             if elements:
                 body = transform(node.space.body, rule=elements.get)
-                new = Compute(
-                    tuple(operands), replace(node.space, body=body), span=node.span, more_spans=node.more_spans
-                )
+                new = Compute(tuple(operands), replace(node.space, body=body), **node.spans)
         new = new.with_operands(values)
         values.update((a, b) for a, b in zip(node.values, new.values) if a is not b)
         nodes.append(new)
