@@ -49,7 +49,7 @@ class Transfer:
 
         def begin() -> Wait:
             do()
-            return _nothing
+            return nothing
 
         return Transfer(do, begin)
 
@@ -154,13 +154,13 @@ def _permute(group: Group, sources: Sequence[int], given: Memory, taken: Memory)
     sent = group.permute(given, taken, -1 if own == group.rank else own, receivers)
     if own not in (-1, group.rank):
         return sent
-    return sent.around(lambda: _fill(taken, 0 if own == -1 else given), _nothing)
+    return sent.around(lambda: _fill(taken, 0 if own == -1 else given), nothing)
 
 
 def _reduce_scatter_by_devices(group: Group, combiner: str, source: Memory, target: Memory) -> Transfer:
     parts = empty(source.shape, source)
     exchanged = _packed(group, source, parts, group.all_to_all)
-    return exchanged.around(_nothing, lambda: _fill(target, group.merged(combiner, parts)))
+    return exchanged.around(nothing, lambda: _fill(target, group.merged(combiner, parts)))
 
 
 def _all_reduce_by_devices(group: Group, combiner: str, given: Memory, taken: Memory) -> Transfer:
@@ -198,8 +198,8 @@ def _packed(group: Group, source: Memory, target: Memory, send: Callable[[Memory
     def packed() -> Transfer:
         near = source if group.is_dense(source) else empty(source.shape, source)
         far = target if group.is_dense(target) else empty(target.shape, target)
-        before = _nothing if near is source else lambda: _fill(near, source)
-        after = _nothing if far is target else lambda: _fill(target, far)
+        before = nothing if near is source else lambda: _fill(near, source)
+        after = nothing if far is target else lambda: _fill(target, far)
         return send(near, far).around(before, after)
 
     return _anew(packed)
@@ -214,5 +214,5 @@ def _fill(target: Memory, value: Memory) -> None:
     target[...] = value
 
 
-def _nothing() -> None:
-    pass
+def nothing() -> None:
+    """What comes before or after a transfer that needs nothing there."""

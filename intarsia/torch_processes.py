@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from intarsia.backends.gpu.torch_types import TORCH_TYPES
-from intarsia.collectives import Group, Memory, Transfer, Wait, empty
+from intarsia.collectives import Group, Memory, Transfer, Wait, empty, nothing
 from intarsia.ir.dtypes import BF16, of_numpy
 from intarsia.ir.errors import CompileError
 from intarsia.processes import Sent, World
@@ -118,7 +118,7 @@ class TorchGroup(Group):
     def all_reduce(self, combiner: str, source: Memory, target: Memory) -> Transfer:
         operator = self._operator(combiner)
         sent = self._transfer(lambda **how: self.distributed.all_reduce(target, operator, **how))
-        return sent.around(lambda: target.copy_(source), _nothing)
+        return sent.around(lambda: target.copy_(source), nothing)
 
     def reduce_scatter(self, combiner: str, source: Memory, target: Memory) -> Transfer:
         do, operator = _named(self.distributed, "reduce_scatter"), self._operator(combiner)
@@ -248,7 +248,3 @@ def _named(distributed: Any, collective: str) -> Callable[..., Any]:
     old = {"all_gather": "all_gather_into_tensor", "reduce_scatter": "reduce_scatter_tensor"}
     found: Callable[..., Any] | None = getattr(distributed, f"{collective}_single", None)
     return getattr(distributed, old[collective]) if found is None else found
-
-
-def _nothing() -> None:
-    pass

@@ -166,7 +166,7 @@ class _Deep:
         count = len(loop.initial)
 
         def add(node: Node) -> Value:
-            every.append(replace(node, span=loop.span, more_spans=loop.more_spans))
+            every.append(replace(node, **loop.spans))
             return every[-1].values[0]
 
         stacks = [add(Reshape(v, (times * steps, *v.tensor.shape[2:]))) for v in several.values[count:]]
@@ -192,7 +192,7 @@ def _block(
 
     def adding(to: list[Node]) -> Callable[[Node], Value]:
         def add(node: Node) -> Value:
-            to.append(node if node.span is not None else replace(node, span=loop.span, more_spans=loop.more_spans))
+            to.append(node if node.span is not None else replace(node, **loop.spans))
             return to[-1].values[0]
 
         return add

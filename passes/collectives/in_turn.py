@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from intarsia.ir.dtypes import F32, I64
 from intarsia.ir.errors import CompileError
+from intarsia.ir.functions import COMBINERS
 from intarsia.ir.graph import Module, Node, Parameter, Region, Value
 from intarsia.ir.ops import (
     AllGather,
@@ -45,9 +46,8 @@ from intarsia.passes.shard.meshes import with_mesh
 Parts = tuple[Value, ...]
 """What a value is on each device along the axis; the same value many times where it is the same on all."""
 
-MERGES = {"sum": "add", "prod": "mul", "max": "maximum", "min": "minimum"}
 MERGES_OF_BOOLS = {"sum": "or", "prod": "and", "max": "or", "min": "and"}
-"""The functions that merge two parts, by the combiner."""
+"""The functions that merge two parts of booleans, by the combiner."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class _Turns:
 
     def add(self, node: Node, like: Node | None = None) -> Value:
         if like is not None:
-            node = replace(node, span=like.span, more_spans=like.more_spans)
+            node = replace(node, **like.spans)
         self.nodes.append(node)
         return node.value
 
@@ -376,11 +376,11 @@ class _Turns:
     def sum(self, parts: Sequence[Value], combiner: str) -> Value:
         """Floats of 16 bits are merged in f32, and rounded once."""
         dtype = parts[0].dtype
-        merges = MERGES_OF_BOOLS if dtype.kind == "bool" else MERGES
+        merge = MERGES_OF_BOOLS[combiner] if dtype.kind == "bool" else COMBINERS[combiner].function
         narrow = dtype.is_float and dtype.bits == 16
         total, *rest = (self.add(Cast(x, F32)) if narrow else x for x in parts)
         for x in rest:
-            total = self.add(Elementwise(merges[combiner], (total, x)), parts[0].node)
+            total = self.add(Elementwise(merge, (total, x)), parts[0].node)
         return self.add(Cast(total, dtype)) if narrow else total
 
     def taken(self, parts: Parts, p: int, axes: Axes, sources: Sequence[int]) -> Value:

@@ -176,5 +176,5 @@ class _Emitter:
         if self.nodes[-1] is node:
             self.nodes[-1] = replace(node, started=False)
         else:
-            self.nodes.append(Done(node.value, span=node.span, more_spans=node.more_spans))
+            self.nodes.append(Done(node.value, **node.spans))
         self.values[value] = self.nodes[-1].value

@@ -223,7 +223,7 @@ class _Rewriting:
 
     def shard(self, value: Value, wanted: Sharding) -> Value:
         if (value, wanted) not in self.shards:
-            node = Shard(value, span=value.node.span, more_spans=value.node.more_spans, shardings=(wanted,))
+            node = Shard(value, **value.node.spans, shardings=(wanted,))
             self.nodes.append(node)
             self.shards[value, wanted] = node.value
         return self.shards[value, wanted]

@@ -186,9 +186,7 @@ class Widening:
         )
         reduced = tuple(Axis(a.name, size(a.lower), size(a.upper)) for a in space.reduced)
         widened = replace(space, axes=axes, reduced=reduced, body=transform(space.body, names, read))
-        return Compute(
-            tuple(values.get(v, v) for v in node.operands), widened, span=node.span, more_spans=node.more_spans
-        )
+        return Compute(tuple(values.get(v, v) for v in node.operands), widened, **node.spans)
 
 
 def _moves(known: Margins, wanted: Margins) -> dict[int, int]:

@@ -79,7 +79,7 @@ class LocalOp:
                 return replace(node.with_operands_in_order(operands), shardings=())
             if isinstance(node, (Reshape, BroadcastTo)):
                 return replace(node, x=operands[0], shape=result.shape, shardings=())
-        return Compute(tuple(self.values), local, span=node.span, more_spans=node.more_spans)
+        return Compute(tuple(self.values), local, **node.spans)
 
     def update(self, node: Update, operands: tuple[Value, ...]) -> Node:
         """The update of what this device has. Of writes that are merged it makes its own, over the old tensor on the

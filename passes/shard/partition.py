@@ -218,7 +218,7 @@ def _adding(nodes: list[Node], like: Node) -> Add:
     """Adds nodes that stand in the place of one of the user's line."""
 
     def add(made: Node) -> Value:
-        nodes.append(replace(made, span=like.span, more_spans=like.more_spans))
+        nodes.append(replace(made, **like.spans))
         return nodes[-1].value
 
     return add

@@ -144,7 +144,7 @@ class _Resharder:
             source = like or value.node
             if isinstance(source, Shard | Loop):
                 self.tell_layout(value, wanted, source)
-            node = Shard(value, span=source.span, more_spans=source.more_spans, shardings=(wanted,))
+            node = Shard(value, **source.spans, shardings=(wanted,))
             self.add(node, home)
             home.made[key] = node.value
         return home.made[key]
@@ -209,10 +209,10 @@ class _Resharder:
             and node.space.body.dtype != F16
         ):
             wide = replace(node.space, dtype=node.space.body.dtype)
-            parts = Compute(node.operands, wide, span=node.span, more_spans=node.more_spans, shardings=node.shardings)
+            parts = Compute(node.operands, wide, **node.spans, shardings=node.shardings)
             self.add(parts)
             merged = self.laid(parts.value, wanted.whole(), node)
-            node = Cast(merged, F16, span=node.span, more_spans=node.more_spans, shardings=(sharding_of(merged),))
+            node = Cast(merged, F16, **node.spans, shardings=(sharding_of(merged),))
         self.add(node)
         return node.value
 

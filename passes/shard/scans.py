@@ -213,7 +213,7 @@ class _Scan:
         made = Loop(
             lift.counter, ZERO, Size.of(sections.extent), (), begin, body, None, len(emitted), shardings=tuple(laid)
         )
-        sections.nodes.append(replace(made, span=loop.span, more_spans=loop.more_spans))
+        sections.nodes.append(replace(made, **loop.spans))
         return sections.nodes[-1].values
 
     def _rate(self, lift: Lift, position: int, so_far: Value) -> Value:

@@ -39,7 +39,7 @@ class Sections:
 
     def add(self, node: Node, axes: Sequence[Axes]) -> Value:
         """Add a node whose result lies so."""
-        laid = replace(node, shardings=(Sharding.of(axes),), span=self.like.span, more_spans=self.like.more_spans)
+        laid = replace(node, shardings=(Sharding.of(axes),), **self.like.spans)
         self.nodes.append(laid)
         return laid.value
 
@@ -164,7 +164,7 @@ class Lift:
             space, axes=(first, *bounds(space.axes)), reduced=bounds(space.reduced), body=lifted(space.body)
         )
         laid = Sharding.of((self.sections.axes, *self.sections.free(axes)))
-        node = Compute(tuple(values), space, span=self.loop.span, more_spans=self.loop.more_spans, shardings=(laid,))
+        node = Compute(tuple(values), space, **self.loop.spans, shardings=(laid,))
         self.nodes.append(node)
         return node.value
 

@@ -48,7 +48,7 @@ def together(
     if len(taken) == 1:
         return None
     body = Region((), tuple(taken.values()), (result,))
-    group = Fused(body, span=root.span, more_spans=root.more_spans, shardings=root.shardings)
+    group = Fused(body, **root.spans, shardings=root.shardings)
     return group, tuple(n for n in taken if n is not root)
 
 

@@ -111,7 +111,7 @@ def _computed(node: Update) -> Compute | None:
     body = value if inside is None else where(inside, value, old)
     values = (node.base, *node.arguments)
     space = Space(axes, body, node.base.dtype)
-    return Compute(values, space, span=node.span, more_spans=node.more_spans, shardings=node.shardings)
+    return Compute(values, space, **node.spans, shardings=node.shardings)
 
 
 def _bounds(axes: Sequence[Axis]) -> frozenset[str]:
