@@ -36,6 +36,10 @@ WORTH = 0.9
 """Halos are deep if that is predicted to take at most this part of the time."""
 
 
+LONGEST = 512
+"""Ops of all steps for one exchange, at most: they are written out."""
+
+
 @dataclass(frozen=True)
 class DeepHalos(Pass):
     """Exchange with neighbours, in loops, once for several steps, and compute what these need beyond a device's part.
@@ -91,7 +95,11 @@ class DeepHalos(Pass):
 
     def _best(self, loop: Loop, costs: Costs, counters: Counters, context: Context) -> _Deep | None:
         """The loop with the number of steps for one exchange that takes least; None if that is one."""
-        least = one = _seconds(loop.body.nodes, loop, 1, costs, context)
+
+        def seconds_of(nodes: Sequence[Node], steps: int) -> float:
+            return _seconds(nodes, loop, steps, costs, counters, context)
+
+        least = one = seconds_of(loop.body.nodes, 1)
         best: _Deep | None = None
         depths = self._depths(loop)
         problem = "the model says that this takes least" if depths else "there are no two of them"
@@ -101,7 +109,7 @@ class DeepHalos(Pass):
             except CannotWiden as error:
                 problem = str(error)
                 continue
-            seconds = _seconds(made.block, loop, steps, costs, context)
+            seconds = seconds_of(made.block, steps)
             if self.steps or seconds < min(WORTH * one, least):
                 least, best = seconds, made
         if best is None:
@@ -118,18 +126,23 @@ class DeepHalos(Pass):
         return tuple(dict.fromkeys(min(n, most) for n in wanted if min(n, most) > 1))
 
 
-def _seconds(nodes: Sequence[Node], loop: Loop, steps: int, costs: Costs, context: Context) -> float:
-    """What one step of a loop takes, of which so many are `nodes`."""
-    sizes = {loop.counter: 0}
+def _seconds(
+    nodes: Sequence[Node], loop: Loop, steps: int, costs: Costs, counters: Counters, context: Context
+) -> float:
+    """What one step of a loop takes, of which so many are `nodes`. Of operations and memory the half of what takes less
+    hides behind the other, as with blocks (`schedule/grids.py`)."""
+    sizes = dict.fromkeys(counters.names, 0)
     sent = sum(costs.sending(n) for n in nodes if isinstance(n, Collective))
-    operations = sum(work(n, sizes).operations for n in nodes if isinstance(n, Structured))
+    computed = (n for n in nodes if isinstance(n, Structured) and halo_of(n) is None)
+    operations = sum(work(n, sizes).operations for n in computed)
     states = [_bytes(v) for v in loop.initial]
     every = sum(states) + sum(map(_bytes, loop.body.results)) + sum(map(_bytes, loop.body.captures))
     target, cluster = context.target, costs.cluster
     once = target.kind == "cpu"  # a block of the grid stays in a cache meanwhile
     is_near = once and sum(states) <= target.caches[1]
     memory = 0.0 if is_near else every / cluster.memory_bytes_per_second * (1 if once else steps)
-    return (max(operations / cluster.operations_per_second, memory) + sent) / steps
+    computing = operations / cluster.operations_per_second
+    return (max(computing, memory) + min(computing, memory) / 2 + sent) / steps
 
 
 def _bytes(value: Value) -> int:
@@ -154,6 +167,8 @@ class _Deep:
             raise CannotWiden("after each step it asks a condition")
         if loop.lower.opaques:
             raise CannotWiden("data say where it begins")
+        if len(loop.body.nodes) * steps > LONGEST:
+            raise CannotWiden(f"{steps} steps are more than {LONGEST} ops")
         outer = counters.fresh(f"{loop.counter}.0")
         before: list[Node] = []
         parameters = tuple(Parameter(p.label, p.type) for p in loop.states)

@@ -337,18 +337,19 @@ class _Block:
         it."""
         kernels, scope = {k.name: k for k in self.lowering.kernels.in_order}, self.scope
         calls = chain_of(self.nodes, frozenset(results), kernels)
+        kept = [v for c in calls for v in c.values if v in results]
 
         def make(_: int) -> LoweredGroup | None:
-            return one_kernel(calls, frozenset(results), kernels, scope.names, scope.facts)
+            return one_kernel(calls, kept, kernels, scope.names, scope.facts)
 
-        made = self.lowering.in_blocks([v for c in calls[:-1] for v in c.values], make)
+        made = self.lowering.in_blocks(kept, make) if len(calls) > len(kept) else None
         if made is not None:
             place = self.nodes.index(calls[-1])
             after = [n for n in self.nodes[place + 1 :] if n not in calls]
             self.nodes = [n for n in self.nodes[:place] if n not in calls]
             self._call(made, "chain", calls[-1])
             self.nodes += after
-            self.values.update((old, self.value(v)) for old, v in [*self.values.items()])
+            self.values.update((old, self.values.get(v, v)) for old, v in [*self.values.items()])
 
     def _whole_loop(self, old: Loop, inner: Loop) -> bool:
         """Make one kernel of a loop, whose body is lowered, if that is possible and worth it."""

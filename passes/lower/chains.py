@@ -46,16 +46,16 @@ def _is_plain(call: Call, kernel: Kernel) -> bool:
 
 
 def one_kernel(
-    calls: Sequence[Call], results: Collection[Value], kernels: Mapping[str, Kernel], names: Sequence[str], facts: Facts
+    calls: Sequence[Call], results: Sequence[Value], kernels: Mapping[str, Kernel], names: Sequence[str], facts: Facts
 ) -> LoweredGroup | None:
-    """The calls of a chain as one kernel, which makes those of their values that are `results`.
+    """The calls of a chain as one kernel, which makes these results.
 
     `names` are the symbols in scope, in order; `facts` hold there. None if a call gives its kernel other names.
     """
     if any(call.sizes != tuple(map(Size.of, kernels[call.kernel].sizes)) for call in calls):
         return None
     writer = _Writer(calls[-1].span, StageWriter(facts, names))
-    return writer.write(calls, [v for c in calls for v in c.values if v in results], kernels, names)
+    return writer.write(calls, results, kernels, names)
 
 
 @dataclass
