@@ -285,13 +285,10 @@ class Compilation:
         if stage == "plan":
             return print_plan(self.plan)
         if stage == "triton":
-            if self.options.devices is not None:
-                hint = f"see --to plan, {ONE_DEVICE}"
-                raise CompileError("E1906", "a file for Triton runs on one device", hint=hint)
             from intarsia.backends.gpu.program_file import program_text
 
             checks = {number: check.summary for number, check in checks_of(self.plan).items()}
-            return program_text(self.plan, self.graph.graph, self.launches, self.sizes, checks)
+            return program_text(self.plan, self.partitioned.graph, self.launches, self.sizes, checks)
         if self.target.kind == "gpu":
             found = self.counted_code if stage == "sass" else self.chip_code
             return _chip_text(stage, [code for codes in found.values() for code in codes])

@@ -27,8 +27,8 @@ class Options:
     donated: parameters whose arrays a call on a CPU may use for its results, which are then these arrays.
     mesh: devices, `data=2,model=2`, in place of the mesh of the program. sharding: `strict` makes every choice between
     shardings an error. devices: where those of the mesh are: `simulate` all in this process, `mpi` and `gloo` one in
-    each of several, `nccl` one GPU in each; `one` drops the mesh and all shardings; None is `simulate` if there is a
-    mesh or something that needs one is asked for, and else `one`.
+    each of several, `nccl` one GPU in each; `one` drops the mesh and all shardings; None is `simulate`, or `nccl`
+    for a GPU, if there is a mesh or something that needs one is asked for, and else `one`.
     collectives: `ring` works on blocks as they come round the devices in place of gathering them first, `auto` where a
     model says that this takes less time.
     device_passes: passes on the program of a device, `overlap{cluster=nvlink-node}`, as a pipeline.
@@ -82,7 +82,7 @@ class Options:
             hint = "declare a mesh, mesh pod(data=2), or give --mesh data=2"
             raise CompileError("E1901", f"{asked} needs the devices of a mesh, and the program has none", hint=hint)
         if self.devices is None and (declared or asked is not None):
-            return replace(self, devices="simulate")
+            return replace(self, devices="nccl" if (self.target or "").startswith("gpu") else "simulate")
         return replace(self, devices=None) if self.devices == "one" else self
 
     def resolve_target(self) -> Target:

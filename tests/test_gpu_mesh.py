@@ -3,8 +3,10 @@ exchanges its tensors with the others. `process_gpu_programs.py` runs the same i
 
 from __future__ import annotations
 
+import runpy
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -88,17 +90,47 @@ def test_random_programs_give_what_one_device_gives(
     assert ("done" in exchanged) == (passes is not None)
 
 
+def test_a_file_for_triton_is_the_program_of_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    text = """mesh pod(r=2)
+fn f(x: f32[N@r, D], w: f32[D, D]) -> (f32[N@r, D], f32[D, D]) {
+    y = loop (h = x) for t < 2 { yield h @ w }
+    z = tensor[n < N, d < D](where(n > 0, y[n - 1, d], 0.0))
+    return z, transpose(y) @ y
+}"""
+    module = built(text, N=32, D=16)
+    compilation = Compilation(module, {}, Options(target=TARGET, devices="nccl"))
+    path = tmp_path / "device.py"
+    path.write_text(compilation.text("triton"))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    function = runpy.run_path(str(path))["f"]
+    program, turn = GpuMeshProgram.compiled(compilation), threading.Lock()
+    inputs = random_inputs(module, 0, {})
+
+    def run(number: int, meet: Callable[[Node, Array], Array]) -> list[Array]:
+        def exchange(node: int, source: Any, target: Any) -> None:
+            given = np.empty(0) if source is None else source.numpy().copy()
+            turn.release()
+            found = meet(program.exchanges[node], given)
+            turn.acquire()
+            target.copy_(torch.from_numpy(np.asarray(found)))
+
+        with turn:
+            parts = map(np.asarray, program.parts(list(map(np.asarray, inputs)), number))
+            return [r.numpy() for r in function(*map(torch.from_numpy, parts), exchange=exchange)]
+
+    check_results(module, inputs, program.whole(Devices(program.placement.mesh).run(run)))
+
+
 def test_it_runs_by_its_own_devices_only() -> None:
     module = built("mesh pod(d=2)\nfn f(x: f32[4@d]) -> f32 { return sum(x) }")
     choices: tuple[tuple[Any, str], ...] = (("simulate", TARGET), ("gloo", TARGET), ("nccl", "cpu:x86-avx2"))
     for devices, target in choices:
-        with pytest.raises(CompileError, match=f"devices {devices} do not run programs for {target}") as caught:
+        with pytest.raises(CompileError, match=f"devices '{devices}' do not run programs for {target}") as caught:
             _ = Compilation(module, {}, Options(target=target, devices=devices)).partitioned
         assert caught.value.code == "E1906"
-    compilation = Compilation(module, {}, Options(target=TARGET, devices="nccl"))
-    with pytest.raises(CompileError, match="a file for Triton runs on one device"):
-        compilation.text("triton")
-    assert "exchange all_reduce" in compilation.text("plan")
+    assert Options(target=TARGET).on_devices("mesh pod(d=2)").devices == "nccl"
 
 
 def test_a_process_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

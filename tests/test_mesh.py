@@ -142,7 +142,7 @@ def test_what_devices_cannot_do(ita: Run) -> None:
         intarsia.compile(double, SIMULATED).f(data(4))
     with pytest.raises(CompileError, match="E1901"):
         intarsia.compile(double, intarsia.Options(devices="simulate", mesh="data")).f(data(4))
-    for words in (("--to", "so", "-o", "x.so"), ("--to", "plan", "--target", "gpu:sm_90")):
+    for words in (("--to", "so", "-o", "x.so"), ("--to", "plan", "--target", "gpu:sm_90", "--devices", "simulate")):
         status, _, report = ita("emit", "-e", double, "--dim", "N=4", "--mesh", "a=2", *words)
         assert status == 1 and "E1906" in report
     assert ita("emit", "-e", double, "--dim", "N=4", "--to", "sharded")[0] == 1

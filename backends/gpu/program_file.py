@@ -15,9 +15,10 @@ from intarsia.backends.gpu.torch_types import torch_type
 from intarsia.backends.gpu.triton_kernel import RECORD, Pointer, Scalar, TritonKernel
 from intarsia.backends.gpu.triton_module import LIBRARY, parts_of
 from intarsia.ir.graph import Graph
-from intarsia.ir.plan import Copy, Invoke, Plan, PlanStatement, Reference, Repeat, Slot, State
+from intarsia.ir.plan import Copy, Exchange, Invoke, Plan, PlanStatement, Reference, Repeat, Slot, State
 from intarsia.ir.scalar import Expr, Load
 from intarsia.ir.sizes import ZERO, Size, product
+from intarsia.ir.text_printer import operation_text
 from intarsia.ir.types import TensorType
 
 Launches = Mapping[str, Sequence[TritonKernel]]
@@ -56,6 +57,13 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 '''
 
 
+_EXCHANGE = """, on one device of several.
+
+    `exchange(number, source, target)` does what the line before it says with the other devices, on PyTorch's current
+    stream: `source` is the tensor that this device has, `target` where the result goes.
+    """
+"""What the documentation of a function that takes it says of it."""
+
 _COMPARE = '''def compare(actual, expected):
     """Raise an error if results are not what the reference gives."""
     for a, e in zip(actual, expected):
@@ -82,8 +90,9 @@ def require(record):
 def program_text(
     plan: Plan, graph: Graph, launches: Launches, sizes: Mapping[str, int], checks: Mapping[int, str] | None = None
 ) -> str:
-    """The file of a program. `graph` is the program as written, `sizes` gives open dimensions for the comparison,
-    `checks` what its run-time checks have to say."""
+    """The file of a program. `graph` is the program as written, or that of one of several devices, `sizes` gives open
+    dimensions for the comparison, `checks` what its run-time checks have to say. A program that exchanges something
+    with other devices takes a function that does, and is not compared."""
     launches = _distinct(launches)
     own = [k for part in plan.whole for kernel in part.kernels for k in launches[kernel.name]]
     parts = parts_of(own)
@@ -98,6 +107,7 @@ def program_text(
         "check",
         "main",
         "reference",
+        "exchange",
         "compare",
         "require",
         "CHECKS",
@@ -153,7 +163,9 @@ class _Program:
             inner = names.fresh(f"prepare_{self.graph.name}")
             found.append(_Launcher(once.plan, self.launches, inner, names).text("What depends on constants alone."))
         launcher = _Launcher(self.plan, self.launches, function, names, inner)
-        found.append(launcher.text(f"{_signature(self.graph)}"))
+        found.append(launcher.text(f"{_signature(self.graph)}{_EXCHANGE if self.plan.exchanges else ''}"))
+        if self.plan.exchanges:
+            return found
         try:
             reference = Names({*names.taken, *self.plan.sizes})
             labels = [reference.fresh(p.label) for p in self.graph.parameters]
@@ -269,7 +281,7 @@ class _Launcher:
         return [n for n in self.plan.sizes if n not in known]
 
     def keywords(self) -> list[str]:
-        missing = self.keyword_sizes()
+        missing = [*self.keyword_sizes(), *(["exchange"] if self.plan.exchanges else [])]
         return ["*", *missing] if missing else []
 
     def text(self, description: str) -> str:
@@ -350,6 +362,8 @@ class _Launcher:
                     self.invoke(statement)
                 case Copy():
                     self.copy(statement)
+                case Exchange():
+                    self.exchange(statement)
                 case Repeat():
                     self.repeat(statement)
 
@@ -387,6 +401,13 @@ class _Launcher:
             self.line(f"{target}.copy_({source}{'' if same else '.view(' + target + '.shape)'})")
         else:
             self.line(f"{part(statement.target)}.copy_({part(statement.source)})")
+
+    def exchange(self, statement: Exchange) -> None:
+        """A call of what the caller gives."""
+        node, source = statement.node, statement.source
+        self.line(f"# {operation_text(node)}")
+        given = "None" if source is None else self.reference(source)
+        self.line(f"exchange({statement.number}, {given}, {self.reference(statement.target)})")
 
     def repeat(self, loop: Repeat) -> None:
         """A loop of Python, in which states trade places."""

@@ -118,7 +118,8 @@ _DEVICE_OPTIONS: dict[str, dict[str, Any]] = {
     **_MESH_OPTIONS,
     "--devices": {
         "type": click.Choice(["one", "simulate", *PROCESS_KINDS]),
-        "help": "Where the devices of a mesh are: in this process, or one in each; one: no mesh  [default: simulate]",
+        "help": "Where the devices of a mesh are: in this process, or one in each; one: no mesh  "
+        "[default: simulate, for a GPU nccl]",
     },
     "--device-passes": {"metavar": "TEXT", "help": "Passes on the program of a device: overlap{cluster=NAME}, …"},
 }
