@@ -76,7 +76,7 @@ def slow_but(first: str) -> list[ParameterSet]:
     return [pytest.param(n, marks=() if n == first else pytest.mark.slow) for n in VALUES]
 
 
-@pytest.mark.parametrize("name", slow_but("causal"))
+@pytest.mark.parametrize("name", slow_but("sigmoid"))
 def test_a_gradient_is_one_sweep_after_that_of_the_value(name: str) -> None:
     module = scheduled(program(name), H=3, S=40, T=37, D=8)
     assert len(module.kernels) == (1 if name == "sigmoid" else 2)

@@ -86,7 +86,7 @@ def test_several_results_workspaces_and_shapes() -> None:
     assert isinstance(made, tuple) and len(made) == 2
     for a, b in zip(expected, made):
         np.testing.assert_array_equal(a, b)
-    for rows in (3, 5, 7):
+    for rows in (3, 5):
         part = x[:rows]
         for _ in range(3):
             np.testing.assert_allclose(f(part)[0], part.sum(0), rtol=1e-5, atol=1e-5)
