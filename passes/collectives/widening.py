@@ -109,8 +109,8 @@ class Widening:
         place = {axis.name: d for d, axis in enumerate(space.axes)}
         for load in dict.fromkeys(space.loads()):
             base, known = self.base(node.operands[operand_position(load.buffer)])
-            skip = isinstance(base.type, ListType)
-            for d, index in enumerate(load.indices[skip:]):
+            is_list = isinstance(base.type, ListType)
+            for d, index in enumerate(load.indices[is_list:]):
                 axes = [a for a in place if a in index.symbols]
                 own = [margins[place[a]] for a in axes if place[a] in margins]
                 if d not in known and not own:
@@ -120,15 +120,15 @@ class Widening:
                     if d in known or not _is_global(node, index, axes, margins):
                         raise CannotWiden(f"a {node.name} reads what neighbours have at {index}")
                     continue
-                if isinstance(base.type, ListType):
+                if is_list:
                     raise CannotWiden("it reads tensors of a list")
-                like = known[d] if d in known else own[0]
-                if own and replace(own[0], before=0, after=0) != replace(like, before=0, after=0):
+                there = replace(known[d] if d in known else own[0], before=0, after=0)
+                here = own[0] if own else there
+                if replace(here, before=0, after=0) != there:
                     raise CannotWiden(f"a {node.name} and what it reads are cut in different ways")
-                first = found[0] - (known[d].before if d in known else 0) - (own[0].before if own else 0)
-                last = found[1] - (known[d].before if d in known else 0) + (own[0].after if own else 0)
+                low, high = (n - (known[d].before if d in known else 0) for n in found)
                 more = int(space.axes[place[axes[0]]].extent) - int(base.tensor.shape[d])
-                margin = replace(like, before=max(0, -first), after=max(0, last + more))
+                margin = replace(there, before=max(0, here.before - low), after=max(0, here.after + high + more))
                 if margin.before or margin.after:
                     needed = self.wanted.setdefault(base, {})
                     needed[d] = needed[d].joined(margin) if d in needed else margin
