@@ -5,30 +5,30 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from intarsia.driver import Compilation
 from intarsia.ir.cluster import Cluster
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module
+from intarsia.ir.spmd import mesh_of
 from intarsia.mesh_calls import MeshCalls, MeshDevice, Parts, ProcessCall, SimulatedCall
 from intarsia.mesh_program import Argument, MeshProgram
 from intarsia.options import Options
 from intarsia.parts import Part
+from intarsia.passes.pipeline import Pipeline
+from intarsia.passes.shard.presets import presets_of
+from intarsia.passes.stages.cut import cut_in_stages, with_microbatches
+from intarsia.passes.stages.program import AXIS, PipelineProgram
+from intarsia.passes.stages.running import Watch
+from intarsia.passes.stages.schedules import SCHEDULES, Interleaved, Schedule
 from intarsia.processes import Letters, Processes
 from intarsia.staged_program import StagedDevice, StagedProgram
 from intarsia.tensors import Tensors
 
-if TYPE_CHECKING:
-    from intarsia.driver import Compilation
-    from intarsia.passes.stages.program import PipelineProgram
-    from intarsia.passes.stages.running import Watch
-    from intarsia.passes.stages.schedules import Schedule
-
 
 def schedule_of(options: Options) -> Schedule:
     """The schedule that is wanted. Raises CompileError E1913 where there is none."""
-    from intarsia.passes.stages.schedules import SCHEDULES, Interleaved
-
     name, stages, chunks = str(options.pipeline), options.stages, options.chunks
     if name not in SCHEDULES:
         raise CompileError("E1913", f"there is no schedule '{name}'", hint=", ".join(SCHEDULES))
@@ -48,18 +48,11 @@ def pipeline_of(compilation: Compilation, cluster: Cluster) -> PipelineProgram:
 
     Raises CompileError E1901, E1910 and E1913.
     """
-    from intarsia.ir.spmd import mesh_of
-    from intarsia.passes.pipeline import Pipeline
-    from intarsia.passes.shard.presets import presets_of
-    from intarsia.passes.stages.cut import cut_in_stages, with_microbatches
-    from intarsia.passes.stages.program import AXIS, PipelineProgram
-
     options, context = compilation.options, compilation.context
     schedule = schedule_of(options)
-    passes = Pipeline.parse("canonicalize,cse,dce").passes
-    if options.preset is not None:
-        passes = presets_of(options.preset)
-    module = Pipeline(passes).run(compilation.graph, context)
+    simple = Pipeline.parse("canonicalize,cse,dce")
+    passes = simple if options.preset is None else Pipeline(presets_of(options.preset))
+    module = passes.run(compilation.graph, context)
     if (inner := mesh_of(module)) is not None and AXIS in inner.sizes:
         raise CompileError("E1901", f"the axis '{AXIS}' is that of a pipeline", hint="give it another name")
     micro = with_microbatches(module, schedule.microbatches, context)
@@ -74,8 +67,6 @@ class PipelineCalls(MeshCalls):
 
     def build(self, compilation: Compilation) -> StagedProgram:
         """Each stage's parts are compiled as programs of one device of several, which they are."""
-        from intarsia.driver import Compilation
-
         options, store = compilation.options, self.function.program.kernel_store
         if options.sharding == "strict" or options.collectives != "gather":
             raise CompileError("E1906", "stages of a pipeline are not split with sharding strict, nor with rings")
@@ -153,8 +144,6 @@ class PipelineProcess(ProcessCall):
 
     def watch(self) -> list[Watch]:
         """Run; gives what each device did when, in each process."""
-        from intarsia.passes.stages.running import Watch
-
         self.together(self._results)
         own = self.code.watch
         times = [seconds for span in own.times for seconds in span]

@@ -63,6 +63,15 @@ def test_run_starts_the_processes(tmp_path: Path) -> None:
     assert found.returncode == 0 and found.stderr.count("equal to the reference") == 1, found.stderr
 
 
+def test_a_pipeline(tmp_path: Path) -> None:
+    sizes = ("--dim", "B=8", "--dim", "D=8", "--arg", "t=1", "--arg", "rate=0.01")
+    path = f"{ROOT / 'examples' / 'sharded' / 'deep.ita'}:step"
+    words = ("--pipeline", "interleaved", "--stages", "4", "--devices", "gloo", "--random", *sizes)
+    found = run("-m", "intarsia", "run", path, *words, "--out", "step.npz", "--compare", "--profile", folder=tmp_path)
+    assert found.returncode == 0 and found.stderr.count("equal to the reference") == 25, found.stderr
+    assert "interleaved: a step took" in found.stderr
+
+
 @pytest.mark.parametrize(
     "ends, told",
     [
