@@ -72,6 +72,8 @@ CHIP_STAGES = ("ttir", "ttgir", "llvm", "ptx", "sass")
 GPU_STAGES = (*MODULE_STAGES, "plan", "triton", *CHIP_STAGES)
 """The stages for a GPU."""
 
+MESH_HINT = "declare a mesh, mesh pod(data=2), or give --mesh data=2, and leave out --devices one"
+
 ONE_DEVICE = "or drop the mesh: --devices one"
 
 LONG = 10_000_000
@@ -276,7 +278,7 @@ class Compilation:
         if stage not in self.stages:
             hint = f"its stages: {', '.join(self.stages)}"
             if stage in SHARDED_STAGES:
-                hint = "it is one of programs for several devices: declare a mesh, or give --mesh data=2"
+                hint = f"it is one of programs for several devices: {MESH_HINT}"
             elif self.target.kind == "cpu" and stage in GPU_STAGES:
                 hint = "give a GPU, such as --target gpu:sm_90; none has to be there"
             raise CompileError("E1702", f"there is no stage {stage} for {self.target.name}", hint=hint)

@@ -57,7 +57,9 @@ class Cluster:
             levels = tuple(Level(**level) for level in found.pop("levels"))
             return Cluster(levels=levels, **found)
         except (ValueError, TypeError, KeyError) as error:
-            raise CompileError("E1905", f"{path.name} describes no cluster: {error}") from None
+            problem = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            hint = f"a file is like {FOLDER / 'laptop.json'}"
+            raise CompileError("E1905", f"{path.name} describes no cluster: {problem}", hint=hint) from None
 
     def level(self, mesh: Mesh, axes: Iterable[MeshAxis]) -> Level:
         """The level that a group of devices along axes spans: devices are numbered with neighbours side by side."""

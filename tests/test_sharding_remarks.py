@@ -92,3 +92,26 @@ def test_how_tensors_lie(ita: Run) -> None:
     assert Path("lying.png").read_bytes().startswith(b"\x89PNG")
     status, _, report = ita("explain", "-e", "fn f() -> f32 { return 1.0 }", "--about", "sharding", "--plot", "x.png")
     assert status == 1 and "E1901" in report
+
+
+@pytest.mark.parametrize(
+    "parameters, result, wrong, hint, right",
+    [
+        ("x: f32[N@a], y: f32[N@b]", "f32[N]", "x + y", "v: f32[…@a] = y", "x + v"),
+        ("x: f32[N@a, M], w: f32[M, N@a]", "f32[N, N]", "x @ w", "v: f32[…, …@_] = w", "x @ v"),
+    ],
+)
+def test_hints_of_strict_sharding_work(
+    parameters: str, result: str, wrong: str, hint: str, right: str, ita: Run
+) -> None:
+    def strict(body: str) -> tuple[int, str, str]:
+        text = f"fn f({parameters}) -> {result} {{\n    {body}\n}}\n"
+        sizes = ("--dim", "N=4", *(("--dim", "M=4") if "M" in parameters else ()))
+        return ita("shard", "-e", text, *sizes, "--mesh", "a=2,b=2", "--sharding", "strict")
+
+    status, _, report = strict(f"return {wrong}")
+    assert status == 1 and "E1902" in report and "<command line>:2:12" in report and hint in report
+    names = iter(("M", "N") if "M" in parameters else ("N",))
+    followed = re.sub("…", lambda _: next(names), hint)
+    status, _, report = strict(f"{followed}\n    return {right}")
+    assert status == 0, report

@@ -25,7 +25,7 @@ from intarsia.commands.options import (
 )
 from intarsia.deep_stack import with_deep_stack
 from intarsia.documentation import error_page
-from intarsia.driver import Compilation
+from intarsia.driver import MESH_HINT, Compilation
 from intarsia.ir.errors import CompileError, Remark
 from intarsia.ir.kernel_scratch import scratch
 from intarsia.measurement import duration_text, size_text
@@ -116,7 +116,7 @@ def command(
 
         _explain_devices(compilation, about, Cluster.read(cluster), plot)
     elif about == "timeline" or (about == "sharding" and plot is not None):
-        raise CompileError("E1901", "the program is for one device", hint="declare a mesh, or give --mesh data=2")
+        raise CompileError("E1901", "the program is for one device", hint=MESH_HINT)
     else:
         with_deep_stack(lambda: compilation.scheduled)
         _show(compilation.remarks.items, about)

@@ -29,7 +29,7 @@ def check_shardings(module: Module, mesh: Mesh) -> None:
             if problem is None and type_.sharding.partial and not _has_parts(type_):
                 problem = f"only a tensor of numbers of 8 bits and more is the {type_.sharding.combiner} of parts"
             if problem is not None:
-                hint = f"the mesh is {mesh.said}"
+                hint = f"the mesh is {mesh.said}; an axis of it splits one dimension of a tensor"
                 raise CompileError("E1901", f"{type_}: {problem}", node.span, hint=hint)
 
 

@@ -20,6 +20,7 @@ from intarsia.ir.graph import Module, Node, Structured, Value
 from intarsia.ir.ops.collective import Shard
 from intarsia.ir.sharding import Axes, DimensionSharding, Mesh, MeshAxis, Sharding
 from intarsia.ir.spmd import mesh_of
+from intarsia.ir.types import ListType
 from intarsia.passes.fuse.report import title
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.shard.edges import Edge, Projection, dimension_axes, edges_of, project, shape_of
@@ -255,8 +256,8 @@ class Propagation:
                 for h in heads
             )
             if not agree:
-                if self.strict:
-                    self._refuse(edge, name, [(axes, edge.tensors[t]) for axes, t in lists if axes])
+                if self._is_strict(edge):
+                    self._refuse(edge, name, [(axes, t) for axes, t in lists if axes])
                 break
             source = rests[0][1]
             result.append(first)
@@ -318,10 +319,11 @@ class Propagation:
         taken += [*laid.taken, *seen[t].others]
         taken += [a for f, found in seen[t].of_factor.items() if f != name for a in found]
         free = self.mesh.free_prefix(self.mesh.rest(own, axes), taken)
-        if self.strict and len(free) < len(self.mesh.rest(own, axes)):
-            rivals = [(f, seen[t].of_factor[f]) for f in order if f != name and f in seen[t].of_factor]
-            if any(found for _, found in rivals):
-                self._refuse(edge, name, [(axes, value), *((found, value) for _, found in rivals if found)])
+        if self._is_strict(edge) and len(free) < len(self.mesh.rest(own, axes)):
+            rivals = [f for f in order if f != name and seen[t].of_factor.get(f)]
+            if rivals:
+                source = next((o for o in edge.operands if seen[o].of_factor.get(name)), t)
+                self._refuse_both(edge, t, (rivals[0], name), axes, source)
         if not free:
             return None
         names = edge.dimensions[t][dimension] or ()
@@ -338,15 +340,34 @@ class Propagation:
         laid.axes[dimension] = whole
         return dimension
 
-    def _refuse(self, edge: Edge, name: str, ways: Sequence[tuple[Axes, Value]]) -> None:
-        """Raise E1902: more than one sharding would do."""
-        said = " or ".join(f"{', '.join(map(str, axes))} as {described(v)}" for axes, v in ways)
-        raise CompileError(
-            "E1902",
-            f"the {title(edge.node)} could be split over {said}",
-            edge.node.span,
-            hint="say which with a type: y: f32[N@data] = …",
-        )
+    def _is_strict(self, edge: Edge) -> bool:
+        """Is a choice an error? A declared type is one that the user has made."""
+        return self.strict and not isinstance(edge.node, Shard)
+
+    def _refuse(self, edge: Edge, name: str, ways: Sequence[tuple[Axes, int]]) -> None:
+        """Raise E1902: tensors are split in different ways."""
+        said = " or ".join(f"{', '.join(map(str, axes))} as {described(edge.tensors[t])}" for axes, t in ways)
+        (axes, _), (_, other) = ways[0], ways[-1]
+        hint = f"lay one of them out as the other before it: {_declaration(edge, other, name, axes)}"
+        raise CompileError("E1902", f"the {title(edge.node)} could be split over {said}", edge.node.span, hint=hint)
+
+    def _refuse_both(self, edge: Edge, t: int, names: tuple[str, str], axes: Axes, source: int) -> None:
+        """Raise E1902: two dimensions of one tensor could take the same axis."""
+        first, second = (_dimension_of(edge, t, name) for name in names)
+        over = ", ".join(map(str, axes))
+        message = f"dimension {first} or {second} of {described(edge.tensors[t])} could be split over {over}"
+        hint = f"make what gives one of them whole before it: {_declaration(edge, source, names[1], ())}"
+        raise CompileError("E1902", message, edge.node.span, hint=hint)
+
+
+def _declaration(edge: Edge, t: int, name: str, axes: Axes) -> str:
+    """A statement that lays out a tensor otherwise in the dimension that has a factor."""
+    value, d = edge.tensors[t], _dimension_of(edge, t, name)
+    dimensions = [DimensionSharding()] * len(shape_of(value))
+    dimensions[d] = DimensionSharding(axes, False)
+    dtype = value.type.element.dtype if isinstance(value.type, ListType) else value.type.dtype
+    marks = ", ".join(f"…@{mark}" if (mark := str(own)) else "…" for own in dimensions)
+    return f"v: {dtype}[{marks}] = {getattr(value.node, 'label', '') or '…'}"
 
 
 @dataclass(frozen=True)
