@@ -76,6 +76,16 @@ def test_six_wide_layers_send_as_much_as_five_all_reduces() -> None:
     assert sum(bytes_of(n) * ring[n.name] for n in sent) == 5 * 2 * 3 / 4 * (128 * 1024 * 4)
 
 
+@pytest.mark.parametrize(("batch", "permutes"), [(4, 0), (1, 4)])
+def test_what_neighbours_send_is_counted(batch: int, permutes: int) -> None:
+    # images are split if there are enough; else rows or columns, of which each convolution takes two halos
+    text = """fn f(x: f32[B, C, H, W], w: f32[C, C, 3, 3]) -> f32[B, C, H, W] {
+    return conv2d(relu(conv2d(x, w, padding=1)), w, padding=1)
+}"""
+    _, sent = proposed(text, "d=4", Cluster.read("laptop"), B=batch, C=16, H=64, W=64)
+    assert [n.name for n in sent] == ["collective_permute"] * permutes
+
+
 def test_what_the_program_says_stays() -> None:
     text = "fn f(x: f32[N, M@d], w: f32[M, K]) -> f32[N, K] { return x @ w }"
     laid, _ = proposed(text, "d=2", N=64, M=64, K=64)

@@ -379,12 +379,7 @@ class _Choice:
         sent += self._bytes(result, steps)
         if any(s.kind not in ("all_reduce", "reduce_scatter", "all_slice") for s in steps):
             sent *= moved
-        for position, d in self.edge.windows:
-            lies, value = way.operands[position], self.operands[position]
-            if lies.axes[d] and (halo := self.split.halo((position, d), way.of_factor)) is not None:
-                across = static_shape(value)[d] / self.mesh.size(lies.axes[d])
-                held = elements_of(value) / self.mesh.size(a for axes in lies.axes for a in axes)
-                sent += held / max(1.0, across) * (halo.before + halo.after) * value.dtype.bits / 8
+        sent += sum(count * value.dtype.bits / 8 for value, _, count in self.split.taken(way))
         return sent
 
     def cost(self, way: Way) -> tuple[float, float]:

@@ -54,12 +54,13 @@ class Found:
 
 @dataclass
 class _Variable:
-    """One op or parameter: its ways, what each takes, and what it makes."""
+    """One op or parameter: its ways, the seconds of each, those of them in which neighbours send, and what it makes."""
 
     value: Value
     ways: list[Way]
     seconds: list[float]
     times: int
+    taking: Sequence[float] = ()
 
 
 @dataclass
@@ -135,12 +136,12 @@ class _Problem:
             if all(self.mesh.size(a) <= s for a, s in zip(axes, shape) if a):
                 yield Sharding.of(axes)
 
-    def add(self, value: Value, ways: list[Way], seconds: list[float], times: int) -> int:
+    def add(self, value: Value, ways: list[Way], seconds: list[float], times: int, taking: Sequence[float] = ()) -> int:
         held = value.type.element.dtype.bits if isinstance(value.type, ListType) else value.type.dtype.bits
         for n, way in enumerate(ways):
             split = self.mesh.size(a for d in way.result.axes for a in d)
             seconds[n] += HELD * elements_of(value) * held / 8 / split
-        self.variables.append(_Variable(value, ways, seconds, times))
+        self.variables.append(_Variable(value, ways, seconds, times, taking))
         self.made[value] = len(self.variables) - 1
         return len(self.variables) - 1
 
@@ -169,7 +170,9 @@ class _Problem:
         ways = (
             list(self.ways(edge)) if edge.dimensions else [Way({}, (), Sharding.of(((),) * len(shape_of(node.value))))]
         )
-        target = self.add(node.value, ways, [self.computing(edge, w) for w in ways], times)
+        taking = [self.taking(edge, w) for w in ways]
+        seconds = [self.computing(edge, w) + taken for w, taken in zip(ways, taking)]
+        target = self.add(node.value, ways, seconds, times, taking)
         for position, value in enumerate(node.operands):
             self.use(value, target, position, times)
 
@@ -231,6 +234,13 @@ class _Problem:
             return 2 * points / devices / self.cluster.operations_per_second
         return 8 * points / devices / self.cluster.memory_bytes_per_second
 
+    def taking(self, edge: Edge, way: Way) -> float:
+        """The seconds in which neighbours send what is read beyond a device's own part."""
+        return sum(
+            self.cluster.seconds(self.mesh, "collective_permute", axes, count * value.dtype.bits / 8)
+            for value, axes, count in Split(self.mesh, edge).taken(way)
+        )
+
     def held(self, value: Value, sharding: Sharding) -> float:
         """The bytes of a value that one device has."""
         return bytes_of(value.type) / self.mesh.size(a for d in sharding.axes for a in d)
@@ -249,8 +259,8 @@ class _Problem:
         return (*terms, *pairs.get(own, ())) if own is not None else tuple(terms)
 
     def all_sending(self, chosen: Sequence[int]) -> float:
-        """The seconds of what is sent between the chosen ways."""
-        seconds = 0.0
+        """The seconds of what is sent between the chosen ways, and for them."""
+        seconds = sum(v.times * v.taking[n] for v, n in zip(self.variables, chosen) if v.taking)
         for use in self.uses:
             made = self.variables[use.source].ways[chosen[use.source]].result
             way = self.variables[use.target].ways[chosen[use.target]]

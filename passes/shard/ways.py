@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from intarsia.ir.graph import Value
@@ -99,6 +99,16 @@ class Split:
             return None
         whole = static_shape(self.edge.tensors[position])[d]
         return find_halo([(window, Run.part(axes, made, devices))], whole, devices)
+
+    def taken(self, way: Way) -> Iterator[tuple[Value, Axes, float]]:
+        """What a device takes from a neighbour, for each dimension that an op reads in windows and for each side: of
+        which value, along which axes, and how many elements."""
+        for position, d in self.edge.windows:
+            value, lies = self.edge.tensors[position], way.operands[position]
+            if lies.axes[d] and (halo := self.halo((position, d), way.of_factor)) is not None:
+                held = elements_of(value) / self.mesh.size(a for axes in lies.axes for a in axes)
+                across = max(1.0, static_shape(value)[d] / self.mesh.size(lies.axes[d]))
+                yield from ((value, lies.axes[d], held / across * n) for n in (halo.before, halo.after) if n)
 
 
 def sharding_of(value: Value) -> Sharding:
