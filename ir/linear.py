@@ -4,26 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from intarsia.ir.functions import COMBINERS
+from intarsia.ir.graph import Node, Structured
+from intarsia.ir.kernel import COMBINER_OPERATORS
+from intarsia.ir.ops.index import Update
 from intarsia.ir.scalar import Apply, Cast, Const, Expr, Index, Load, walk
-from intarsia.ir.space import Space, operand
+from intarsia.ir.space import operand
 
 
-def passes_parts(space: Space, positions: Collection[int], combiner: str) -> bool:
+def passes_parts(node: Node, positions: Collection[int], combiner: str) -> bool:
     """Is the op of the parts of these operands the parts of its result? `combiner` is what the parts are merged by.
 
     A sum needs a body that is linear in them, without a summand that has none of them; everything else that they are
-    only moved, or merged by the same combiner.
+    only moved, or merged by the same combiner. An update needs parts of the tensor that it writes to.
     """
     names = {operand(p) for p in positions}
-    if any(load.buffer in names for s in _bounds(space) for load in _loads(s)):
+    match node:
+        case Structured(space=space):
+            body, bounds, merged = space.body, space.all_axes, space.combiner in (None, combiner)
+        case Update(body=body, axes=bounds):
+            merged = 0 in positions and node.operator in ("=", COMBINER_OPERATORS[combiner])
+        case _:
+            return False
+    targets = node.targets if isinstance(node, Update) else ()
+    decides = (*(b for a in bounds for b in (a.lower, a.upper)), *targets)
+    if not merged or any(load.buffer in names for size in decides for load in _loads(Index(size))):
         return False
-    if combiner != "sum":
-        return isinstance(space.body, Load) and space.combiner in (None, combiner) and space.body.dtype == space.dtype
-    return space.combiner in (None, "sum") and space.dtype.is_float and degree(space.body, names) == 1
+    if combiner == "sum":
+        return node.value.dtype.is_float and degree(body, names) == 1
+    return body.dtype == node.value.dtype and _is_merged(body, names, COMBINERS[combiner].function)
 
 
-def _bounds(space: Space) -> list[Expr]:
-    return [Index(b) for a in space.all_axes for b in (a.lower, a.upper)]
+def _is_merged(e: Expr, names: Collection[str], function: str) -> bool:
+    """Is it made of parts alone, by the function that merges them?"""
+    match e:
+        case Load():
+            return degree(e, names) == 1
+        case Apply(name, arguments) if name == function:
+            return all(_is_merged(a, names, function) for a in arguments)
+    return False
 
 
 def _loads(e: Expr) -> list[Load]:

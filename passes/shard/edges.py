@@ -32,7 +32,7 @@ class Edge:
     is_flow: one value under several names, as a state of a loop. windows: what is read along a dimension, by operand
     and dimension, where that is more than the element at the same place: the device takes it from its neighbours.
     selected: the factors that data select from, as a gather does; each device selects from what it has, and the sum of
-    that over the devices is the result.
+    that over the devices is the result. of_lists: the factors that are the dimension of a list.
     """
 
     node: Node
@@ -44,6 +44,7 @@ class Edge:
     is_flow: bool = False
     windows: Mapping[Place, Window] = field(default_factory=dict)
     selected: frozenset[str] = frozenset()
+    of_lists: frozenset[str] = frozenset()
 
     @cached_property
     def extents(self) -> Mapping[str, int | None]:
@@ -57,8 +58,9 @@ class Edge:
     @cached_property
     def spread(self) -> frozenset[int]:
         """The operands that are broadcast: they lack factors of the result that other dimensions of theirs are not 1
-        in."""
+        in. Along the dimension of a list no tensor of it is."""
         shown = {f for dims in self.dimensions[len(self.tensors) - self.results :] for d in dims if d for f in d}
+        shown -= self.of_lists
         return frozenset(
             t
             for t in self.operands
@@ -129,6 +131,8 @@ def _edge(node: Node, rule: Factors) -> Edge:
         list(dims[1:] if isinstance(value.type, ListType) else dims)
         for value, dims in zip(node.operands, rule.operands)
     ]
+    pairs = zip(node.operands, rule.operands)
+    of_lists = (f for value, dims in pairs if isinstance(value.type, ListType) for f in dims[0] or ())
     windows: dict[Place, Window] = {}
     selected: list[Factor] = []
     if isinstance(node, Structured):
@@ -155,6 +159,7 @@ def _edge(node: Node, rule: Factors) -> Edge:
         identity,
         windows=windows,
         selected=frozenset(f.name for f in selected),
+        of_lists=frozenset(of_lists),
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from intarsia.ir.errors import CompileError
-from intarsia.ir.graph import Module, Node, Region, Structured, Value
+from intarsia.ir.graph import Module, Node, Region, Value
 from intarsia.ir.linear import passes_parts
 from intarsia.ir.ops.collective import Shard
 from intarsia.ir.ops.control import Loop
+from intarsia.ir.ops.index import Update
 from intarsia.ir.sharding import Axes, Mesh, MeshAxis, Sharding
 from intarsia.passes.fuse.report import title
 from intarsia.passes.shard.edges import Edge, edge_of, project
@@ -52,17 +53,35 @@ def _check_loop(node: Loop, mesh: Mesh) -> None:
 
 
 def _check_op(node: Node, mesh: Mesh) -> None:
+    if is_laid(node, mesh):
+        return
     edge = edge_of(node)
-    op, operands = edge.node, [edge.tensors[p] for p in edge.operands]
-    kept = [p for p, v in enumerate(operands) if sharding_of(v).partial]
-    first = sharding_of(operands[kept[0]] if kept else node.value)
-    partial, combiner = (first.partial, first.combiner) if kept else ((), "sum")
-    if kept and not (isinstance(op, Structured) and passes_parts(op.space, kept, combiner)):
+    operands = [edge.tensors[p] for p in edge.operands]
+    kept = _parts(operands)
+    if kept and not passes_parts(edge.node, kept, sharding_of(operands[kept[0]]).combiner):
         raise _refused(node, f"{_types(operands[p] for p in kept)} is parts of what it needs whole")
-    way = Split(mesh, edge).way(axes_of_factors(mesh, edge), kept, partial, combiner, whole_windows(edge, edge.tensors))
-    found = None if way is None else [*map(_layout, (*way.operands, way.result))]
-    if found != [_layout(sharding_of(v)) for v in edge.tensors]:
-        raise _refused(node, f"{_types(operands)} cannot give {node.value.type}")
+    raise _refused(node, f"{_types(operands)} cannot give {node.value.type}")
+
+
+def is_laid(node: Node, mesh: Mesh) -> bool:
+    """Can an op run on what each device has of its operands, and give its result as that lies?"""
+    edge = edge_of(node)
+    laid = [sharding_of(v) for v in edge.tensors]
+    kept = _parts([edge.tensors[p] for p in edge.operands])
+    partial, combiner = (laid[kept[0]].partial, laid[kept[0]].combiner) if kept else ((), "sum")
+    of_factor = axes_of_factors(mesh, edge)
+    merges = isinstance(node, Update) and any(of_factor.get(f.name) for f in edge.factors if f.reduced)
+    if merges and kept == [0] and _layout(laid[0])[1:] == _layout(laid[-1])[1:]:
+        # Each device merges its own writes with its part of the tensor.
+        laid[0], kept, partial = laid[0].whole(), [], ()
+    if kept and not passes_parts(edge.node, kept, combiner):
+        return False
+    way = Split(mesh, edge).way(of_factor, kept, partial, combiner, whole_windows(edge, edge.tensors))
+    return way is not None and [*map(_layout, (*way.operands, way.result))] == [*map(_layout, laid)]
+
+
+def _parts(values: Sequence[Value]) -> list[int]:
+    return [p for p, v in enumerate(values) if sharding_of(v).partial]
 
 
 def _layout(sharding: Sharding) -> tuple[tuple[Axes, ...], frozenset[MeshAxis], str]:

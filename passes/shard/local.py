@@ -29,6 +29,7 @@ from intarsia.ir.space import Axis, Space, operand, operand_position
 from intarsia.ir.types import TensorType
 from intarsia.passes.shard.checked import body_inside, size_inside, space_inside
 from intarsia.passes.shard.edges import Edge, Place
+from intarsia.passes.shard.ways import sharding_of
 from intarsia.passes.shard.windows import Run
 
 PLAIN = (Elementwise, CastOp, Matmul, Reduce, Transpose)
@@ -83,7 +84,7 @@ class LocalOp:
 
     def update(self, node: Update, operands: tuple[Value, ...]) -> Node:
         """The update of what this device has. Of writes that are merged it makes its own, over the old tensor on the
-        first device and over what changes nothing on the others."""
+        first device and over what changes nothing on the others, if it is not in parts already."""
         self.values = list(operands)
         merged = {f.name.split(".")[0]: f.reduced for f in self.edge.factors if f.reduced}
         merged = {name: combiner for name, combiner in merged.items() if name in self.runs}
@@ -92,7 +93,8 @@ class LocalOp:
             neutral = Const(COMBINERS[combiner].neutral(body.dtype), body.dtype)
             body = self._inside([a for a in node.axes if a.name in merged], body, neutral)
             along = tuple(a for n in merged for a in self.runs[n].axes)
-            self.values[0] = self.add(on_first(operands[0], self.index(along), combiner))
+            if not sharding_of(node.base).partial:
+                self.values[0] = self.add(on_first(operands[0], self.index(along), combiner))
         targets = tuple(self._size(t, aligned=bool(d)) for t, d in zip(node.targets, self.edge.dimensions[0]))
         axes = tuple(self._axis(a) for a in node.axes)
         body = self._expression(body)

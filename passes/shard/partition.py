@@ -27,6 +27,7 @@ from intarsia.ir.spmd import is_partitioned, mesh_of
 from intarsia.ir.types import ListType, TensorType, Type
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.shard.blocks import Add
+from intarsia.passes.shard.carried import is_neutral
 from intarsia.passes.shard.edges import Place, edge_of, shape_of
 from intarsia.passes.shard.halos import Halos, Part, Reads, origin, widened
 from intarsia.passes.shard.laid import axes_of_factors, check_laid
@@ -206,7 +207,8 @@ class _Partitioner:
         add = _adding(nodes, node)
         for step in reshard_steps(self.mesh, shape, sharding_of(old), sharding_of(node.value)):
             if step.kind == "first":
-                value = add(on_first(value, self.index(step.axes), step.combiner))
+                if not is_neutral(old, step.combiner):
+                    value = add(on_first(value, self.index(step.axes), step.combiner))
                 continue
             value = _fitted(value, step.before, add)
             value = add(_collective(self.mesh, step, value))

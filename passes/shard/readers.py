@@ -6,7 +6,7 @@ import heapq
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from intarsia.ir.graph import Node, Region, Structured, Value
+from intarsia.ir.graph import Node, Region, Value
 from intarsia.ir.linear import passes_parts
 from intarsia.passes.shard.ways import elements_of
 
@@ -44,7 +44,7 @@ class Readers:
                 continue
             node = self.region.nodes[n]
             own = [p for p, v in enumerate(node.operands) if v in passed]
-            if isinstance(node, Structured) and own and passes_parts(node.space, own, combiner):
+            if own and passes_parts(node, own, combiner):
                 if node.value not in passed:
                     passed.add(node.value)
                     for reader in self.of.get(node.value, ()):

@@ -11,24 +11,27 @@ from typing import ClassVar
 
 from intarsia.ir.dtypes import F16
 from intarsia.ir.errors import Span
-from intarsia.ir.graph import Module, Node, Region, Structured, Value
+from intarsia.ir.graph import Module, Node, Parameter, Region, Structured, Value
 from intarsia.ir.linear import passes_parts
 from intarsia.ir.ops.collective import Shard
 from intarsia.ir.ops.control import Fused, ListGet, Loop
-from intarsia.ir.ops.elementwise import Cast
-from intarsia.ir.ops.index import Compute
-from intarsia.ir.ops.shape import Concat, Reshape
+from intarsia.ir.ops.elementwise import Cast, Constant
+from intarsia.ir.ops.index import Compute, Update
+from intarsia.ir.ops.shape import BroadcastTo, Concat, Reshape
 from intarsia.ir.sharding import Axes, Mesh, Sharding
 from intarsia.ir.sizes import ONE, Size
 from intarsia.ir.spmd import mesh_of
 from intarsia.ir.types import ListType, TensorType, placed
+from intarsia.passes.canonicalize.values import literal_of
 from intarsia.passes.dce import prune
 from intarsia.passes.fuse.report import bytes_text, title
 from intarsia.passes.pipeline import Context, Pass
+from intarsia.passes.shard.carried import carry_parts
 from intarsia.passes.shard.edges import Edge, edge_of, project
 from intarsia.passes.shard.halos import Reads
 from intarsia.passes.shard.meshes import described, require_numbers, with_parameters_laid
 from intarsia.passes.shard.readers import Readers
+from intarsia.passes.shard.rows import sum_first, take_row
 from intarsia.passes.shard.steps import Step, reshard_steps
 from intarsia.passes.shard.together import local_part, together
 from intarsia.passes.shard.ways import Split, Way, elements_of, sharding_of, static_shape, whole_windows
@@ -76,12 +79,14 @@ class Reshard(Pass):
 
 @dataclass
 class _Scope:
-    """A region under construction: who reads what in the old one, its nodes, and the values of it that were laid out
-    anew."""
+    """A region under construction: who reads what in the old one, the loop whose steps it is, its nodes, and the values
+    of it that were laid out anew, or taken from outside as a row."""
 
     readers: Readers
+    loop: Loop | None = None
     nodes: list[Node] = field(default_factory=list)
     made: dict[tuple[Value, Sharding], Value] = field(default_factory=dict)
+    rows: dict[tuple[object, ...], Value] = field(default_factory=dict)
 
 
 @dataclass
@@ -97,10 +102,10 @@ class _Resharder:
     spent: dict[Value, tuple[float, float]] = field(default_factory=dict)
     leaves_dead: bool = False
 
-    def region(self, region: Region, outer: Mapping[Value, Value]) -> Region:
+    def region(self, region: Region, outer: Mapping[Value, Value], loop: Loop | None = None) -> Region:
         """The region with `shard` nodes; its results lie as the old ones say."""
         values = dict(outer)
-        scope = _Scope(Readers(region))
+        scope = _Scope(Readers(region), loop)
         self.scopes.append(scope)
         self.homes.update((p.value, scope) for p in region.parameters)
         for node in region.nodes:
@@ -121,18 +126,22 @@ class _Resharder:
         found = {p: v.node for p, v in enumerate(operands) if isinstance(v.node, Shard) and self.homes.get(v) is scope}
         ways = {(sharding_of(shard.x), sharding_of(shard.value)) for shard in found.values()}
         alone = all(scope.readers.is_for_one(node.operands[p]) for p in found)
-        if len(found) < 2 or len(ways) > 1 or not alone or not isinstance(node, Structured):
+        if len(found) < 2 or len(ways) > 1 or not alone:
             return operands
         ((source, _),) = ways
-        if not source.partial or not passes_parts(node.space, list(found), source.combiner):
+        if not source.partial or not passes_parts(node, list(found), source.combiner):
             return operands
         for shard in dict.fromkeys(found.values()):
             scope.nodes.remove(shard)
             del scope.made[shard.x, sharding_of(shard.value)]
         return tuple(found[p].x if p in found else v for p, v in enumerate(operands))
 
-    def spreads(self, value: Value, sharding: Sharding) -> bool:
-        return bool(sharding.partial) and self.scopes[-1].readers.would_spread(value, sharding.combiner)
+    def is_merged(self, old: Value, value: Value) -> bool:
+        """Are parts to be merged before they are read: once where the reader is in a loop and they are made before it,
+        and where they would have to be merged of more elements?"""
+        parts, scope = sharding_of(value), self.scopes[-1]
+        outside = self.homes[value] is not scope
+        return bool(parts.partial) and (outside or scope.readers.would_spread(old, parts.combiner))
 
     def laid(self, value: Value, wanted: Sharding, like: Node | None = None) -> Value:
         """The value as `wanted` says, by a `shard` node where it lies otherwise: in the region that makes it, so that a
@@ -175,11 +184,23 @@ class _Resharder:
             case Loop():
                 self.loop(node, values)
                 return
-        given = tuple(values.get(v, v) for v in node.operands)
+            case Update() if self.scopes[-1].loop is not None and (parts := sum_first(node)) is not None:
+                summed, added = parts
+                values[summed.value] = self.op(summed, tuple(values.get(v, v) for v in summed.operands), values)
+                values[node.value] = self.op(added, tuple(values.get(v, v) for v in added.operands), values)
+                return
+        values[node.value] = self.op(node, tuple(values.get(v, v) for v in node.operands), values)
+
+    def op(self, node: Node, given: tuple[Value, ...], values: Mapping[Value, Value]) -> Value:
+        """What an op gives of operands that are laid out as it needs them."""
         operands = self.summands(node, given)
-        whole = frozenset(p for p, v in enumerate(operands) if self.spreads(node.operands[p], sharding_of(v)))
+        whole = frozenset(p for p, v in enumerate(operands) if self.is_merged(node.operands[p], v))
         choice = _Choice(self.mesh, edge_of(node), operands, whole, self.in_turn)
         way = choice.best()
+        if (of_row := self.of_row(node, operands, way)) is not None:
+            value = self.op(of_row, of_row.operands, values)
+            self.spent[node.value] = self.spent[of_row.value]
+            return value
         if way is None:
             operands = tuple(self.joined(v, node) if isinstance(v.type, ListType) else v for v in operands)
             pairs = zip(node.operands, operands)
@@ -197,7 +218,25 @@ class _Resharder:
         value = self.made(op, wanted)
         if sharding_of(value).axes != wanted.axes:
             value = self.laid(value, wanted, node)
-        values[node.value] = value
+        return value
+
+    def of_row(self, node: Node, operands: tuple[Value, ...], way: Way | None) -> Node | None:
+        """The op on the row of a step of what would be sent as a whole before the loop; the row is taken in the loop.
+        So no device has the weights of all layers at once."""
+        loop = self.scopes[-1].loop
+        if loop is None or not isinstance(node, Structured):
+            return None
+        for position, value in enumerate(operands):
+            moves = way is None or sharding_of(value) != way.operands[position]
+            if moves and self.homes[value] is self.scopes[-2] and not sharding_of(value).partial:
+                found = take_row(node.with_operands_in_order(operands), position, loop)
+                if found is not None:
+                    row, of_row = found
+                    same = self.scopes[-1].rows.setdefault((row.operands, *row.attributes.values()), row.value)
+                    if same is row.value:
+                        self.add(row)
+                    return of_row.with_operands({row.value: same})
+        return None
 
     def made(self, node: Node, wanted: Sharding) -> Value:
         """What an op gives. Parts of a sum may overflow in f16 where the sum does not, so they are merged at once, in
@@ -270,7 +309,7 @@ class _Resharder:
         scalars = tuple(self.laid(values.get(v, v), Sharding(()), node) for v in node.scalars)
         inner = dict(values)
         states = [sharding_of(p.value) for p in node.states]
-        body = self.region(_with_results(node.body, states), inner)
+        body = self.region(_with_results(node.body, states), inner, node)
         condition = node.condition
         if condition is not None:
             condition = self.region(with_parameters_laid(condition, states), inner)
@@ -278,9 +317,24 @@ class _Resharder:
         new = replace(
             node, initial=initial, scalars=scalars, body=body, condition=condition, shardings=(*states, *stacked)
         )
+        new = carry_parts(self.mesh, new)
+        new = replace(new, initial=tuple(map(self.begun, initial, new.states)))
         self.add(new)
         for old, made in zip(node.values, new.values):
-            values[old] = self.laid(made, sharding_of(old), node)
+            is_split = sharding_of(made).axes == sharding_of(old).axes
+            values[old] = made if is_split else self.laid(made, sharding_of(old), node)
+
+    def begun(self, value: Value, state: Parameter) -> Value:
+        """What a state begins with, as the state lies. What changes no sum is on all devices whatever they have."""
+        wanted = sharding_of(state.value)
+        literal = literal_of(value)
+        if wanted.axes != sharding_of(value).axes and wanted.partial and literal is not None:
+            number = Constant(literal.value, value.dtype, span=value.node.span, shardings=(Sharding(()),))
+            self.add(number)
+            whole = BroadcastTo(number.value, value.tensor.shape, span=value.node.span, shardings=(wanted.whole(),))
+            self.add(whole)
+            value = whole.value
+        return self.laid(value, wanted, value.node)
 
 
 def _bytes(count: float) -> str:
@@ -337,14 +391,14 @@ class _Choice:
         """The operands that may stay parts of a sum, the axes along which all of them are, and what merges these."""
         node = self.edge.node
         found = [p for p, v in enumerate(self.operands) if sharding_of(v).partial]
-        if not found or not isinstance(node, Structured) or not self.whole.isdisjoint(found):
+        if not found or not self.whole.isdisjoint(found):
             return None
         shardings = [sharding_of(self.operands[p]) for p in found]
         common = tuple(a for a in shardings[0].partial if all(a in s.partial for s in shardings))
         combiner = shardings[0].combiner
         smaller = elements_of(node.value) <= sum(elements_of(self.operands[p]) for p in found)
         same = all(s.combiner == combiner for s in shardings)
-        if common and same and smaller and passes_parts(node.space, found, combiner):
+        if common and same and smaller and passes_parts(node, found, combiner):
             return tuple(found), common, combiner
         return None
 

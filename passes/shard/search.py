@@ -222,7 +222,7 @@ class _Problem:
         count = len(node.operands)
         sets = {*((p,) for p in range(count)), tuple(range(count))} if count else set()
         for positions in sorted(sets):
-            if passes_parts(node.space, positions, "sum"):
+            if passes_parts(node, positions, "sum"):
                 yield positions
 
     # ------------------------------------------------------------------ what it takes
