@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import Run
 from sharded import check_results, on_mesh, run_passes
 from test_sharding import bytes_of, collectives
 
@@ -36,6 +37,8 @@ STATE = ("p", "m", "v")
 
 ROWS = {"B": 16, "S": 16, "D": 16, "H": 4, "K": 4, "F": 32}
 """Many rows: weights are small beside what is computed."""
+
+FILES: dict[str, str] = {}
 
 WIDE = {"B": 4, "S": 8, "D": 64, "H": 4, "K": 16, "F": 256}
 """Few rows: weights are large."""
@@ -196,6 +199,41 @@ def test_mistakes() -> None:
     ):
         with pytest.raises(CompileError, match=message):
             planned(module, "data=2,model=2", preset)
+
+
+def test_what_is_no_training_step_is_said_at_its_line_with_one_that_is() -> None:
     forward = specialize(load(Source(str(EXAMPLE), EXAMPLE.read_text())).build("loss", dims=ROWS), ROWS)
-    with pytest.raises(CompileError, match="no training step"):
+    with pytest.raises(CompileError, match="this is no training step") as raised:
         planned(forward, "data=2", "data")
+    assert "training.ita:28" in str(raised.value)
+    assert "value_and_grad(loss, wrt=p)(x, y, p)" in str(raised.value)
+
+
+ODD = {"B": 6, "S": 3, "D": 7, "H": 3, "K": 5, "F": 11}
+"""Sizes that four devices do not divide."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "counts"), [("zero1", DATA["zero1"][0]), ("zero3", {"reduce_scatter": 9, "all_gather": 9})]
+)
+def test_sizes_that_devices_do_not_divide_are_padded(preset: str, counts: dict[str, int]) -> None:
+    module = training(ODD)
+    local = planned(module, "data=4", preset)
+    counts = Counter(n.name for n in collectives(local) if n.x.tensor.shape)
+    assert counts["reduce_scatter"] == counts["all_gather"] == 9
+    inputs = random_inputs(module, {}, 0)
+    check_results(module, inputs, simulate(local, inputs))
+    held, whole = (
+        sum(math.prod(p.value.tensor.static_shape) for p in m.graph.parameters if p.label.startswith("m."))
+        for m in (local, module)
+    )
+    assert held < 0.35 * whole
+
+
+def test_what_a_preset_cannot_split_is_said(ita: Run) -> None:
+    dims = [word for name, size in ODD.items() for word in ("--dim", f"{name}={size}")]
+    status, shown, _ = ita("shard", f"{EXAMPLE}:step", "--mesh", "model=4", "--preset", "megatron", *dims)
+    assert status == 0
+    assert "p.up is whole on each device: 4 devices do not divide the 11 of f32[7, 11]" in shown
+    assert "nothing is sent" in shown

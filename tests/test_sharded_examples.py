@@ -27,6 +27,6 @@ def test_an_example_sends_what_an_expert_would(name: str) -> None:
 
 
 def test_every_example_is_here() -> None:
-    # in test_in_turn.py, test_presets.py, test_mpi.py, test_pipeline_runs.py
-    elsewhere = {"megatron_overlap", "training", "minilm", "deep"}
+    # in test_in_turn.py, test_presets.py, test_deep_presets.py, test_mpi.py, test_pipeline_runs.py
+    elsewhere = {"megatron_overlap", "training", "deep_training", "minilm", "deep"}
     assert {p.stem for p in FOLDER.glob("*.ita")} == {*SENT, *elsewhere}

@@ -118,6 +118,9 @@ def command(
         return proposal, sent_by(local, found), memory_of(fused, donated), seconds
 
     proposal, sent, memory, seconds = with_deep_stack(work)
+    for remark in compilation.context.remarks.items:
+        if remark.pass_name == "preset" and not remark.done:
+            click.echo(remark.message)
     if is_search or options.preset is not None:
         for parameter in proposal.module.graph.parameters:
             click.echo(f"{parameter.label}: {parameter.type}")

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, TypeAlias
 
 from intarsia.ir.errors import CompileError
-from intarsia.ir.graph import Module, Value
+from intarsia.ir.graph import Module, Parameter, Value
 from intarsia.ir.sharding import DimensionSharding, Mesh, MeshAxis, Sharding
 from intarsia.ir.spmd import mesh_of
-from intarsia.ir.types import placed
+from intarsia.ir.types import ListType, placed
 from intarsia.passes.pipeline import Context, Pass, Pipeline
 from intarsia.passes.shard.edges import shape_of
 from intarsia.passes.shard.meshes import described, reshard_values
@@ -52,11 +52,13 @@ class Preset(Pass):
             hint = f"the mesh is {mesh.said}; a plan for each axis is data=zero1,model=megatron"
             raise CompileError("E1901", message, hint=hint)
         step = TrainingStep(module.graph.body).require()
-        plan = Plan(mesh, MeshAxis(axis))
+        plan = Plan(step, mesh, MeshAxis(axis))
         PLANS[self.plan](step, plan)
+        for message in plan.problems:
+            self.remark(context, "sharding", message, None, done=False)
         for value, wanted in step.next.items():
             if value in plan.laid:
-                plan.laid[wanted] = plan.laid[value]
+                plan.laid[wanted] = plan.stacked(value)
         for value, laid in plan.laid.items():
             message = f"{described(value)} is {placed(value.type, laid)} (preset {self.plan} over {axis})"
             self.remark(context, "sharding", message, value.node.span)
@@ -64,7 +66,8 @@ class Preset(Pass):
 
 
 def presets_of(text: str) -> tuple[Pass, ...]:
-    """The passes of `zero3`, or of a preset for each axis, `data=zero1,model=megatron`, on a graph made simple.
+    """The passes of `zero3`, or of a preset for each axis, `data=zero1,model=megatron`, on a graph made simple. Those
+    that split weights by what lies along them go first, so that those that only spread them take what is left.
 
     Raises CompileError E1901 where an axis has several.
     """
@@ -73,16 +76,19 @@ def presets_of(text: str) -> tuple[Pass, ...]:
         if plans > 1:
             message = f"the axis '{axis}' has {plans} plans" if axis else f"which axes are the plans of '{text}' for?"
             raise CompileError("E1901", message, hint="a plan for each axis is data=zero1,model=megatron")
+    parts.sort(key=lambda part: part[2].startswith("zero"))
     return (*Pipeline.parse("canonicalize,cse,dce").passes, *(Preset(plan, axis) for axis, _, plan in parts))
 
 
 @dataclass
 class Plan:
-    """The shardings that rules have written."""
+    """The shardings that rules have written, and what they could not split."""
 
+    step: TrainingStep
     mesh: Mesh
     axis: MeshAxis
     laid: dict[Value, Sharding] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
 
     def of(self, value: Value) -> Sharding:
         said = self.laid.get(value) or value.type.sharding
@@ -97,15 +103,29 @@ class Plan:
         self.laid[value] = replace(own, dimensions=tuple(dimensions))
 
     def split_somewhere(self, value: Value, priority: int = 0) -> None:
-        """Split the first dimension that the devices divide, of those first that nothing splits; none if there is
-        none, so that each device has all of it."""
-        own = self.of(value)
-        parts = [self.mesh.size(d.axes) * self.mesh.size(self.axis) for d in own.dimensions]
-        fits = [d for d, s in enumerate(shape_of(value)) if s.constant is not None and s.constant % parts[d] == 0]
+        """Split a dimension that is none of layers: the first that the devices divide, of those first that nothing
+        splits; else the longest that nothing splits, which is padded. Without one, each device has all of it."""
+        own, rows = self.of(value), self.step.rows(value)
+        sizes = {d: s.constant or 1 for d, s in enumerate(shape_of(value)) if d not in rows}
+        parts = {d: self.mesh.size(own.dimensions[d].axes) * self.mesh.size(self.axis) for d in sizes}
+        free = [d for d, size in sizes.items() if not own.dimensions[d].axes and size > 1]
+        fits = [d for d, size in sizes.items() if size % parts[d] == 0]
         if fits:
             self.split(value, min(fits, key=lambda d: (bool(own.dimensions[d].axes), d)), priority)
+        elif free:
+            self.split(value, max(free, key=lambda d: (sizes[d], -d)), priority)
         else:
             self.keep_whole(value)
+            if isinstance(value.node, Parameter) and max(sizes.values(), default=1) > 1:
+                self.problems.append(
+                    f"{value.node.label} is whole on each device: other axes split all of {value.type}"
+                )
+
+    def stacked(self, value: Value) -> Sharding:
+        """That of the tensors of a list as one tensor."""
+        own = self.laid[value]
+        layers = (DimensionSharding(),) if isinstance(value.type, ListType) else ()
+        return replace(own, dimensions=(*layers, *own.dimensions))
 
     def keep_whole(self, value: Value) -> None:
         """The axis may not split a value."""
@@ -149,16 +169,28 @@ def _megatron(step: TrainingStep, plan: Plan) -> None:
     """
     devices = plan.mesh.size(plan.axis)
     split: set[Value] = set()
+    uneven: dict[Value, int] = {}
     for name in step.hidden:
-        places = [(v, d) for v in step.next for d, own in enumerate(step.classes_of(v)) if own == name]
+        values = (*step.next, *(v for own in step.gradients.values() for v in own))
+        places = [(v, d) for v in values for d, own in enumerate(step.classes_of(v)) if own == name]
         fits = all((shape_of(v)[d].constant or 0) % devices == 0 for v, d in places)
         if fits and not any(v in split for v, _ in places):
             for v, d in places:
                 plan.split(v, d)
                 split.add(v)
+        elif not fits:
+            uneven.update((v, d) for v, d in places if v in step.weights)
     for value in step.next:
         if value not in split:
             plan.keep_whole(value)
+    for v, d in uneven.items():
+        if v not in split:
+            size, label = shape_of(v)[d], getattr(v.node, "label", "")
+            plan.problems.append(
+                f"{label} is whole on each device: {devices} devices do not divide the {size} of {v.type}"
+            )
+    if not split and not uneven:
+        plan.problems.append("no weight is split: no dimension lies between two weights that data do not have")
 
 
 def _sequence(step: TrainingStep, plan: Plan) -> None:
@@ -185,6 +217,8 @@ def _expert(step: TrainingStep, plan: Plan) -> None:
     for value in step.next:
         if value not in split:
             plan.keep_whole(value)
+    if not split:
+        plan.problems.append("no weight is split: none has a dimension that what it is multiplied with has too")
 
 
 PLANS: Mapping[str, Rule] = {

@@ -8,6 +8,9 @@ A training step takes data, weights and what an optimiser remembers of these, an
 A result is the next of a parameter of the same type from which it is made element by element. What such a result is
 made of besides, and is no parameter, are gradients. A weight is a parameter with a next one that something else reads
 too; a state is one that nothing else reads; all other tensors are data.
+
+A list of tensors, one for each layer, is like one tensor with a first dimension for the layers, as are its gradient and
+its next value, which is made row by row; what loops read and write row by row counts as what they go through.
 """
 
 from __future__ import annotations
@@ -19,11 +22,23 @@ from functools import cached_property
 
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Node, Parameter, Region, Structured, Value, reachable
+from intarsia.ir.ops.control import ListGet, Loop
+from intarsia.ir.ops.index import Update
+from intarsia.ir.scalar import loads
+from intarsia.ir.sizes import ZERO, Size
+from intarsia.ir.space import operand_position
+from intarsia.ir.types import ListType, TensorType, Type
 from intarsia.passes.shard.edges import Edge, edges_of, edges_of_node, shape_of
 from intarsia.passes.shard.ways import elements_of
 
 Place = tuple[Value, int]
 """A dimension of a value."""
+
+EXAMPLE = """
+           fn step(x: f32[B, D], y: f32[B, D], p: Weights(D), rate: f32) {
+               value, g = value_and_grad(loss, wrt=p)(x, y, p)
+               return value, map(descend)(p, g, rate)
+           }"""
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,7 @@ class TrainingStep:
     def next(self) -> Mapping[Value, Value]:
         """The next value of each parameter that has one, of those with dimensions."""
         waiting = {
-            result: [v for v in made if isinstance(v.node, Parameter) and v.type.plain == result.type.plain]
+            result: [v for v in made if isinstance(v.node, Parameter) and stacked_type(v.type) == result.type.plain]
             for result, made in self._made_of.items()
         }
         found: dict[Value, Value] = {}
@@ -79,9 +94,9 @@ class TrainingStep:
 
     @cached_property
     def before_gradients(self) -> tuple[Node, ...]:
-        """The nodes that gradients need, in order: the loss and its derivative."""
+        """The nodes that gradients need, in order: the loss and its derivative, with what their loops do."""
         needed = reachable(v.node for own in self.gradients.values() for v in own)
-        return tuple(n for n in self.body.nodes if n in needed)
+        return tuple(n for node in self.body.nodes if node in needed for n in (*_inside(node), node))
 
     @cached_property
     def classes(self) -> Classes:
@@ -90,13 +105,40 @@ class TrainingStep:
     def require(self) -> TrainingStep:
         """Itself. Raises CompileError E1910 where it gives no next weights, or takes no batch of data."""
         if not self._shared:
-            hint = "write a step that takes data and weights, and gives the next weights: docs/gradients.md, Training"
-            raise CompileError("E1910", "the program is no training step on a batch of data", hint=hint)
+            if not self.weights:
+                message = "no result is the next value of a parameter, so this is no training step"
+            else:
+                names = ", ".join(p.label for p in self.body.parameters if p.value in self.weights)
+                message = f"no dimension of the data is a batch, along which gradients of {names} are sums"
+            span = next((v.node.span for v in reversed(self.body.results) if v.node.span is not None), None)
+            raise CompileError("E1910", message, span, hint=f"a training step is such a function:{EXAMPLE}")
         return self
 
     def classes_of(self, value: Value) -> tuple[int, ...]:
         """The class of each dimension of a value."""
         return tuple(self.classes.of_place[value, d] for d in range(len(shape_of(value))))
+
+    def rows(self, value: Value) -> frozenset[int]:
+        """The dimensions of a value along which loops go, row by row: those of layers."""
+        return frozenset(d for d, name in enumerate(self.classes_of(value)) if name in self._of_rows)
+
+    @cached_property
+    def layered(self) -> frozenset[Value]:
+        """Weights, states, and what is made of weights alone, of which loops read rows: those of layers."""
+        every = (*self._from_weights, *self.next)
+        return frozenset(v for v in every if isinstance(v.type, ListType) or 0 in self.rows(v))
+
+    @cached_property
+    def _of_rows(self) -> frozenset[int]:
+        found: set[int] = set()
+        counters = {node.counter for node in self.body.walk() if isinstance(node, Loop)}
+        for node in self.body.walk():
+            for value, indices in _subscripts(node):
+                own = indices[len(indices) - len(shape_of(value)) :]  # without that of a list
+                found.update(
+                    c for c, index in zip(self.classes_of(value), own) if not counters.isdisjoint(index.symbols)
+                )
+        return frozenset(found)
 
     @cached_property
     def _of_weights(self) -> frozenset[int]:
@@ -110,7 +152,8 @@ class TrainingStep:
             name
             for own in self.gradients.values()
             for v in own
-            for edge in edges_of_node(v.node)
+            for node in _summing(v)
+            for edge in edges_of_node(node)
             for name in self.classes.reduced(edge)
         }
         found: dict[int, dict[Value, int]] = {}
@@ -137,7 +180,7 @@ class TrainingStep:
         """Weights, and what is made of nothing else."""
         found = set(self.weights)
         for node in self.before_gradients:
-            if node.operands and all(v in found for v in node.operands):
+            if node.inputs and all(v in found for v in node.inputs):
                 found.update(node.values)
         return frozenset(found)
 
@@ -151,7 +194,7 @@ class TrainingStep:
     def hidden(self) -> tuple[int, ...]:
         """Classes of dimensions of weights that no data have, and that are summed over in products with weights only;
         those of more elements first."""
-        others = {c for v in self.data for c in self.classes_of(v)}
+        others = {c for v in self.data for c in self.classes_of(v)} | self._of_rows
         for edge in self._products:
             if self._from_weights.isdisjoint(edge.tensors[:-1]):
                 others |= self.classes.reduced(edge)
@@ -177,42 +220,95 @@ class TrainingStep:
 
 def _elements(result: Value) -> Iterator[Value]:
     """The values that one is made of, element by element, up to those that are not made so: parameters, sums …"""
-    seen = {result}
-    stack = [result]
-    while stack:
-        value = stack.pop()
-        operands = _same_place(value)
-        if operands is None:
-            yield value
-            continue
-        for operand in operands:
-            if operand not in seen:
-                seen.add(operand)
-                stack.append(operand)
+    return (value for value, inner in _made(result) if not inner)
 
 
 def _inner(result: Value) -> Iterator[Value]:
     """The values between a result and what it is made of, element by element."""
-    seen = {result}
-    stack = [result]
+    return (value for value, inner in _made(result) if inner and value is not result)
+
+
+def _made(result: Value) -> Iterator[tuple[Value, bool]]:
+    """A value and those that it is made of, element by element, with whether these are made so too."""
+    seen, stack = {result}, [result]
+    counters: dict[str, Size] = {}
     while stack:
-        for operand in _same_place(stack.pop()) or ():
-            if operand not in seen and _same_place(operand) is not None:
-                seen.add(operand)
-                stack.append(operand)
-                yield operand
+        value = stack.pop()
+        if isinstance(value.node, Loop):
+            counters[value.node.counter] = value.node.upper
+        operands = _same_place(value, counters)
+        yield value, bool(operands)
+        new = [v for v in operands if v not in seen]
+        seen.update(new)
+        stack += new
 
 
-def _same_place(value: Value) -> list[Value] | None:
-    """The operands of an element-wise node that have all of its dimensions; None for another node."""
-    if not isinstance(value.node, Structured):
-        return None
-    edge = next(iter(edges_of_node(value.node)), None)
-    if edge is None or not edge.is_identity or edge.windows or edge.selected:
-        return None
-    result = edge.dimensions[-1]
-    same = [v for v, dims in zip(edge.tensors[:-1], edge.dimensions) if dims == result and shape_of(v)]
-    return same or None
+def _same_place(value: Value, counters: Mapping[str, Size]) -> list[Value]:
+    """The operands of an element-wise node that have all of its dimensions; of what a loop stacks, what it stacks, and
+    of a row, that of which it is the row of the step: of one of the `counters`, which have these ends."""
+    if isinstance(value.node, Loop):
+        is_stacked = value.index >= len(value.node.initial) and value.node.lower == ZERO
+        return [value.node.body.results[value.index]] if is_stacked else []
+    if isinstance(value.node, Structured) and value.node.space.reduced:
+        return []
+    place = tuple(Size.of(f"i{d}") for d in range(len(shape_of(value))))
+    same: dict[Value, None] = {}
+    for operand, indices in _subscripts(value.node):
+        rows = len(indices) - len(place)
+        extents = _extents(operand)[:rows]
+        is_row = all(counters.get(i.as_name or "") == e for i, e in zip(indices, extents))
+        if rows >= 0 and indices[rows:] == place and is_row and indices:
+            same[operand] = None
+    return list(same)
+
+
+def _summing(value: Value) -> Iterator[Node]:
+    """The nodes that sum up what a value is made of, also in the steps of a loop that adds it up."""
+    seen, stack = {value}, [value]
+    while stack:
+        last = stack.pop()
+        node, operands = last.node, list[Value]()
+        if isinstance(node, Loop):
+            operands = [node.body.results[last.index], *node.initial[last.index : last.index + 1]]
+        elif isinstance(node, Update):
+            operands = [node.base, *node.arguments]
+        elif isinstance(node, Structured) and not node.space.reduced:
+            operands = [v for v in node.operands if shape_of(v) == shape_of(last)]
+        yield node
+        new = [v for v in operands if v not in seen]
+        seen.update(new)
+        stack += new
+
+
+def _subscripts(node: Node) -> Iterator[tuple[Value, tuple[Size, ...]]]:
+    """What a node reads, and writes to, with the subscripts; its own axes are i0, i1, …"""
+    if isinstance(node, Structured):
+        names = {a.name: Size.of(f"i{d}") for d, a in enumerate(node.space.axes)}
+        for load in node.space.loads():
+            yield node.operands[operand_position(load.buffer)], tuple(i.substitute(names) for i in load.indices)
+    elif isinstance(node, ListGet):
+        yield node.source, (node.index, *(Size.of(f"i{d}") for d in range(len(shape_of(node.value)))))
+    elif isinstance(node, Update):
+        yield node.base, node.targets
+        for load in loads(node.body):
+            yield node.operands[operand_position(load.buffer)], load.indices
+
+
+def _extents(value: Value) -> tuple[Size, ...]:
+    """All dimensions, with that of a list."""
+    return (value.type.length, *shape_of(value)) if isinstance(value.type, ListType) else shape_of(value)
+
+
+def stacked_type(type_: Type) -> Type:
+    """That of the tensors of a list as one tensor."""
+    if isinstance(type_, ListType):
+        return TensorType(type_.element.dtype, (type_.length, *type_.element.shape))
+    return type_.plain
+
+
+def _inside(node: Node) -> Iterator[Node]:
+    for region in node.regions:
+        yield from region.walk()
 
 
 @dataclass
