@@ -164,7 +164,7 @@ def test_what_makes_no_pipeline() -> None:
         (text.replace("return value, ", "return "), "does not give its loss"),
         (text.replace("return value, ", "return value, value * sum(x, axis=1), "), "single examples"),
         (text.replace("e = h2 - y", "e = h2 - mean(h2) - y"), "examples of the batch depend on each other"),
-        (text.replace("h0 = x", "h0 = loop (h = x) for t < 2 { yield tanh(h @ w0) }"), "a step of a loop sums"),
+        (text.replace("h0 = x", "h0 = loop (h = x) for t < 2 { yield h - mean(h, axis=0) }"), "a step of a loop sums"),
     ):
         with pytest.raises(CompileError, match=message):
             check(simple(wrong, B=8, D=4), GPipe(2, 2))

@@ -11,13 +11,15 @@ weights, which may wait (Qi and others, "Zero Bubble Pipeline Parallelism", 2023
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from intarsia.ir.cluster import Cluster
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module, Node, Parameter, Region, Value, reachable
-from intarsia.ir.ops import AllReduce, AllSlice, Collective, DeviceIndex
+from intarsia.ir.ops import AllReduce, AllSlice, Collective, Compute, DeviceIndex, ListGet
+from intarsia.ir.scalar import Load
 from intarsia.ir.sharding import Mesh, MeshAxis, Sharding
 from intarsia.ir.spmd import Placement, mesh_of
 from intarsia.ir.types import Type, placed
@@ -26,6 +28,7 @@ from intarsia.passes.pipeline import Context
 from intarsia.passes.shard import Partition, Preset, PropagateSharding, Reshard
 from intarsia.passes.shard.memory import bytes_of
 from intarsia.passes.shard.meshes import with_mesh, without_shardings
+from intarsia.passes.stages.layers import with_layers_written_out
 from intarsia.passes.stages.schedules import Kind
 
 AXIS = "microbatch"
@@ -44,7 +47,8 @@ def with_microbatches(module: Module, microbatches: int, context: Context) -> Mo
     if AXIS in inner.sizes:
         raise CompileError("E1901", f"the axis '{AXIS}' is that of a pipeline", hint="give it another name")
     module = with_mesh(module, Mesh(((AXIS, microbatches), *inner.axes)))
-    for pass_ in (Preset("data", AXIS), PropagateSharding(), Reshard(AXIS), Partition()):
+    module = with_layers_written_out(Preset("data", AXIS).run(module, context))
+    for pass_ in (PropagateSharding(), Reshard(AXIS), Partition()):
         module = pass_.run(module, context)
     once = frozenset(module.graph.body.nodes)
     for node in module.graph.body.walk():
@@ -52,7 +56,7 @@ def with_microbatches(module: Module, microbatches: int, context: Context) -> Mo
             continue
         if isinstance(node, AllReduce) and node not in once:
             message = "a step of a loop sums over the micro-batches"
-            raise CompileError("E1913", message, node.span, hint="layers in a loop are not cut into stages yet")
+            raise CompileError("E1913", message, node.span, hint="only loops over layers are cut into stages")
         if isinstance(node, Collective) and not isinstance(node, AllReduce | AllSlice):
             raise CompileError("E1913", f"a micro-batch needs what others have: {node.name}", node.span)
     return _summed_first(module)
@@ -167,6 +171,17 @@ def without_microbatches(type_: Type) -> Type:
     return placed(type_, Sharding.of(tuple(tuple(a for a in axes if a.name != AXIS) for axes in own.axes)))
 
 
+def _is_layer(node: Node, weights: Collection[Node]) -> bool:
+    """Does it take the tensor of one layer, of a parameter that has those of all?"""
+    if len(node.operands) != 1 or node.operands[0].node not in weights:
+        return False
+    if isinstance(node, ListGet):
+        return node.index.constant is not None
+    if not isinstance(node, Compute) or not isinstance(body := node.space.body, Load):
+        return False
+    return tuple(i.as_name for i in body.indices[1:]) == tuple(a.name for a in node.space.axes)
+
+
 class Parts:
     """The program of a micro-batch: nodes at home in a stage, forward and backward, in order, and the sums after them.
 
@@ -190,6 +205,8 @@ class Parts:
                 "E1913", "the step does not give its loss", hint="return what value_and_grad gives first"
             )
         ahead = reachable(totals)
+        weights = frozenset(p for p in body.parameters if p.value not in self.data)
+        self.layers = frozenset(n.values[0] for n in body.nodes if _is_layer(n, weights))
         home = self._at_home(body)
         self.forward = tuple(n for n in home if n in ahead)
         self.backward = tuple(n for n in home if n not in ahead)
@@ -216,7 +233,7 @@ class Parts:
         return self._reads(node)[0]
 
     def parameters(self, node: Node) -> tuple[Value, ...]:
-        """The parameters that a node reads, itself or through nodes that are not at home."""
+        """The parameters that a node reads, itself or through nodes that are not at home; of a list, the tensor."""
         return self._reads(node)[1]
 
     def _reads(self, node: Node) -> tuple[tuple[Node, ...], tuple[Value, ...]]:
@@ -226,7 +243,7 @@ class Parts:
             for value in node.inputs:
                 if value.node in self.home:
                     sources[value.node] = None
-                elif isinstance(value.node, Parameter):
+                elif isinstance(value.node, Parameter) or value in self.layers:
                     parameters[value] = None
                 else:
                     inner = self._reads(value.node)

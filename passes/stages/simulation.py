@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -27,15 +28,17 @@ class Simulation:
     devices: tuple[StageDevice, ...]
 
 
-def simulate_pipeline(program: PipelineProgram, inputs: Sequence[Array]) -> Simulation:
+def simulate_pipeline(program: PipelineProgram, inputs: Sequence[Operand]) -> Simulation:
     """Run a step for whole inputs, each device in a thread of its own."""
     script, fragments = Script.of(program)
     placement = program.placement
 
     def work(number: int, here: Here) -> tuple[StageDevice, dict[int, Array]]:
-        def own(array: Array, microbatch: int, n: int) -> Array:
+        def own(given: Operand, microbatch: int, n: int) -> Any:
             device = microbatch * script.devices + number % script.devices
-            return part(placement.mesh, np.asarray(array), placement.parameters[n].sharding, device)
+            if isinstance(given, list):
+                return [part(placement.mesh, np.asarray(a), placement.parameters[n].sharding, device) for a in given]
+            return part(placement.mesh, np.asarray(given), placement.parameters[n].sharding, device)
 
         def call(piece: Piece, arrays: Sequence[Array], microbatch: int) -> Sequence[Array]:
             def exchange(node: Node, array: Array) -> Array:
