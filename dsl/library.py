@@ -56,7 +56,8 @@ class FunctionEntry:
     """The signature of a function for those who call it from outside.
 
     dims: dimension names in order of binding. explicit_dims: those that no argument gives. generics: the names of
-    generic types, with their classes. result: the declared type as written.
+    generic types, with their classes. result: the declared type as written. axes: those of a mesh over which parameters
+    are split.
     """
 
     name: str
@@ -66,6 +67,7 @@ class FunctionEntry:
     generics: Mapping[str, str]
     result: str | None
     span: Span
+    axes: tuple[str, ...]
 
     def __str__(self) -> str:
         text = self.span.source.text
@@ -148,6 +150,7 @@ class Library:
                 written = str(leaf) if length is None else f"list[{length}] {leaf}".replace("?", "")
                 entries.append(ParameterEntry(label, parameter.name, written, const, text))
         result = None if function.result is None else _text(function.result.span)
+        laid = (pattern.sharding for _, pattern, _ in signature.tensors())
         return FunctionEntry(
             function.name.text,
             tuple(entries),
@@ -156,6 +159,7 @@ class Library:
             signature.classes,
             result,
             _head(function),
+            tuple(dict.fromkeys(a.name for s in laid if s is not None for a in (*s.used, *s.replicated))),
         )
 
     def _signature(self, name: str) -> Signature:

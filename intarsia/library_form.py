@@ -13,7 +13,7 @@ def signature_form(library: Library, name: str | None) -> SignatureForm:
     """The signature of a function of a parsed program. Raises CompileError where there is no such function."""
     entry = library.signature(name)
     parameters = tuple(_parameter(own, list(items)) for own, items in groupby(entry.parameters, lambda e: e.parameter))
-    return SignatureForm(entry.name, parameters, entry.dims, entry.explicit_dims, library.mesh)
+    return SignatureForm(entry.name, parameters, entry.dims, entry.explicit_dims, library.mesh, entry.axes)
 
 
 def _parameter(name: str, entries: list[ParameterEntry]) -> ParameterForm:

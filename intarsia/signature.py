@@ -65,14 +65,15 @@ class ParameterForm:
 
 @dataclass(frozen=True)
 class SignatureForm:
-    """A function: parameters in order, dimension names, and those that only a keyword or `--dim` can give; and the
-    mesh that its program declares, or nothing."""
+    """A function: parameters in order, dimension names, and those that only a keyword or `--dim` can give; the mesh
+    that its program declares, or nothing; and the axes over which parameters are split."""
 
     function: str
     parameters: tuple[ParameterForm, ...]
     dimensions: tuple[str, ...]
     explicit: tuple[str, ...]
     mesh: str = ""
+    axes: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> tuple[TensorForm, ...]:
@@ -98,7 +99,7 @@ class SignatureForm:
             for p in data["parameters"]
         )
         names = tuple(data["dimensions"]), tuple(data["explicit"])
-        return SignatureForm(data["function"], parameters, *names, data["mesh"])
+        return SignatureForm(data["function"], parameters, *names, data["mesh"], tuple(data["axes"]))
 
 
 def size_of(text: str) -> Size:

@@ -108,3 +108,10 @@ def test_ctrl_c_ends_all(devices: str, tmp_path: Path) -> None:
     time.sleep(2)
     with pytest.raises(ProcessLookupError):
         os.killpg(started.pid, 0)
+
+
+def test_shardings_without_a_mesh_are_told(ita: Run) -> None:
+    text = "fn f(x: f32[N@a, M@(b, ?)]) -> f32[N, M] { return x }"
+    words = ("run", "-e", text, "--random", "--dim", "N=2", "--dim", "M=2", "--out", "x.npy")
+    assert "note: there is no mesh, and one device runs everything; --mesh a=2,b=2 would split it" in ita(*words)[2]
+    assert "note" not in ita(*words, "--devices", "one")[2] + ita(*words, "--mesh", "a=2,b=2")[2]
