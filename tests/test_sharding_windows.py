@@ -11,8 +11,9 @@ from test_sharding import LOCAL, built, bytes_of, check, collectives
 
 from intarsia.ir.errors import CompileError
 from intarsia.ir.interpreter import evaluate
-from intarsia.ir.ops import Concat
+from intarsia.ir.ops import Concat, Fused
 from intarsia.ir.spmd import simulate
+from intarsia.passes.shard.together import MOST
 from intarsia.passes.verify.inputs import random_inputs
 
 ONE_WINDOW = {
@@ -133,6 +134,18 @@ fn f(x: f32[H@r, 6], w: f32[6, 6]) -> (f32[H@r, 6], f32[H@r, 6]) {
 }"""
     module = built(text, H=8)
     check_sharded(module, random_inputs(module, {}, 0))
+
+
+def test_a_group_has_few_parts() -> None:
+    doubled = "\n    ".join(["y = concat((x, x))"] + ["y = concat((y, y))"] * 20)
+    text = f"""mesh m(r=4)
+fn f(x: f32[N@r]) -> f32 {{
+    {doubled}
+    return sum(y[1:] - y[:-1])
+}}"""
+    module, _ = run_passes(built(text, N=4), "propagate-sharding,reshard")
+    groups = [n for n in module.graph.body.nodes if isinstance(n, Fused)]
+    assert all(len(n.body.nodes) <= MOST for n in groups)
 
 
 def test_a_transposed_convolution_takes_one_halo() -> None:

@@ -175,21 +175,21 @@ class _Partitioner:
         self,
         part: Part,
         values: Mapping[Value, Value],
-        widened: Mapping[tuple[Value, int], Run],
+        places: Mapping[tuple[Value, int], Run],
         add: Add,
     ) -> Node:
-        """The op of a part, on values that have the places `widened` of dimensions of theirs."""
+        """The op of a part, on values that have these places of dimensions that have been widened."""
         operands: list[Value] = []
         origins: dict[Place, Run | None] = {}
         for position, value in enumerate(part.node.operands):
             if (inner := part.made.get(position)) is not None:
-                operands.append(add(self.computed(inner, values, widened, add)))
+                operands.append(add(self.computed(inner, values, places, add)))
                 origins.update(((position, d), inner.places(d)) for d in range(value.tensor.rank))
             else:
                 operands.append(values[value])
                 for d, names in enumerate(part.edge.dimensions[position]):
-                    if (value, d) in widened:
-                        origins[position, d] = widened[value, d]
+                    if (value, d) in places:
+                        origins[position, d] = places[value, d]
                     elif names and names[0] in part.runs and not sharding_of(value).axes[d]:
                         origins[position, d] = None
         shape = tuple(

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
-from intarsia.ir.graph import Node, Region, Structured, Value
-from intarsia.ir.ops.collective import Shard
+from intarsia.ir.graph import Node, Structured, Value, region_of
 from intarsia.ir.ops.control import Fused
 from intarsia.ir.sharding import Axes, Mesh
 from intarsia.ir.types import ListType
@@ -18,6 +17,9 @@ from intarsia.passes.shard.composed import moved, only_moves, reads_in_sizes
 from intarsia.passes.shard.edges import Edge, edge_of, shape_of
 from intarsia.passes.shard.halos import Part, Reads, part_of
 from intarsia.passes.shard.local import runs_of
+
+MOST = 16
+"""Parts of a group: an op for each time that it is read."""
 
 
 def together(
@@ -27,29 +29,35 @@ def together(
     itself with the one that computes what it moves for it alone: as a group, and those before it. None where there are
     none."""
     taken: dict[Node, Structured] = {}
+    parts: dict[Node, int] = {}
 
-    def take(node: Structured) -> Value:
+    def take(node: Structured) -> None:
         inner: dict[Value, Value] = {}
-        for position, value in enumerate(node.operands):
+        parts[node] = 1
+        for value in dict.fromkeys(node.operands):
             before = value.node
-            if not isinstance(before, Structured) or isinstance(before, Shard) or before not in region:
-                continue
-            if _shifts(before) or (node is not root and _repeats(before)):
-                joins = not reads_in_sizes(node.space, position)
-            else:
-                joins = node is root and _shifts(node) and moved(node.space) is not None and is_for_one(value)
-            if joins and not any(isinstance(v.type, ListType) for v in before.operands):
-                inner[value] = take(before)
-        if node not in taken:
-            taken[node] = replace(node, shardings=()).with_operands(inner)
-        return taken[node].value
+            if isinstance(before, Structured) and before in region and joins(node, value, before):
+                if before not in taken:
+                    take(before)
+                more = parts[before] * node.operands.count(value)
+                if parts[node] + more <= MOST:
+                    parts[node] += more
+                    inner[value] = taken[before].value
+        taken[node] = replace(node, shardings=()).with_operands(inner)
 
-    result = take(root)
-    if len(taken) == 1:
+    def joins(node: Structured, value: Value, before: Structured) -> bool:
+        if any(isinstance(v.type, ListType) for v in before.operands):
+            return False
+        if _shifts(before) or (node is not root and _repeats(before)):
+            return not any(reads_in_sizes(node.space, p) for p, v in enumerate(node.operands) if v == value)
+        return node is root and _shifts(node) and moved(node.space) is not None and is_for_one(value)
+
+    take(root)
+    body = region_of((), tuple(taken.values()), (taken[root].value,))
+    if len(body.nodes) == 1:
         return None
-    body = Region((), tuple(taken.values()), (result,))
-    group = Fused(body, **root.spans, shardings=root.shardings)
-    return group, tuple(n for n in taken if n is not root)
+    group = Fused(body, span=root.span, more_spans=root.more_spans, shardings=root.shardings)
+    return group, tuple(n for n, made in taken.items() if made in body.nodes and n is not root)
 
 
 def _shifts(node: Structured) -> bool:
