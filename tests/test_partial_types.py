@@ -34,7 +34,7 @@ fn passed(x: f32[B@data, D]{sum: model}, w: f32[D, F]) -> (f32[B, D]{prod: model
 """  # noqa: E501
 FILES = {"parts.ita": TEXT}
 SIZES = ("--dim", "B=5", "--dim", "D=6", "--dim", "F=3")
-NAMES = ("given", "made", "taken", "passed")
+NAMES = ("given", "passed", *(pytest.param(name, marks=pytest.mark.slow) for name in ("made", "taken")))
 
 
 def data() -> tuple[np.ndarray, np.ndarray]:

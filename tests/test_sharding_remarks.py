@@ -56,6 +56,7 @@ def test_each_choice_has_its_rule_and_line(name: str, collectives: str, ita: Run
     assert not sent or any("each device sends" in line or "go round" in line for line in told)
 
 
+@pytest.mark.slow
 def test_presets_and_idle_axes_are_told(ita: Run) -> None:
     path = f"{FOLDER / 'training.ita'}:step"
     dims = [w for size in ("B=4", "S=4", "D=8", "H=2", "K=4", "F=16") for w in ("--dim", size)]
@@ -80,6 +81,7 @@ def test_the_same_for_every_seed_of_hashes() -> None:
         assert len(found) == 1
 
 
+@pytest.mark.slow
 def test_how_tensors_lie(ita: Run) -> None:
     """Which devices have what, as text and as a picture; parts of a sum are not whole."""
     text = "mesh m(a=2, b=2)\nfn f(x: f32[N@a, M@b], w: f32[M]) -> (f32[M@(a, b), N], f32[N]{max: a}) {\n    "
