@@ -21,7 +21,7 @@ from intarsia.passes.schedule.vectors import SHORT
 MOST = 4
 """Copies of a statement up to which parts of loops are made."""
 
-MOST_CHOSEN = 12
+MOST_CHOSEN = 36
 """The same where each part reads another operand: the choice would else be made for each element."""
 
 READ = 4
