@@ -1,4 +1,5 @@
-"""The commands of the pages about sharding and collectives work when they are pasted, and print what the pages say."""
+"""The commands of the pages about sharding, collectives and pipelines work when they are pasted, and print what these
+say."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import pytest
 from test_pages import matches
 
 ROOT = Path(__file__).parent.parent
-PAGES = {name: (ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("sharding", "collectives")}
+PAGES = {name: (ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("sharding", "collectives", "pipelines")}
 FILES = {"mlp.ita": "fn megatron_mlp", "train.ita": "fn train("}
 """What marks the program of a page that a reader puts into the file."""
 
@@ -30,6 +31,8 @@ def commands(page: str) -> list[tuple[str, str]]:
 @pytest.mark.skipif(os.name != "posix", reason="the pages are for a shell of POSIX")
 @pytest.mark.parametrize("name", PAGES)
 def test_commands_of_the_page(name: str, tmp_path: Path) -> None:
+    if "--devices mpi" in PAGES[name]:
+        pytest.importorskip("mpi4py")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     for file, mark in FILES.items():
         programs = re.findall(r"```ita\n(.*?)```", PAGES["sharding"], re.DOTALL)
@@ -42,7 +45,7 @@ def test_commands_of_the_page(name: str, tmp_path: Path) -> None:
         run = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert run.returncode == 0, f"{command}\n{run.stderr}"
         lines, expected = (run.stderr + run.stdout).strip().splitlines(), wanted.splitlines()
-        if not wanted:
+        if not wanted or "--profile" in command:  # which is measured
             continue
         if "…" in (stripped := [line.strip() for line in expected]):  # a line that stands for several
             place = stripped.index("…")
