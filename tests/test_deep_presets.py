@@ -143,14 +143,16 @@ def test_zero(preset: str) -> None:
 
 @pytest.mark.slow
 def test_no_device_has_the_weights_of_all_layers_at_once() -> None:
-    """Under ZeRO-3 what is held beside parameters and activations is a layer, however many there are."""
+    """Under ZeRO-3 what each layer adds, beside the parameters of a device, are its parts of five things: the weights as
+    one tensor, the gradients, and the next weights and states, which lie as one tensor each. The weights as a whole
+    would be almost twice as much."""
     held = []
     for layers in (4, 8):
         local = planned(deep({**WIDE, "B": 4, "S": 2}, layers), "data=4", "zero3")
         memory = device_memory(run_passes(local, str(default_pipeline().before("lower")))[0], STATE)
         held.append(memory.peak - memory.parameters)
-    layer = 49_000 * 4  # bytes of the weights of one
-    assert held[1] - held[0] < 4 * layer
+    weights = 49_536 * 4  # bytes, of one layer
+    assert held[1] - held[0] < 4 * 1.3 * weights
 
 
 @pytest.mark.slow
@@ -179,9 +181,10 @@ def test_micro_batches_in_a_loop_are_summed_once() -> None:
 
 @pytest.mark.slow
 def test_experts_in_layers() -> None:
-    """Tokens go to their experts and come back in each layer."""
+    """Tokens go to their experts and come back in each layer. Backwards they go once more, as their gradients do, which
+    come back too."""
     module = stacked(EXPERTS, G=4, T=4, D=8, E=4, C=2, F=16, L=2)
-    check(module, "expert=4", "expert", {"all_to_all'": 3})
+    check(module, "expert=4", "expert", {"all_to_all'": 5})
 
 
 @pytest.mark.slow
