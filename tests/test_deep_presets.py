@@ -143,9 +143,9 @@ def test_zero(preset: str) -> None:
 
 @pytest.mark.slow
 def test_no_device_has_the_weights_of_all_layers_at_once() -> None:
-    """Under ZeRO-3 what each layer adds, beside the parameters of a device, are its parts of five things: the weights as
-    one tensor, the gradients, and the next weights and states, which lie as one tensor each. The weights as a whole
-    would be almost twice as much."""
+    """Under ZeRO-3 what each layer adds, beside the parameters of a device, are its parts of five things: the weights
+    as one tensor, the gradients, and the next weights and states, which lie as one tensor each. The weights as a whole
+    would be almost as much again."""
     held = []
     for layers in (4, 8):
         local = planned(deep({**WIDE, "B": 4, "S": 2}, layers), "data=4", "zero3")
