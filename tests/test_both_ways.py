@@ -113,6 +113,17 @@ def test_one_head_is_shared_by_rows_and_by_columns() -> None:
 
 
 @pytest.mark.slow
+def test_a_number_may_stand_among_rows() -> None:
+    """The loss itself, between what it is made of and the rows that its gradient begins with."""
+    text = """fn loss(q: f32[S, D], k: f32[S, D], v: f32[S, D], w: f32[D, D], y: f32[S, D]) -> f32 {
+        return mean((softmax(q @ transpose(k)) @ v @ w - y) ** 2.0)
+    }"""
+    module = load(Source("f", text)).build("value_and_grad(loss, wrt=(q, k, v))")
+    for kernel in default_pipeline({"S": 2048, "D": 16}).run(module, Context(TINY)).kernels:
+        verify_kernel(kernel)
+
+
+@pytest.mark.slow
 def test_keys_may_lie_across() -> None:
     text = """fn loss(q: f32[H, S, D], k: f32[H, D, T], v: f32[H, T, D], g: f32[H, S, D]) -> f32 {
         return sum(softmax(q @ k) @ v * g)

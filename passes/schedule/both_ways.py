@@ -119,6 +119,8 @@ def find_square(b: Builder) -> Square:
     several = len({square.keeps_rows(s) for s in square.sums}) > 1
     if several and 3 * points(b.loop(axes[first]) for axes in batch) < 2 * b.target.cores:
         raise ScheduleError("cores have nothing to share where sums go both ways")
+    if numbers := [s.put.buffer for s in stages if not s.loops]:
+        raise ScheduleError(f"{numbers[0]} is a number, which no block of rows or columns makes")
     finished = {s.put.buffer for s in square.sums}
     for stage in square.elements:
         if stage.put.operator not in ("=", "+=") or (stage.reduced and stage.put.operator == "="):
