@@ -10,7 +10,7 @@ from typing import ClassVar
 from intarsia.ir.graph import Module, Node, Region, Structured, Value
 from intarsia.ir.ops import Compute, Loop
 from intarsia.ir.rewriting import rewrite
-from intarsia.ir.scalar import Apply, Expr, Load, cast, constant, loads
+from intarsia.ir.scalar import Load, cast, loads
 from intarsia.ir.sizes import ONE, ZERO, Size
 from intarsia.ir.space import Axis, Space, operand, operand_position, rename_buffers
 from intarsia.passes.pipeline import Context, Pass
@@ -64,7 +64,7 @@ def _exchanged(node: Node, sums: Sequence[Structured], large: int) -> Node | Non
     if not isinstance(node, Structured) or node.space.combiner != "sum" or not _is_box(node.space):
         return None
     whole = Space(node.space.axes, node.space.body, node.space.dtype, node.space.reduced, "sum")
-    product = _signed(Product.of(whole.body))
+    product = Product.of(whole.body)
     over = {a.name for a in whole.reduced}
     for load in (f for f in product.above if isinstance(f, Load) and f.symbols & over):
         inner = node.operands[operand_position(load.buffer)].node
@@ -147,17 +147,6 @@ def _is_same(
         return tuple(sorted(str(rename_buffers(f, first)) for f in side) for side in (p.above, p.below))  # type: ignore[return-value]
 
     return key(theirs) == key(product)
-
-
-def _signed(product: Product) -> Product:
-    """The product with signs as factors of their own."""
-    above: list[Expr] = []
-    for factor in product.above:
-        while isinstance(factor, Apply) and factor.function == "neg":
-            above.append(constant(-1.0, factor.dtype))
-            factor = factor.arguments[0]
-        above.append(factor)
-    return Product(tuple(above), product.below)
 
 
 def _is_box(space: Space) -> bool:

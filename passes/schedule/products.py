@@ -33,6 +33,8 @@ class Product:
                 return Product.of(left)._times(Product.of(right))
             case Apply("div", (left, right)):
                 return Product.of(left)._times(Product.of(right)._inverse())
+            case Apply("neg", (negated,)) if value.dtype.is_float:
+                return Product((constant(-1.0, value.dtype),))._times(Product.of(negated))
         return Product((value,))
 
     def _times(self, other: Product) -> Product:
