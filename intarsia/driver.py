@@ -29,6 +29,7 @@ from intarsia.ir.text import print_module
 from intarsia.options import Options as Options
 from intarsia.options import resolve_target as resolve_target
 from intarsia.passes.collectives import DeepHalos, Overlap, ScatterRows
+from intarsia.passes.exchange import Exchange
 from intarsia.passes.lower.checks import check_messages
 from intarsia.passes.pipeline import Context, Instrument, Pass, Pipeline, default_pipeline
 from intarsia.passes.plan_memory import plan
@@ -323,7 +324,7 @@ def parting_passes(options: Options, cluster: str = "laptop") -> tuple[Pass, ...
     """The passes that make the program of a device, and better what it sends; `auto` is decided for a cluster."""
     presets = presets_of(options.preset) if options.preset is not None else ()
     again = (GatherAgain(p.axis) for p in presets if isinstance(p, Preset) and p.plan == "zero3")
-    rings = () if options.collectives == "gather" else (Rings(options.collectives, cluster),)
+    rings = () if options.collectives == "gather" else (Exchange(), Rings(options.collectives, cluster))
     named = Pipeline.parse(options.device_passes or "").passes
     halos = () if any(isinstance(p, DeepHalos) for p in named) else (DeepHalos(cluster=cluster),)
     return (Partition(), *again, *rings, *halos)

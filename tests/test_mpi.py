@@ -169,6 +169,7 @@ def test_processes_that_differ(following: str, tmp_path: Path) -> None:
         ("megatron", ("--collectives", "ring"), "B=8 S=4 D=8 H=4 K=4 F=16"),
         ("sequence_attention", ("--collectives", "ring"), "S=16 D=6 H=2 K=4"),
         ("deep_training", ("--mesh", "data=2", "--preset", "zero3"), "B=4 S=4 D=8 H=2 K=4 F=16 L=2"),
+        ("sequence_training", ("--collectives", "ring", "--mesh", "seq=3"), "S=16 D=6 H=2 K=4"),
     ],
 )
 def test_what_runs_while_devices_send(name: str, words: tuple[str, ...], sizes: str) -> None:

@@ -115,7 +115,12 @@ def sent(module: Module) -> int:
 
 
 def rings(module: Module) -> list[Loop]:
-    return [n for n in module.graph.body.walk() if isinstance(n, Loop) and n.counter.startswith("ring")]
+    """The loops in which something is sent on."""
+    return [
+        n
+        for n in module.graph.body.walk()
+        if isinstance(n, Loop) and any(isinstance(x, CollectivePermute) for x in n.body.nodes)
+    ]
 
 
 @pytest.mark.parametrize("devices", [2, 3, 4])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from intarsia.ir.graph import Node, Region, Structured, Value
-from intarsia.ir.ops.collective import AllGather
+from intarsia.ir.ops.collective import AllGather, ReduceScatter
+from intarsia.ir.ops.shape import Pad
 from intarsia.ir.scalar import Apply, Const
+from intarsia.ir.sizes import ZERO
 from intarsia.ir.space import Space, operand_position
 from intarsia.ir.types import ListType
 from intarsia.passes.fuse.members import is_contraction
@@ -15,14 +17,16 @@ from intarsia.passes.fuse.members import is_contraction
 
 @dataclass(frozen=True)
 class Gathered:
-    """Nodes that can be done block by block, as the blocks of `gathers` arrive: nothing else needs what these give.
+    """Nodes along the dimension of `gathers`, of which others need only what `ends` give: sums over it, say.
 
-    outputs: the values of the members that others need.
+    along: these nodes, and what each calls the dimension. scattered: the ends that keep the dimension, of which others
+    need only the sum over the devices, each one a block.
     """
 
     gathers: tuple[AllGather, ...]
-    members: tuple[Structured, ...]
-    outputs: tuple[Value, ...]
+    along: Mapping[Node, str]
+    ends: tuple[Structured, ...]
+    scattered: Mapping[Node, ReduceScatter]
 
 
 def find_gathered(region: Region, through: bool) -> list[Gathered]:
@@ -57,7 +61,8 @@ class _Follower:
     gathers: list[AllGather] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     escaped: set[int] = field(default_factory=set)
-    readers: list[tuple[int, Structured]] = field(default_factory=list)
+    readers: list[tuple[int, Structured, str]] = field(default_factory=list)
+    scattered: dict[Node, ReduceScatter] = field(default_factory=dict)
 
     def root(self, label: int) -> int:
         while self.parents[label] != label:
@@ -75,6 +80,9 @@ class _Follower:
         found = [v for v in node.inputs if v in self.labels]
         if not found:
             return
+        if self.through and isinstance(node, ReduceScatter) and self._is_blocks(node):
+            self.scattered[unpadded(node).node] = node
+            return
         read = [v for v in found if self._kind(v) == self._kind(found[0])]
         axis = self._axis(node, read)
         self.escaped |= {self.labels[v] for v in found if axis is None or v not in read}
@@ -84,7 +92,7 @@ class _Follower:
         label = self.root(self.labels[read[0]])
         for value in read[1:]:
             self.parents[self.root(self.labels[value])] = label
-        self.readers.append((label, node))
+        self.readers.append((label, node, axis))
         position = next((d for d, a in enumerate(node.space.axes) if a.name == axis), None)
         if position is not None and (self.through or not node.space.reduced):
             self.labels[node.value] = label
@@ -106,36 +114,55 @@ class _Follower:
         gather = self.gathers[self.labels[value]]
         return gather.axes, gather.x.tensor.shape[gather.dim]
 
+    def _is_blocks(self, node: ReduceScatter) -> bool:
+        """Does each device get a sum of its block?"""
+        gather = self.gathers[self.labels[node.x]]
+        same = node.axes == gather.axes and node.value.tensor.shape[node.dim] == gather.x.tensor.shape[gather.dim]
+        value = unpadded(node)
+        return same and node.combiner == "sum" and value in self.labels and self.places[value] == node.dim
+
     def groups(self, region: Region) -> list[Gathered]:
         """The sets that nothing else needs, each with a product among what goes along its blocks."""
         lost = {self.root(n) for n in self.escaped}
         found: list[Gathered] = []
         for label in dict.fromkeys(self.root(n) for n in range(len(self.gathers))):
-            own = [node for n, node in self.readers if self.root(n) == label]
-            if label in lost or not any(is_product(n.space) for n in own):
+            own = [node for n, node, _ in self.readers if self.root(n) == label]
+            scattered: dict[Node, ReduceScatter] = {n: self.scattered[n] for n in own if n in self.scattered}
+            shared = any(v.node in scattered and n is not scattered[v.node].x.node for n in own for v in n.inputs)
+            if label in lost or shared or not any(is_product(n.space) for n in own):
                 continue
-            members = _convex(region, own)
-            if members is not None:
-                gathers = tuple(g for n, g in enumerate(self.gathers) if self.root(n) == label)
-                found.append(Gathered(gathers, members, _outputs(region, members)))
+            gathers = tuple(g for n, g in enumerate(self.gathers) if self.root(n) == label)
+            pads = {s.x.node for s in scattered.values()} - {*scattered}
+            along: dict[Node, str] = {
+                node: axis for n, node, axis in self.readers if self.root(n) == label and node not in pads
+            }
+            if self.through:
+                _add_spread(region, along)
+            ends = tuple(n for n in own if n.value not in self.labels or n in scattered)
+            found.append(Gathered(gathers, along, ends, scattered))
         return found
 
 
-def _convex(region: Region, own: Sequence[Structured]) -> tuple[Structured, ...] | None:
-    """The nodes with all that lie between them, in order; None where one of these has no space."""
-    below, above = set[Node](own), set[Node](own)
-    for node in region.nodes:
-        if any(v.node in below for v in node.inputs):
-            below.add(node)
+def _add_spread(region: Region, along: dict[Node, str]) -> None:
+    """Add what is made along the dimension, without a reduction, and only for nodes that are there already: a block of
+    it at a time will do."""
+    places: dict[Value, set[int | None]] = {v: {None} for v in region.results}
     for node in reversed(region.nodes):
-        if node in above:
-            above.update(v.node for v in node.inputs)
-    between = [n for n in region.nodes if n in below and n in above]
-    members = tuple(n for n in between if isinstance(n, Structured))
-    return members if len(members) == len(between) else None
+        if node not in along and isinstance(node, Structured) and not node.space.reduced:
+            read = places.get(node.value, {None})
+            if len(read) == 1 and (place := read.pop()) is not None:
+                along[node] = node.space.axes[place].name
+        if isinstance(node, Structured) and (axis := along.get(node)) is not None:
+            for load in node.space.loads():
+                place = next((d for d, i in enumerate(load.indices) if i.as_name == axis), None)
+                places.setdefault(node.operands[operand_position(load.buffer)], set()).add(place)
+        else:
+            for value in node.inputs:
+                places.setdefault(value, set()).add(None)
 
 
-def _outputs(region: Region, members: Sequence[Node]) -> tuple[Value, ...]:
-    inside = set(members)
-    used = {v for n in region.nodes if n not in inside for v in n.inputs} | set(region.results)
-    return tuple(v for n in members for v in n.values if v in used)
+def unpadded(node: ReduceScatter) -> Value:
+    """What a sum over the devices is made of, without the padding of the last block."""
+    pad = node.x.node
+    is_end = isinstance(pad, Pad) and all(e == ZERO for d, e in enumerate(pad.after) if d != node.dim)
+    return pad.x if isinstance(pad, Pad) and is_end else node.x
