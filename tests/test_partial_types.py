@@ -100,3 +100,11 @@ print("fine")
 """)
     found = mpiexec(4, "program.py", folder=tmp_path)
     assert found.returncode == 0 and found.stdout.count("fine") == 4, found.stderr
+
+
+def test_the_search_keeps_what_types_say(ita: Run) -> None:
+    text = "mesh m(a=2)\nfn f(x: f32[N, N]{sum: a}, w: f32[N, N]{replicated: a}) -> f32[N, N] { return exp(x) @ w }"
+    status, shown, report = ita("shard", "-e", text, "--dim", "N=64", "--search")
+    assert status == 0, report
+    assert "x: f32[64, 64]{sum: a}\n" in shown and "w: f32[64, 64]{replicated: a}\n" in shown
+    assert "all_reduce" in shown or "reduce_scatter" in shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from intarsia.ir.cluster import Cluster
 from intarsia.ir.graph import Module, Parameter, Value
@@ -54,7 +54,17 @@ def propose(module: Module, cluster: Cluster, found: Found, context: Context) ->
 
 def with_parameters(module: Module, found: Found) -> Module:
     """The module whose parameters lie as the search found best."""
-    return module.with_body(with_parameters_laid(module.graph.body, found.parameters))
+    body = module.graph.body
+    laid = [_beside(p.value, s) for p, s in zip(body.parameters, found.parameters)]
+    return module.with_body(with_parameters_laid(body, laid))
+
+
+def _beside(value: Value, wanted: Sharding) -> Sharding:
+    """A sharding with what the program says of axes that split no dimension."""
+    said = value.type.sharding
+    if said is None:
+        return wanted
+    return replace(wanted, replicated=said.replicated, partial=said.partial, combiner=said.combiner)
 
 
 def _values(module: Module) -> list[Value]:
@@ -64,5 +74,5 @@ def _values(module: Module) -> list[Value]:
 
 
 def _with_values(module: Module, said: Mapping[int, Sharding]) -> Module:
-    laid = {v: said[n] for n, v in enumerate(_values(module)) if n in said}
+    laid = {v: _beside(v, said[n]) for n, v in enumerate(_values(module)) if n in said}
     return module.with_body(reshard_values(module.graph.body, lambda v: laid.get(v, v.type.sharding)))

@@ -115,8 +115,11 @@ class _Problem:
     def parameter(self, parameter: Parameter, times: int) -> None:
         """Any way that its type allows; a loop's states are parameters too."""
         said = parameter.type.sharding
+        along = (*said.replicated, *said.partial) if said is not None else ()  # which split nothing
         ways: list[Way] = []
         for sharding in self.layouts(parameter.value):
+            if any(self.mesh.overlap(a, b) for a in along for b in sharding.used):
+                continue
             if said is None or all(
                 w == d.axes or (d.open and self.mesh.is_prefix(d.axes, w))
                 for d, w in zip(said.dimensions, sharding.axes)
