@@ -108,3 +108,11 @@ def test_a_file_that_describes_no_cluster(tmp_path: Path) -> None:
     path.write_text('{"name": "mine"}')
     with pytest.raises(CompileError, match="describes no cluster"):
         Cluster.read(str(path))
+
+
+def test_the_condition_of_a_loop_is_searched_too() -> None:
+    text = "fn f(x: f32[N, N]) -> f32[N, N] { return loop (h = x) for t < 9 while max(h) < 9.0 { yield h @ x } }"
+    mesh = Mesh.parse("d=2")
+    module, _ = run_passes(on_mesh(built(text, N=64), mesh), "canonicalize,cse,dce")
+    found = search(module, mesh, SENDING)
+    assert len(found.values) == sum(len(node.values) for node in module.graph.body.walk())

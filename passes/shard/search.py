@@ -187,6 +187,12 @@ class _Problem:
             self.use(value, state, -1, times)
         for value, state in zip(node.body.results, states):
             self.use(value, state, -1, times * steps)
+        if (condition := node.condition) is not None:
+            self.region(condition, times * steps)
+            for parameter, own in zip(condition.parameters, node.states):
+                self.use(own.value, self.made[parameter.value], -1, times * steps)
+            for value in condition.results:
+                self.whole(value, times * steps)
         for value, state in zip(node.values, states):
             self.made[value] = state
         for value, emitted in zip(node.values[len(states) :], node.body.results[len(states) :]):
