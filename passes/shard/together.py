@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from intarsia.ir.graph import Node, Structured, Value, region_of
+from intarsia.ir.ops.collective import Shard
 from intarsia.ir.ops.control import Fused
 from intarsia.ir.sharding import Axes, Mesh
 from intarsia.ir.types import ListType
@@ -46,7 +47,7 @@ def together(
         taken[node] = replace(node, shardings=()).with_operands(inner)
 
     def joins(node: Structured, value: Value, before: Structured) -> bool:
-        if any(isinstance(v.type, ListType) for v in before.operands):
+        if isinstance(before, Shard) or any(isinstance(v.type, ListType) for v in before.operands):
             return False
         if _shifts(before) or (node is not root and _repeats(before)):
             return not any(reads_in_sizes(node.space, p) for p, v in enumerate(node.operands) if v == value)
