@@ -148,7 +148,11 @@ class Trees:
         if self.random.random() < 0.4:
             return ast.StructTypeExpr(self.identifier(), self.some(self.dim), self.maybe(self.size), span=NOWHERE)
         dims: tuple[ast.TypeDim, ...] = (*self.some(self.dim), *self.some(self.pack))
-        return ast.TensorTypeExpr(self.identifier(), dims, self.some(self.identifier), span=NOWHERE)
+        return ast.TensorTypeExpr(self.identifier(), dims, self.maybe(self.along), span=NOWHERE)
+
+    def along(self) -> ast.Along:
+        word = self.choice(["replicated", "sum", "prod", "max", "min"])
+        return ast.Along(word, self.some(self.identifier, least=1), span=NOWHERE)
 
     def target(self) -> ast.Target:
         return ast.Target(self.identifier(), self.maybe(self.type), span=NOWHERE)
