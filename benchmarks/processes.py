@@ -21,7 +21,7 @@ ROUNDS, SECONDS = 8, 0.6
 COLLECTIVE = """mesh pod(d=2)
 
 fn steps(x: f32[N@d, M], n: i64) -> f32[M] {
-    return loop (h = zeros(f32[M])) for t < n { yield tensor[j < M](sum[i](x[i, j])) + 0.5 * h }
+    return loop (h = zeros(f32[M])) for t < n { yield tensor[j < M](sum[i](minimum(x[i, j], h[j]))) }
 }
 """
 
@@ -32,7 +32,7 @@ def heat(size, steps):
 
         import intarsia
 
-        options = intarsia.Options(devices=devices, mesh=mesh and "rows=2")
+        options = intarsia.Options(devices=devices or "one", mesh=mesh and "rows=2")
         plate = np.random.default_rng(0).standard_normal((size, size), np.float32)
         function = intarsia.load(ROOT / "examples" / "sharded" / "heat.ita", options).heat
         return lambda: function(plate, steps)
@@ -48,7 +48,7 @@ def minilm(mesh):
 
         import intarsia
 
-        options = intarsia.Options(devices=devices, mesh=given and mesh)
+        options = intarsia.Options(devices=devices or "one", mesh=given and mesh)
         weights = intarsia.read_weights(example.model_folder() / "model.safetensors")
         path = ROOT / "examples" / ("sharded/minilm.ita" if given else "minilm.ita")
         function = intarsia.load(path, options)["sentences" if given else "main"].bind(p=weights)

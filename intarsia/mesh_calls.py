@@ -132,7 +132,7 @@ class MeshCalls:
     @property
     def process_call(self) -> type[ProcessCall]:
         """What a call with one device in this process is."""
-        return ProcessCall
+        return CpuProcessCall
 
     def device(self, program: MeshProgram, number: int, constants_stay: bool) -> MeshDevice:
         """A program on a device that is in this process."""
@@ -245,7 +245,7 @@ class ProcessCall(MeshCall):
         return self.whole()
 
     def whole(self) -> list[Any]:
-        """Run; gives whole results where the program makes them."""
+        """Run; gives whole results."""
         return self.together(lambda: self.joined(self._results()))
 
     def joined(self, results: Sequence[Any]) -> list[Any]:
@@ -262,6 +262,22 @@ class ProcessCall(MeshCall):
 
     def _results(self) -> list[Any]:
         return self.code(self.laid[self.processes.device])
+
+
+class CpuProcessCall(ProcessCall):
+    """On a CPU: parts of results are made in their place in the whole ones, and not copied."""
+
+    code: DeviceProgram
+
+    def whole(self) -> list[Array]:
+        def run() -> list[Array]:
+            here, kinds = self.processes, self.program.results
+            rooms = [here.room(kind) for kind in kinds]
+            places = {n: room.place for n, room in enumerate(rooms) if room is not None}
+            found = self.code(self.laid[here.device], places)
+            return [here.whole(part, kind, room) for part, kind, room in zip(found, kinds, rooms)]
+
+        return self.together(run)
 
 
 class MeshDevice:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
@@ -222,12 +222,15 @@ class DeviceProgram:
             return 1
         return 0
 
-    def __call__(self, laid: Sequence[Argument]) -> list[Array]:
-        """Run on what `MeshProgram.laid` gives; gives this device's parts of the results. What a collective raises
-        comes through, CompileError where a run-time check fails."""
+    def __call__(self, laid: Sequence[Argument], places: Mapping[int, Array] = {}) -> list[Array]:
+        """Run on what `MeshProgram.laid` gives; gives this device's parts of the results, in memory of their own or in
+        `places`. What a collective raises comes through, CompileError where a run-time check fails."""
         local = self.program.local
         tables = [a if isinstance(a, np.ndarray) else pointer_table(a) for a in laid]
-        results = [buffers.empty(t.concrete_shape({}), t.dtype.numpy) for t in local.outputs]
+        results = [
+            places[n] if n in places else buffers.empty(t.concrete_shape({}), t.dtype.numpy)
+            for n, t in enumerate(local.outputs)
+        ]
         workspace = buffers.lease(size) if (size := int(local.workspace)) else None
         record = ErrorRecord()
         self._failures.clear()

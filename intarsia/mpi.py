@@ -14,6 +14,7 @@ from intarsia.ir.dtypes import Array
 from intarsia.ir.errors import CompileError
 from intarsia.ir.spmd import merged
 from intarsia.processes import Sent, World
+from intarsia.runtime.native import address_of
 
 HINT = "install it with: pip install 'intarsia[mpi]'"
 
@@ -87,7 +88,9 @@ class MpiGroup(Group):
         return _transfer(own.Reduce_scatter_block, own.Ireduce_scatter_block, source, target, operator)
 
     def all_gather(self, source: Array, target: Array) -> Transfer:
-        return _transfer(self.communicator.Allgather, self.communicator.Iallgather, _bytes(source), _bytes(target))
+        is_there = address_of(source) == address_of(target[self.rank])
+        sent = self.mpi.IN_PLACE if is_there else _bytes(source)
+        return _transfer(self.communicator.Allgather, self.communicator.Iallgather, sent, _bytes(target))
 
     def all_to_all(self, source: Array, target: Array) -> Transfer:
         return _transfer(self.communicator.Alltoall, self.communicator.Ialltoall, _bytes(source), _bytes(target))

@@ -154,6 +154,14 @@ class Letters:
         self._under_way.clear()
 
 
+@dataclass(frozen=True)
+class Room:
+    """Memory for a whole array, and the view of it that is for the part of this device."""
+
+    whole: Array
+    place: Array
+
+
 class Processes:
     """The device of a mesh that this process is."""
 
@@ -197,8 +205,21 @@ class Processes:
         found = alone(self.mesh, node, self.device, given)
         taken[...] = found if isinstance(node, AllSlice) else int(found)
 
-    def whole(self, part: Memory, type_: TensorType) -> Memory:
-        """The array, or tensor, of which each device has a part."""
+    def room(self, type_: TensorType) -> Room | None:
+        """Memory for a whole array of which this device's part lies in one piece, and as code wants results to lie;
+        None where it does not."""
+        if type_.sharding is None or type_.sharding.partial:
+            return None
+        first, *others = type_.sharding.axes or ((),)
+        if not first or any(others) or type_.static_shape[0] % self.mesh.size(first):
+            return None
+        whole = buffers.empty(type_.static_shape, type_.dtype.numpy)
+        own = len(whole) // self.mesh.size(first)
+        place = whole[own * self.mesh.position(self.device, first) :][:own]
+        return Room(whole, place) if place.nbytes % buffers.CACHE_LINE == 0 else None
+
+    def whole(self, part: Memory, type_: TensorType, room: Room | None = None) -> Memory:
+        """The array, or tensor, of which each device has a part: in `room`, if the part has been made there."""
         if type_.sharding and (axes := type_.sharding.partial):
             x = Parameter("part", TensorType.of(type_.dtype, *part.shape)).value
             found = empty(tuple(part.shape), part)
@@ -210,7 +231,7 @@ class Processes:
             if axes:
                 x = Parameter("part", TensorType.of(type_.dtype, *part.shape)).value
                 node = AllGather(x, tuple(map(str, axes)), self.mesh.size(axes), d)
-                found = empty(node.value.tensor.static_shape, part)
+                found = empty(node.value.tensor.static_shape, part) if room is None else room.whole
                 self.bind(node, part, found).now()
                 part, extent = found, type_.static_shape[d]
                 if extent < found.shape[d]:  # what pads the last parts
