@@ -320,13 +320,13 @@ def laying_passes(options: Options) -> tuple[Pass, ...]:
     return (*presets, WholeUpdates(), PropagateSharding(options.sharding == "strict"), SplitScans(), Reshard())
 
 
-def parting_passes(options: Options, cluster: str = "laptop") -> tuple[Pass, ...]:
-    """The passes that make the program of a device, and better what it sends; `auto` is decided for a cluster."""
+def parting_passes(options: Options) -> tuple[Pass, ...]:
+    """The passes that make the program of a device, and better what it sends, by a model of the cluster."""
     presets = presets_of(options.preset) if options.preset is not None else ()
     again = (GatherAgain(p.axis) for p in presets if isinstance(p, Preset) and p.plan == "zero3")
-    rings = () if options.collectives == "gather" else (Exchange(), Rings(options.collectives, cluster))
+    rings = () if options.collectives == "gather" else (Exchange(), Rings(options.collectives, options.cluster))
     named = Pipeline.parse(options.device_passes or "").passes
-    halos = () if any(isinstance(p, DeepHalos) for p in named) else (DeepHalos(cluster=cluster),)
+    halos = () if any(isinstance(p, DeepHalos) for p in named) else (DeepHalos(cluster=options.cluster),)
     return (Partition(), *again, *rings, *halos)
 
 

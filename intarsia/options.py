@@ -30,7 +30,8 @@ class Options:
     each of several, `nccl` one GPU in each; `one` drops the mesh and all shardings; None is `simulate`, or `nccl`
     for a GPU, if there is a mesh or something that needs one is asked for, and else `one`.
     collectives: `ring` works on blocks as they come round the devices in place of gathering them first, `auto` where a
-    model says that this takes less time.
+    model of the `cluster` says that this takes less time. cluster: what devices and links can do, by which the compiler
+    chooses between ways of sending: a name such as `nvlink-node`, or a JSON file.
     device_passes: passes on the program of a device, `overlap{cluster=nvlink-node}`, as a pipeline.
     preset: a known plan of training, `zero3`, or one for each axis of the mesh, `data=zero1,model=megatron`.
     pipeline: a schedule, `1f1b`, by which a training step runs in `stages` on so many devices, or on as many as these
@@ -49,6 +50,7 @@ class Options:
     sharding: Literal["auto", "strict"] = "auto"
     devices: Literal["one", "simulate"] | ProcessKind | None = None
     collectives: Literal["gather", "ring", "auto"] = "gather"
+    cluster: str = "laptop"
     device_passes: str | None = None
     preset: str | None = None
     pipeline: Literal["gpipe", "1f1b", "interleaved", "zero-bubble"] | None = None
@@ -66,6 +68,7 @@ class Options:
             f"the device passes {self.device_passes}": self.device_passes is not None,
             "strict sharding": self.sharding != "auto",
             f"collectives {self.collectives}": self.collectives != "gather",
+            f"the cluster {self.cluster}": self.cluster != "laptop",
             f"the pipeline {self.pipeline}": self.pipeline is not None,
         }
         return next((text for text, is_asked in asked.items() if is_asked), None)

@@ -76,7 +76,7 @@ class PipelineCalls(MeshCalls):
             part = Compilation(module, {}, own, measured=compilation.measured)
             return MeshProgram.of(part.executable(store), part.scheduled, part.plan)
 
-        return StagedProgram.compiled(pipeline_of(compilation, Cluster.read("laptop")), compiled)
+        return StagedProgram.compiled(pipeline_of(compilation, Cluster.read(options.cluster)), compiled)
 
     def device(self, program: MeshProgram, number: int, constants_stay: bool) -> MeshDevice:
         assert isinstance(program, StagedProgram)

@@ -14,6 +14,7 @@ from sharded import MESHES, annotated, check_compiled
 
 import intarsia
 from intarsia.collectives import Transfer
+from intarsia.ir.cluster import FOLDER
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module
 from intarsia.ir.plan_interpreter import run_plan
@@ -134,6 +135,24 @@ def test_an_exchange_that_fails_ends_a_device() -> None:
 
     with pytest.raises(OSError, match="no one answers"):
         DeviceProgram(program, bind)(program.laid((x, w, np.array(2)), 0))
+
+
+def test_a_cluster_decides_between_ways_of_sending(ita: Run, tmp_path: Path) -> None:
+    """Also one in a file, which may change."""
+    text = "mesh pod(d=4)\nfn f(x: f32[B@d, D], w: f32[D, F@d]) -> f32[B, F@d] { return x @ w }"
+
+    words = ("--dim", "B=128", "--dim", "D=128", "--dim", "F=128", "--to", "partitioned", "--collectives", "auto")
+
+    def is_ring(cluster: str) -> bool:
+        status, out, _ = ita("emit", "-e", text, *words, "--cluster", cluster)
+        assert status == 0
+        return "collective_permute" in out
+
+    file = tmp_path / "mine.json"
+    for name, wanted in (("laptop", True), ("nvlink-node", False)):
+        file.write_text((FOLDER / f"{name}.json").read_text())
+        assert is_ring(name) is is_ring(str(file)) is wanted
+    assert "E1905" in ita("emit", "-e", text, *words, "--cluster", "lap")[2]
 
 
 def test_what_devices_cannot_do(ita: Run) -> None:

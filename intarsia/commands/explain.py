@@ -14,7 +14,6 @@ from intarsia.commands.layouts import layout_report
 from intarsia.commands.lowbit import lowbit_report
 from intarsia.commands.memory import draw_memory, peak_table
 from intarsia.commands.options import (
-    cluster_option,
     compile_options,
     device_options,
     donated_names,
@@ -52,7 +51,6 @@ TOPICS = (*REPORTED, *ON_DEVICES)
 @click.option("--about", type=click.Choice(TOPICS), default=None, help="Which decisions of the compiler to show.")
 @click.option("--plot", metavar="FILE", help="With --about memory, sharding or timeline: draw it (.png, .svg).")
 @click.option("--donate", metavar="NAME,…", default="", help="Arguments whose memory results may take.")
-@cluster_option
 @type_options
 @compile_options
 @device_options
@@ -62,7 +60,6 @@ def command(
     about: str | None,
     plot: str | None,
     donate: str,
-    cluster: str,
     arguments: tuple[str, ...],
     weights: tuple[str, ...],
     **settings: Any,
@@ -114,7 +111,7 @@ def command(
     elif about in ON_DEVICES and function.options.devices is not None:
         from intarsia.ir.cluster import Cluster
 
-        _explain_devices(compilation, about, Cluster.read(cluster), plot)
+        _explain_devices(compilation, about, Cluster.read(compilation.options.cluster), plot)
     elif about == "timeline" or (about == "sharding" and plot is not None):
         raise CompileError("E1901", "the program is for one device", hint=MESH_HINT)
     else:

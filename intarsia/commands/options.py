@@ -112,6 +112,11 @@ _MESH_OPTIONS: dict[str, dict[str, Any]] = {
         "default": "gather",
         "help": "ring: work on blocks as they come round the devices; auto: where that is faster  [default: gather]",
     },
+    "--cluster": {
+        "default": "laptop",
+        "metavar": "NAME|FILE.json",
+        "help": "What devices and links can do: laptop, nvlink-node, multi-node, torus  [default: laptop]",
+    },
 }
 
 _DEVICE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -181,17 +186,6 @@ def require_pipeline(schedule: str | None, only_with: Collection[str], only_with
             raise click.UsageError(f"{option.opts[0]} goes {'with' if schedule is None else 'only without'} --pipeline")
 
 
-def cluster_option(function: F) -> F:
-    """What the devices of a mesh can do, for estimates."""
-    return click.option(
-        "--cluster",
-        default="laptop",
-        show_default=True,
-        metavar="NAME|FILE.json",
-        help="What devices and links can do: laptop, nvlink-node, multi-node, torus.",
-    )(function)
-
-
 def _with_options(function: F, options: dict[str, dict[str, Any]]) -> F:
     for name, settings in reversed(options.items()):
         function = click.option(name, _field(name), **settings)(function)
@@ -239,6 +233,7 @@ def options_of(settings: Mapping[str, Any]) -> tuple[Options, bool, str | None]:
         mesh=settings.get("mesh"),
         sharding=settings.get("sharding", "auto"),
         collectives=settings.get("collectives", "gather"),
+        cluster=settings.get("cluster", "laptop"),
         devices=settings.get("devices"),
         device_passes=settings.get("device_passes"),
         preset=settings.get("preset"),

@@ -11,7 +11,6 @@ import click
 from intarsia.commands.binding import bind_types, type_options
 from intarsia.commands.options import (
     ByteCount,
-    cluster_option,
     compile_options,
     donated_names,
     mesh_options,
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 @program_argument
 @mesh_options
 @click.option("--search", "is_search", is_flag=True, help="Propose shardings of the parameters.")
-@cluster_option
 @click.option(
     "--device-memory",
     type=ByteCount(),
@@ -55,7 +53,6 @@ def command(
     file: str | None,
     text: str | None,
     is_search: bool,
-    cluster: str,
     device_memory: int | None,
     plot: str | None,
     donate: str,
@@ -86,7 +83,7 @@ def command(
     function = Program(source, options, use_cache=use_cache).entry(name)
     bound = bind_types(function, arguments, weights, settings["dims"], required=True)
     compilation = function.compilation_of_types(bound.types, bound.statics, bound.dims)
-    found = Cluster.read(cluster)
+    found = Cluster.read(options.cluster)
 
     donated = donated_names(donate, function.form)
     if options.pipeline is not None:
@@ -112,7 +109,7 @@ def command(
             best = search(module, on, found, device_memory or found.memory_bytes, donated)
             seconds = best.seconds
             proposal = propose(module, found, best, compilation.context)
-        passes = (*laying_passes(replace(options, preset=None)), *parting_passes(options, cluster))
+        passes = (*laying_passes(replace(options, preset=None)), *parting_passes(options))
         local = Pipeline(passes).run(proposal.module, compilation.context)
         fused = default_pipeline({}, options.memory_budget).before("lower").run(local, compilation.context)
         return proposal, sent_by(local, found), memory_of(fused, donated), seconds
