@@ -18,7 +18,7 @@ from intarsia.mesh_program import MeshProgram
 from intarsia.options import Options
 from intarsia.passes.pipeline import default_pipeline
 from intarsia.passes.shard.memory import device_memory
-from intarsia.passes.shard.training import TrainingStep
+from intarsia.passes.shard.presets.training import TrainingStep
 from intarsia.passes.verify.inputs import random_inputs
 
 DEEP = EXAMPLE.parent / "deep_training.ita"

@@ -26,7 +26,7 @@ from intarsia.ir.spmd import simulate
 from intarsia.options import Options
 from intarsia.passes.pipeline import Context, Pipeline, default_pipeline
 from intarsia.passes.shard.memory import device_memory
-from intarsia.passes.shard.training import TrainingStep
+from intarsia.passes.shard.presets.training import TrainingStep
 from intarsia.passes.specialize import specialize
 from intarsia.passes.verify.inputs import random_inputs
 

@@ -17,8 +17,8 @@ from intarsia.ir.sharding import Mesh
 from intarsia.options import Options
 from intarsia.passes.pipeline import default_pipeline
 from intarsia.passes.shard.memory import DeviceMemory, device_memory
-from intarsia.passes.shard.proposal import with_parameters
 from intarsia.passes.shard.search import search
+from intarsia.passes.shard.search.proposal import with_parameters
 
 
 def held(module: Module) -> DeviceMemory:

@@ -13,9 +13,9 @@ from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module
 from intarsia.ir.ops import Collective
 from intarsia.ir.sharding import Mesh, MeshAxis
-from intarsia.passes.shard.proposal import propose
 from intarsia.passes.shard.report import sent_by
 from intarsia.passes.shard.search import search
+from intarsia.passes.shard.search.proposal import propose
 
 SENDING = Cluster("sending", (Level(1 << 20, 1e-6, 1e10),), 1e11, 1e30, 1e12)
 """Element-wise ops take no time, as in Alpa's model: what counts is what is sent."""

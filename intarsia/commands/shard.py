@@ -30,8 +30,8 @@ from intarsia.program import Program
 if TYPE_CHECKING:
     from intarsia.ir.errors import Span
     from intarsia.passes.shard.memory import DeviceMemory
-    from intarsia.passes.shard.proposal import Proposal
     from intarsia.passes.shard.report import Sent
+    from intarsia.passes.shard.search.proposal import Proposal
 
 
 @click.command("shard")
@@ -72,9 +72,9 @@ def command(
     from intarsia.passes.pipeline import Pipeline, default_pipeline
     from intarsia.passes.shard.memory import device_memory as memory_of
     from intarsia.passes.shard.presets import presets_of
-    from intarsia.passes.shard.proposal import Proposal, propose
     from intarsia.passes.shard.report import sent_by
     from intarsia.passes.shard.search import search
+    from intarsia.passes.shard.search.proposal import Proposal, propose
     from intarsia.passes.stages.schedules import run
 
     require_pipeline(settings["pipeline"], {"plot"}, {"is_search", "device_memory", "donate"})

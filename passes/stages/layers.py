@@ -27,7 +27,7 @@ from intarsia.ir.substitution import copied
 from intarsia.ir.types import ListType, TensorType
 from intarsia.passes.canonicalize.values import literal_of
 from intarsia.passes.shard.counters import Counters
-from intarsia.passes.shard.training import TrainingStep
+from intarsia.passes.shard.presets.training import TrainingStep
 
 
 def with_layers_written_out(module: Module) -> Module:

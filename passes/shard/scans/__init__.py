@@ -24,8 +24,8 @@ from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.regions import change_node_regions
 from intarsia.passes.shard.counters import Counters
 from intarsia.passes.shard.edges import rows_of
-from intarsia.passes.shard.recurrences import Recurrence, find_recurrence
-from intarsia.passes.shard.sections import Lift, Sections
+from intarsia.passes.shard.scans.recurrences import Recurrence, find_recurrence
+from intarsia.passes.shard.scans.sections import Lift, Sections
 from intarsia.passes.shard.ways import sharding_of
 
 

@@ -26,9 +26,9 @@ from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.regions import change_regions
 from intarsia.passes.shard.blocks import Add, Block, on_block, put_block
 from intarsia.passes.shard.counters import Counters
-from intarsia.passes.shard.gathered import Gathered, find_gathered, is_product, unpadded
-from intarsia.passes.shard.partial import Chain, empty, evaluate, find_chain, finished, merged, of_block
-from intarsia.passes.shard.rounds import Round, find_rounds
+from intarsia.passes.shard.rings.gathered import Gathered, find_gathered, is_product, unpadded
+from intarsia.passes.shard.rings.partial import Chain, empty, evaluate, find_chain, finished, merged, of_block
+from intarsia.passes.shard.rings.rounds import Round, find_rounds
 
 Lowering = Literal["gather", "ring", "auto"]
 

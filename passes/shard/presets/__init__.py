@@ -1,7 +1,7 @@
 """Known plans of training, as rules that write shardings on a program for one device.
 
-A preset splits what a training step works on (passes/shard/training.py) over one axis of the mesh. Presets of several
-axes are written one after the other, and add up: `data=zero1,model=megatron`.
+A preset splits what a training step works on (`training.py`) over one axis of the mesh. Presets of several axes are
+written one after the other, and add up: `data=zero1,model=megatron`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from intarsia.ir.types import ListType, placed
 from intarsia.passes.pipeline import Context, Pass, Pipeline
 from intarsia.passes.shard.edges import shape_of
 from intarsia.passes.shard.meshes import described, reshard_values
-from intarsia.passes.shard.training import TrainingStep
+from intarsia.passes.shard.presets.training import TrainingStep
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from intarsia.ir.ops.control import Loop
 from intarsia.ir.sharding import Axes, Mesh, MeshAxis, Sharding
 from intarsia.ir.types import ListType
 from intarsia.passes.shard.edges import Edge, edge_of, shape_of
-from intarsia.passes.shard.integer_program import IntegerProgram
 from intarsia.passes.shard.memory import Held, bytes_of, held_moments
 from intarsia.passes.shard.meshes import require_numbers
+from intarsia.passes.shard.search.integer_program import IntegerProgram
 from intarsia.passes.shard.steps import reshard_steps
 from intarsia.passes.shard.ways import Split, Way, elements_of, sharding_of, static_shape
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 from intarsia.ir.graph import Node, Region, Structured, Value
-from intarsia.passes.shard.gathered import Gathered
+from intarsia.passes.shard.rings.gathered import Gathered
 
 
 @dataclass(frozen=True)
