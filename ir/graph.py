@@ -46,6 +46,10 @@ class Value:
     node: Node
     index: int = 0
 
+    def __repr__(self) -> str:
+        """Short: what a value is made of may be the whole program, as often as there are ways through it."""
+        return f"<{self.node.name}: {self.type}>"
+
     @property
     def type(self) -> Type:
         return self.node.results[self.index]
