@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -11,9 +12,10 @@ from sharded import random_sharding, run_passes
 from intarsia.ir.dtypes import F32
 from intarsia.ir.graph import Graph, Module, Parameter, Region
 from intarsia.ir.ops import Shard
-from intarsia.ir.sharding import Mesh
+from intarsia.ir.sharding import Mesh, MeshAxis, Sharding
 from intarsia.ir.spmd import simulate
 from intarsia.ir.types import TensorType, placed
+from intarsia.passes.shard.steps import reshard_steps
 
 MESHES = tuple(map(Mesh.parse, ("a=2,b=2", "a=4,b=2", "a=2,b=3", "a=2,b=2,c=2")))
 SHAPES = ((8, 8), (7, 5), (12, 3, 4), (1, 6), (16,))
@@ -32,3 +34,20 @@ def test_any_layout_becomes_any_other(seed: int) -> None:
     array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     (found,) = simulate(local, [array])
     np.testing.assert_array_equal(found, array)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (7, 5), (16, 3)])
+def test_parts_of_axes_find_their_places_in_few_steps(shape: tuple[int, int]) -> None:
+    """Each of all layouts of a matrix over both halves of an axis and another one becomes each other."""
+    mesh = Mesh.parse("a=4,b=2")
+    parts = (MeshAxis("a", 1, 2), MeshAxis("a", 2, 2), MeshAxis("b"))
+    layouts = {
+        Sharding.of((mesh.joined(order[:first]), mesh.joined(order[first:])))
+        for count in range(len(parts) + 1)
+        for order in itertools.permutations(parts, count)
+        for first in range(count + 1)
+    }
+    for source, target in itertools.product(layouts, repeat=2):
+        steps = reshard_steps(mesh, shape, source, target)
+        assert len(steps) <= 5, f"{source.axes} to {target.axes}: {[s.kind for s in steps]}"
+        assert bool(steps) is (source != target)

@@ -185,8 +185,9 @@ class _Resharding:
         return all(self.shape[d] % self.mesh.size(axes) == 0 for axes in splits)
 
     def _gathered(self, now: list[Axes], wanted: Sequence[Axes]) -> Step | None:
-        """What stands in the way is gathered: of each dimension all after what it keeps."""
-        for d in sorted(range(len(now)), key=lambda d: self.mesh.size(now[d])):
+        """What stands in the way is gathered: of each dimension all after what it keeps; and where nothing does, one
+        that cannot be cut further as it is."""
+        for d in sorted(range(len(now)), key=lambda d: (self._begins(now[d], wanted[d]), self.mesh.size(now[d]))):
             if now[d] == wanted[d]:
                 continue
             kept = self.mesh.common_prefix(now[d], wanted[d])
