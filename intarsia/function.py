@@ -16,7 +16,6 @@ from intarsia.deep_stack import with_deep_stack
 from intarsia.donation import with_own_memory
 from intarsia.executable import Executable
 from intarsia.files import Weights
-from intarsia.ir.cluster import Cluster
 from intarsia.ir.dtypes import F32, Array
 from intarsia.ir.errors import CompileError
 from intarsia.options import Options, require_host
@@ -361,6 +360,8 @@ class Function:
         fixed = {n: v for n, v in dims.items() if n not in options.dynamic}
         settings = [dataclasses.asdict(options), dataclasses.asdict(options.resolve_target())]
         if options.devices is not None:
+            from intarsia.ir.cluster import Cluster
+
             settings.append(dataclasses.asdict(Cluster.read(options.cluster)))  # what is in the file
         sizes_given = sorted(fixed.items())
         parts = [self.name, _texts(opened), _plain(statics), sizes_given, constants, *settings, state_of_knowledge()]

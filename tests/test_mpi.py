@@ -26,10 +26,8 @@ ROOT = Path(__file__).parent.parent
 OWN = Path(sys.executable).parent / "mpiexec"
 MPIEXEC = str(OWN) if OWN.exists() else shutil.which("mpiexec")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(find_spec("mpi4py") is None or MPIEXEC is None, reason="there is no mpi4py or no mpiexec"),
-]
+needs_mpi = pytest.mark.skipif(find_spec("mpi4py") is None or MPIEXEC is None, reason="no mpi4py or no mpiexec")
+pytestmark = [pytest.mark.slow, needs_mpi]
 
 FAILING = """mesh pod(data=2)
 

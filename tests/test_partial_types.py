@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Run
-from test_mpi import mpiexec
+from test_mpi import mpiexec, needs_mpi
 
 import intarsia
 from intarsia import Options
@@ -79,6 +79,7 @@ def test_what_has_no_parts_is_an_error(ita: Run) -> None:
     assert intarsia.compile(field).f({"max": 2.0}) == 2.0
 
 
+@needs_mpi
 @pytest.mark.slow
 def test_processes(tmp_path: Path) -> None:
     """Whole results are merged; parts go from one call into the next."""

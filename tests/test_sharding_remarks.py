@@ -31,6 +31,7 @@ RULES = (
     r"in each step of a loop: ",
     r"^blocks of |^sums go round |^what this needs is gathered ",
     r"go through the parts|goes through|rows",
+    r"^halos are exchanged once for .+ us with one for each$",
 )
 """How remarks say why."""
 
@@ -46,7 +47,7 @@ def words(name: str) -> list[str]:
 def test_each_choice_has_its_rule_and_line(name: str, collectives: str, ita: Run) -> None:
     status, shown, report = ita(*words(name), "--collectives", collectives)
     assert status == 0, report
-    told = [line.strip() for line in shown.partition("\ncollective ")[0].splitlines() if line.startswith("  ")]
+    told = [line.strip() for line in shown.partition("\ndevices are numbered")[0].splitlines() if line.startswith("  ")]
     assert told
     for line in told:
         place, _, message = line.partition(": ")
