@@ -185,7 +185,7 @@ class Mesh:
             overlapping = [other for other in taken if self.overlap(axis, other)]
             if overlapping:
                 before, rest = divmod(min(other.left for other in overlapping), axis.left)
-                if before > 1 and not rest:
+                if before > 1 and not rest and self.size(axis) % before == 0:
                     first = self.part(axis.name, axis.left, before)
                     free += [first] if not any(self.overlap(first, other) for other in taken) else []
                 break

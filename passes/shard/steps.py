@@ -61,7 +61,6 @@ class _Resharding:
         source, target = self.source, self.target
         kept = tuple(a for a in source.partial if a in target.partial and source.combiner == target.combiner)
         yield from self._merged(now, wanted, tuple(a for a in source.partial if a not in kept))
-        seen = {tuple(now)}
         while tuple(now) != wanted:
             before = tuple(now)
             for way in (
@@ -71,13 +70,9 @@ class _Resharding:
                 self._exchanged,
                 self._rearranged,
                 self._gathered,
-                self._emptied,
             ):
-                after = list(now)
-                step = way(after, wanted)
-                if step is not None and (tuple(after) not in seen or way == self._emptied):  # no step is taken back
-                    now[:] = after
-                    seen.add(tuple(now))
+                step = way(now, wanted)
+                if step is not None:
                     yield step
                     break
             assert tuple(now) != before, f"no step from {before} to {wanted}"
@@ -203,15 +198,6 @@ class _Resharding:
                 old = tuple(now)
                 now[d] = kept
                 return self._step("all_gather", gathered, old, now, dim=d)
-        return None
-
-    def _emptied(self, now: list[Axes], wanted: Sequence[Axes]) -> Step | None:
-        """Where parts of axes do not fit into each other: the first dimension that lies wrong is gathered whole."""
-        for d, own in enumerate(now):
-            if own and own != wanted[d]:
-                old = tuple(now)
-                now[d] = ()
-                return self._step("all_gather", own, old, now, dim=d)
         return None
 
     # ------------------------------------------------------------------ helpers
