@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from work import calls_made
 
 from intarsia.dsl.library import Library, load
 from intarsia.dsl.parser import read_source
@@ -276,18 +276,13 @@ def test_deep_nesting() -> None:
 
 
 @pytest.mark.slow
-def test_time_grows_with_the_size_of_the_program() -> None:
-    """Four times the statements take about four times as long; the bound is loose, the machine may be busy."""
-
-    def seconds(count: int) -> float:
+def test_work_grows_with_the_size_of_the_program() -> None:
+    def work(count: int) -> int:
         body = "\n".join(f"    x{i} = x{i - 1} * 2.0 + relu(x{i - 1})" for i in range(1, count + 1))
-        found = library(f"fn f(x0: f32[N]) {{\n{body}\n    return x{count}\n}}")
-        start = time.perf_counter()
-        found.build()
-        return time.perf_counter() - start
+        return calls_made(library(f"fn f(x0: f32[N]) {{\n{body}\n    return x{count}\n}}").build)
 
-    seconds(50)
-    assert min(seconds(1200) for _ in range(2)) < 12 * min(seconds(300) for _ in range(2)) + 0.2
+    work(50)
+    assert work(1200) < 4.2 * work(300)
 
 
 def test_values_at_the_edges_of_literals(run: Any) -> None:
