@@ -470,7 +470,7 @@ def shapes_of(types: Mapping[str, Type]) -> tuple[dict[str, tuple[int, ...]], di
     """Shapes by label, of one element for a list, and the lengths of lists."""
     from intarsia.ir.types import ListType
 
-    tensors = {n: t.element if isinstance(t, ListType) else t for n, t in types.items()}
+    tensors = {n: t.tensor for n, t in types.items()}
     lengths = {n: int(t.length) for n, t in types.items() if isinstance(t, ListType)}
     return {n: t.static_shape for n, t in tensors.items()}, lengths
 

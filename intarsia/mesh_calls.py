@@ -16,7 +16,7 @@ from intarsia.deep_stack import with_deep_stack
 from intarsia.files import Weights
 from intarsia.ir.dtypes import Array
 from intarsia.ir.errors import CompileError
-from intarsia.ir.types import ListType, TensorType
+from intarsia.ir.types import TensorType
 from intarsia.mesh_program import Argument, DeviceProgram, MeshProgram
 from intarsia.options import require_host
 from intarsia.parts import Part, Unmade
@@ -346,6 +346,6 @@ class MeshDevice:
     def wanted(self, number: int) -> TensorType:
         """The type of an argument, or of each of a list."""
         kind = self.program.placement.parameters[number]
-        found = kind.element if isinstance(kind, ListType) else kind
+        found = kind.tensor
         assert isinstance(found, TensorType)
         return found

@@ -23,7 +23,7 @@ from intarsia.ir.plan import Plan
 from intarsia.ir.sharding import Axes
 from intarsia.ir.spmd import Devices, Here, Placement, part, whole
 from intarsia.ir.text import print_module, read_module
-from intarsia.ir.types import ListType, TensorType
+from intarsia.ir.types import TensorType
 from intarsia.parts import Unmade
 from intarsia.runtime import buffers
 from intarsia.runtime.native import ErrorRecord, address_of, pointer_table
@@ -95,7 +95,7 @@ class MeshProgram:
     @cached_property
     def inputs(self) -> tuple[TensorLayout, ...]:
         """The arguments of the whole program."""
-        types = [t.element if isinstance(t, ListType) else t for t in self.placement.parameters]
+        types = [t.tensor for t in self.placement.parameters]
         return tuple(replace(layout, shape=t.shape) for layout, t in zip(self.local.inputs, types))
 
     def part(self, number: int, value: Argument | Unmade, device: int) -> Argument:

@@ -182,7 +182,7 @@ class StagedDevice:
 
 
 def _layout(label: str, kind: Any) -> TensorLayout:
-    element: TensorType = kind.element if isinstance(kind, ListType) else kind
+    element: TensorType = kind.tensor
     return TensorLayout(label, element.dtype, element.shape, kind.length if isinstance(kind, ListType) else None)
 
 

@@ -142,7 +142,7 @@ def declared_types(
         element = forms[label].dtype if label in forms else None
         if element is not None and element.is_narrow:
             stored = element.numpy_codes if codes else element.numpy
-            if _element_of(kind).numpy == stored:
+            if kind.dtype.numpy == stored:
                 kind = _with_element(kind, element)
         found[label] = kind
     return found
@@ -162,10 +162,6 @@ def _type_in(form: SignatureForm, tensor: TensorForm, tensors: Tensors, dims: Ma
         message = f"{form.function}: nothing decides {', '.join(unknown)}: the list that has {tensor.label} is empty"
         raise CompileError("E0614", message, hint=f"give {' '.join(f'--dim {n}=…' for n in unknown)}")
     return TensorType.of(tensor.dtype or F32, *(s.evaluate(known) for s in sizes))
-
-
-def _element_of(kind: Type) -> DType:
-    return kind.element.dtype if isinstance(kind, ListType) else kind.dtype
 
 
 def _with_element(kind: Type, element: DType) -> Type:
@@ -189,7 +185,7 @@ def open_types(
         kind = types.get(tensor.label)
         if kind is None:
             continue
-        own = kind.element if isinstance(kind, ListType) else kind
+        own = kind.tensor
         dims = tensor.expanded(own.rank)
         if len(dims) != own.rank:
             continue  # of another rank than declared: the compiler says so

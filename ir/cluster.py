@@ -81,5 +81,4 @@ class Cluster:
 
     def collective_seconds(self, mesh: Mesh, node: Collective) -> float:
         """What a collective of the program of a device takes."""
-        put_in = math.prod(node.x.tensor.static_shape) * node.x.dtype.bits / 8
-        return self.seconds(mesh, node.name, node.mesh_axes, put_in)
+        return self.seconds(mesh, node.name, node.mesh_axes, node.x.type.bytes_for())

@@ -22,7 +22,6 @@ from intarsia.ir.scalar import Load, loads
 from intarsia.ir.sharding import COMBINERS
 from intarsia.ir.sizes import ONE, ZERO, Quotient, Remainder, Size, product
 from intarsia.ir.space import Axis, Space, operand, size_loads
-from intarsia.ir.types import ListType
 
 MERGED = {operator: combiner for combiner, operator in COMBINER_OPERATORS.items() if combiner in COMBINERS}
 """What merges the parts of an update that each device makes, by its operator."""
@@ -58,7 +57,7 @@ def factors(node: Node) -> Factors | None:
     """The rule of a node, or None for a loop, a group, a list or a call: there it follows from what is inside."""
     match node:
         case Structured():
-            return _of_space(node.space, tuple(map(_shape, node.operands)))
+            return _of_space(node.space, tuple(v.type.extents for v in node.operands))
         case Update():
             return _update(node)
         case Sort(x) | Argsort(x):
@@ -68,11 +67,6 @@ def factors(node: Node) -> Factors | None:
         case ArgReduce(x, _, axis):
             return _along(x, axis, keeps=False)
     return None
-
-
-def _shape(value: Value) -> tuple[Size, ...]:
-    """The dimensions of a value, those of a list after its length."""
-    return (value.type.length, *value.type.element.shape) if isinstance(value.type, ListType) else value.tensor.shape
 
 
 @lru_cache(maxsize=4096)  # layers of a model are alike
@@ -106,7 +100,7 @@ def _update(node: Update) -> Factors:
     bounds = (b for a in node.axes for b in (a.lower, a.upper))
     found = (*size_loads((*node.targets, *bounds)), *loads(node.body), Load(operand(0), node.targets, node.base.dtype))
     digits = _Digits.of(node.axes, (), found, None)
-    rule = _rule(digits, tuple(map(_shape, (node.base, *node.arguments))), found, ())
+    rule = _rule(digits, tuple(v.type.extents for v in (node.base, *node.arguments)), found, ())
     result = rule.operands[0]
     passing = {name for d in result if d for name in d}
     combiner = MERGED.get(node.operator)

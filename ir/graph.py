@@ -63,7 +63,7 @@ class Value:
 
     @property
     def dtype(self) -> DType:
-        return self.tensor.dtype
+        return self.type.dtype
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -369,7 +369,7 @@ class ModuleReader(PartReader):
         value = self.scope[token.text]
         if value not in self.operands:
             self.operands.append(value)
-        element = value.type.element if isinstance(value.type, ListType) else value.type
+        element = value.type.tensor
         return operand(self.operands.index(value)), element.dtype
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TypeAlias
 
 from intarsia.ir.dtypes import DType
@@ -26,12 +28,26 @@ class TensorType:
         return TensorType(dtype, tuple(Size.of(s) for s in shape))
 
     @property
+    def tensor(self) -> TensorType:
+        """The type of a tensor: this one, or that of each tensor of a list."""
+        return self
+
+    @property
+    def extents(self) -> tuple[Size, ...]:
+        """The extents of all dimensions; of a list its length is the first."""
+        return self.shape
+
+    @property
     def rank(self) -> int:
         return len(self.shape)
 
     @property
     def elements(self) -> Size:
         return product(self.shape)
+
+    def bytes_for(self, sizes: Mapping[str, int] = MappingProxyType({})) -> int:
+        """Bytes of all elements where sizes have these values; those of fewer than 8 bits lie densely."""
+        return -(-self.elements.evaluate(sizes) * self.dtype.bits // 8)
 
     @property
     def is_static(self) -> bool:
@@ -72,6 +88,26 @@ class ListType:
 
     length: Size
     element: TensorType
+
+    @property
+    def tensor(self) -> TensorType:
+        return self.element
+
+    @property
+    def extents(self) -> tuple[Size, ...]:
+        return (self.length, *self.element.shape)
+
+    @property
+    def dtype(self) -> DType:
+        return self.element.dtype
+
+    @property
+    def elements(self) -> Size:
+        """Those of all tensors."""
+        return self.length * self.element.elements
+
+    def bytes_for(self, sizes: Mapping[str, int] = MappingProxyType({})) -> int:
+        return self.length.evaluate(sizes) * self.element.bytes_for(sizes)
 
     @property
     def plain(self) -> ListType:

@@ -153,7 +153,7 @@ class _Verifier:
         return None
 
     def type(self, type_: Type, names: frozenset[str], what: str) -> None:
-        sizes = (type_.length, *type_.element.shape) if isinstance(type_, ListType) else type_.shape
+        sizes = type_.extents
         unknown = sorted(frozenset().union(*(s.symbols for s in sizes)) - names)
         if unknown:
             self.found.append(f"{what} is {type_}: {', '.join(unknown)} is no dimension here")
@@ -285,7 +285,7 @@ class _Verifier:
             return self.problem(node, f"has {len(types)} {what}s for {len(buffers)} parameters")
         for buffer, type_ in zip(buffers, types):
             dtype, rank = _element(type_)
-            own = type_.element if isinstance(type_, ListType) else type_
+            own = type_.tensor
             fits = len(buffer.shape) + (buffer.length is not None) == rank or (
                 (buffer.length is None) == isinstance(type_, TensorType)
                 and product(buffer.shape).substitute(sizes) == own.elements

@@ -24,7 +24,7 @@ from intarsia.ir.ops.reduction import ArgReduce
 from intarsia.ir.points import Context, Points
 from intarsia.ir.scalar import Apply, Expr, Load, loads, walk
 from intarsia.ir.space import Axis, operand, size_loads
-from intarsia.ir.types import ListType, TensorType, Type
+from intarsia.ir.types import TensorType
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def work(node: Node, sizes: Mapping[str, int]) -> Work:
     """The work of one node; `sizes` gives dimension names and the counters that it uses. Not for calls of kernels:
     `ir/kernel_counts.py` counts those."""
     reads = sum(bytes_read(node, sizes).values())
-    written = sum(_bytes(t, sizes) for t in node.results)
+    written = sum(t.bytes_for(sizes) for t in node.results)
     match node:
         case Structured():
             points = _SpacePoints.of(node, sizes)
@@ -85,9 +85,9 @@ def work(node: Node, sizes: Mapping[str, int]) -> Work:
             return Work()
         case Sort(x) | Argsort(x):
             length = x.tensor.shape[-1].evaluate(sizes)
-            return Work(_elements(x.type, sizes) * max(1, math.ceil(math.log2(max(2, length)))), reads, written)
+            return Work(x.type.elements.evaluate(sizes) * max(1, math.ceil(math.log2(max(2, length)))), reads, written)
         case Cumulative(x) | ArgReduce(x):
-            return Work(_elements(x.type, sizes), reads, written)
+            return Work(x.type.elements.evaluate(sizes), reads, written)
     raise AssertionError(f"the work of a {node.name} is not read off the graph")
 
 
@@ -108,10 +108,10 @@ def bytes_read(node: Node, sizes: Mapping[str, int]) -> dict[Value, int]:
         case Loop() | ListGet() | After() | Done():
             return {}
         case _:
-            touched = ((v, _bytes(v.type, sizes)) for v in node.operands)
+            touched = ((v, v.type.bytes_for(sizes)) for v in node.operands)
     found: dict[Value, int] = {}
     for value, count in touched:
-        found[value] = min(found.get(value, 0) + count, _bytes(value.type, sizes))
+        found[value] = min(found.get(value, 0) + count, value.type.bytes_for(sizes))
     return found
 
 
@@ -175,14 +175,3 @@ class _SpacePoints:
                     s.evaluate(self.sizes) for i, s in zip(load.indices, value.tensor.shape) if i.as_name == name
                 ]
         return min(extents, default=1)
-
-
-def _elements(type_: Type, sizes: Mapping[str, int]) -> int:
-    if isinstance(type_, ListType):
-        return type_.length.evaluate(sizes) * _elements(type_.element, sizes)
-    return type_.elements.evaluate(sizes)
-
-
-def _bytes(type_: Type, sizes: Mapping[str, int]) -> int:
-    dtype = type_.element.dtype if isinstance(type_, ListType) else type_.dtype
-    return -(-_elements(type_, sizes) * dtype.bits // 8)

@@ -187,7 +187,7 @@ class _AllSteps:
             return made
         shape = value.tensor.shape
         starts = (Size.of(self.loop.counter) - self.loop.lower, *(ZERO for _ in shape))
-        taken = Slice(made, starts, (ONE, *shape), (1,) * (len(shape) + 1), (0,), span=value.node.span)
+        taken = Slice(made, starts, (ONE, *shape), dropped=(0,), span=value.node.span)
         return taken.value
 
 

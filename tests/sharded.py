@@ -47,7 +47,7 @@ def sharded_like(value: Value, axes: tuple[Axes, ...]) -> Sharding:
 
 
 def _shape(value: Value) -> tuple[object, ...]:
-    return value.type.element.shape if isinstance(value.type, ListType) else value.type.shape
+    return value.type.tensor.shape
 
 
 def with_parameters(module: Module, shardings: Mapping[int, Sharding]) -> Module:

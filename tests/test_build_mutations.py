@@ -71,7 +71,7 @@ def build_and_run(library: Library, name: str, sizes: dict[str, int]) -> None:
     verify_module(module)
     if all(n in sizes for n in module.graph.dimensions):
         declared = [p.type for p in module.graph.parameters]
-        dims = [d for t in declared for d in (t.element.shape if isinstance(t, ListType) else t.shape)]
+        dims = [d for t in declared for d in t.tensor.shape]
         if all(d.evaluate(sizes) >= 0 for d in dims):
             evaluate(module, [small_input(t, sizes) for t in declared], sizes)
 

@@ -39,7 +39,6 @@ from intarsia.ir.graph import Node, Value
 from intarsia.ir.ops import Cast, Reshape
 from intarsia.ir.scalar import Expr, Load, apply
 from intarsia.ir.sizes import Size
-from intarsia.ir.types import ListType
 
 if TYPE_CHECKING:
     from intarsia.dsl.evaluation.builder import Builder
@@ -219,7 +218,7 @@ def _differentiable(builder: Builder, item: Item, dtype: DType | None, label: st
         case bool() | None | str() | DType() | tuple():
             raise _not_differentiable(label, describe(item), span)
     value = builder.as_value(item, place, dtype)
-    found = value.type.element if isinstance(value.type, ListType) else value.type
+    found = value.type.tensor
     if not found.dtype.is_float or found.dtype.is_narrow:
         raise _not_differentiable(label.replace(".*", ""), str(found), span)
     return stacked(builder, value, place)

@@ -20,7 +20,7 @@ from intarsia.ir.ops import Compute, Constant, ListGet, Reshape
 from intarsia.ir.scalar import Const, Expr, Load, loads, transform
 from intarsia.ir.sizes import Size
 from intarsia.ir.space import Axis, Space, operand
-from intarsia.ir.types import ListType, TensorType, Type
+from intarsia.ir.types import TensorType, Type
 
 N = TypeVar("N", bound=Node)
 
@@ -47,8 +47,7 @@ class NodeMaker:
             CompileError: E0412, its shape depends on a loop counter or an index.
         """
         for found in node.results:
-            sizes = (found.length, *found.element.shape) if isinstance(found, ListType) else found.shape
-            for size in sizes:
+            for size in found.extents:
                 if not size.symbols <= self.bounds.dimensions.keys():
                     self._refuse_shape(found, size, node.span)
         if self.user_span is not None:

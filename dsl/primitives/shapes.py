@@ -243,7 +243,7 @@ def _part(builder: Builder, x: Stored, axis: int, start: Size, size: Size, span:
         return moved(builder, x, IndexMap(axes, places), span)
     starts = tuple(start if d == axis else ZERO for d in range(x.tensor.rank))
     extents = tuple(size if d == axis else s for d, s in enumerate(x.tensor.shape))
-    return builder.add(Slice(x, starts, extents, (1,) * x.tensor.rank, span=span)).value
+    return builder.add(Slice(x, starts, extents, span=span)).value
 
 
 def _pad(builder: Builder, scope: Scope, arguments: Arguments, span: Span) -> Item:

@@ -367,7 +367,7 @@ def _generic_elements(
             continue
         if tensor.label in tensors:
             kind = type_of(tensors[tensor.label])
-            found.setdefault(tensor.element, kind.element.dtype if isinstance(kind, ListType) else kind.dtype)
+            found.setdefault(tensor.element, kind.dtype)
         elif tensor.label in pending and (element := pending[tensor.label][0].dtype()) is not None:
             found.setdefault(tensor.element, element)
     return found

@@ -22,7 +22,6 @@ from intarsia.ir.kernel import Kernel
 from intarsia.ir.kernel_counts import count_operations, depends_on_data
 from intarsia.ir.plan_counts import count_plan_operations
 from intarsia.ir.plan_interpreter import Memory, run_plan, run_preparation
-from intarsia.ir.types import ListType, Type
 from intarsia.ir.work import region_work
 from intarsia.limits import Limits, machine_limits
 from intarsia.measurement import duration_text, measure, median_and_spread, size_text
@@ -62,13 +61,7 @@ def operations_done(compilation: Compilation) -> int:
 def argument_bytes(compilation: Compilation) -> int:
     """The bytes of arguments and results, each once."""
     graph = compilation.graph.graph
-    return sum(_bytes(v.type, compilation.sizes) for v in (*(p.value for p in graph.parameters), *graph.results))
-
-
-def _bytes(kind: Type, sizes: Mapping[str, int]) -> int:
-    if isinstance(kind, ListType):
-        return kind.length.evaluate(sizes) * _bytes(kind.element, sizes)
-    return -(-kind.elements.evaluate(sizes) * kind.dtype.bits // 8)
+    return sum(v.type.bytes_for(compilation.sizes) for v in (*(p.value for p in graph.parameters), *graph.results))
 
 
 def _rates(operations: float, moved: float, seconds: float, limits: Limits) -> str:

@@ -75,7 +75,7 @@ def recording(node: Loop, around: Ranges, make: Make) -> Loop | None:
         place = (Size.of(node.counter) - base, *names)
         load = Load(operand(1), names, kept.dtype)
         put = Update(rows.value, (state.value,), axes, place, "=", load, span=node.span)
-        zero = make(Constant(False if kept.dtype.kind == "bool" else 0, kept.dtype, span=node.span)).value
+        zero = make(Constant(0, kept.dtype, span=node.span)).value
         first.append(make(BroadcastTo(zero, rows.value.tensor.shape, span=node.span)).value)
         extra, nodes, results = [*extra, rows], [*nodes, put], [*results, put.value]
     condition = node.condition

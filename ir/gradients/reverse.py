@@ -24,7 +24,6 @@ from intarsia.ir.gradients.whole import pull_back_whole
 from intarsia.ir.graph import Node, Structured, Value
 from intarsia.ir.ops import Constant, Cumulative, Loop, Reshape
 from intarsia.ir.sizes import Size
-from intarsia.ir.types import ListType
 
 
 def gradients(
@@ -121,6 +120,4 @@ class Reverse:
 
 def is_differentiable(value: Value) -> bool:
     """Is it a tensor, or a list of tensors, of floats?"""
-    found = value.type
-    dtype = found.element.dtype if isinstance(found, ListType) else found.dtype
-    return dtype.is_float
+    return value.dtype.is_float

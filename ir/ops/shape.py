@@ -116,13 +116,25 @@ class BroadcastTo(Structured):
 
 @dataclass(frozen=True, eq=False)
 class Slice(Structured):
-    """`x[start : start + step * extent : step]` in every dimension; dimensions in `dropped` have extent 1 and go."""
+    """`x[start : start + step * extent : step]` in every dimension, with steps of 1 where none are given; dimensions in
+    `dropped` have extent 1 and go."""
 
     x: Value
     starts: tuple[Size, ...]
     extents: tuple[Size, ...]
-    steps: tuple[int, ...]
+    steps: tuple[int, ...] = ()
     dropped: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", self.steps or (1,) * len(self.starts))
+        super().__post_init__()
+
+    @classmethod
+    def along(cls, x: Value, d: int, start: Size | int, extent: Size | int) -> Slice:
+        """`x[start : start + extent]` along dimension d, and all of the other dimensions."""
+        shape = x.tensor.shape
+        starts = (ZERO,) * d + (Size.of(start),) + (ZERO,) * (len(shape) - d - 1)
+        return cls(x, starts, (*shape[:d], Size.of(extent), *shape[d + 1 :]))
 
     def infer(self) -> tuple[Type, ...]:
         ranks = {len(self.starts), len(self.extents), len(self.steps), self.x.tensor.rank}
@@ -159,6 +171,13 @@ class Pad(Structured):
     before: tuple[Size, ...]
     after: tuple[Size, ...]
     literal: int | float | bool
+
+    @classmethod
+    def along(cls, x: Value, d: int, before: Size | int, after: Size | int) -> Pad:
+        """x with so many zeros before and after it along dimension d."""
+        rest = x.tensor.rank - d - 1
+        front, back = ((ZERO,) * d + (Size.of(n),) + (ZERO,) * rest for n in (before, after))
+        return cls(x, front, back, 0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "literal", Const(self.literal, self.x.dtype).value)

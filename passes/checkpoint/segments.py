@@ -187,4 +187,4 @@ def _again(record: Record, kept: _Kept, segment: Size, start: Size, count: Size,
 def _row(x: Value, number: Size) -> Value:
     shape = x.tensor.shape[1:]
     starts = (number, *(ZERO for _ in shape))
-    return Slice(x, starts, (ONE, *shape), (1,) * (len(shape) + 1), (0,), span=x.node.span).value
+    return Slice(x, starts, (ONE, *shape), dropped=(0,), span=x.node.span).value

@@ -37,7 +37,7 @@ from intarsia.ir.ops import (
     Slice,
 )
 from intarsia.ir.sharding import Axes, Mesh, MeshAxis, local_extent
-from intarsia.ir.sizes import ONE, ZERO, Size
+from intarsia.ir.sizes import ONE, Size
 from intarsia.ir.spmd import Placement, is_partitioned
 from intarsia.ir.types import ListType, TensorType, Type
 from intarsia.passes.pipeline import Context, Pass
@@ -126,7 +126,7 @@ class _Turns:
             self.parts[old.value] = (old.value,) * self.count
             self.lists[old.value] = (old.value, None, 0)
             return old
-        extent = _shape(old.type)[d]
+        extent = old.type.tensor.static_shape[d]
         new = replace(old, type=_with_extent(old.type, d, self.extent(whole, d)))
         if isinstance(new.type, ListType):
             self.lists[old.value] = (new.value, d, extent)
@@ -144,7 +144,7 @@ class _Turns:
     def extent(self, whole: Type, d: int) -> int:
         """What a device has of a dimension on the mesh that is left."""
         assert whole.sharding is not None
-        return local_extent(_shape(whole)[d], self.left.size(whole.sharding.axes[d]))
+        return local_extent(whole.tensor.static_shape[d], self.left.size(whole.sharding.axes[d]))
 
     def split_dimension(self, whole: Type, node: Node) -> int | None:
         """The dimension of a parameter or result that the axis splits. Raises CompileError E1912 where the parts of one
@@ -155,7 +155,8 @@ class _Turns:
         for d, axes in enumerate(whole.sharding.axes if whole.sharding is not None else ()):
             if all(a.name != self.axis for a in axes):
                 continue
-            if axes != (own := MeshAxis(self.axis),) and (axes[-1] != own or _shape(whole)[d] % self.mesh.size(axes)):
+            own, divides = MeshAxis(self.axis), whole.tensor.static_shape[d] % self.mesh.size(axes) == 0
+            if axes != (own,) and (axes[-1] != own or not divides):
                 hint = f"let '{self.axis}' be the last axis of a dimension that the devices divide"
                 raise CompileError("E1912", f"{whole} does not lie in parts that can go in turn", node.span, hint=hint)
             return d
@@ -173,17 +174,11 @@ class _Turns:
         there = max(0, min(extent, shape[d] - part * extent))
         if there == shape[d] == extent:
             return x
-        zero = False if x.dtype.kind == "bool" else 0
         if not there:
             wanted = tuple(Size.of(extent if k == d else s) for k, s in enumerate(shape))
-            return self.add(BroadcastTo(self.add(Constant(zero, x.dtype)), wanted), x.node)
-        starts = tuple(Size.of(part * extent if k == d else 0) for k in range(len(shape)))
-        extents = tuple(Size.of(there if k == d else s) for k, s in enumerate(shape))
-        found = self.add(Slice(x, starts, extents, (1,) * len(shape)), x.node)
-        if there == extent:
-            return found
-        after = tuple(Size.of(extent - there if k == d else 0) for k in range(len(shape)))
-        return self.add(Pad(found, (ZERO,) * len(shape), after, zero), x.node)
+            return self.add(BroadcastTo(self.add(Constant(0, x.dtype)), wanted), x.node)
+        found = self.add(Slice.along(x, d, part * extent, there), x.node)
+        return found if there == extent else self.add(Pad.along(found, d, 0, extent - there), x.node)
 
     # ------------------------------------------------------------------ nodes
 
@@ -388,16 +383,11 @@ class _Turns:
         if source >= 0:
             return parts[self.group(p, axes)[source]]
         shape = parts[p].tensor.shape
-        zero = self.add(Constant(False if parts[p].dtype.kind == "bool" else 0, parts[p].dtype))
-        return self.add(BroadcastTo(zero, shape))
+        return self.add(BroadcastTo(self.add(Constant(0, parts[p].dtype)), shape))
 
 
 def _differ(parts: Parts) -> bool:
     return any(v is not parts[0] for v in parts)
-
-
-def _shape(type_: Type) -> tuple[int, ...]:
-    return (type_.element if isinstance(type_, ListType) else type_).static_shape
 
 
 def _with_extent(type_: Type, d: int, extent: int) -> Type:

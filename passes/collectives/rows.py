@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from intarsia.ir.errors import Span
 from intarsia.ir.graph import Node, Value
 from intarsia.ir.ops import AllGather, Pad, Reshape, Slice, Transpose
-from intarsia.ir.sizes import ZERO, Size
+from intarsia.ir.sizes import Size
 
 
 @dataclass
@@ -55,15 +55,9 @@ class Rows:
 
     def cut(self, rows: Value, start: int, width: int) -> Value:
         """So many columns."""
-        height, whole = rows.tensor.static_shape
-        if width == whole:
-            return rows
-        extents = (Size.of(height), Size.of(width))
-        return self.add(Slice(rows, (ZERO, Size.of(start)), extents, (1, 1)))
+        return rows if width == rows.tensor.static_shape[1] else self.add(Slice.along(rows, 1, start, width))
 
     def padded(self, rows: Value, width: int) -> Value:
         """The rows with zeros at their ends."""
         more = width - rows.tensor.static_shape[1]
-        if not more:
-            return rows
-        return self.add(Pad(rows, (ZERO, ZERO), (ZERO, Size.of(more)), 0))
+        return self.add(Pad.along(rows, 1, 0, more)) if more else rows

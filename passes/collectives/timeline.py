@@ -77,7 +77,7 @@ class Costs:
             case Constant() | Reshape() | ListGet() | After() | Done() | DeviceIndex():
                 return Work()
             case AllSlice():
-                size = node.value.tensor.elements.evaluate(sizes) * node.value.dtype.bits // 8
+                size = node.value.type.bytes_for(sizes)
                 return Work(0, size, size)
             case Collective():
                 return Work()

@@ -158,7 +158,7 @@ class Widening:
             return value
         shape = old.tensor.shape
         starts = tuple(Size.of(margins[d].before if d in margins else 0) for d in range(len(shape)))
-        return add(Slice(value, starts, shape, (1,) * len(shape)))
+        return add(Slice(value, starts, shape))
 
     def _widened(self, node: Node, values: Mapping[Value, Value]) -> Node:
         """A node on widened operands, for all that is wanted of it."""

@@ -13,7 +13,6 @@ from intarsia.ir.graph import Parameter, Value
 from intarsia.ir.kernel import Check, Kernel, walk
 from intarsia.ir.ops import Call, ListGet, Reshape
 from intarsia.ir.sizes import Size
-from intarsia.ir.types import ListType
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,7 @@ class Constants:
             case Reshape(source):
                 return self.of(source)
             case ListGet(source, index, ()) if not self.of(source):  # of an item of an item it would be one of several
-                kind = source.type
-                length = kind.length if isinstance(kind, ListType) else kind.shape[0]
+                length = source.type.extents[0]
                 fixed = index.constant is not None
                 return None if self.of(source) is None else frozenset(() if fixed else (Items(length, index),))
             case Call(kernel, arguments, _, sizes) if arguments:

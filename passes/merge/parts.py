@@ -200,7 +200,7 @@ def merged(group: Sequence[Along], parts: Mapping[Value, Part], fixed: Fixed) ->
     for member in group:
         shape = member.node.value.tensor.shape
         starts = tuple(start if d == first.axis else ZERO for d in range(len(shape)))
-        views.append(Slice(made.value, starts, shape, (1,) * len(shape), span=member.node.span))
+        views.append(Slice(made.value, starts, shape, span=member.node.span))
         start = start + member.extent
     return Merged(tuple(joined), made, tuple(views))
 

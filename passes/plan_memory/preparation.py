@@ -27,7 +27,7 @@ from intarsia.ir.graph import Graph, Module, Node, Parameter, Region, Value
 from intarsia.ir.ops import Call, ListGet, Loop, Reshape
 from intarsia.ir.preparation import split_preparation
 from intarsia.ir.sizes import ZERO, Size
-from intarsia.ir.types import ListType, TensorType, Type
+from intarsia.ir.types import TensorType, Type
 from intarsia.passes.lower.constants import Constants
 from intarsia.passes.lower.stages import Names
 from intarsia.passes.regions import change_node_regions, change_nodes
@@ -193,10 +193,7 @@ class _Once:
 
 
 def _symbols(kind: Type) -> frozenset[str]:
-    tensor = kind.element if isinstance(kind, ListType) else kind
-    assert isinstance(tensor, TensorType)
-    length = kind.length.symbols if isinstance(kind, ListType) else frozenset()
-    return frozenset(length).union(*(s.symbols for s in tensor.shape))
+    return frozenset[str]().union(*(s.symbols for s in kind.extents))
 
 
 def _label(value: Value, number: int) -> str:

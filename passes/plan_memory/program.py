@@ -17,7 +17,7 @@ from intarsia.ir.graph import Graph, Module, Node, Parameter, Region, Value
 from intarsia.ir.kernel import Alloc, Kernel
 from intarsia.ir.ops import Call, Collective, DeviceIndex, Done, ListGet, Loop, Reshape
 from intarsia.ir.sizes import Size
-from intarsia.ir.types import ListType, TensorType
+from intarsia.ir.types import TensorType
 from intarsia.passes.plan_memory.overwriting import operands_of_results
 
 
@@ -163,7 +163,7 @@ def linearise(module: Module, kernels: dict[str, Kernel], donated: Collection[st
     builder = _Builder(kernels, f"{graph.name}_")
     for parameter in graph.parameters:
         kind = parameter.type
-        cell = builder.cell(parameter.label, kind.element if isinstance(kind, ListType) else kind)
+        cell = builder.cell(parameter.label, kind.tensor)
         cell.input = parameter
         cell.donated = parameter.label.partition(".")[0] in donated and isinstance(kind, TensorType)
         builder.values[parameter.value] = cell

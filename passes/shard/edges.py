@@ -86,7 +86,7 @@ class Edge:
 
 def shape_of(value: Value) -> tuple[Size, ...]:
     """The dimensions that can be split: those of its tensors for a list."""
-    return value.type.element.shape if isinstance(value.type, ListType) else value.type.shape
+    return value.type.tensor.shape
 
 
 def edges_of(region: Region) -> Iterator[Edge]:

@@ -10,7 +10,6 @@ from intarsia.ir.graph import Node, Structured, Value
 from intarsia.ir.ops.collective import CollectivePermute
 from intarsia.ir.ops.shape import Concat, Pad, Slice
 from intarsia.ir.sharding import Axes, Mesh, Sharding
-from intarsia.ir.sizes import Size
 from intarsia.passes.shard.blocks import Add
 from intarsia.passes.shard.edges import Edge, edge_of
 from intarsia.passes.shard.ways import sharding_of, static_shape
@@ -95,18 +94,15 @@ def widened(value: Value, d: int, axes: Axes, devices: int, halo: Halo, add: Add
     names = tuple(map(str, axes))
     parts = [value]
     if halo.before > 0:
-        last = add(_cut(value, d, own - halo.before, halo.before))
+        last = add(Slice.along(value, d, own - halo.before, halo.before))
         parts.insert(0, add(CollectivePermute(last, names, devices, _from_before(devices))))
     if halo.after > 0:
-        first = add(_cut(value, d, 0, halo.after))
+        first = add(Slice.along(value, d, 0, halo.after))
         parts.append(add(CollectivePermute(first, names, devices, _from_after(devices))))
     if len(parts) > 1:
         value = add(Concat(tuple(parts), d))
     if halo.front or halo.back:
-        front, back = (
-            tuple(Size.of(n if k == d else 0) for k in range(value.tensor.rank)) for n in (halo.front, halo.back)
-        )
-        value = add(Pad(value, front, back, False if value.dtype.kind == "bool" else 0))
+        value = add(Pad.along(value, d, halo.front, halo.back))
     return value
 
 
@@ -141,7 +137,7 @@ def _is_from(part: Value, value: Value, d: int, before: bool) -> bool:
     extent = int(part.tensor.shape[d])
     start = int(value.tensor.shape[d]) - extent if before else 0
     wanted = _from_before(sent.devices) if before else _from_after(sent.devices)
-    like = _cut(value, d, start, extent)
+    like = Slice.along(value, d, start, extent)
     same = (cut.starts, cut.extents, cut.steps, cut.dropped) == (like.starts, like.extents, like.steps, like.dropped)
     return sent.sources == wanted and cut.x == value and same
 
@@ -159,9 +155,3 @@ def origin(value: Value, d: int, axes: Axes, devices: int, halo: Halo) -> Run:
     whole = static_shape(value)[d]
     part, front = Run.part(axes, whole, devices), halo.before + halo.front
     return Run(axes, part.step, -front, front + part.extent + halo.after + halo.back, whole)
-
-
-def _cut(value: Value, d: int, start: int, extent: int) -> Slice:
-    starts = tuple(Size.of(start if k == d else 0) for k in range(value.tensor.rank))
-    extents = tuple(Size.of(extent) if k == d else s for k, s in enumerate(value.tensor.shape))
-    return Slice(value, starts, extents, (1,) * value.tensor.rank)

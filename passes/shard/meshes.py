@@ -10,7 +10,7 @@ from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module, Node, Parameter, Region, Value
 from intarsia.ir.ops.collective import Shard
 from intarsia.ir.sharding import Mesh, Sharding
-from intarsia.ir.types import ListType, TensorType, Type, placed
+from intarsia.ir.types import TensorType, Type, placed
 from intarsia.passes.fuse.report import title
 
 
@@ -49,7 +49,7 @@ def require_numbers(module: Module) -> None:
     """Raise CompileError E1904 for a dimension that is split and has no number yet."""
     for node in (*module.graph.parameters, *module.graph.body.walk()):
         for type_ in node.results:
-            shape = type_.element.shape if isinstance(type_, ListType) else type_.shape
+            shape = type_.tensor.shape
             for size, axes in zip(shape, type_.sharding.axes if type_.sharding is not None else ()):
                 if axes and size.constant is None:
                     hint = "give its size, as in --dim N=64; a dimension that is split cannot be dynamic"

@@ -231,10 +231,9 @@ def _fitted(value: Value, shape: Sequence[int], add: Callable[[Node], Value]) ->
     have = value.tensor.static_shape
     after = tuple(Size.of(max(0, want - own)) for own, want in zip(have, shape))
     if any(a != ZERO for a in after):
-        zero = False if value.dtype.kind == "bool" else 0
-        value = add(Pad(value, (ZERO,) * len(have), after, zero))
+        value = add(Pad(value, (ZERO,) * len(have), after, 0))
     if any(want < own for own, want in zip(have, shape)):
-        value = add(Slice(value, (ZERO,) * len(have), tuple(map(Size.of, shape)), (1,) * len(have)))
+        value = add(Slice(value, (ZERO,) * len(have), tuple(map(Size.of, shape))))
     return value
 
 

@@ -20,7 +20,6 @@ from intarsia.ir.graph import Module, Node, Structured, Value
 from intarsia.ir.ops.collective import Shard
 from intarsia.ir.sharding import Axes, DimensionSharding, Mesh, MeshAxis, Sharding
 from intarsia.ir.spmd import mesh_of
-from intarsia.ir.types import ListType
 from intarsia.passes.fuse.report import title
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.shard.edges import Edge, Projection, dimension_axes, edges_of, project, shape_of
@@ -365,9 +364,8 @@ def _declaration(edge: Edge, t: int, name: str, axes: Axes) -> str:
     value, d = edge.tensors[t], _dimension_of(edge, t, name)
     dimensions = [DimensionSharding()] * len(shape_of(value))
     dimensions[d] = DimensionSharding(axes, False)
-    dtype = value.type.element.dtype if isinstance(value.type, ListType) else value.type.dtype
     marks = ", ".join(f"…@{mark}" if (mark := str(own)) else "…" for own in dimensions)
-    return f"v: {dtype}[{marks}] = {getattr(value.node, 'label', '') or '…'}"
+    return f"v: {value.dtype}[{marks}] = {getattr(value.node, 'label', '') or '…'}"
 
 
 @dataclass(frozen=True)

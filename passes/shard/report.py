@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -39,7 +38,7 @@ def sent_by(module: Module, cluster: Cluster) -> tuple[Sent, ...]:
             for inner in node.regions:
                 yield from walk(inner, times * steps)
             if isinstance(node, Collective) and not isinstance(node, AllSlice):
-                put_in = math.prod(node.x.tensor.static_shape) * node.x.dtype.bits // 8
+                put_in = node.x.type.bytes_for()
                 seconds = cluster.collective_seconds(mesh, node) * times
                 yield Sent(node.name, node.axes, put_in, times, seconds, node.span)
 

@@ -21,7 +21,7 @@ from intarsia.ir.ops.shape import BroadcastTo, Concat, Reshape
 from intarsia.ir.sharding import Axes, Mesh, Sharding
 from intarsia.ir.sizes import ONE, Size
 from intarsia.ir.spmd import mesh_of
-from intarsia.ir.types import ListType, TensorType, placed
+from intarsia.ir.types import ListType, placed
 from intarsia.passes.canonicalize.values import literal_of
 from intarsia.passes.dce import prune
 from intarsia.passes.fuse.report import bytes_text, title
@@ -160,9 +160,8 @@ class _Resharder:
 
     def tell_layout(self, value: Value, wanted: Sharding, node: Shard | Loop) -> None:
         """Say what is sent for a declared type, or for a state that lies alike in each step."""
-        dtype = value.type.dtype if isinstance(value.type, TensorType) else value.type.element.dtype
         steps = reshard_steps(self.mesh, static_shape(value), sharding_of(value), wanted)
-        if (sent := sum(s.elements_sent(self.mesh) for s in steps) * dtype.bits / 8) > 0:
+        if (sent := sum(s.elements_sent(self.mesh) for s in steps) * value.dtype.bits / 8) > 0:
             why = "as its type says" if isinstance(node, Shard) else "as it has to in each step of a loop"
             becomes = f"{described(value)} becomes {placed(value.type, wanted)}"
             self.remark(f"{becomes}, {why}: each device sends {_bytes(sent)}", node.span)
@@ -447,7 +446,6 @@ class _Choice:
         return reshard_steps(self.mesh, static_shape(value), source, target)
 
     def _bytes(self, value: Value, steps: Sequence[Step]) -> float:
-        dtype = value.type.element.dtype if isinstance(value.type, ListType) else value.type.dtype
         if any(s.kind not in SUMS and self.in_turn in (a.name for a in s.axes) for s in steps):
             return math.inf
-        return sum(s.elements_sent(self.mesh) for s in steps) * dtype.bits / 8
+        return sum(s.elements_sent(self.mesh) for s in steps) * value.dtype.bits / 8

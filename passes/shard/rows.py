@@ -21,7 +21,7 @@ def take_row(node: Structured, position: int, loop: Loop) -> tuple[Compute | Lis
     reads more than a row, or nothing else."""
     value = node.operands[position]
     is_list = isinstance(value.type, ListType)
-    rows = {d: {load.indices[d] for load in node.space.loads_of(position)} for d in range(_rank(value))}
+    rows = {d: {load.indices[d] for load in node.space.loads_of(position)} for d in range(len(value.type.extents))}
     found = [d for d, own in rows.items() if len(own) == 1 and all(_is_row(i, value, d, loop) for i in own)]
     if not found or len(node.operands) == 1 or (is_list and found[0] != 0):
         return None
@@ -72,15 +72,10 @@ def sum_first(node: Update) -> tuple[Compute, Update] | None:
     return summed, replace(node, arguments=(summed.value,), axes=tuple(plain), body=read)
 
 
-def _rank(value: Value) -> int:
-    return value.type.element.rank + 1 if isinstance(value.type, ListType) else value.tensor.rank
-
-
 def _is_row(index: Size, value: Value, d: int, loop: Loop) -> bool:
     """Is it the row of a step, which all steps have?"""
     if index.symbols != {loop.counter} or not index.is_affine_in([loop.counter]):
         return False
     ends = [index.substitute({loop.counter: step}).constant for step in (loop.lower, loop.upper - 1)]
-    extents = (value.type.length, *value.type.element.shape) if isinstance(value.type, ListType) else value.tensor.shape
-    extent = extents[d].constant
+    extent = value.type.extents[d].constant
     return extent is not None and all(end is not None and 0 <= end < extent for end in ends)

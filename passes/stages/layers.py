@@ -104,7 +104,7 @@ class _Writer:
 
     def rows_of(self, value: Value) -> Rows:
         """The rows of a whole value."""
-        length = value.type.length if isinstance(value.type, ListType) else value.tensor.shape[0]
+        length = value.type.extents[0]
 
         def make(n: int) -> Value:
             if (literal := literal_of(value)) is not None:

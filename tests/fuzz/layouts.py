@@ -48,7 +48,7 @@ def with_random_layouts(module: Module, mesh: Mesh, seed: int) -> Module:
     choose = random.Random(seed)
 
     def some(type_: TensorType | ListType, share: float) -> Sharding | None:
-        tensor = type_.element if isinstance(type_, ListType) else type_
+        tensor = type_.tensor
         return random_layout(tensor.rank, mesh, choose) if choose.random() < share else None
 
     def laid(value: Value, nodes: list[Node], share: float) -> Value:

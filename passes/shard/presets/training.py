@@ -255,7 +255,7 @@ def _same_place(value: Value, counters: Mapping[str, Size]) -> list[Value]:
     same: dict[Value, None] = {}
     for operand, indices in _subscripts(value.node):
         rows = len(indices) - len(place)
-        extents = _extents(operand)[:rows]
+        extents = operand.type.extents[:rows]
         is_row = all(counters.get(i.as_name or "") == e for i, e in zip(indices, extents))
         if rows >= 0 and indices[rows:] == place and is_row and indices:
             same[operand] = None
@@ -292,11 +292,6 @@ def _subscripts(node: Node) -> Iterator[tuple[Value, tuple[Size, ...]]]:
         yield node.base, node.targets
         for load in loads(node.body):
             yield node.operands[operand_position(load.buffer)], load.indices
-
-
-def _extents(value: Value) -> tuple[Size, ...]:
-    """All dimensions, with that of a list."""
-    return (value.type.length, *shape_of(value)) if isinstance(value.type, ListType) else shape_of(value)
 
 
 def stacked_type(type_: Type) -> Type:

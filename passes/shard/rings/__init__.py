@@ -125,7 +125,7 @@ class _Rings:
         for node in region.nodes:
             if isinstance(node, ReduceScatter) and (node,) not in self.declined:
                 product = _product_of(region, node)
-                if product is not None and self.pays((node,), ((product,),), MOVED * _bytes(node.value.tensor)):
+                if product is not None and self.pays((node,), ((product,),), MOVED * node.value.type.bytes_for()):
                     return _replaced(region, self.scatter_ring(node, product))[0]
                 self.declined.add((node,))
         return None
@@ -150,13 +150,13 @@ class _Rings:
             sending = step if number == len(rounds) - 1 else step - sums
             of_block = sum(map(self._seconds, work)) / devices
             around += (devices - 1) * max(sending, of_block) + of_block + merging
-        held = sum(_bytes(n.value.tensor) for n in whole if isinstance(n, AllGather))
+        held = sum(n.value.type.bytes_for() for n in whole if isinstance(n, AllGather))
         return around < at_once + computing or held > SHARE * self.cluster.memory_bytes
 
     def _hop_seconds(self, node: AllGather | ReduceScatter) -> float:
         """What it takes to send a block to the next device."""
         block = node.x if isinstance(node, AllGather) else node.value
-        return self.cluster.seconds(self.mesh, "collective_permute", node.mesh_axes, _bytes(block.tensor))
+        return self.cluster.seconds(self.mesh, "collective_permute", node.mesh_axes, block.type.bytes_for())
 
     def _seconds(self, node: Structured) -> float:
         points = math.prod(a.extent.constant or 1 for a in node.space.all_axes)
@@ -190,7 +190,7 @@ class _Rings:
             self.remark(f"what this needs is gathered at once{why}", span, done=False)
             return None
         chains = [chain_of(turn) for turn in rounds]
-        sums = sum(_bytes(TensorType(p.space.dtype, p.space.shape)) for c in chains for p in c.of_role("reduced"))
+        sums = sum(TensorType(p.space.dtype, p.space.shape).bytes_for() for c in chains for p in c.of_role("reduced"))
         whole: list[AllGather | ReduceScatter] = [*group.gathers, *group.scattered.values()]
         if not self.pays(whole, [turn.members for turn in rounds], MOVED * sums):
             self.remark("what this needs is gathered at once, which takes less time", span, done=False)
@@ -337,7 +337,7 @@ def _cut(value: Value, extents: tuple[Size, ...], add: Add) -> Value:
     """A value without the padding at its end."""
     if value.tensor.shape == extents:
         return value
-    return add(Slice(value, (ZERO,) * len(extents), extents, (1,) * len(extents)))
+    return add(Slice(value, (ZERO,) * len(extents), extents))
 
 
 def _cast(value: Value, dtype: DType, add: Add) -> Value:
@@ -378,7 +378,3 @@ def _replaced(region: Region, ring: _Ring) -> tuple[Region, dict[Value, Value]]:
         values.update((old, new) for old, new in zip(node.values, rebuilt[-1].values) if old not in values)
     results = tuple(values.get(v, v) for v in region.results)
     return region_of(region.parameters, (*before, *ring.nodes, *rebuilt), results), values
-
-
-def _bytes(type_: TensorType) -> float:
-    return math.prod(type_.static_shape) * type_.dtype.bits / 8

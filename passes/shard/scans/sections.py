@@ -14,7 +14,7 @@ from intarsia.ir.ops.index import Compute
 from intarsia.ir.ops.shape import Pad, Reshape, Slice
 from intarsia.ir.scalar import Const, Expr, Index, Load, apply, as_size, transform, where
 from intarsia.ir.sharding import Axes, Mesh, Sharding
-from intarsia.ir.sizes import ZERO, Size, minimum
+from intarsia.ir.sizes import Size, minimum
 from intarsia.ir.space import Axis, Space, operand, operand_position
 from intarsia.ir.types import ListType
 from intarsia.passes.lower.stages import Names
@@ -52,9 +52,7 @@ class Sections:
         if (value, d) not in self.known:
             rest, shape, source = self.free(sharding_of(value).axes), value.tensor.shape, value
             if missing := self.count * self.extent - self.whole:
-                after = tuple(Size.of(missing if k == d else 0) for k in range(len(shape)))
-                zero = False if value.dtype.kind == "bool" else 0
-                source = self.add(Pad(value, (ZERO,) * len(shape), after, zero), (*rest[:d], self.axes, *rest[d + 1 :]))
+                source = self.add(Pad.along(value, d, 0, missing), (*rest[:d], self.axes, *rest[d + 1 :]))
             new = (*shape[:d], Size.of(self.count), Size.of(self.extent), *shape[d + 1 :])
             self.known[value, d] = self.add(Reshape(source, new), (*rest[:d], self.axes, (), *rest[d + 1 :]))
         return self.known[value, d]
@@ -67,8 +65,7 @@ class Sections:
         value = self.add(Reshape(value, all_), axes)
         if self.count * self.extent == self.whole:
             return value
-        extents = (*all_[:d], Size.of(self.whole), *all_[d + 1 :])
-        return self.add(Slice(value, (ZERO,) * len(all_), extents, (1,) * len(all_)), axes)
+        return self.add(Slice.along(value, d, 0, self.whole), axes)
 
     def laid(self, value: Value, axes: Sequence[Axes]) -> Value:
         """The value as its dimensions are to be split."""

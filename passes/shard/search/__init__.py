@@ -140,7 +140,7 @@ class _Problem:
                 yield Sharding.of(axes)
 
     def add(self, value: Value, ways: list[Way], seconds: list[float], times: int, taking: Sequence[float] = ()) -> int:
-        held = value.type.element.dtype.bits if isinstance(value.type, ListType) else value.type.dtype.bits
+        held = value.dtype.bits
         for n, way in enumerate(ways):
             split = self.mesh.size(a for d in way.result.axes for a in d)
             seconds[n] += HELD * elements_of(value) * held / 8 / split
@@ -282,7 +282,7 @@ class _Problem:
             return 0.0
         if isinstance(value.type, ListType):
             return IMPOSSIBLE
-        size = value.type.dtype.bits / 8
+        size = value.dtype.bits / 8
         return sum(
             self.cluster.seconds(self.mesh, s.kind, s.axes, math.prod(s.before) * size)
             for s in reshard_steps(self.mesh, static_shape(value), source, target)
