@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from intarsia.dsl import ast
-from intarsia.dsl.parser import parse_declaration, parse_program, read_source, split_declarations
+from intarsia.dsl.parser import parse_declaration, parse_program, split_declarations
 from intarsia.dsl.semantics.scope import File
 from intarsia.ir.errors import CompileError, Diagnostic, Source, Span
 
@@ -186,7 +186,7 @@ class _Loader:
             return
         if key not in self.files:
             try:
-                source = read_source(target)
+                source = Source.decoded(str(target), target.read_bytes())
             except OSError as error:
                 hint = "the path is relative to the file that imports it"
                 message = f'"{declaration.path.value}" cannot be read: {error.strerror}'

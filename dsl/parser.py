@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import cast
 
 from intarsia.dsl import ast, lexical_errors
@@ -33,28 +32,6 @@ _DECLARATION = re.compile(
 
 
 _WORD = re.compile(r"\w+")
-
-
-def read_source(path: Path) -> Source:
-    """The text of a file, which must be UTF-8; a byte order mark is left out.
-
-    Raises:
-        CompileError: E0102, the file is not text. What the system says about a file that cannot be opened is passed on.
-    """
-    data = path.read_bytes()
-    return decode_source(str(path), data)
-
-
-def decode_source(name: str, data: bytes) -> Source:
-    """Bytes as a source called `name`; see `read_source`."""
-    try:
-        return Source(name, data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        position = len(data[: error.start].decode("utf-8-sig", "replace"))
-        source = Source(name, data.decode("utf-8-sig", "replace"))
-        message = f"byte 0x{data[error.start]:02X} is not UTF-8"
-        hint = "save the file as UTF-8; is it a text file?"
-        raise CompileError("E0102", message, Span(source, position, position + 1), hint=hint) from None
 
 
 def parse_program(source: Source) -> ast.Program:

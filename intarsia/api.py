@@ -16,7 +16,7 @@ from intarsia.runtime.buffers import POOL
 def load(path: str | Path, options: Options | None = None, *, use_cache: bool = True) -> Program:
     """The program in a file. Its functions are attributes; they compile when they are called.
 
-    Raises CompileError E0701 or E0702 where the file cannot be read; what is wrong with the program itself is raised
+    Raises CompileError E0701 or E0102 where the file cannot be read; what is wrong with the program itself is raised
     when a function is used.
     """
     return Program(read_source(path), options, use_cache=use_cache)

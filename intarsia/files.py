@@ -207,21 +207,12 @@ def write_results(path: str | Path, results: Mapping[str, Array], types: Mapping
 
 
 def read_source(path: str | Path) -> Source:
-    """The text of a program or of IR. Raises CompileError E0701 where the file cannot be read, E0702 where it is no
+    """The text of a program or of IR. Raises CompileError E0701 where the file cannot be read, E0102 where it is no
     UTF-8 text."""
     try:
-        return decode_source(str(path), Path(path).read_bytes())
+        return Source.decoded(str(path), Path(path).read_bytes())
     except OSError as error:
         raise unreadable(path, error) from None
-
-
-def decode_source(name: str, data: bytes) -> Source:
-    """The text that `data` is. Raises CompileError E0702 where it is no UTF-8."""
-    try:
-        return Source(name, data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        message = f"{name} is not UTF-8 text: byte {error.start} cannot be decoded"
-        raise CompileError("E0702", message) from None
 
 
 def unreadable(path: str | Path, error: OSError) -> CompileError:

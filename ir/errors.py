@@ -19,6 +19,18 @@ class Source:
     name: str
     text: str
 
+    @classmethod
+    def decoded(cls, name: str, data: bytes) -> Source:
+        """The text that bytes in UTF-8 are, without a byte order mark. Raises CompileError E0102 for other bytes."""
+        try:
+            return cls(name, data.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            position = len(data[: error.start].decode("utf-8-sig", "replace"))
+            source = cls(name, data.decode("utf-8-sig", "replace"))
+            message = f"byte 0x{data[error.start]:02X} is not UTF-8"
+            hint = "save the file as UTF-8; is it a text file?"
+            raise CompileError("E0102", message, Span(source, position, position + 1), hint=hint) from None
+
     @cached_property
     def line_starts(self) -> list[int]:
         return [0, *(i + 1 for i, c in enumerate(self.text) if c == "\n")]

@@ -54,7 +54,7 @@ class Contract(Pass):
             return new
 
         body = rewrite(module.graph.body, (rule,))
-        return module if body is module.graph.body else module.with_body(body)
+        return module.with_body(body)
 
 
 Axes = frozenset[str]

@@ -27,4 +27,4 @@ class Cse(Pass):
 
     def run(self, module: Module, context: Context) -> Module:
         body = rewrite(module.graph.body, ())
-        return module if body is module.graph.body else module.with_body(body)
+        return module.with_body(body)

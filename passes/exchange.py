@@ -42,7 +42,7 @@ class Exchange(Pass):
 
     def run(self, module: Module, context: Context) -> Module:
         body = self._region(module.graph.body, context)
-        return module if body is module.graph.body else module.with_body(body)
+        return module.with_body(body)
 
     def _region(self, region: Region, context: Context) -> Region:
         inner = change_regions(region, lambda node, r: self._region(r, context) if isinstance(node, Loop) else r)

@@ -36,7 +36,7 @@ class ExpandSorts(Pass):
         if context.target.kind != "gpu":
             return module
         body = rewrite(module.graph.body, (expand_sort,))
-        return module if body is module.graph.body else module.with_body(body)
+        return module.with_body(body)
 
 
 def expand_sort(node: Node) -> Value | None:

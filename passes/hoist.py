@@ -53,7 +53,7 @@ class Hoist(Pass):
         if context.checks or not (self.always or context.target.kind == "gpu"):
             return module
         body = self._region(module.graph.body, context)
-        return module if body is module.graph.body else module.with_body(body)
+        return module.with_body(body)
 
     def _region(self, region: Region, context: Context) -> Region:
         """The region with what can be done before its loops done before them, inner loops first."""

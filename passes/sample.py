@@ -49,7 +49,7 @@ class Sample(Pass):
         if context.checks:  # a subscript that is out of range has to be noticed where the program has it
             return module
         body = _region(module.graph.body)
-        return module if body is module.graph.body else module.with_body(body)
+        return module.with_body(body)
 
 
 def _region(region: Region) -> Region:

@@ -58,7 +58,7 @@ class SinkScales(Pass):
             return new
 
         body = rewrite(module.graph.body, (rule,))
-        return module if body is module.graph.body else module.with_body(body)
+        return module.with_body(body)
 
 
 def sunk(node: Node, exact: bool, on_cpu: bool) -> Value | None:

@@ -30,7 +30,7 @@ class SkipRounding(Pass):
 
     def run(self, module: Module, context: Context) -> Module:
         body = _region(module.graph.body)
-        return module if body is module.graph.body else module.with_body(body)
+        return module.with_body(body)
 
 
 def _region(region: Region) -> Region:

@@ -13,7 +13,7 @@ import pytest
 from work import calls_made
 
 from intarsia.dsl.library import Library, load
-from intarsia.dsl.parser import read_source
+from intarsia.files import read_source
 from intarsia.ir.dtypes import BF16, F32, I32
 from intarsia.ir.errors import CompileError, Source
 from intarsia.ir.graph import Parameter

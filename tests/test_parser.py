@@ -18,11 +18,9 @@ from intarsia.dsl import ast, tables
 from intarsia.dsl.automaton import Automaton
 from intarsia.dsl.lexer import DECLARATION_WORDS, Lexer, Token, Tokens
 from intarsia.dsl.parser import (
-    decode_source,
     parse_declaration,
     parse_expression,
     parse_program,
-    read_source,
     split_declarations,
 )
 from intarsia.dsl.tree import TreeBuilder
@@ -231,17 +229,16 @@ def test_an_empty_file() -> None:
         assert parse(text).declarations == ()
 
 
-def test_files_that_are_no_text(tmp_path: Path) -> None:
+def test_files_that_are_no_text() -> None:
     with pytest.raises(CompileError, match="0xE9 is not UTF-8") as caught:
-        decode_source("latin.ita", "# caf\u00e9\n".encode() + b"# caf\xe9\n")
+        Source.decoded("latin.ita", "# caf\u00e9\n".encode() + b"# caf\xe9\n")
     span = caught.value.diagnostics[0].span
     assert caught.value.code == "E0102" and span is not None and (span.line, span.column) == (2, 6)
     with pytest.raises(CompileError, match="not a text file") as caught:
         parse("fn f() {\0}")
     assert caught.value.code == "E0102"
-    path = tmp_path / "f.ita"
-    path.write_bytes(b"\xef\xbb\xbffn f() {\r\n return 1\r\n}\r\n")
-    assert len(parse_program(read_source(path)).declarations) == 1
+    with_mark = Source.decoded("f.ita", b"\xef\xbb\xbffn f() {\r\n return 1\r\n}\r\n")
+    assert len(parse_program(with_mark).declarations) == 1
 
 
 def test_carets_in_lines_with_tabs_and_carriage_returns() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from intarsia.dsl.library import load
-from intarsia.dsl.parser import read_source
+from intarsia.files import read_source
 from intarsia.ir.dtypes import Array, of_numpy
 from intarsia.ir.interpreter import evaluate
 from intarsia.ir.types import TensorType

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from intarsia.arguments import check_names
-from intarsia.files import decode_source, read_source
+from intarsia.files import read_source
 from intarsia.function import Function
 from intarsia.ir.errors import CompileError, Source
 from intarsia.options import PROCESS_KINDS, Options
@@ -33,8 +33,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def read_text(name: str) -> Source:
-    """The text of a program or IR file; `-` is standard input. Raises CompileError E0701 or E0702."""
-    return decode_source("<stdin>", sys.stdin.buffer.read()) if name == "-" else read_source(name)
+    """The text of a program or IR file; `-` is standard input. Raises CompileError E0701 or E0102."""
+    return Source.decoded("<stdin>", sys.stdin.buffer.read()) if name == "-" else read_source(name)
 
 
 def split_function(name: str) -> tuple[str, str | None]:

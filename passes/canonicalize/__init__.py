@@ -37,4 +37,4 @@ class Canonicalize(Pass):
 
     def run(self, module: Module, context: Context) -> Module:
         body = rewrite(module.graph.body, RULES)
-        return module if body is module.graph.body else module.with_body(body)
+        return module.with_body(body)

@@ -74,7 +74,7 @@ class Checkpoint(Pass):
     def run(self, module: Module, context: Context) -> Module:
         names = Names(_names(module.graph.body))
         body = self._region(module.graph.body, context, names.fresh)
-        return module if body is module.graph.body else module.with_body(body)
+        return module.with_body(body)
 
     def _region(self, region: Region, context: Context, fresh: Callable[[str], str]) -> Region:
         inside = partial(self._region, context=context, fresh=fresh)

@@ -61,7 +61,7 @@ class CombineCollectives(Pass):
             return region
 
         body = combined(module.graph.body)
-        return module if body is module.graph.body else module.with_body(body)
+        return module.with_body(body)
 
 
 def _bucket(region: Region, costs: Costs, limit: int | None, tried: set[Node]) -> list[Collective] | None:

@@ -91,7 +91,7 @@ class DeepHalos(Pass):
             return Region(old.parameters, tuple(nodes), tuple(values.get(v, v) for v in old.results)) if values else old
 
         body = region(module.graph.body)
-        return module if body is module.graph.body else module.with_body(body)
+        return module.with_body(body)
 
     def _best(self, loop: Loop, costs: Costs, counters: Counters, context: Context) -> _Deep | None:
         """The loop with the number of steps for one exchange that takes least; None if that is one."""

@@ -37,7 +37,7 @@ class GatherAhead(Pass):
 
     def run(self, module: Module, context: Context) -> Module:
         body = self._region(module.graph.body, context)
-        return module if body is module.graph.body else module.with_body(body)
+        return module.with_body(body)
 
     def _region(self, region: Region, context: Context) -> Region:
         region = change_regions(region, lambda _, inner: self._region(inner, context))

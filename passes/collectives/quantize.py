@@ -69,7 +69,7 @@ class QuantizeCollectives(Pass):
             return _Codes(node.span, block=self.block).nodes_for(node)
 
         body = changed(module.graph.body)
-        return module if body is module.graph.body else module.with_body(body)
+        return module.with_body(body)
 
     def _takes(self, node: Collective) -> bool:
         match node:

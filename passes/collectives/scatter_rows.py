@@ -69,7 +69,7 @@ class ScatterRows(Pass):
             return region
 
         body = scattered(module.graph.body)
-        return module if body is module.graph.body else module.with_body(body)
+        return module.with_body(body)
 
 
 def _is_merge(node: Shard) -> bool:

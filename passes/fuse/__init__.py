@@ -47,7 +47,7 @@ class Fuse(Pass):
 
     def run(self, module: Module, context: Context) -> Module:
         body = self._region(module.graph.body, context, module.graph.dimensions)
-        return module if body is module.graph.body else module.with_body(body)
+        return module.with_body(body)
 
     def _region(self, region: Region, context: Context, names: tuple[str, ...]) -> Region:
         """The region with its nodes in groups; `names` are the dimensions and counters that may occur in it."""

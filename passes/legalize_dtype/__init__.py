@@ -54,7 +54,7 @@ class LegalizeDtype(Pass):
             self.remark(context, "lowbit", message, node.span)
 
         body = _Legalizer(arithmetic(context.target), say).region(module.graph.body)
-        return module if body is module.graph.body else module.with_body(body)
+        return module.with_body(body)
 
 
 def arithmetic(target: Target) -> Arithmetic:

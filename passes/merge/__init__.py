@@ -60,7 +60,7 @@ class Merge(Pass):
 
     def run(self, module: Module, context: Context) -> Module:
         body = self._region(module.graph.body, context, module.graph.dimensions, module.graph.dimensions)
-        return module if body is module.graph.body else module.with_body(body)
+        return module.with_body(body)
 
     def _region(self, region: Region, context: Context, names: tuple[str, ...], dimensions: tuple[str, ...]) -> Region:
         """The region with its products merged; `names` are the dimensions and counters that may occur in it."""

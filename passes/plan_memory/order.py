@@ -45,7 +45,7 @@ def in_order_of_memory(
     """
     given = {p.value for p in module.graph.parameters if p.label.partition(".")[0] in donated}
     body, _ = _ordered(module.graph.body, kernels, given, overwriting)
-    return module if body is module.graph.body else module.with_body(body)
+    return module.with_body(body)
 
 
 def _ordered(

@@ -60,7 +60,7 @@ class Recompute(Pass):
 
     def run(self, module: Module, context: Context) -> Module:
         body = self._region(module.graph.body, context)
-        return module if body is module.graph.body else module.with_body(body)
+        return module.with_body(body)
 
     def _region(self, region: Region, context: Context) -> Region:
         region = change_regions(region, lambda node, r: self._region(r, context) if isinstance(node, Loop) else r)

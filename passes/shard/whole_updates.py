@@ -50,7 +50,7 @@ class WholeUpdates(Pass):
             return change_nodes(region, lambda n: ((_computed(n) or n) if isinstance(n, Update) else n,))
 
         body = whole(module.graph.body)
-        return module if body is module.graph.body else module.with_body(body)
+        return module.with_body(body)
 
 
 def _places(node: Update) -> tuple[tuple[str, int] | None, ...] | None:

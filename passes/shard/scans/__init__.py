@@ -57,7 +57,7 @@ class SplitScans(Pass):
         if mesh is None:
             return module
         body = _Splitter(self, context, mesh, Counters(module)).region(module.graph.body)
-        return module if body is module.graph.body else module.with_body(body)
+        return module.with_body(body)
 
 
 @dataclass
