@@ -130,22 +130,32 @@ def transfer(group: Group, node: Collective, given: Memory, taken: Memory) -> Tr
     given, taken, count = group.memory(given), group.memory(taken), group.size
     match node:
         case AllReduce(combiner=combiner):
-            if group.reduces(combiner, given):
-                return group.all_reduce(combiner, given, taken)
-            return _anew(lambda: _all_reduce_by_devices(group, combiner, given, taken))
+            return all_reduce(group, combiner, given, taken)
         case ReduceScatter(dim=dim, combiner=combiner):
             source = _blocks(group, given, dim, count)
             if group.reduces(combiner, given):
                 return _packed(group, source, taken, lambda s, t: group.reduce_scatter(combiner, s, t))
             return _anew(lambda: _reduce_scatter_by_devices(group, combiner, source, taken))
         case AllGather(dim=dim):
-            return _packed(group, given, _blocks(group, taken, dim, count), group.all_gather)
+            return all_gather(group, dim, given, taken)
         case AllToAll(split=split, join=join):
             source, target = _blocks(group, given, split, count), _blocks(group, taken, join, count)
             return _packed(group, source, target, group.all_to_all)
         case CollectivePermute(sources=sources):
             return _permute(group, sources, given, taken)
     raise AssertionError(node.name)
+
+
+def all_reduce(group: Group, combiner: str, given: Memory, taken: Memory) -> Transfer:
+    """The sum, … of what all devices have, in memory of the group's form."""
+    if group.reduces(combiner, given):
+        return group.all_reduce(combiner, given, taken)
+    return _anew(lambda: _all_reduce_by_devices(group, combiner, given, taken))
+
+
+def all_gather(group: Group, dim: int, given: Memory, taken: Memory) -> Transfer:
+    """What all devices have, one after the other along a dimension, in memory of the group's form."""
+    return _packed(group, given, _blocks(group, taken, dim, group.size), group.all_gather)
 
 
 def _permute(group: Group, sources: Sequence[int], given: Memory, taken: Memory) -> Transfer:

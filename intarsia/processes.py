@@ -22,11 +22,11 @@ from traceback import format_exception
 from types import TracebackType
 from typing import NoReturn, TypeVar
 
-from intarsia.collectives import Group, Memory, Transfer, Wait, empty, transfer
+from intarsia.collectives import Group, Memory, Transfer, Wait, all_gather, all_reduce, empty, transfer
 from intarsia.ir.dtypes import Array
 from intarsia.ir.errors import CompileError
-from intarsia.ir.graph import Node, Parameter
-from intarsia.ir.ops.collective import AllGather, AllReduce, AllSlice, Collective
+from intarsia.ir.graph import Node
+from intarsia.ir.ops.collective import AllSlice, Collective
 from intarsia.ir.sharding import Axes, Mesh
 from intarsia.ir.spmd import alone
 from intarsia.ir.types import TensorType
@@ -220,21 +220,22 @@ class Processes:
 
     def whole(self, part: Memory, type_: TensorType, room: Room | None = None) -> Memory:
         """The array, or tensor, of which each device has a part: in `room`, if the part has been made there."""
-        if type_.sharding and (axes := type_.sharding.partial):
-            x = Parameter("part", TensorType.of(type_.dtype, *part.shape)).value
-            found = empty(tuple(part.shape), part)
-            self.bind(
-                AllReduce(x, tuple(map(str, axes)), self.mesh.size(axes), type_.sharding.combiner), part, found
-            ).now()
+        if type_.sharding is None:
+            return part
+        if not math.prod(part.shape):
+            return empty(type_.static_shape, part)
+        if axes := type_.sharding.partial:
+            group, found = self.group(axes), empty(tuple(part.shape), part)
+            all_reduce(group, type_.sharding.combiner, group.memory(part), group.memory(found)).now()
             part = found
-        for d, axes in enumerate(type_.sharding.axes if type_.sharding else ()):
+        for d, axes in enumerate(type_.sharding.axes):
             if axes:
-                x = Parameter("part", TensorType.of(type_.dtype, *part.shape)).value
-                node = AllGather(x, tuple(map(str, axes)), self.mesh.size(axes), d)
-                found = empty(node.value.tensor.static_shape, part) if room is None else room.whole
-                self.bind(node, part, found).now()
+                group, shape = self.group(axes), tuple(part.shape)
+                gathered = (*shape[:d], shape[d] * group.size, *shape[d + 1 :])
+                found = empty(gathered, part) if room is None else room.whole
+                all_gather(group, d, group.memory(part), group.memory(found)).now()
                 part, extent = found, type_.static_shape[d]
-                if extent < found.shape[d]:  # what pads the last parts
+                if extent < gathered[d]:  # what pads the last parts
                     cut = found[(slice(None),) * d + (slice(extent),)]
                     part = empty(cut.shape, cut)
                     part[...] = cut

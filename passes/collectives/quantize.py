@@ -25,7 +25,7 @@ from intarsia.ir.ops import (
     ReduceScatter,
 )
 from intarsia.ir.spmd import is_partitioned
-from intarsia.passes.collectives.rows import Rows
+from intarsia.passes.collectives.device_rows import Rows
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.regions import change_nodes, change_regions
 from intarsia.passes.shard.memory import bytes_of

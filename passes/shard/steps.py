@@ -97,11 +97,9 @@ class _Resharding:
 
     def _sliced(self, now: list[Axes], wanted: Sequence[Axes]) -> Step | None:
         """What the target splits over axes that nothing uses is cut where it lies."""
-        for d, target in enumerate(wanted):
-            if now[d] == target or not self._begins(now[d], target):
-                continue
-            free = self._unused(self.mesh.rest(now[d], target), now)
-            if free and self._leads(d, now[d], free, target):
+        for d, following in self._pending(now, wanted):
+            free = self._unused(following, now)
+            if free and self._leads(d, now[d], free, wanted[d]):
                 old = tuple(now)
                 now[d] = self.mesh.joined((*now[d], *free))
                 return self._step("all_slice", free, old, now, dim=d, cut=d)
@@ -110,10 +108,7 @@ class _Resharding:
     def _sliced_before(self, now: list[Axes], wanted: Sequence[Axes]) -> Step | None:
         """Of the axes that come next in one dimension the first end another one, and nothing uses the others: that one
         is cut over these too, so that less is sent when all of them move."""
-        for e, target in enumerate(wanted):
-            if now[e] == target or not self._begins(now[e], target):
-                continue
-            following = self.mesh.rest(now[e], target)
+        for e, following in self._pending(now, wanted):
             for d, own in enumerate(now):
                 for start in range(len(own)) if d != e else ():
                     last, kept = own[start:], own[:start]
@@ -139,10 +134,7 @@ class _Resharding:
 
     def _exchanged(self, now: list[Axes], wanted: Sequence[Axes]) -> Step | None:
         """The last axes of one dimension that come next in another one move there."""
-        for e, target in enumerate(wanted):
-            if now[e] == target or not self._begins(now[e], target):
-                continue
-            following = self.mesh.rest(now[e], target)
+        for e, following in self._pending(now, wanted):
             for d, own in enumerate(now):
                 if d == e:
                     continue
@@ -151,7 +143,7 @@ class _Resharding:
                     kept = _without_suffix(self.mesh, own, moved)
                     if kept is None or self.mesh.is_prefix((*kept, *moved), wanted[d]):
                         continue
-                    if self._leads(e, now[e], moved, target) and self._fits(d, kept, moved):
+                    if self._leads(e, now[e], moved, wanted[e]) and self._fits(d, kept, moved):
                         old = tuple(now)
                         now[e] = self.mesh.joined((*now[e], *moved))
                         now[d] = kept
@@ -201,6 +193,12 @@ class _Resharding:
         return None
 
     # ------------------------------------------------------------------ helpers
+
+    def _pending(self, now: Sequence[Axes], wanted: Sequence[Axes]) -> Iterator[tuple[int, Axes]]:
+        """The dimensions that are split as they are to be, but not far enough, and the axes that come next."""
+        for d, target in enumerate(wanted):
+            if now[d] != target and self._begins(now[d], target):
+                yield d, self.mesh.rest(now[d], target)
 
     def _step(
         self,
@@ -256,7 +254,7 @@ def _without_suffix(mesh: Mesh, axes: Axes, suffix: Axes) -> Axes | None:
     for keep in range(len(axes), -1, -1):
         if axes[keep:] == suffix:
             return axes[:keep]
-        if keep and keep < len(axes) + 1:
+        if keep:
             last = axes[keep - 1]
             if suffix and last.name == suffix[0].name and axes[keep:] == suffix[1:] and last != suffix[0]:
                 size, part = mesh.size(last), mesh.size(suffix[0])
