@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from intarsia.ir.dtypes import I64
 from intarsia.ir.factors import Factor
@@ -50,13 +50,11 @@ class LocalOp:
     index: Callable[[Axes], Value]
     add: Callable[[Node], Value]
     checks: bool = False
-
-    def __post_init__(self) -> None:
-        self.numbers: dict[Axes, int] = {}
-        self.values: list[Value] = []
-        self.done: dict[Expr, Expr] = {}
-        self.picked: dict[Expr, Expr] = {}
-        self.ranges: dict[int, int] = {}
+    numbers: dict[Axes, int] = field(default_factory=dict, init=False)
+    values: list[Value] = field(default_factory=list, init=False)
+    done: dict[Expr, Expr] = field(default_factory=dict, init=False)
+    picked: dict[Expr, Expr] = field(default_factory=dict, init=False)
+    ranges: dict[int, int] = field(default_factory=dict, init=False)
 
     def structured(self, node: Structured, operands: tuple[Value, ...], result: TensorType) -> Node:
         """The op on local operands; `result` is the local type of what it gives."""
