@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 
+from intarsia.deep_stack import with_deep_stack
 from intarsia.dsl.library import load
 from intarsia.ir.errors import Source
 from intarsia.ir.graph import Module
@@ -72,4 +73,4 @@ def measure(layers: int) -> None:
 
 if __name__ == "__main__":
     for count in [int(word) for word in sys.argv[1:]] or [24, 48, 96]:
-        measure(count)
+        with_deep_stack(lambda count=count: measure(count))  # as the driver does

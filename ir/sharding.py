@@ -94,7 +94,10 @@ class Mesh:
         """The number of devices along an axis, or along several."""
         if isinstance(axes, MeshAxis):
             return axes.size or self.sizes[axes.name]
-        return math.prod(self.size(a) for a in axes)
+        count = 1
+        for axis in axes:
+            count *= axis.size or self.sizes[axis.name]
+        return count
 
     def position(self, device: int, axes: Iterable[MeshAxis]) -> int:
         """The number of a device along axes, the major one first."""

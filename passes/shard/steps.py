@@ -36,6 +36,8 @@ class Step:
 
 def reshard_steps(mesh: Mesh, shape: Sequence[int], source: Sharding, target: Sharding) -> tuple[Step, ...]:
     """The collectives that take a tensor of `shape` from one sharding to the other, in order."""
+    if source.axes == target.axes and not source.partial and not target.partial:  # most often
+        return ()
     return tuple(_Resharding(mesh, tuple(shape), _splitting(mesh, source), _splitting(mesh, target)).steps())
 
 
