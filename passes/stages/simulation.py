@@ -60,5 +60,5 @@ def simulate_pipeline(program: PipelineProgram, inputs: Sequence[Operand]) -> Si
     results: list[Array] = []
     for (value, owner), type_ in zip(script.results, placement.results):
         parts = [made[value] for device, made in found if device.number // script.devices == owner]
-        results.append(whole(program.inner, parts, type_))  # type: ignore[arg-type]
+        results.append(whole(program.inner, parts, type_.tensor))
     return Simulation(tuple(results), tuple(device for device, _ in found))
