@@ -74,3 +74,4 @@ def test_c(kernel: Kernel, tmp_path: Path) -> None:
     arguments = c_arguments(kernel, sizes, given)
     PEERS["gcc"].compile(kernel, sizes, tmp_path)(arguments)
     check(kernel, [arguments[name] for name in kernel.results], given)
+    assert np.array([1e-310]) * 1 > 0, "what was loaded takes subnormals as zero, for all that comes after it"

@@ -32,9 +32,13 @@ class Compiler:
         """A function of the arguments of C, which it changes."""
         target = folder / f"{kernel.name}-{self.name}.so"
         macros = [f"-D{name}={value}" for name, value in sizes.items()]
-        options = ["-O3", "-march=native", "-ffast-math", "-shared", "-fPIC", "-lm"]
-        command = [*self.command, *options, *macros, str(kernel.c_source), "-o", str(target)]
-        subprocess.run(command, check=True, capture_output=True)
+        options = ["-O3", "-march=native", "-ffast-math", "-fPIC"]
+        made = target.with_suffix(".o")
+        compile_ = [*self.command, *options, *macros, "-c", str(kernel.c_source), "-o", str(made)]
+        # Linked with -ffast-math, a library makes the thread that loads it take subnormals as zero from then on.
+        link = [self.command[0], str(made), *self.command[1:], "-shared", "-o", str(target), "-lm"]
+        for command in (compile_, link):
+            subprocess.run(command, check=True, capture_output=True)
         entry = ctypes.CDLL(str(target)).kernel
         return lambda arguments: entry(*map(as_c, arguments.values())) and None
 
