@@ -202,7 +202,7 @@ class _Loader:
             file.imports.append(imported)
 
     def _check_names(self, file: SourceFile) -> None:
-        """No name is declared twice; two imports may share a name only where the file has its own."""
+        """No name is declared twice, and one mesh; two imports may share a name only where the file has its own."""
         seen: dict[str, Span] = {}
         for declaration in file.program.declarations:
             if isinstance(declaration, ast.Import):
@@ -213,6 +213,8 @@ class _Loader:
                 notes = [("it is declared here first", seen[label])]
                 self._report("E0314", f"`{label}` is declared twice", span, "give one of them another name", notes)
             seen.setdefault(label, span)
+        for second in [d for d in file.program.declarations if isinstance(d, ast.Mesh)][1:]:
+            self._report("E0314", "a second mesh: a program has one", second.span)
         origin: dict[str, SourceFile] = {}
         lines = [d for d in file.program.declarations if isinstance(d, ast.Import)]
         for imported in file.imports:

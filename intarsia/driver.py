@@ -43,7 +43,7 @@ from intarsia.passes.shard import (
     SplitScans,
     WholeUpdates,
 )
-from intarsia.passes.shard.meshes import with_mesh
+from intarsia.passes.shard.meshes import check_shardings, with_mesh
 from intarsia.passes.shard.presets import presets_of
 from intarsia.passes.specialize import Specialize
 from intarsia.tuning.known import known_schedules
@@ -331,15 +331,18 @@ def parting_passes(options: Options) -> tuple[Pass, ...]:
 
 
 def on_mesh(module: Module, options: Options) -> Module:
-    """The program with the mesh of the options. Raises CompileError E1901 where it has none but is for devices, E1906
-    where these cannot run it."""
+    """The program with the mesh of the options. Raises CompileError E1901 where it has none but is for devices, or one
+    that its types do not fit, E1906 where these cannot run it."""
     if options.mesh is not None:
         try:
             module = with_mesh(module, Mesh.parse(options.mesh))
         except ValueError as error:
             raise CompileError("E1901", str(error), hint="a mesh is data=2,model=4") from None
+    mesh = mesh_of(module)
+    if mesh is not None:
+        check_shardings(module, mesh)
     if options.devices is not None:
-        if mesh_of(module) is None and options.pipeline is None:
+        if mesh is None and options.pipeline is None:
             hint = "declare a mesh, mesh pod(data=2), or give --mesh data=2"
             message = f"devices '{options.devices}' are those of a mesh, and the program has none"
             raise CompileError("E1901", message, hint=hint)

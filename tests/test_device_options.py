@@ -115,3 +115,23 @@ def test_shardings_without_a_mesh_are_told(ita: Run) -> None:
     words = ("run", "-e", text, "--random", "--dim", "N=2", "--dim", "M=2", "--out", "x.npy")
     assert "note: there is no mesh, and one device runs everything; --mesh a=2,b=2 would split it" in ita(*words)[2]
     assert "note" not in ita(*words, "--devices", "one")[2] + ita(*words, "--mesh", "a=2,b=2")[2]
+    assert "note" not in ita(*words, "--target", "reference")[2]
+
+
+@pytest.mark.parametrize("verb", [("run", "--random"), ("shard", "--search"), ("emit", "--to", "graph")])
+@pytest.mark.parametrize(
+    ("meshes", "given", "message", "place"),
+    [
+        ("mesh pod(a=0)", (), "E0303]: the axis `a` has no size", "1:12"),
+        ("mesh pod(a=N)", (), "E0303]: the axis `a` has no size", "1:12"),
+        ("mesh pod(a=2, a=2)", (), "E0314]: the axis `a` is declared twice", "1:15"),
+        ("mesh pod(a=2); mesh other(a=3)", (), "E0314]: a second mesh: a program has one", "1:16"),
+        ("mesh pod(a=2)", ("--mesh", "b=2"), "E1901]: f32[N@a, 4]: the mesh has no axis 'a'", "2:6"),
+    ],
+)
+def test_a_wrong_mesh_is_told_by_every_verb(
+    verb: tuple[str, ...], meshes: str, given: tuple[str, ...], message: str, place: str, ita: Run
+) -> None:
+    name, *words = verb
+    status, _, errors = ita(name, "-e", SPLIT.replace("mesh pod(a=2)", meshes), *words, *given, *SIZES)
+    assert status == 1 and message in errors and f":{place}\n" in errors

@@ -14,7 +14,14 @@ from intarsia.dsl.files import SourceFile
 from intarsia.dsl.semantics.bounds import Bounds
 from intarsia.dsl.semantics.scope import File, Scope
 from intarsia.dsl.semantics.signature import ParameterInfo, Signature, read_signature
-from intarsia.dsl.semantics.types import StructPattern, TensorPattern, leaves, named_format, struct_fields
+from intarsia.dsl.semantics.types import (
+    StructPattern,
+    TensorPattern,
+    leaves,
+    named_format,
+    read_mesh,
+    struct_fields,
+)
 from intarsia.dsl.semantics.unify import Equation, Unifier, unknown
 from intarsia.dsl.semantics.values import (
     Format,
@@ -309,15 +316,11 @@ def _results(builder: Builder, item: Item, signature: Signature) -> tuple[list[V
 
 
 def header(file: File) -> tuple[str, ...]:
-    """The lines before a Graph: the mesh that a file declares."""
+    """The lines before a Graph: the mesh that a file declares. Raises CompileError where it is none."""
     mesh = file.mesh()
     if mesh is None:
         return ()
-    return (f"mesh {mesh.name}({', '.join(f'{a.name}={_number(a.value)}' for a in mesh.axes)})",)
-
-
-def _number(value: ast.Expression) -> str:
-    return value.text if isinstance(value, ast.Number) else "?"
+    return (f"mesh {mesh.name}({', '.join(f'{axis}={devices}' for axis, devices in read_mesh(mesh).items())})",)
 
 
 def build_test(builder: Builder, test: ast.Test, file: SourceFile, name: str) -> Module:

@@ -154,6 +154,22 @@ def _sharding(marks: tuple[DimensionSharding, ...], expression: ast.TensorTypeEx
     return Sharding(marks, partial=axes, combiner=along.word)
 
 
+def read_mesh(mesh: ast.Mesh) -> dict[str, int]:
+    """The devices along each axis. Raises CompileError E0314 for an axis that is there twice, E0303 for one without a
+    number of devices."""
+    found: dict[str, int] = {}
+    for axis in mesh.axes:
+        if axis.name.text in found:
+            raise CompileError("E0314", f"the axis `{axis.name}` is declared twice", axis.span)
+        match axis.value:
+            case ast.Number(_, int() as value) if value > 0:
+                found[axis.name.text] = value
+            case _:
+                hint = "the number of devices along it, as in data=2"
+                raise CompileError("E0303", f"the axis `{axis.name}` has no size", axis.value.span, hint=hint)
+    return found
+
+
 def _require_axes(axes: tuple[ast.Identifier, ...], file: File) -> None:
     """Raise E0302 for an axis that the mesh of the program does not have; a mesh may also be given when it is run."""
     mesh = file.mesh() if axes else None

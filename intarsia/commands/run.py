@@ -80,7 +80,8 @@ def command(
     if settings["devices"] == "nccl" and (profile or cuda_graph):
         raise click.UsageError("--profile and --cuda-graph are for one device, or for several on CPUs")
     function = on_devices(Program(source, options, use_cache=use_cache).entry(name), target)
-    if (axes := function.form.axes) and function.options.devices is None and settings["devices"] != "one":
+    is_asked = settings["devices"] == "one" or target in INTERPRETERS
+    if (axes := function.form.axes) and function.options.devices is None and not is_asked:
         given = ",".join(f"{axis}=2" for axis in axes)
         click.echo(f"note: there is no mesh, and one device runs everything; --mesh {given} would split it", err=True)
     if processes.is_to_start(settings["devices"]):
