@@ -156,7 +156,9 @@ class Function:
         Raises CompileError E1911 where the devices are no processes.
         """
         if self.mesh is None:
-            raise CompileError("E1911", "parts are for devices that are processes", hint="such as devices='mpi'")
+            from intarsia.parts import Part
+
+            raise Part.without_processes()
         return self.mesh.local(positional, named)
 
     @property

@@ -101,6 +101,8 @@ class MeshCalls:
         between calls, by default all that are declared so; those of a function called in Python are bound."""
         kind = self.function.options.devices
         is_simulated = kind is None or kind == "simulate"
+        if is_simulated and any(isinstance(held, Part) for _, held in (parts or {}).values()):
+            raise Part.without_processes()
         if not is_simulated:
             world(kind)  # from now on an error in one process ends all of them
         program = self.program(tensors, statics, dims, constants)
@@ -222,7 +224,7 @@ class SimulatedCall(MeshCall):
         return self.program.whole(self.program.run_all([*self.laid.values()]))
 
     def parts(self) -> list[Part]:
-        raise CompileError("E1911", "parts are for devices that are processes", hint="such as devices='mpi'")
+        raise Part.without_processes()
 
 
 class ProcessCall(MeshCall):

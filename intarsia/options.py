@@ -16,6 +16,13 @@ ProcessKind: TypeAlias = Literal["mpi", "gloo", "nccl"]
 
 PROCESS_KINDS: tuple[str, ...] = get_args(ProcessKind)
 
+CHOICES = {
+    "sharding": ("auto", "strict"),
+    "collectives": ("gather", "ring", "auto"),
+    "devices": ("one", "simulate", *PROCESS_KINDS),
+}
+"""What some of the options may be."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -75,12 +82,17 @@ class Options:
 
     def on_devices(self, declared: str) -> Options:
         """The options with `devices` decided, None for one: a mesh, given or `declared` by the program, means all
-        of its devices. Raises CompileError E1901 for what needs devices and has none."""
+        of its devices. Raises CompileError E1901 for what needs devices and has none, and for what is no choice."""
+        for option, choices in CHOICES.items():
+            if (asked := getattr(self, option)) not in (None, *choices):
+                raise CompileError("E1901", f"{option} {asked!r} is no choice", hint=", ".join(choices))
         asked = self.needing_devices
         if self.devices == "one" and asked is not None:
             raise CompileError("E1901", f"{asked} is for several devices", hint="leave out that, or devices 'one'")
         if self.pipeline is None and (self.stages, self.microbatches, self.chunks) != (2, 4, 2):
             raise CompileError("E1901", "stages, micro-batches and chunks are those of a pipeline, and there is none")
+        if self.pipeline != "interleaved" and self.chunks != 2:
+            raise CompileError("E1901", f"chunks are those of the pipeline interleaved, and this is {self.pipeline}")
         if asked is not None and not declared and self.mesh is None and self.pipeline is None:
             hint = "declare a mesh, mesh pod(data=2), or give --mesh data=2"
             raise CompileError("E1901", f"{asked} needs the devices of a mesh, and the program has none", hint=hint)
@@ -113,8 +125,11 @@ def resolve_target(name: str | None) -> Target:
         return present_target()
     if name not in TARGETS:
         names = ", ".join(["cpu", *TARGETS])
-        others = "reference, kernels, plan, triton-interpret"
-        raise CompileError("E1701", f"no target is named '{name}'", hint=f"targets: {names}, {others}")
+        others = ("reference", "kernels", "plan", "triton-interpret")
+        if name in others:
+            hint = f"nothing is compiled for it: intarsia run --target {name}"
+            raise CompileError("E1701", f"'{name}' is a target of the command line alone", hint=hint)
+        raise CompileError("E1701", f"no target is named '{name}'", hint=f"targets: {names}, {', '.join(others)}")
     return TARGETS[name]
 
 

@@ -57,6 +57,11 @@ class Part:
             raise CompileError("E1911", f"a part has the type of a tensor, not {self.type}")
         return found
 
+    @staticmethod
+    def without_processes() -> CompileError:
+        """What is wrong where there are parts, and one process has all devices."""
+        return CompileError("E1911", "parts are for devices that are processes", hint="such as devices='mpi'")
+
     def stand_in(self) -> Array:
         """An array of the whole's type, without its elements."""
         kind = self.whole_type

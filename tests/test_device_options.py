@@ -110,6 +110,21 @@ def test_ctrl_c_ends_all(devices: str, tmp_path: Path) -> None:
         os.killpg(started.pid, 0)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"devices": "simulated"}, "devices 'simulated' is no choice"),
+        ({"sharding": "lax"}, "sharding 'lax' is no choice"),
+        ({"collectives": "rings"}, "collectives 'rings' is no choice"),
+        ({"pipeline": "1f1b", "chunks": 4}, "chunks are those of the pipeline interleaved"),
+        ({"target": "reference"}, "'reference' is a target of the command line alone"),
+    ],
+)
+def test_what_is_no_choice_in_python_is_an_error(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(CompileError, match=message):
+        intarsia.compile(SPLIT, Options(**settings)).f(*data())
+
+
 def test_shardings_without_a_mesh_are_told(ita: Run) -> None:
     text = "fn f(x: f32[N@a, M@(b, ?)]) -> f32[N, M] { return x }"
     words = ("run", "-e", text, "--random", "--dim", "N=2", "--dim", "M=2", "--out", "x.npy")

@@ -175,6 +175,8 @@ def test_what_devices_cannot_do(ita: Run) -> None:
     for options in (intarsia.Options(devices="simulate", mesh="data=2"), intarsia.Options()):
         with pytest.raises(CompileError, match="E1911"):
             intarsia.compile(double, options).f.local(data(4))
+    with pytest.raises(CompileError, match="E1911"):  # whose would it be, of those that are all here?
+        intarsia.compile(double, intarsia.Options(mesh="a=2")).f(intarsia.Part(data(4), "f32[8@a]"))
 
 
 @pytest.mark.slow

@@ -176,6 +176,7 @@ def test_what_makes_no_pipeline() -> None:
     ("words", "message"),
     [
         (("--mesh", "d=2", "--stages", "3"), "--stages goes with --pipeline"),
+        (("--pipeline", "1f1b", "--chunks", "2"), "--chunks goes with --pipeline interleaved"),
         (("--pipeline", "gpipe", "--collectives", "ring"), "--collectives goes only without --pipeline"),
         (("--pipeline", "gpipe", "--search"), "--search goes only without --pipeline"),
     ],

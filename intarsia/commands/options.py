@@ -16,7 +16,7 @@ from intarsia.arguments import check_names
 from intarsia.files import read_source
 from intarsia.function import Function
 from intarsia.ir.errors import CompileError, Source
-from intarsia.options import PROCESS_KINDS, Options
+from intarsia.options import CHOICES, Options
 from intarsia.runtime.threads import THREADS
 from intarsia.signature import SignatureForm
 
@@ -103,12 +103,12 @@ _MESH_OPTIONS: dict[str, dict[str, Any]] = {
         "help": "Split a training step as data, zero1, zero2, zero3, megatron, sequence or expert say.",
     },
     "--sharding": {
-        "type": click.Choice(["auto", "strict"]),
+        "type": click.Choice(CHOICES["sharding"]),
         "default": "auto",
         "help": "strict: a choice between shardings is an error  [default: auto]",
     },
     "--collectives": {
-        "type": click.Choice(["gather", "ring", "auto"]),
+        "type": click.Choice(CHOICES["collectives"]),
         "default": "gather",
         "help": "ring: work on blocks as they come round the devices; auto: where that is faster  [default: gather]",
     },
@@ -122,7 +122,7 @@ _MESH_OPTIONS: dict[str, dict[str, Any]] = {
 _DEVICE_OPTIONS: dict[str, dict[str, Any]] = {
     **_MESH_OPTIONS,
     "--devices": {
-        "type": click.Choice(["one", "simulate", *PROCESS_KINDS]),
+        "type": click.Choice(CHOICES["devices"]),
         "help": "Where the devices of a mesh are: in this process, or one in each; one: no mesh  "
         "[default: simulate, for a GPU nccl]",
     },
@@ -184,6 +184,8 @@ def require_pipeline(schedule: str | None, only_with: Collection[str], only_with
             continue
         if option.name in (with_ if schedule is None else without):
             raise click.UsageError(f"{option.opts[0]} goes {'with' if schedule is None else 'only without'} --pipeline")
+        if option.name == "chunks" and schedule != "interleaved":
+            raise click.UsageError("--chunks goes with --pipeline interleaved")
 
 
 def _with_options(function: F, options: dict[str, dict[str, Any]]) -> F:
