@@ -111,7 +111,7 @@ class _Regions:
             emitter = _Emitter(region)
             found = emitter.run([nodes[n] for n in listed(tasks, rank, grown, limit)])
             for old, new in emitter.copies:
-                self.costs.same(old, new, sizes)
+                self.costs.same(old, new)
             takes = timeline_of(found.nodes, self.costs, sizes).seconds
             if takes < seconds * (1 - ROUNDING) and peak_bytes(found) <= most:
                 best, seconds = found, takes

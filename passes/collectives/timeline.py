@@ -41,11 +41,14 @@ STEPS = 100
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of the nodes of a partitioned program on a cluster. `known` keeps what has been counted."""
+    """Seconds of the nodes of a partitioned program on a cluster. `known` and `titles` keep what has been found out;
+    `originals` are the nodes that others are copies of."""
 
     mesh: Mesh
     cluster: Cluster
     known: dict[tuple[Node, frozenset[tuple[str, int]]], float] = field(default_factory=dict, compare=False)
+    titles: dict[Node, str] = field(default_factory=dict, compare=False)
+    originals: dict[Node, Node] = field(default_factory=dict, compare=False)
 
     @staticmethod
     def of(module: Module, cluster: Cluster) -> Costs:
@@ -58,14 +61,22 @@ class Costs:
 
     def computing(self, node: Node, sizes: Mapping[str, int]) -> float:
         """Of a node on a device; of a loop, all of its steps without what they send."""
-        key = node, frozenset(sizes.items())
+        key = self.originals.get(node, node), frozenset(sizes.items())
         if key not in self.known:
             self.known[key] = self.seconds(self.work(node, sizes))
         return self.known[key]
 
-    def same(self, node: Node, other: Node, sizes: Mapping[str, int]) -> None:
-        """The other node takes as long, without counting."""
-        self.known[other, frozenset(sizes.items())] = self.computing(node, sizes)
+    def same(self, node: Node, copy: Node) -> None:
+        """The copy, and each node in it, takes as long as the node: it is not counted again."""
+        for old, new in zip((node, *_inner(node)), (copy, *_inner(copy)), strict=True):
+            self.originals[new] = self.originals.get(old, old)
+
+    def title(self, node: Node) -> str:
+        """What a timeline calls a node."""
+        node = self.originals.get(node, node)
+        if node not in self.titles:
+            self.titles[node] = kernel_label(node.body.nodes) if isinstance(node, Fused) else op_label(node)
+        return self.titles[node]
 
     def seconds(self, done: Work) -> float:
         """The roofline: operations or bytes of memory, what takes longer."""
@@ -191,14 +202,10 @@ class _Walk:
                         self.waiting = ()
 
     def add(self, node: Node, resource: str, seconds: float, after: tuple[int, ...]) -> tuple[int, ...]:
-        self.tasks.append(Task(_title(node), resource, seconds, after))
+        self.tasks.append(Task(self.costs.title(node), resource, seconds, after))
         self.spans.append(node.span or next((n.span for n in _inner(node) if n.span is not None), None))
         return (len(self.tasks) - 1,)
 
 
 def _inner(node: Node) -> Iterator[Node]:
     return (n for region in node.regions for n in region.walk())
-
-
-def _title(node: Node) -> str:
-    return kernel_label(node.body.nodes) if isinstance(node, Fused) else op_label(node)
