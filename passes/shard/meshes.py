@@ -57,7 +57,9 @@ def require_numbers(module: Module) -> None:
 
 
 def with_parameters_laid(region: Region, shardings: Sequence[Sharding | None]) -> Region:
-    """The region whose parameters lie so."""
+    """The region whose parameters lie so; itself where they do."""
+    if all(p.type.sharding == s for p, s in zip(region.parameters, shardings)):
+        return region
     laid = tuple(replace(p, type=placed(p.type, s)) for p, s in zip(region.parameters, shardings))
     rebuilt = region.rebuild({old.value: new.value for old, new in zip(region.parameters, laid)})
     return Region(laid, rebuilt.nodes, rebuilt.results)

@@ -29,6 +29,7 @@ from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.shard.carried import carry_parts
 from intarsia.passes.shard.edges import Edge, edge_of, project
 from intarsia.passes.shard.halos import Reads
+from intarsia.passes.shard.laid import is_laid
 from intarsia.passes.shard.meshes import described, require_numbers, with_parameters_laid
 from intarsia.passes.shard.readers import Readers
 from intarsia.passes.shard.rows import sum_first, take_row
@@ -103,7 +104,8 @@ class _Resharder:
     leaves_dead: bool = False
 
     def region(self, region: Region, outer: Mapping[Value, Value], loop: Loop | None = None) -> Region:
-        """The region with `shard` nodes; its results lie as the old ones say."""
+        """The region with `shard` nodes; its results lie as the old ones say. What no type lays out is whole."""
+        region = with_parameters_laid(region, [sharding_of(p.value) for p in region.parameters])
         values = dict(outer)
         scope = _Scope(Readers(region), loop)
         self.scopes.append(scope)
@@ -229,7 +231,7 @@ class _Resharder:
             moves = way is None or sharding_of(value) != way.operands[position]
             if moves and self.homes[value] is self.scopes[-2] and not sharding_of(value).partial:
                 found = take_row(node.with_operands_in_order(operands), position, loop)
-                if found is not None:
+                if found is not None and is_laid(found[0], self.mesh):
                     row, of_row = found
                     same = self.scopes[-1].rows.setdefault((row.operands, *row.attributes.values()), row.value)
                     if same is row.value:
