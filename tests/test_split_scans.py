@@ -116,6 +116,15 @@ def test_parts_give_what_one_device_gives(name: str, devices: int) -> None:
     check_results(module, inputs, simulate(local, inputs))
 
 
+def test_a_state_that_is_split_may_have_one_rate_for_all_of_it() -> None:
+    text = DECAYING.replace("ones(f32[D, E])", "c").replace("S@d, E]", "S@d, E@e]").replace("[D, E]", "[D, E@e]")
+    text = text.replace("g: f32", "c: f32[D, E@e], g: f32")
+    module = built(f"mesh m(d=2, e=2)\n{text}", S=7, D=2, E=4)
+    local, _ = run_passes(module, LOCAL)
+    inputs = random_inputs(module, {}, 0)
+    check_results(module, inputs, simulate(local, inputs))
+
+
 @pytest.mark.parametrize("name", ["linear attention", "prefix sums"])
 def test_what_is_sent_does_not_depend_on_the_length(name: str) -> None:
     text, dims, _ = PROGRAMS[name]

@@ -9,30 +9,39 @@ from typing import Any
 
 from intarsia.ir.graph import Module, Node, Region, Value
 from intarsia.ir.ops import Shard
-from intarsia.ir.sharding import DimensionSharding, Mesh, MeshAxis, Sharding
+from intarsia.ir.sharding import COMBINERS, DimensionSharding, Mesh, MeshAxis, Sharding
 from intarsia.ir.types import ListType, TensorType
 from intarsia.passes.shard.meshes import with_mesh, with_parameters_laid
 
-MESHES = tuple(map(Mesh.parse, ("a=2", "a=3", "a=4", "a=2,b=2", "a=6", "a=2,b=3", "a=4,b=2")))
+MESHES = tuple(
+    map(Mesh.parse, ("a=2", "a=3", "a=4", "a=5", "a=2,b=2", "a=6", "a=2,b=3", "a=3,b=2", "a=4,b=2", "a=2,b=2,c=2"))
+)
 
 
-def random_layout(rank: int, mesh: Mesh, choose: random.Random) -> Sharding:
-    """Axes and parts of them on dimensions, in any order, some on none; dimensions open or closed, of any priority."""
-    dimensions: list[list[MeshAxis]] = [[] for _ in range(rank)]
+def random_layout(type_: TensorType, mesh: Mesh, choose: random.Random, parts: bool = True) -> Sharding:
+    """Axes and parts of them on dimensions, in any order, some on none; dimensions open or closed, of any priority; and
+    some along which each device has a part of a sum, of numbers, if `parts`."""
+    dimensions: list[list[MeshAxis]] = [[] for _ in range(type_.rank)]
     excluded: list[MeshAxis] = []
+    partial: list[MeshAxis] = []
     pieces = [piece for name, _ in mesh.axes for piece in _pieces(MeshAxis(name), mesh, choose)]
     choose.shuffle(pieces)
+    has_parts = parts and not type_.dtype.is_narrow and type_.dtype.kind != "bool"
     for piece in pieces:
-        if rank and choose.random() < 0.6:
+        if type_.rank and choose.random() < 0.6:
             choose.choice(dimensions).append(piece)
         elif choose.random() < 0.2:
             excluded.append(piece)
+        elif has_parts and choose.random() < 0.2:
+            partial.append(piece)
     return Sharding(
         tuple(
             DimensionSharding(mesh.joined(axes), choose.random() < 0.5, choose.choice((0, 0, 0, 1, 2)))
             for axes in dimensions
         ),
         tuple(sorted(mesh.joined(sorted(excluded)))),
+        tuple(sorted(mesh.joined(sorted(partial)))),
+        choose.choice(COMBINERS) if partial else "sum",
     )
 
 
@@ -48,8 +57,8 @@ def with_random_layouts(module: Module, mesh: Mesh, seed: int) -> Module:
     choose = random.Random(seed)
 
     def some(type_: TensorType | ListType, share: float) -> Sharding | None:
-        tensor = type_.tensor
-        return random_layout(tensor.rank, mesh, choose) if choose.random() < share else None
+        listed = isinstance(type_, ListType)
+        return random_layout(type_.tensor, mesh, choose, not listed) if choose.random() < share else None
 
     def laid(value: Value, nodes: list[Node], share: float) -> Value:
         if isinstance(value.type, ListType) or (sharding := some(value.type, share)) is None:

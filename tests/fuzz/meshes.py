@@ -58,8 +58,11 @@ def _compilation(module: Module, options: Options, mesh: Mesh, choose: random.Ra
     cluster = choose.choice(("laptop", "nvlink-node", "multi-node"))
     known = ("scatter-rows{%s}", "gather-ahead", "combine-collectives{%s}", "overlap{%s}")
     passes = [p.replace("%s", f"cluster={cluster}") for p in known if choose.random() < 0.4]
+    if choose.random() < 0.4:
+        passes.insert(0, f"deep-halos{{steps={choose.randint(1, 5)}}}")
     axis = choose.choice(mesh.axes)[0]
-    found = replace(options, devices="simulate", collectives=choose.choice(("gather", "gather", "ring", "auto")))
+    collectives = choose.choice(("gather", "gather", "ring", "auto"))
+    found = replace(options, devices="simulate", collectives=collectives, checks=choose.random() < 0.1)
     if choose.random() < 0.3:
         in_turn = Compilation(module, {}, replace(found, device_passes=",".join([f"in-turn{{axis={axis}}}", *passes])))
         try:

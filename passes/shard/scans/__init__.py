@@ -169,13 +169,7 @@ class _Scan:
             sections.filled(0, shape, p.value.dtype, (sections.axes, *r))
             for p, shape, r in zip(loop.states, shapes, rest)
         ]
-        rates = {
-            n: sections.filled(
-                1, (shapes[n][0], *self._rate_shape(n)), loop.states[n].value.dtype, (sections.axes, *rest[n])
-            )
-            for n, r in enumerate(self.recurrences)
-            if r.rate is not None
-        }
+        rates = {n: self._first_rate(n, rest[n]) for n, r in enumerate(self.recurrences) if r.rate is not None}
         totals = [sections.laid(v, ((), *sharding_of(v).axes[1:])) for v in self._run(zeros, rates, ())]
         scales = dict(zip(rates, totals[count:]))
         last, before = self._prefix(totals[:count], scales, rest)
@@ -185,11 +179,15 @@ class _Scan:
         stacked = self._run(begin, {}, loop.body.results[count:])[count:]
         return (*last, *(self._rows(v) for v in stacked))
 
-    def _rate_shape(self, position: int) -> tuple[Size, ...]:
-        """The shape of what a state is multiplied by: one element where the rate is the same along a dimension."""
-        rate, shape = self.recurrences[position].rate, self.loop.states[position].value.tensor.shape
+    def _first_rate(self, position: int, rest: Sequence[Axes]) -> Value:
+        """The product of no rates for each section: one element, on every device, where the rate is the same along a
+        dimension of the state."""
+        rate, state, sections = self.recurrences[position].rate, self.loop.states[position].value, self.sections
         assert rate is not None
-        return tuple(e if f"i{d}" in rate.symbols else ONE for d, e in enumerate(shape))
+        own = [f"i{d}" in rate.symbols for d in range(len(rest))]
+        shape = (Size.of(sections.count), *(e if varies else ONE for e, varies in zip(state.tensor.shape, own)))
+        axes = (sections.axes, *(a if varies else () for a, varies in zip(rest, own)))
+        return sections.filled(1, shape, state.dtype, axes)
 
     def _run(self, initial: Sequence[Value], rates: Mapping[int, Value], emitted: Sequence[Value]) -> tuple[Value, ...]:
         """All sections side by side: the states after the last step of each, by what all steps of it together multiply
