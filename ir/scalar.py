@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from intarsia.ir.dtypes import BOOL, I64, DType, have_same_bits
 from intarsia.ir.functions import FUNCTIONS
-from intarsia.ir.sizes import Size
+from intarsia.ir.sizes import ZERO, Size
 
 Mask: TypeAlias = "tuple[Size, ...]"
 """A conjunction: every expression in it must be greater than 0. `i < n` is stored as `n - i`."""
@@ -230,6 +230,16 @@ def apply(function: str, *arguments: Expr) -> Apply:
 
 def where(condition: Expr, then: Expr, otherwise: Expr) -> Apply:
     return Apply("where", (condition, then, otherwise))
+
+
+def every(conditions: Iterable[Expr]) -> Expr:
+    """The conjunction of one or more conditions."""
+    return reduce(lambda a, b: apply("and", a, b), conditions)
+
+
+def holds(mask: Mask) -> Expr:
+    """A mask, which is not empty, as a condition."""
+    return every(apply("gt", Index(m), Index(ZERO)) for m in mask)
 
 
 def cast(dtype: DType, value: Expr) -> Expr:

@@ -38,6 +38,13 @@ PROGRAMS: dict[str, tuple[str, dict[str, int]]] = {
         "fn f(x: i32[B@d, K], w: i32[K, N@d]) -> i32[B@_, N@d] { return x @ w }",
         {"B": 9, "K": 5, "N": 6},
     ),
+    "a window beyond the ends": (
+        """fn f(g: f32[O@d, W], x: f32[C@d, W]) -> f32[O@d, C@_, 3] {
+    p = pad(x, ((0, 0), (1, 1)))
+    return tensor[o, c, s < 3](sum[w < W](g[o, w] * p[c, w + s]))
+}""",
+        {"O": 9, "C": 10, "W": 7},
+    ),
     "in each step of a loop": (
         "fn f(x: f32[K@d, B], w: f32[K@d, K]) -> f32[K@d, B] { return loop (h = x) for t < 3 { yield tanh(w @ h) } }",
         {"B": 3, "K": 8},

@@ -8,10 +8,9 @@ space over the operand's elements; else the cotangents are added where the loads
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import TypeVar
 
 from intarsia.ir.dtypes import DType
@@ -21,7 +20,7 @@ from intarsia.ir.gradients.scalar import derivative, plus, times
 from intarsia.ir.graph import Node, Structured, Value, depth_first
 from intarsia.ir.ops import BroadcastTo, Cast, Compute, Constant, Elementwise, Update
 from intarsia.ir.ranges import cut_ranges
-from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, apply, cast, constant, transform, walk, where
+from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, apply, cast, constant, every, transform, walk, where
 from intarsia.ir.sizes import ONE, ZERO, Size, maximum, minimum
 from intarsia.ir.space import Axis, Space, operand, operand_position, rename_size_buffers
 from intarsia.ir.types import ListType, TensorType
@@ -193,7 +192,7 @@ def _others(space: Space, operands: list[Value], make: Make) -> Expr:
     copies = {a.name: f"r{n}" for n, a in enumerate(space.reduced)}
     body = space.body.substitute({old: Size.of(new) for old, new in copies.items()})
     same = [apply("eq", Index(Size.of(old)), Index(Size.of(new))) for old, new in copies.items()]
-    body = where(_all(same), constant(1.0, body.dtype), body)
+    body = where(every(same), constant(1.0, body.dtype), body)
     reduced = tuple(replace(a, name=copies[a.name]) for a in space.reduced)
     others = make(Compute(tuple(operands), Space(space.all_axes, body, body.dtype, reduced, "prod")))
     operands.append(others.value)
@@ -225,12 +224,6 @@ def one_of_product(factor: Expr, zeros_among: Expr, product: Expr) -> Expr:
 
     is_zero = apply("eq", factor, zero)
     return where(is_zero, if_count(1.0, product), if_count(0.0, apply("div", product, cast(product.dtype, factor))))
-
-
-def _all(conditions: Iterable[Expr]) -> Expr:
-    """The conjunction of one or more conditions."""
-    first, *rest = conditions
-    return reduce(lambda a, b: apply("and", a, b), rest, first)
 
 
 # ---------------------------------------------------------------------- pulling back
@@ -273,7 +266,7 @@ def pull_back(
 
 
 def _guarded(guards: Sequence[Expr], body: Expr) -> Expr:
-    return where(_all(guards), body, constant(0.0, body.dtype)) if guards else body
+    return where(every(guards), body, constant(0.0, body.dtype)) if guards else body
 
 
 def _gathered(inverse: Inverse, body: Expr) -> tuple[tuple[Axis, ...], Expr]:

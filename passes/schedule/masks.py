@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import reduce
 
 from intarsia.ir.errors import ScheduleError
 from intarsia.ir.functions import COMBINERS
@@ -23,7 +22,20 @@ from intarsia.ir.kernel import (
     walk,
 )
 from intarsia.ir.kernel_access import Access, accesses
-from intarsia.ir.scalar import Apply, Const, Expr, Index, Load, Mask, apply, as_size, constant, mask_text, transform
+from intarsia.ir.scalar import (
+    Apply,
+    Const,
+    Expr,
+    Index,
+    Load,
+    Mask,
+    apply,
+    as_size,
+    constant,
+    holds,
+    mask_text,
+    transform,
+)
 from intarsia.ir.scalar import walk as walk_expression
 from intarsia.ir.schedule import Peel, Restrict, Tighten, Unmask, Version, Widen
 from intarsia.ir.sizes import ZERO, Size, maximum, minimum
@@ -117,7 +129,7 @@ def drop_masks(body: Body, dropped: frozenset[Size]) -> Body:
                 if dropped.issuperset(mask) and mask:
                     return then
                 if not dropped.isdisjoint(mask):
-                    return apply("where", _condition(keep(mask)), then, otherwise)
+                    return apply("where", holds(keep(mask)), then, otherwise)
         return None
 
     def put(statement: Statement) -> Statement | None:
@@ -137,12 +149,6 @@ def masks_in(body: Body) -> Iterator[Size]:
                         yield from mask
                     case Apply("where", (condition, _, _)):
                         yield from (c for c in affine_mask(condition, with_data=True) or () if not c.opaques)
-
-
-def _condition(mask: Mask) -> Expr:
-    """A mask as a boolean expression."""
-    holds: list[Expr] = [apply("gt", Index(m), Index(ZERO)) for m in mask]
-    return reduce(lambda a, b: apply("and", a, b), holds)
 
 
 def require_numbers(loop: For, bound: Size) -> None:

@@ -22,7 +22,7 @@ from intarsia.ir.ops.elementwise import Elementwise, axes_for, broadcast_load
 from intarsia.ir.ops.index import Compute, Update
 from intarsia.ir.ops.reduction import Matmul, Reduce
 from intarsia.ir.ops.shape import BroadcastTo, Reshape, Transpose
-from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load, apply, loads, where
+from intarsia.ir.scalar import Apply, Bitcast, Cast, Const, Expr, Index, Load, apply, every, loads, where
 from intarsia.ir.sharding import Axes, Mesh, local_extent
 from intarsia.ir.sizes import ZERO, Size, maximum, minimum
 from intarsia.ir.space import Axis, Space, operand, operand_position
@@ -72,7 +72,7 @@ class LocalOp:
             body=body,
         )
         if self.checks and (ends := self._ends(a.name for a in space.axes)):
-            local = space_inside(local, self.values, self._expression(_every(ends)))
+            local = space_inside(local, self.values, self._expression(every(ends)))
         if tuple(self.values) == operands and local.body == space.body:
             if isinstance(node, PLAIN):
                 return replace(node.with_operands_in_order(operands), shardings=())
@@ -97,9 +97,9 @@ class LocalOp:
         axes = tuple(self._axis(a) for a in node.axes)
         body = self._expression(body)
         if self.checks and (ends := self._ends(a.name for a in node.axes)):
-            targets = tuple(size_inside(t, self._expression(_every(ends))) for t in targets)
+            targets = tuple(size_inside(t, self._expression(every(ends))) for t in targets)
         if self.checks and (ends := self._ends(a.name for a in node.axes if a.name not in merged)):
-            body = body_inside(body, axes, self.values, self._expression(_every(ends)))
+            body = body_inside(body, axes, self.values, self._expression(every(ends)))
         return replace(
             node,
             base=self.values[0],
@@ -115,7 +115,7 @@ class LocalOp:
     def _inside(self, axes: Sequence[Axis], body: Expr, neutral: Const) -> Expr:
         """The body without what is beyond the end of axes that the devices do not divide."""
         ends = self._ends(a.name for a in axes)
-        return where(_every(ends), body, neutral) if ends else body
+        return where(every(ends), body, neutral) if ends else body
 
     def _ends(self, axes: Iterable[str]) -> list[Expr]:
         """What holds within the whole, of axes along which a device also computes what is beyond."""
@@ -192,9 +192,9 @@ class LocalOp:
                 indices.append(self._size(index, aligned=names[0] not in self.edge.selected))
         found = replace(load, indices=tuple(indices))
         if inside:
-            self.picked[found] = _every(inside)
+            self.picked[found] = every(inside)
         if ends := self._ends(sorted(whole)):  # beyond the end there is nothing to read
-            return where(self._expression(_every(ends)), found, Const(0, load.dtype))
+            return where(self._expression(every(ends)), found, Const(0, load.dtype))
         return found
 
     def _in_range(self, index: Size, extent: int) -> Size:
@@ -215,7 +215,7 @@ class LocalOp:
             case Cast(dtype, value) if several:
                 return Cast(dtype, self._of_own(value))
         nothing = Const(-0.0 if e.dtype.is_float else 0, e.dtype)
-        return where(_every(conditions), e, nothing) if conditions else e
+        return where(every(conditions), e, nothing) if conditions else e
 
     def _conditions(self, e: Expr) -> tuple[Expr, ...]:
         """Where this device has what is selected in an expression."""
@@ -231,13 +231,6 @@ def on_first(value: Value, index: Value, combiner: str) -> Compute:
     first = apply("eq", Load(operand(1), (), I64), Const(0, I64))
     body = where(first, broadcast_load(0, value, axes), Const(neutral, value.dtype))
     return Compute((value, index), Space(axes, body, value.dtype))
-
-
-def _every(conditions: Sequence[Expr]) -> Expr:
-    result = conditions[0]
-    for other in conditions[1:]:
-        result = apply("and", result, other)
-    return result
 
 
 def runs_of(mesh: Mesh, edge: Edge, of_factor: Mapping[str, Axes]) -> dict[str, Run]:

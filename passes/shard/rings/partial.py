@@ -16,7 +16,7 @@ from intarsia.ir.graph import Node, Value
 from intarsia.ir.kernel import COMBINER_OPERATORS, Buffer
 from intarsia.ir.ops.index import Compute
 from intarsia.ir.proofs import Facts
-from intarsia.ir.scalar import Const, Expr, Load, apply, loads, transform
+from intarsia.ir.scalar import Const, Expr, Load, apply, holds, loads, transform, where
 from intarsia.ir.sizes import ONE, ZERO, Size
 from intarsia.ir.space import Axis, Space, operand, size_loads
 from intarsia.ir.target import Target
@@ -232,8 +232,11 @@ def _space(stage: Stage, buffer: Buffer) -> tuple[Space, tuple[str, ...]]:
     names = {b: operand(n) for n, b in enumerate(reads)}
 
     def read(e: Expr) -> Expr | None:
-        """A load as one of a graph: a subscript that depends on data is clamped there, others are in bounds."""
-        return replace(e, buffer=names[e.buffer], mask=()) if isinstance(e, Load) else None
+        """A load as one of a graph, where a mask is a condition."""
+        if not isinstance(e, Load):
+            return None
+        plain = replace(e, buffer=names[e.buffer], mask=(), other=None)
+        return where(holds(e.mask), plain, e.other or Const(0, e.dtype)) if e.mask else plain
 
     combiner = next((c for c, o in COMBINER_OPERATORS.items() if o == put.operator), None)
     space = Space(tuple(axes), transform(put.value, rule=read), buffer.dtype, reduced, combiner)
