@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from intarsia.ir.conversion import is_exact
 from intarsia.ir.functions import COMBINERS
 from intarsia.ir.graph import Node, Structured
 from intarsia.ir.kernel import COMBINER_OPERATORS
@@ -61,7 +62,7 @@ def degree(e: Expr, names: Collection[str]) -> int | None:
         case Const() | Index():
             return None if any(load.buffer in names for load in _loads(e)) else 0
         case Cast(dtype, value):
-            exact = dtype.is_float and value.dtype.is_float and dtype.bits >= value.dtype.bits
+            exact = value.dtype.is_float and is_exact(value.dtype, dtype)
             found = degree(value, names)
             return found if exact or found == 0 else None
         case Apply("add" | "sub", (a, b)):

@@ -59,6 +59,16 @@ def test_devices_give_what_one_gives(name: str) -> None:
                 np.testing.assert_array_equal(np.signbit(own), np.signbit(other))
 
 
+@pytest.mark.parametrize("first", ["f32[B@data, D]", "f32[B, D@(model, data)]", "f32[B, D]{sum: model}"])
+def test_parts_are_made_of_what_another_type_lays_out(first: str) -> None:
+    """Of two declared types, one after the other, each holds for its own value."""
+    text = f"fn f(x: f32[B, D]) -> f32[B, D]{{prod: data}} {{\n    y: {first} = 2.0 * x\n    return y\n}}"
+    function = intarsia.compile(f"mesh pod(data=2, model=2)\n{text}").f
+    x = data()[0]
+    (found,) = simulate(function.lower(x).compilation.partitioned, [x])
+    np.testing.assert_array_equal(found, 2 * x)
+
+
 def test_nothing_is_merged_that_stays_in_parts(ita: Run) -> None:
     text = ita("emit", "parts.ita:given", *SIZES, "--to", "partitioned")[1]
     assert "all_reduce" not in text and "result f32[5@data, 3]{sum: model}" in text

@@ -49,6 +49,11 @@ SPECIAL: dict[str, tuple[str, tuple[Array, ...], dict[str, int]]] = {
         (halves(4e4, 4e4, -4e4, -4e4)[None], np.ones((4, 1), np.float16)),
         {},
     ),
+    "a sum whose parts overflow in another type": (
+        "fn f(x: f32[4@a]) -> f16 { return f16(sum(bf16(x))) }",
+        (floats(4e4, 4e4, -4e4, -4e4),),
+        {},
+    ),
     "a product of factors that vanish": (
         "fn f(x: f16[4@a]) -> f16 { return prod(x) }",
         (halves(1e-4, 1e-4, 1e4, 1e4),),

@@ -32,7 +32,7 @@ from intarsia.passes.shard.edges import Place, edge_of, shape_of
 from intarsia.passes.shard.halos import Halos, Part, Reads, origin, widened
 from intarsia.passes.shard.laid import axes_of_factors, check_laid
 from intarsia.passes.shard.local import LocalOp, local_type, on_first, runs_of
-from intarsia.passes.shard.meshes import without_shardings
+from intarsia.passes.shard.meshes import check_shardings, without_shardings
 from intarsia.passes.shard.steps import Step, reshard_steps
 from intarsia.passes.shard.together import local_part
 from intarsia.passes.shard.ways import sharding_of
@@ -57,6 +57,7 @@ class Partition(Pass):
         mesh = mesh_of(module)
         if mesh is None or is_partitioned(module):
             return module
+        check_shardings(module, mesh)
         check_laid(module, mesh)
         body = module.graph.body
         placed = (

@@ -61,22 +61,25 @@ class PropagateSharding(Pass):
             self.remark(context, "sharding", message, None, done=False)
 
         def settled(value: Value) -> Sharding:
-            own = found.settled(value)
-            return replace(own, partial=said.partial, combiner=said.combiner) if (said := parts.get(value)) else own
+            own, said = found.settled(value), parts.get(value)
+            if said is None or any(mesh.overlap(a, b) for a in own.used for b in said.partial):
+                return own
+            return replace(own, partial=said.partial, combiner=said.combiner)
 
         return module.with_body(reshard_values(module.graph.body, settled))
 
 
 def _parts(module: Module) -> dict[Value, Sharding]:
     """What the program says is the sum, or maximum …, of parts: parameters, and values with a declared type, with what
-    is made for these alone."""
+    an op makes for these alone."""
     body = module.graph.body
     found = {p.value: s for p in body.parameters if (s := p.type.sharding) is not None and s.partial}
     readers = Readers(body)
     for node in body.walk():
         if isinstance(node, Shard) and (said := node.value.type.sharding) is not None and said.partial:
             found[node.value] = said
-            if isinstance(node.x.node, Structured) and readers.is_for_one(node.x):
+            is_made = isinstance(node.x.node, Structured) and not isinstance(node.x.node, Shard)
+            if is_made and readers.is_for_one(node.x):
                 found[node.x] = said
     return found
 
