@@ -33,6 +33,15 @@ def check_shardings(module: Module, mesh: Mesh) -> None:
                 raise CompileError("E1901", f"{type_}: {problem}", node.span, hint=hint)
 
 
+def fits(module: Module, mesh: Mesh) -> bool:
+    """Do all shardings fit the mesh and their types?"""
+    try:
+        check_shardings(module, mesh)
+    except CompileError:
+        return False
+    return True
+
+
 def described(value: Value) -> str:
     """What a user calls a value."""
     node = value.node

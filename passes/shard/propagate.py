@@ -63,7 +63,7 @@ class PropagateSharding(Pass):
         def settled(value: Value) -> Sharding:
             own, said = found.settled(value), parts.get(value)
             if said is None or any(mesh.overlap(a, b) for a in own.used for b in said.partial):
-                return own
+                return own  # split over the axes of the parts, it is made and then becomes parts
             return replace(own, partial=said.partial, combiner=said.combiner)
 
         return module.with_body(reshard_values(module.graph.body, settled))

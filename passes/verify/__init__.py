@@ -23,7 +23,7 @@ from intarsia.ir.graph import Module
 from intarsia.ir.interpreter import evaluate
 from intarsia.ir.kernel import Kernel, Put, walk
 from intarsia.ir.ops import Call
-from intarsia.ir.spmd import is_partitioned, simulate
+from intarsia.ir.spmd import is_partitioned, mesh_of, simulate
 from intarsia.ir.text import print_module, read_module
 from intarsia.ir.tolerance import Expected, expected
 from intarsia.ir.verifier import verify_module
@@ -31,6 +31,7 @@ from intarsia.passes.instruments import module_diff
 from intarsia.passes.pipeline import Context, Instrument, Pass, PassError
 from intarsia.passes.schedule.apply import apply
 from intarsia.passes.schedule.scheduling import ScheduleKernels
+from intarsia.passes.shard.meshes import check_shardings, fits
 from intarsia.passes.specialize import Specialize, specialize
 from intarsia.passes.verify.inputs import Operand, check_sizes, edge_sizes, random_inputs, work
 from intarsia.passes.verify.reduce import reduced
@@ -61,6 +62,8 @@ class VerifyTypes(Instrument):
             return
         try:
             verify_module(new)
+            if (mesh := mesh_of(new)) is not None and fits(old, mesh):
+                check_shardings(new, mesh)
         except AssertionError as error:
             raise PassError(pass_, str(error), module_diff(old, new)) from None
         except BROKEN as error:
