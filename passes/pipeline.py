@@ -188,12 +188,12 @@ def _split(text: str) -> list[str]:
 
 
 def _parse_pass(text: str) -> Pass:
-    found = re.fullmatch(r"([A-Za-z][\w-]*)\s*(?:\{([^{}]*)\})?", text)
-    if not found:
+    parts = re.fullmatch(r"([A-Za-z][\w-]*)\s*(?:\{([^{}]*)\})?", text)
+    if not parts:
         raise CompileError(
             "E1404", f"{text!r} is no pass", hint="a pipeline is `name,name{option=value option=value},…`"
         )
-    name, options = found[1], found[2] or ""
+    name, options = parts[1], parts[2] or ""
     if name not in PASSES:
         raise CompileError("E1401", f"no pass is named '{name}'", hint=_close("passes", name, PASSES))
     cls = PASSES[name]
@@ -204,7 +204,10 @@ def _parse_pass(text: str) -> Pass:
         key, equals, value = option.partition("=")
         if key in known:
             f = known[key]
-            values[f.name] = _parse_value(typing.get_type_hints(cls)[f.name], value if equals else "true", option, name)
+            found = _parse_value(typing.get_type_hints(cls)[f.name], value if equals else "true", option, name)
+            if isinstance(found, int) and found < (least := f.metadata.get("least", 0)):
+                raise CompileError("E1403", f"pass {name}: {option}: the least is {least}")
+            values[f.name] = found
         elif open_field is not None:
             extra.append((key, _parse_value(int, value, option, name)))
         else:
@@ -239,7 +242,10 @@ def _parse_value(kind: Any, text: str, option: str, name: str) -> Any:
     try:
         return kind(text)
     except ValueError:
-        raise CompileError("E1403", f"pass {name}: {option}: {text!r} is not of type {kind.__name__}") from None
+        hint = "options are separated by spaces" if "=" in text else ""
+        raise CompileError(
+            "E1403", f"pass {name}: {option}: {text!r} is not of type {kind.__name__}", hint=hint
+        ) from None
 
 
 def _option_text(f: dataclasses.Field[Any], value: Any) -> Iterable[str]:

@@ -7,7 +7,7 @@ be summed goes to where it is summed as codes, is summed in f32, and comes back 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from intarsia.ir.dtypes import BF16, F16, F32, I8
@@ -52,7 +52,7 @@ class QuantizeCollectives(Pass):
     name: ClassVar[str] = "quantize-collectives"
     exact: ClassVar[bool] = False
     lossy: ClassVar[bool] = True
-    block: int = 128
+    block: int = field(default=128, metadata={"least": 1})
     least: int = 65536
 
     def run(self, module: Module, context: Context) -> Module:

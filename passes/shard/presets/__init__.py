@@ -13,6 +13,7 @@ from typing import ClassVar, TypeAlias
 
 from intarsia.ir.errors import CompileError
 from intarsia.ir.graph import Module, Parameter, Value
+from intarsia.ir.ops import Loop
 from intarsia.ir.sharding import DimensionSharding, Mesh, MeshAxis, Sharding
 from intarsia.ir.spmd import mesh_of
 from intarsia.ir.types import ListType, placed
@@ -62,6 +63,12 @@ class Preset(Pass):
         for value, laid in plan.laid.items():
             message = f"{described(value)} is {placed(value.type, laid)} (preset {self.plan} over {axis})"
             self.remark(context, "sharding", message, value.node.span)
+        for loop in module.graph.body.walk():
+            if isinstance(loop, Loop):  # whose states lie as what they begin with
+                for region in filter(None, (loop.body, loop.condition)):
+                    for state, value in zip(region.parameters, loop.initial):
+                        if value in plan.laid:
+                            plan.laid[state.value] = plan.laid[value]
         return module.with_body(reshard_values(module.graph.body, lambda v: plan.laid.get(v) or v.type.sharding))
 
 
