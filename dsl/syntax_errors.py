@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from intarsia.dsl.lexer import BINARY_OPERATORS, DECLARATION_WORDS, NEWLINE, SEMICOLON, Token, Tokens
 from intarsia.dsl.tables import END
 from intarsia.ir.errors import Diagnostic, Span
+from intarsia.ir.sharding import COMBINERS
 
 _KINDS = {"NAME": "a name", "NUMBER": "a number", "STRING": "a string", NEWLINE: "the end of the line"}
 _COMPARISONS = frozenset(["==", "!=", "<", "<=", ">", ">="])
@@ -103,7 +104,7 @@ def _describe(expected: frozenset[str]) -> str:
         groups.append("an operator")
         rest -= _AFTER_OPERAND
     groups += [text for kind, text in _KINDS.items() if kind in rest]
-    groups += [f"`{text}`" for text in sorted(rest - set(_KINDS) - {END, "_REPLICATED"})]
+    groups += [f"`{text}`" for text in sorted(rest - set(_KINDS) - {END, "ALONG"})]
     if len(groups) > 5:
         return ""
     return " or ".join(filter(None, [", ".join(groups[:-1]), *groups[-1:]]))
@@ -248,6 +249,21 @@ def _dimension(context: Context) -> Diagnostic | None:
     return None
 
 
+def _parts_of_scalar(context: Context) -> Diagnostic | None:
+    """`f32{sum: a}`: a parameter ends before it, a result takes it for the body."""
+    items, start = context.tokens.items, context.position
+    if context.token.text == "}":
+        while start and items[start].text != "{" and items[start].kind != NEWLINE:
+            start -= 1
+    opened, *words = (i.text for i in items[start : start + 3])
+    if start == 0 or opened != "{" or words[1:] != [":"] or words[0] not in COMBINERS:
+        return None
+    dtype = items[start - 1].text
+    return context.error(
+        "E0100", f"`{{{words[0]}: …}}` follows `]`", f"a scalar is {dtype}[]{{{words[0]}: …}}", at=start
+    )
+
+
 def _declaration(context: Context) -> Diagnostic | None:
     """Something between declarations."""
     if "fn" not in context.expected:
@@ -264,6 +280,7 @@ _RULES: Sequence[Callable[[Context], Diagnostic | None]] = (
     _assignment,
     _comparison,
     _dimension,
+    _parts_of_scalar,
     _expression_statement,
     _items,
     _declaration,
