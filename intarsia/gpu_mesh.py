@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -109,9 +110,8 @@ class GpuMeshCalls(MeshCalls):
     """What a function keeps for its calls on several GPUs, one of which is that of this process."""
 
     def stand_in(self, value: object) -> Array | None:
-        import torch
-
-        return stand_in(value) if isinstance(value, torch.Tensor) else super().stand_in(value)
+        torch = sys.modules.get("torch")  # before there is a tensor, it is imported
+        return stand_in(value) if torch and isinstance(value, torch.Tensor) else super().stand_in(value)
 
     @property
     def process_call(self) -> type[ProcessCall]:

@@ -172,7 +172,8 @@ class Processes:
         self.device = world.rank
         self._groups: dict[Axes, Group] = {}
         if world.size != mesh.devices:
-            message = f"the mesh {mesh.said} has {mesh.devices} devices, and there are {world.size} processes"
+            here = "this is one process" if world.size == 1 else f"there are {world.size} processes"
+            message = f"the mesh {mesh.said} has {mesh.devices} devices, and {here}"
             raise CompileError("E1907", message, hint=world.hint.format(mesh.devices))
 
     def run(self, program: MeshProgram, digest: bytes, call: Callable[[], T]) -> T:

@@ -118,9 +118,10 @@ def test_ctrl_c_ends_all(devices: str, tmp_path: Path) -> None:
         ({"collectives": "rings"}, "collectives 'rings' is no choice"),
         ({"pipeline": "1f1b", "chunks": 4}, "chunks are those of the pipeline interleaved"),
         ({"target": "reference"}, "'reference' is a target of the command line alone"),
+        ({"devices": "nccl"}, "E1907"),  # without PyTorch, a GPU or other processes
     ],
 )
-def test_what_is_no_choice_in_python_is_an_error(settings: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_in_python_is_an_error(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(CompileError, match=message):
         intarsia.compile(SPLIT, Options(**settings)).f(*data())
 
