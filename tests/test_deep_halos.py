@@ -173,6 +173,22 @@ fn f(u: f32[16@r], x: f32[32@r], m: i64) -> f32[16@r] {{ return loop (h = u) for
     assert found == [f"each step exchanges halos: {problem}"]
 
 
+def test_a_device_with_one_row() -> None:
+    """Ops of one element along a dimension read it at 0, and do not tell that it is one of many."""
+    text = """mesh m(r=4)
+fn f(u: f32[N@r], o: f32[N@r]) -> (f32[N@r], f32[N@r]) {
+    return loop (u = u, o = o) for t < 4 {
+        new[i < N] = where(i > 0, u[i - 1], 0.5) + where(i < N - 1, u[i + 1], 0.5)
+        yield 1.5 * new - o, u
+    }
+}"""
+    module = built(text, N=4)
+    local, _ = run_passes(module, f"{LOCAL},deep-halos{{steps=2}}")
+    inputs = random_inputs(module, {}, 0)
+    for got, wanted in zip(simulate(local, inputs), evaluate(module, inputs), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
 def test_the_model_says_how_deep() -> None:
     """Messages cost more than what few rows compute, and less than what the same of many rows do."""
     for columns, depth in ((16, 8), (1 << 12, 4), (1 << 14, 1)):

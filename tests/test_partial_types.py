@@ -69,6 +69,21 @@ def test_parts_are_made_of_what_another_type_lays_out(first: str) -> None:
     np.testing.assert_array_equal(found, 2 * x)
 
 
+def test_what_a_loop_stacks_may_be_parts() -> None:
+    text = """mesh pod(data=2, model=2)
+fn f(x: f32[B, D]) -> (f32[D@model], f32[B, D]) {
+    return scan (s = zeros(f32[D])) for t < B {
+        y: f32[D@model]{prod: data} = s + x[t]
+        yield s + x[t]
+        emit y
+    }
+}"""
+    function, x = intarsia.compile(text).f, data()[0]
+    last, every = simulate(function.lower(x).compilation.partitioned, [x])
+    np.testing.assert_allclose(every, np.cumsum(x, axis=0), rtol=1e-5)
+    np.testing.assert_array_equal(last, every[-1])
+
+
 def test_nothing_is_merged_that_stays_in_parts(ita: Run) -> None:
     text = ita("emit", "parts.ita:given", *SIZES, "--to", "partitioned")[1]
     assert "all_reduce" not in text and "result f32[5@data, 3]{sum: model}" in text

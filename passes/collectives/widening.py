@@ -22,7 +22,7 @@ from intarsia.ir.ops.index import Compute
 from intarsia.ir.ops.shape import Slice
 from intarsia.ir.scalar import Expr, Index, Load, as_size, transform
 from intarsia.ir.sharding import Axes
-from intarsia.ir.sizes import ZERO, Size
+from intarsia.ir.sizes import ONE, ZERO, Size
 from intarsia.ir.space import Axis, Space, operand_position
 from intarsia.ir.types import ListType
 from intarsia.passes.shard.halos import halo_of
@@ -133,6 +133,8 @@ class Widening:
                     needed = self.wanted.setdefault(base, {})
                     needed[d] = needed[d].joined(margin) if d in needed else margin
         for d, margin in margins.items():
+            if space.axes[d].extent == ONE:  # ops read such a dimension at 0, whether it is split or not
+                raise CannotWiden(f"a device has one element along dimension {d} of a {node.name}")
             if not _is_same_elsewhere(node, space, d, margin):
                 raise CannotWiden(f"a {node.name} is another one on a neighbour")
 

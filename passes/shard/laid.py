@@ -13,7 +13,7 @@ from intarsia.ir.ops.index import Update
 from intarsia.ir.sharding import Axes, Mesh, MeshAxis, Sharding
 from intarsia.passes.fuse.report import title
 from intarsia.passes.shard.edges import Edge, edge_of, project
-from intarsia.passes.shard.ways import Split, sharding_of, whole_windows
+from intarsia.passes.shard.ways import Split, sharding_of, sharding_of_stacked, whole_windows
 
 
 def check_laid(module: Module, mesh: Mesh) -> None:
@@ -50,6 +50,10 @@ def _check_loop(node: Loop, mesh: Mesh) -> None:
         for value in (initial, after, result):
             if sharding_of(value) != wanted:
                 raise _refused(node, f"its state is {parameter.type}, and {value.type} comes to it or from it")
+    count = len(node.states)
+    for emitted, result in zip(node.body.results[count:], node.values[count:]):
+        if _layout(sharding_of_stacked(emitted)) != _layout(sharding_of(result)):
+            raise _refused(node, f"it stacks {emitted.type} as {result.type}")
 
 
 def _check_op(node: Node, mesh: Mesh) -> None:

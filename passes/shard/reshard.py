@@ -35,7 +35,15 @@ from intarsia.passes.shard.readers import Readers
 from intarsia.passes.shard.rows import sum_first, take_row
 from intarsia.passes.shard.steps import Step, reshard_steps
 from intarsia.passes.shard.together import local_part, together
-from intarsia.passes.shard.ways import Split, Way, elements_of, sharding_of, static_shape, whole_windows
+from intarsia.passes.shard.ways import (
+    Split,
+    Way,
+    elements_of,
+    sharding_of,
+    sharding_of_stacked,
+    static_shape,
+    whole_windows,
+)
 
 BYTES_PER_POINT = 0.01
 """What computing one point of a space costs beside sending: some 100 operations take as long as a byte."""
@@ -314,7 +322,7 @@ class _Resharder:
         condition = node.condition
         if condition is not None:
             condition = self.region(with_parameters_laid(condition, states), inner)
-        stacked = [Sharding.of(((), *sharding_of(v).axes)) for v in body.results[len(states) :]]
+        stacked = map(sharding_of_stacked, body.results[len(states) :])
         new = replace(
             node, initial=initial, scalars=scalars, body=body, condition=condition, shardings=(*states, *stacked)
         )

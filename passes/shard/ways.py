@@ -115,6 +115,12 @@ def sharding_of(value: Value) -> Sharding:
     return value.type.sharding or Sharding.of(((),) * len(shape_of(value)))
 
 
+def sharding_of_stacked(emitted: Value) -> Sharding:
+    """How what a loop stacks lies, by what each step emits."""
+    own = sharding_of(emitted)
+    return Sharding.of(((), *own.axes), own.partial, own.combiner)
+
+
 def whole_windows(edge: Edge, operands: Sequence[Value]) -> frozenset[Place]:
     """The dimensions that are read in windows of operands that have them whole."""
     return frozenset((p, d) for p, d in edge.windows if not sharding_of(operands[p]).axes[d])
