@@ -172,6 +172,16 @@ def typed(array: Array, element: DType, name: str = "") -> Array:
     return array.view(element.numpy)
 
 
+def require_writable(path: str | Path) -> Path:
+    """The path. Raises CompileError E0706 for an unknown suffix, E0709 where there is no such folder."""
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise _unknown_suffix(path)
+    if not path.parent.is_dir():
+        raise CompileError("E0709", f"cannot write {path}: there is no folder {path.parent}")
+    return path
+
+
 def write_results(path: str | Path, results: Mapping[str, Array], types: Mapping[str, DType] | None = None) -> None:
     """Write arrays to the kind of file that the suffix names; .npy takes one. The file is never half-written.
 
@@ -179,10 +189,7 @@ def write_results(path: str | Path, results: Mapping[str, Array], types: Mapping
 
     Raises CompileError E0706 for an unknown suffix, E0709 where the file cannot be written or cannot hold the arrays.
     """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise _unknown_suffix(path)
+    suffix = (path := require_writable(path)).suffix.lower()
     if suffix == ".npy" and len(results) != 1:
         raise CompileError(
             "E0709", f"{path} can hold one array, and there are {len(results)}", hint="write an .npz or .safetensors"

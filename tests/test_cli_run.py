@@ -201,11 +201,22 @@ def test_trace_shows_a_name_wherever_it_is_assigned(ita: Run) -> None:
     assert status == 1 and "error[E0617]" in err and "names that are given tensors: y" in err
 
 
+def test_what_cannot_be_written_is_told_before_the_run(ita: Run) -> None:
+    text = "fn f(x: f32[2]) -> f32[2] { return x + }"  # which is not read yet
+    assert "E0706" in ita("run", "-e", text, "--out", "y.csv")[2]
+    assert (
+        "E0709]: cannot write none/y.npy: there is no folder none" in ita("run", "-e", text, "--out", "none/y.npy")[2]
+    )
+
+
 def test_nan_names_the_first_operation(ita: Run) -> None:
     text = "fn f(x: f32[3]) -> f32[3] {\n    y = x - 1.0\n    return exp(log(y))\n}"
     status, out, _ = ita("run", "-e", text, "--arg", "x=zeros", "--nan")
     assert status == 0 and "log gives f32[3] with a NaN at [0]" in out and "<command line>:3:16" in out
     assert ita("run", "-e", text, "--arg", "x=ones", "--nan")[1] == "no operation makes a NaN\n"
+    assert ita("run", "-e", text, "--arg", "x=ones", "--nan", "--mesh", "a=2", "--devices", "mpi")[0] == 0  # needs none
+    status, _, err = ita("run", "-e", text, "--arg", "x=ones", "--nan", "--out", "y.npy")
+    assert status == 2 and "--out is about a run" in err
     np.save("x.npy", np.array([1, np.nan, 2], np.float32))
     assert ita("run", "-e", text, "--arg", "x=x.npy", "--nan")[1].startswith("the argument x has a NaN\n")
 

@@ -22,7 +22,7 @@ from intarsia.commands.options import (
     program_argument,
     require_pipeline,
 )
-from intarsia.files import write_results
+from intarsia.files import require_writable, write_results
 from intarsia.ir.dtypes import Array
 from intarsia.program import Program
 from intarsia.results import format_array, named
@@ -77,6 +77,12 @@ def command(
     options, use_cache, target = options_of(settings)
     if target in INTERPRETERS and (timing or profile):
         raise click.UsageError(f"--time and --profile are about machine code, and --target {target} runs none")
+    about_runs = {"--out": out is not None, "--compare": compare, "--time": timing, "--profile": profile}
+    asked = next((option for option, is_asked in about_runs.items() if is_asked), None)
+    if asked is not None and (trace is not None or find_nan):
+        raise click.UsageError(f"--trace and --nan watch the reference, and {asked} is about a run")
+    if out is not None:
+        require_writable(out)
     if settings["devices"] == "nccl" and (profile or cuda_graph):
         raise click.UsageError("--profile and --cuda-graph are for one device, or for several on CPUs")
     function = on_devices(Program(source, options, use_cache=use_cache).entry(name), target)
@@ -84,6 +90,10 @@ def command(
     if (axes := function.form.axes) and function.options.devices is None and not is_asked:
         given = ",".join(f"{axis}=2" for axis in axes)
         click.echo(f"note: there is no mesh, and one device runs everything; --mesh {given} would split it", err=True)
+    if trace is not None or find_nan:
+        if processes.is_to_start(settings["devices"]) or processes.is_first(settings["devices"]):
+            _watch(bind(function, arguments, weights, settings["dims"], fill), trace, find_nan)
+        return 0
     if processes.is_to_start(settings["devices"]):
         if file == "-":
             raise click.UsageError("each process reads the program: give it in a file or by -e")
@@ -91,14 +101,6 @@ def command(
         program = bind(function, arguments, weights, settings["dims"], fill).mesh_program()
         return processes.start(settings["devices"], program.placement.mesh.devices)
     bound = bind(function, arguments, weights, settings["dims"], fill)
-    if trace is not None or find_nan:
-        from intarsia.commands.interpreting import report_nan, report_trace
-
-        if trace is not None:
-            report_trace(bound, trace)
-        if find_nan:
-            report_nan(bound)
-        return 0
     start = time.perf_counter()
     if function.runs_on_gpu and target not in INTERPRETERS:
         placed = bound.placed(cuda_graph)
@@ -124,6 +126,16 @@ def command(
         statics = [a for a in arguments if a.partition("=")[0].strip() in bound.statics]
         return report_comparison(bound, results, settings, statics)
     return 0
+
+
+def _watch(bound: Bound, trace: str | None, find_nan: bool) -> None:
+    """What the reference computes: the values that get a name, and the first NaN."""
+    from intarsia.commands.interpreting import report_nan, report_trace
+
+    if trace is not None:
+        report_trace(bound, trace)
+    if find_nan:
+        report_nan(bound)
 
 
 def _prepare(bound: Bound, target: str | None) -> Callable[[], list[Array]]:
