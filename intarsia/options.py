@@ -23,6 +23,9 @@ CHOICES = {
 }
 """What some of the options may be."""
 
+TEXTS = {"mesh": "data=2,model=4", "preset": "data=zero1,model=megatron", "device_passes": "gather-ahead,overlap"}
+"""Options that are lists as the command line writes them."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -86,6 +89,9 @@ class Options:
         for option, choices in CHOICES.items():
             if (asked := getattr(self, option)) not in (None, *choices):
                 raise CompileError("E1901", f"{option} {asked!r} is no choice", hint=", ".join(choices))
+        for option, example in TEXTS.items():
+            if not isinstance(asked := getattr(self, option), str | None):
+                raise CompileError("E1901", f"{option} {asked!r} is no text", hint=f"write '{example}'")
         asked = self.needing_devices
         if self.devices == "one" and asked is not None:
             raise CompileError("E1901", f"{asked} is for several devices", hint="leave out that, or devices 'one'")

@@ -116,6 +116,7 @@ def test_ctrl_c_ends_all(devices: str, tmp_path: Path) -> None:
         ({"devices": "simulated"}, "devices 'simulated' is no choice"),
         ({"sharding": "lax"}, "sharding 'lax' is no choice"),
         ({"collectives": "rings"}, "collectives 'rings' is no choice"),
+        ({"mesh": {"a": 2}}, "mesh {'a': 2} is no text"),
         ({"pipeline": "1f1b", "chunks": 4}, "chunks are those of the pipeline interleaved"),
         ({"target": "reference"}, "'reference' is a target of the command line alone"),
         ({"devices": "nccl"}, "E1907"),  # without PyTorch, a GPU or other processes
