@@ -9,10 +9,11 @@ import pytest
 from sharded import SHARD, check_compiled, check_sharded, run_passes
 from test_sharding import LOCAL, built, bytes_of, check, collectives
 
-from intarsia.ir.errors import CompileError
+from intarsia.ir.errors import CompileError, Source
 from intarsia.ir.interpreter import evaluate
 from intarsia.ir.ops import Concat, Fused
 from intarsia.ir.spmd import simulate
+from intarsia.ir.text import read_module
 from intarsia.passes.shard.together import MOST
 from intarsia.passes.verify.inputs import random_inputs
 
@@ -227,3 +228,22 @@ def test_random_networks(seed: int) -> None:
         for found, wanted in zip(simulate(local, inputs), evaluate(module, inputs)):
             np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-3)
     check_compiled(module, inputs)
+
+
+def test_a_group_whose_parts_lie_elsewhere() -> None:
+    """The first 8 of 12 rows over two devices: the second one computes rows of which it lacks two."""
+    text = """intarsia.ir 1
+mesh m(a=2)
+
+func @f(%x: f32[12@a, 4]) {
+  %0 = fused {
+    %1 = mul %x, %x : f32[12, 4]
+    %2 = slice %1 starts=(0, 0) extents=(8, 4) steps=(1, 1) : f32[8, 4]
+    yield %2
+  } : f32[8@a, 4]
+  return %0
+}
+"""
+    local, _ = run_passes(read_module(Source("test", text)), "partition")
+    x = np.arange(48, dtype=np.float32).reshape(12, 4)
+    np.testing.assert_array_equal(simulate(local, [x])[0], (x * x)[:8])

@@ -75,7 +75,7 @@ def part_of(
             elif lies:
                 if inside and run.axes != lies:
                     return None
-                if (position, d) in edge.windows or not run.is_part:
+                if inside or (position, d) in edge.windows:  # the part of one op need not be that of another
                     reads.of.setdefault((value, d), []).append((window, run))
         if is_inner:
             assert isinstance(value.node, Structured)

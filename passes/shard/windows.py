@@ -32,10 +32,6 @@ class Run:
         own = local_extent(whole, devices)
         return Run(axes, own, 0, own, whole)
 
-    @property
-    def is_part(self) -> bool:
-        return self.start == 0 and self.extent == self.step
-
     def goes_beyond(self, devices: int) -> bool:
         """Is there a place of the last device that is not there?"""
         return self.step * (devices - 1) + self.start + self.extent > self.whole
