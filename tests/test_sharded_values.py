@@ -38,6 +38,11 @@ SPECIAL: dict[str, tuple[str, tuple[Array, ...], dict[str, int]]] = {
         (np.arange(128, dtype=np.float32), IDS, floats(3.0, 1.0, -2.0)),
         {"V": 128},
     ),
+    "a table where there are subscripts": (
+        "fn f(t: f32[V@a], i: i64[3]) -> f32[5] { return tensor[n < 5](where(n < 3, t[i[n]], 0.0)) }",
+        (np.arange(64, dtype=np.float32), IDS),
+        {"V": 64},
+    ),
     "zeros of a table": (
         "fn f(t: f32[V@a], i: i64[3]) -> f32[3] { return tensor[n](t[i[n]]) }",
         (-np.zeros(64, np.float32), IDS),

@@ -210,6 +210,8 @@ class LocalOp:
         conditions = self._conditions(e)
         several = [c for c in e.children if len(self._conditions(c)) > 1]
         match e:
+            case Apply("where", (guard, a, b)):  # outside of which subscripts may be of nothing
+                return Apply("where", (guard, self._of_own(a), self._of_own(b)))
             case Apply(function, arguments) if several or (len(conditions) > 1 and function != "mul"):
                 return Apply(function, tuple(map(self._of_own, arguments)))
             case Cast(dtype, value) if several:
