@@ -328,7 +328,7 @@ class _Maker:
             return None
         rows, columns = x.tensor.shape
         state, counter = Parameter("h", TensorType(x.dtype, (columns,))), self.counter()
-        row = Slice(x, (Size.of(counter), ZERO), (ONE, columns), (1, 1), (0,)).value
+        row = Slice.row(x, Size.of(counter)).value
         step = Elementwise("tanh", (Elementwise("add", (state.value, row)).value,)).value
         body = Region.of((state,), (step, row), frozenset((x.node,)))
         initial = BroadcastTo(Constant(0, x.dtype).value, (columns,)).value

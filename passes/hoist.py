@@ -9,7 +9,7 @@ from typing import ClassVar
 from intarsia.ir.graph import Module, Node, Region, Structured, Value
 from intarsia.ir.ops import Compute, Constant, Loop, Slice
 from intarsia.ir.scalar import Cast, Expr, Load, transform
-from intarsia.ir.sizes import ONE, ZERO, Size
+from intarsia.ir.sizes import ZERO, Size
 from intarsia.ir.space import Axis, Space, operand_position
 from intarsia.passes.dce import prune
 from intarsia.passes.pipeline import Context, Pass
@@ -185,10 +185,7 @@ class _AllSteps:
         made = self.values[value]
         if value not in self.stepwise:
             return made
-        shape = value.tensor.shape
-        starts = (Size.of(self.loop.counter) - self.loop.lower, *(ZERO for _ in shape))
-        taken = Slice(made, starts, (ONE, *shape), dropped=(0,), span=value.node.span)
-        return taken.value
+        return Slice.row(made, Size.of(self.loop.counter) - self.loop.lower).at(value.node.span).value
 
 
 def _symbols(space: Space) -> frozenset[str]:

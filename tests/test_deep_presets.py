@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 from sharded import check_results, run_passes
 from test_carried_sums import sent
-from test_presets import EXAMPLE, ROWS, STATE, WIDE, planned, step_of
+from test_presets import EXAMPLE, ROWS, STATE, WIDE, check_found, planned, step_of
 
 from intarsia.driver import Compilation
 from intarsia.ir.graph import Module
@@ -18,7 +18,6 @@ from intarsia.mesh_program import MeshProgram
 from intarsia.options import Options
 from intarsia.passes.pipeline import default_pipeline
 from intarsia.passes.shard.memory import device_memory
-from intarsia.passes.shard.presets.training import TrainingStep
 from intarsia.passes.verify.inputs import random_inputs
 
 DEEP = EXAMPLE.parent / "deep_training.ita"
@@ -106,13 +105,7 @@ def check_equal(module: Module, mesh: str, preset: str) -> Module:
 
 
 def test_lists_that_loops_go_through_are_weights() -> None:
-    module, _ = run_passes(deep(ROWS, 2), "canonicalize,cse,dce")
-    step = TrainingStep(module.graph.body)
-    labels = {p.value: p.label for p in module.graph.parameters}
-    assert {labels[v].partition(".")[0] for v in step.weights} == {"p"} and len(step.weights) == 9
-    assert {labels[v].partition(".")[0] for v in step.states} == {"m", "v"} and len(step.states) == 18
-    assert {labels[v]: d for v, d in step.batch.items()} == {"x": 0, "y": 0}
-    assert {labels[v]: d for v, d in step.sequence.items()} == {"x": 1, "y": 1}
+    step = check_found(deep(ROWS, 2))
     assert all(len(own) == 1 for own in step.gradients.values())
 
 

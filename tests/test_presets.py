@@ -110,14 +110,20 @@ def sent_in_all(module: Module) -> float:
     return sum(sent(n) for n in collectives(module) if n.x.tensor.shape)
 
 
-def test_what_is_what_is_found_from_the_graph() -> None:
-    module, _ = run_passes(training(ROWS), "canonicalize,cse,dce")
+def check_found(training_step: Module) -> TrainingStep:
+    """What is what in a step of Adam on nine weights is found from the graph."""
+    module, _ = run_passes(training_step, "canonicalize,cse,dce")
     step = TrainingStep(module.graph.body)
     labels = {p.value: p.label for p in module.graph.parameters}
     assert {labels[v].partition(".")[0] for v in step.weights} == {"p"} and len(step.weights) == 9
     assert {labels[v].partition(".")[0] for v in step.states} == {"m", "v"} and len(step.states) == 18
     assert {labels[v]: d for v, d in step.batch.items()} == {"x": 0, "y": 0}
     assert {labels[v]: d for v, d in step.sequence.items()} == {"x": 1, "y": 1}
+    return step
+
+
+def test_what_is_what_is_found_from_the_graph() -> None:
+    check_found(training(ROWS))
 
 
 DATA: dict[str, tuple[dict[str, int], float, float]] = {

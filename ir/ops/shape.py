@@ -136,6 +136,12 @@ class Slice(Structured):
         starts = (ZERO,) * d + (Size.of(start),) + (ZERO,) * (len(shape) - d - 1)
         return cls(x, starts, (*shape[:d], Size.of(extent), *shape[d + 1 :]))
 
+    @classmethod
+    def row(cls, x: Value, number: Size) -> Slice:
+        """`x[number]`: one element of the first dimension, and all of the others."""
+        shape = x.tensor.shape[1:]
+        return cls(x, (number, *(ZERO for _ in shape)), (ONE, *shape), dropped=(0,))
+
     def infer(self) -> tuple[Type, ...]:
         ranks = {len(self.starts), len(self.extents), len(self.steps), self.x.tensor.rank}
         self.require(len(ranks) == 1, f"a start, an extent and a step for each dimension of {self.x.type}")

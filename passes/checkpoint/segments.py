@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from intarsia.ir.graph import Node, Parameter, Region, Value, region_of
 from intarsia.ir.ops import BroadcastTo, Loop, Slice, Update
 from intarsia.ir.scalar import Load
-from intarsia.ir.sizes import ONE, ZERO, Size, maximum, minimum
+from intarsia.ir.sizes import ZERO, Size, maximum, minimum
 from intarsia.ir.space import Axis, operand
 from intarsia.ir.substitution import copied
 from intarsia.ir.types import TensorType
@@ -185,6 +185,4 @@ def _again(record: Record, kept: _Kept, segment: Size, start: Size, count: Size,
 
 
 def _row(x: Value, number: Size) -> Value:
-    shape = x.tensor.shape[1:]
-    starts = (number, *(ZERO for _ in shape))
-    return Slice(x, starts, (ONE, *shape), dropped=(0,), span=x.node.span).value
+    return Slice.row(x, number).at(x.node.span).value

@@ -198,9 +198,8 @@ def merged(group: Sequence[Along], parts: Mapping[Value, Part], fixed: Fixed) ->
     views: list[Slice] = []
     start = ZERO
     for member in group:
-        shape = member.node.value.tensor.shape
-        starts = tuple(start if d == first.axis else ZERO for d in range(len(shape)))
-        views.append(Slice(made.value, starts, shape, span=member.node.span))
+        extent = member.node.value.tensor.shape[first.axis]
+        views.append(Slice.along(made.value, first.axis, start, extent).at(member.node.span))
         start = start + member.extent
     return Merged(tuple(joined), made, tuple(views))
 

@@ -1,4 +1,4 @@
-"""An op on one block of a dimension, of which the devices have a block each."""
+"""An op on one block of a dimension, of which the devices have a block each, and values as large as they are wanted."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from intarsia.ir.dtypes import I64
 from intarsia.ir.graph import Node, Value
 from intarsia.ir.ops.elementwise import axes_for
 from intarsia.ir.ops.index import Compute, Update
+from intarsia.ir.ops.shape import Pad, Slice
 from intarsia.ir.scalar import Const, Expr, Index, Load, apply, as_size, transform, where
 from intarsia.ir.sizes import ZERO, Size, minimum
 from intarsia.ir.space import Axis, Space, operand, operand_position
@@ -117,3 +118,14 @@ def put_block(whole: Value, value: Value, d: int, block: Block, add: Add) -> Val
     targets = (*indices[:d], block.start(operand(2)) + indices[d], *indices[d + 1 :])
     body = Load(operand(1), indices, value.dtype)
     return add(Update(whole, (value, block.index), tuple(axes), targets, "=", body))
+
+
+def fitted(value: Value, shape: Sequence[int], add: Add) -> Value:
+    """A value padded or cut at the end of each dimension."""
+    have = value.tensor.static_shape
+    after = tuple(Size.of(max(0, want - own)) for own, want in zip(have, shape))
+    if any(a != ZERO for a in after):
+        value = add(Pad(value, (ZERO,) * len(have), after, 0))
+    if any(want < own for own, want in zip(have, shape)):
+        value = add(Slice(value, (ZERO,) * len(have), tuple(map(Size.of, shape))))
+    return value

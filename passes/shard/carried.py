@@ -170,7 +170,7 @@ def _rebuilt(loop: Loop, chains: Mapping[int, _Chain]) -> Loop:
         value = values.get(value, value)
         if sharding_of(value) == wanted:
             return value
-        nodes.append(Shard(value, span=like.span, more_spans=like.more_spans, shardings=(wanted,)))
+        nodes.append(Shard(value, **like.spans, shardings=(wanted,)))
         return nodes[-1].value
 
     for node in loop.body.nodes:

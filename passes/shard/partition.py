@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -20,13 +20,12 @@ from intarsia.ir.ops.collective import (
 from intarsia.ir.ops.control import Fused, ListGet, Loop
 from intarsia.ir.ops.elementwise import Constant
 from intarsia.ir.ops.index import Update
-from intarsia.ir.ops.shape import Pad, Slice
 from intarsia.ir.sharding import Axes, Mesh
-from intarsia.ir.sizes import ZERO, Size
+from intarsia.ir.sizes import Size
 from intarsia.ir.spmd import is_partitioned, mesh_of
 from intarsia.ir.types import ListType, TensorType, Type
 from intarsia.passes.pipeline import Context, Pass
-from intarsia.passes.shard.blocks import Add
+from intarsia.passes.shard.blocks import Add, fitted
 from intarsia.passes.shard.carried import is_neutral
 from intarsia.passes.shard.edges import Place, edge_of, shape_of
 from intarsia.passes.shard.halos import Halos, Part, Reads, origin, widened
@@ -211,9 +210,9 @@ class _Partitioner:
                 if not is_neutral(old, step.combiner):
                     value = add(on_first(value, self.index(step.axes), step.combiner))
                 continue
-            value = _fitted(value, step.before, add)
+            value = fitted(value, step.before, add)
             value = add(_collective(self.mesh, step, value))
-            value = _fitted(value, step.after, add)
+            value = fitted(value, step.after, add)
         return value
 
 
@@ -225,17 +224,6 @@ def _adding(nodes: list[Node], like: Node) -> Add:
         return nodes[-1].value
 
     return add
-
-
-def _fitted(value: Value, shape: Sequence[int], add: Callable[[Node], Value]) -> Value:
-    """A value padded or cut at the end of each dimension."""
-    have = value.tensor.static_shape
-    after = tuple(Size.of(max(0, want - own)) for own, want in zip(have, shape))
-    if any(a != ZERO for a in after):
-        value = add(Pad(value, (ZERO,) * len(have), after, 0))
-    if any(want < own for own, want in zip(have, shape)):
-        value = add(Slice(value, (ZERO,) * len(have), tuple(map(Size.of, shape))))
-    return value
 
 
 def _collective(mesh: Mesh, step: Step, x: Value) -> Node:

@@ -28,7 +28,7 @@ def take_row(node: Structured, position: int, loop: Loop) -> tuple[Compute | Lis
     d, (index,) = found[0], rows[found[0]]
     row: Compute | ListGet
     if is_list:
-        row = ListGet(value, index, span=node.span, more_spans=node.more_spans, shardings=(sharding_of(value),))
+        row = ListGet(value, index, **node.spans, shardings=(sharding_of(value),))
     elif (laid := sharding_of(value).axes)[d]:
         return None
     else:
@@ -36,7 +36,7 @@ def take_row(node: Structured, position: int, loop: Loop) -> tuple[Compute | Lis
         place = [Size.of(a.name) for a in axes]
         space = Space(axes, Load(operand(0), (*place[:d], index, *place[d:]), value.dtype), value.dtype)
         row_laid = Sharding.of((*laid[:d], *laid[d + 1 :]))
-        row = Compute((value,), space, span=node.span, more_spans=node.more_spans, shardings=(row_laid,))
+        row = Compute((value,), space, **node.spans, shardings=(row_laid,))
 
     def read(e: Expr) -> Expr | None:
         if isinstance(e, Load) and e.buffer == operand(position):
@@ -47,7 +47,7 @@ def take_row(node: Structured, position: int, loop: Loop) -> tuple[Compute | Lis
     body = Space(old.axes, transform(old.body, rule=read), old.dtype, old.reduced, old.combiner)
     operands = (*node.operands[:position], row.value, *node.operands[position + 1 :])
     laid_result = (sharding_of(node.value),)
-    return row, Compute(operands, body, span=node.span, more_spans=node.more_spans, shardings=laid_result)
+    return row, Compute(operands, body, **node.spans, shardings=laid_result)
 
 
 def sum_first(node: Update) -> tuple[Compute, Update] | None:
@@ -67,7 +67,7 @@ def sum_first(node: Update) -> tuple[Compute, Update] | None:
         return None
     space = Space(tuple(plain), rename_buffers(node.body, names), dtype, reduced, "sum")
     own = Sharding.of([laid[d] for d, t in enumerate(node.targets) if t.as_name in axes])
-    summed = Compute(node.arguments, space, span=node.span, more_spans=node.more_spans, shardings=(own,))
+    summed = Compute(node.arguments, space, **node.spans, shardings=(own,))
     read = Load(operand(1), tuple(Size.of(a.name) for a in plain), dtype)
     return summed, replace(node, arguments=(summed.value,), axes=tuple(plain), body=read)
 

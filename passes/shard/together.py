@@ -57,7 +57,7 @@ def together(
     body = region_of((), tuple(taken.values()), (taken[root].value,))
     if len(body.nodes) == 1:
         return None
-    group = Fused(body, span=root.span, more_spans=root.more_spans, shardings=root.shardings)
+    group = Fused(body, **root.spans, shardings=root.shardings)
     return group, tuple(n for n, made in taken.items() if made in body.nodes and n is not root)
 
 

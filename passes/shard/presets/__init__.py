@@ -63,12 +63,10 @@ class Preset(Pass):
         for value, laid in plan.laid.items():
             message = f"{described(value)} is {placed(value.type, laid)} (preset {self.plan} over {axis})"
             self.remark(context, "sharding", message, value.node.span)
-        for loop in module.graph.body.walk():
-            if isinstance(loop, Loop):  # whose states lie as what they begin with
-                for region in filter(None, (loop.body, loop.condition)):
-                    for state, value in zip(region.parameters, loop.initial):
-                        if value in plan.laid:
-                            plan.laid[state.value] = plan.laid[value]
+        loops = (node for node in module.graph.body.walk() if isinstance(node, Loop))
+        for state, value in (pair for n in loops for r in n.regions for pair in zip(r.parameters, n.initial)):
+            if value in plan.laid:  # states lie as what they begin with
+                plan.laid[state.value] = plan.laid[value]
         return module.with_body(reshard_values(module.graph.body, lambda v: plan.laid.get(v) or v.type.sharding))
 
 

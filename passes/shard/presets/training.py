@@ -296,9 +296,7 @@ def _subscripts(node: Node) -> Iterator[tuple[Value, tuple[Size, ...]]]:
 
 def stacked_type(type_: Type) -> Type:
     """That of the tensors of a list as one tensor."""
-    if isinstance(type_, ListType):
-        return TensorType(type_.element.dtype, (type_.length, *type_.element.shape))
-    return type_.plain
+    return TensorType(type_.dtype, type_.extents)
 
 
 def _inside(node: Node) -> Iterator[Node]:

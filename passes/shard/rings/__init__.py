@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import ClassVar, Literal
 
 from intarsia.ir.cluster import Cluster
@@ -15,7 +16,6 @@ from intarsia.ir.ops.collective import AllGather, CollectivePermute, DeviceIndex
 from intarsia.ir.ops.control import Loop
 from intarsia.ir.ops.elementwise import Cast, Elementwise, axes_for
 from intarsia.ir.ops.index import Compute
-from intarsia.ir.ops.shape import Slice
 from intarsia.ir.scalar import Const
 from intarsia.ir.sharding import Mesh
 from intarsia.ir.sizes import ONE, ZERO, Size
@@ -24,7 +24,7 @@ from intarsia.ir.spmd import mesh_of
 from intarsia.ir.types import TensorType
 from intarsia.passes.pipeline import Context, Pass
 from intarsia.passes.regions import change_regions
-from intarsia.passes.shard.blocks import Add, Block, on_block, put_block
+from intarsia.passes.shard.blocks import Add, Block, fitted, on_block, put_block
 from intarsia.passes.shard.counters import Counters
 from intarsia.passes.shard.rings.gathered import Gathered, find_gathered, is_product, unpadded
 from intarsia.passes.shard.rings.partial import Chain, empty, evaluate, find_chain, finished, merged, of_block
@@ -172,6 +172,7 @@ class _Rings:
         refusals: list[ScheduleError] = []
         span = group.ends[-1].span
 
+        @cache
         def chain_of(turn: Round) -> Chain:
             given = {g.value: g.dim for g in group.gathers}
             return find_chain(turn.members, turn.outputs, given, self.counters.names, self.context.target, span)
@@ -267,7 +268,7 @@ class _Rings:
         for b, s in travelling.items():
             values[b] = _cast(states[b], s.value.dtype, ring.add)
         for b in stored:
-            values[b] = _cut(values[b], chain.buffers[b].extents, ring.add)
+            values[b] = fitted(values[b], [int(e) for e in chain.buffers[b].extents], ring.add)
         finished(chain, values, ring.add)
         ring.results = tuple(values[b] for b in chain.outputs)
         return ring
@@ -331,13 +332,6 @@ def _next(node: AllGather | ReduceScatter, x: Value) -> CollectivePermute:
 
 def _zeros(shape: tuple[Size, ...], dtype: DType) -> Compute:
     return Compute((), Space(axes_for(shape), Const(0, dtype), dtype))
-
-
-def _cut(value: Value, extents: tuple[Size, ...], add: Add) -> Value:
-    """A value without the padding at its end."""
-    if value.tensor.shape == extents:
-        return value
-    return add(Slice(value, (ZERO,) * len(extents), extents))
 
 
 def _cast(value: Value, dtype: DType, add: Add) -> Value:
